@@ -1,0 +1,94 @@
+"""Every topic, declared once. `stablerail topics create` makes what is missing and reports what differs.
+
+Names here carry no prefix; `Topic.named(prefix)` is what the broker knows. Co-partitioned topics (same key, same count)
+keep a wallet's, a customer's and a chain's events in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from topics import events
+from topics.events import Event
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+INPUT_BYTES_MAX = 1_000_000
+"""A value over it is refused at the edge, and by the stage where a producer is not ours."""
+RECORD_BYTES_MAX = 8_000_000
+"""Journal and dead letters carry inputs plus what we add; larger commit records go in parts."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    name: str
+    key: str
+    """What the message key is, for people and for AsyncAPI."""
+    models: tuple[type[Event], ...] = ()
+    partitions: int = 4
+    retention_ms: int = 7 * DAY_MS
+    bytes_max: int = INPUT_BYTES_MAX
+    compacted: bool = False
+    config: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def named(self, prefix: str) -> str:
+        """The topic's name on the broker."""
+        return f"{prefix}{self.name}"
+
+    @property
+    def dlq(self) -> Topic:
+        """Where its refused messages go, with their bytes."""
+        return Topic(
+            name=f"{self.name}.dlq",
+            key="as the refused message",
+            partitions=1,
+            retention_ms=90 * DAY_MS,
+            bytes_max=RECORD_BYTES_MAX,
+        )
+
+    def broker_config(self) -> dict[str, str]:
+        """Topic-level settings as the broker names them."""
+        return {
+            "retention.ms": str(self.retention_ms),
+            "max.message.bytes": str(self.bytes_max + 100_000),  # headers and batch framing
+            "cleanup.policy": "compact" if self.compacted else "delete",
+            **self.config,
+        }
+
+
+KYC_APPROVED = Topic("kyc.approved", key="user id", models=(events.KycApproved,))
+WALLETS_REQUESTED = Topic("wallets.requested", key="user id", models=(events.WalletsRequested,))
+WALLETS_PROVISIONED = Topic("wallets.provisioned", key="user id", models=(events.WalletsProvisioned,))
+DEPOSITS_NOTIFIED = Topic("deposits.notified", key="destination address", models=(events.DepositNotified,))
+DEPOSITS_CREDITED = Topic("deposits.credited", key="destination address", models=(events.DepositCredited,))
+DEPOSITS_FINALIZED = Topic("deposits.finalized", key="destination address", models=(events.DepositFinalized,))
+CHAIN_HEADS = Topic("chain.heads", key="chain", models=(events.HeadSeen,), retention_ms=DAY_MS)
+WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
+JOURNAL = Topic(
+    "journal",
+    key="sequence number, 8 bytes, big endian",
+    partitions=1,
+    retention_ms=-1,
+    bytes_max=RECORD_BYTES_MAX,
+)
+
+INPUTS = (
+    KYC_APPROVED,
+    WALLETS_REQUESTED,
+    WALLETS_PROVISIONED,
+    DEPOSITS_NOTIFIED,
+    DEPOSITS_CREDITED,
+    DEPOSITS_FINALIZED,
+    CHAIN_HEADS,
+)
+"""Topics that stages read or the world reads; each has a dead-letter topic."""
+
+TOPICS: tuple[Topic, ...] = (*INPUTS, *(topic.dlq for topic in INPUTS), WEBHOOKS_DLQ, JOURNAL)
+
+
+def by_name(name: str) -> Topic:
+    """The declared topic of that name (without prefix). KeyError when there is none."""
+    return _BY_NAME[name]
+
+
+_BY_NAME = {topic.name: topic for topic in TOPICS}

@@ -1,0 +1,192 @@
+"""Every event that may be said. Past-tense facts, frozen; amounts are decimal strings in JSON and base units inside.
+
+A change that an old reader would misunderstand is a new version: a new model, and the old one stays until its topic's
+retention has passed. Unknown fields are ignored, so adding an optional field is no new version.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from topics.money import Amount
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]
+"""Printable ASCII: identifiers of ours and of vendors."""
+Address = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[0-9A-Za-z_.:-]+$")]
+"""Checked by the chain's own rules where it is used, not here: an event of an unknown chain must stay readable."""
+TxHash = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[0-9A-Za-z]+$")]
+BlockHash = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}$")]
+
+
+class Chain(StrEnum):
+    """The chains we have wallets on; which network (mainnet or testnet) is a setting of the deployment."""
+
+    ETH = "ETH"
+    SOL = "SOL"
+    APTOS = "APTOS"
+    MATIC = "MATIC"
+
+
+class Event(BaseModel):
+    """The base: frozen, versioned."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False)
+    type: ClassVar[str]
+    version: Literal[1] = 1
+
+    @classmethod
+    def ce_type(cls) -> str:
+        """`ce_type` header: io.stablerail.<type>.v<version>."""
+        return f"io.stablerail.{cls.type}.v1"
+
+    def identity(self) -> str:
+        """The event's id when a producer outside the project sent none: made of the payload's own identity fields."""
+        raise NotImplementedError
+
+
+class KycApproved(Event):
+    """A KYC vendor approved a customer."""
+
+    type = "kyc.approved"
+    user_id: Text
+    vendor: Text
+    """`sumsub`"""
+    applicant_id: Text
+    """The vendor's id of the person."""
+    vendor_event_id: Text
+    approved_at: Text
+    """The vendor's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.vendor}:{self.vendor_event_id}"
+
+
+class WalletsRequested(Event):
+    """A customer is to have a wallet on each of these chains."""
+
+    type = "wallets.requested"
+    user_id: Text
+    chains: Annotated[tuple[Chain, ...], Field(min_length=1)]
+
+    def identity(self) -> str:
+        return f"{self.user_id}:{','.join(self.chains)}"
+
+
+class ProvisionedWallet(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    chain: Chain
+    address: Address
+    wallet_id: Text
+    """The custodian's id."""
+
+
+class WalletsProvisioned(Event):
+    """A customer has these wallets."""
+
+    type = "wallets.provisioned"
+    user_id: Text
+    wallets: tuple[ProvisionedWallet, ...]
+
+    def identity(self) -> str:
+        return f"{self.user_id}:{','.join(w.chain for w in self.wallets)}"
+
+
+class Evidence(StrEnum):
+    """How sure a report of a transfer is, weakest first."""
+
+    SEEN = "seen"
+    """Somebody says so."""
+    CONFIRMED = "confirmed"
+    """In a block, not final."""
+    COMPLETE = "complete"
+    """Final, in the source's words."""
+
+
+class DepositNotified(Event):
+    """Somebody reports a transfer to an address of ours.  Key: the destination address, lower case on EVM chains."""
+
+    type = "deposits.notified"
+    source: Text
+    """Who reports: `circle`, `scanner`, or another producer's name."""
+    transfer_id: Text
+    """The source's own id of the transfer: its transaction id, or `<block hash>:<log index>`."""
+    chain: Text
+    """A `Chain`; another one is refused by the stage with unknown_chain."""
+    tx_hash: TxHash
+    to: Address
+    asset: Text
+    """`USDC`; another one is refused by the stage with unsupported_token."""
+    amount: Amount
+    evidence: Evidence
+    block_hash: BlockHash | None = None
+    block_number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    log_index: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Only a reader of the chain knows it."""
+
+    def identity(self) -> str:
+        return f"{self.source}:{self.transfer_id}:{self.evidence}"
+
+
+class DepositCredited(Event):
+    """A deposit is on its owner's balance.  Key: as deposits.notified."""
+
+    type = "deposits.credited"
+    deposit_id: Text
+    user_id: Text
+    chain: Chain
+    tx_hash: TxHash
+    to: Address
+    asset: Text
+    amount: Amount
+    transaction_id: Text
+    """The ledger transaction."""
+    balance_after: str
+    """The customer's spendable balance after it, a decimal string."""
+
+    def identity(self) -> str:
+        return self.transaction_id
+
+
+class DepositFinalized(Event):
+    """The end of a deposit: final on its chain, or reversed because the chain dropped it."""
+
+    type = "deposits.finalized"
+    deposit_id: Text
+    user_id: Text
+    chain: Chain
+    tx_hash: TxHash
+    asset: Text
+    amount: Amount
+    outcome: Literal["finalized", "reversed"]
+    transaction_id: Text
+
+    def identity(self) -> str:
+        return self.transaction_id
+
+
+class HeadSeen(Event):
+    """A chain has a new head.  Key: the chain. Taken by its number, so repeats and old ones do nothing."""
+
+    type = "chain.heads"
+    chain: Chain
+    chain_id: Annotated[int, Field(ge=1, lt=2**63)]
+    number: Annotated[int, Field(ge=0, lt=2**63)]
+    block_hash: BlockHash
+    timestamp_s: Annotated[int, Field(ge=0, lt=2**40)]
+
+    def identity(self) -> str:
+        return f"{self.chain}:{self.number}:{self.block_hash}"
+
+
+EVENTS: tuple[type[Event], ...] = (
+    KycApproved,
+    WalletsRequested,
+    WalletsProvisioned,
+    DepositNotified,
+    DepositCredited,
+    DepositFinalized,
+    HeadSeen,
+)
