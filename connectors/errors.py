@@ -1,0 +1,92 @@
+"""Why a partner's system did not do what we asked, or why a message that claims to come from it is refused.
+
+ConnectorError (code)
+ ├── Refused       the partner says no, for good: a definite 4xx (status, partner_code, message)
+ ├── RateLimited   too many calls; nothing was done (retry_after_s, when the partner says it)
+ ├── Unavailable   5xx, or no connection (sent: whether the request may have reached the partner)
+ └── Unknown       time-out, lost or unreadable reply: it may have happened
+
+WebhookRefused (code, reason)
+ ├── missing_signature      a signature header is absent
+ ├── bad_signature          the signature is not one of these bytes by that key
+ ├── unknown_key            the partner does not know the key id
+ └── too_many_unknown_keys  key ids that we do not know arrive faster than we are willing to ask for them
+
+A mutating call that ended Unknown, or Unavailable with `sent`, is repeated with the same idempotency key, never renewed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ConnectorCode(StrEnum):
+    """Stable codes: metric label, log field and dead-letter header alike."""
+
+    REFUSED = "partner_refused"
+    RATE_LIMITED = "partner_rate_limited"
+    UNAVAILABLE = "partner_unavailable"
+    UNKNOWN = "partner_outcome_unknown"
+
+
+class ConnectorError(Exception):
+    """A call to a partner did not give a result. The text never holds a secret."""
+
+    code: ClassVar[ConnectorCode]
+
+
+class Refused(ConnectorError):
+    """The partner understood and says no; the same request will be refused again."""
+
+    code = ConnectorCode.REFUSED
+
+    def __init__(self, status: int, partner_code: str | None, message: str) -> None:
+        super().__init__(f"{status} (code {partner_code}): {message}")
+        self.status = status
+        self.partner_code = partner_code
+        self.message = message
+
+
+class RateLimited(ConnectorError):
+    """The partner did nothing because we call too often."""
+
+    code = ConnectorCode.RATE_LIMITED
+
+    def __init__(self, retry_after_s: float | None = None) -> None:
+        super().__init__("too many calls" if retry_after_s is None else f"too many calls; again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(ConnectorError):
+    """The partner is not able to answer. With `sent` false the request never left, so nothing can have happened."""
+
+    code = ConnectorCode.UNAVAILABLE
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+class Unknown(ConnectorError):
+    """The request left and no readable answer came: it may have been done."""
+
+    code = ConnectorCode.UNKNOWN
+
+
+class WebhookCode(StrEnum):
+    """Stable codes of refused webhooks: problem `code` and metric label alike."""
+
+    MISSING_SIGNATURE = "missing_signature"
+    BAD_SIGNATURE = "bad_signature"
+    UNKNOWN_KEY = "unknown_key"
+    TOO_MANY_UNKNOWN_KEYS = "too_many_unknown_keys"
+
+
+class WebhookRefused(Exception):
+    """The message is not proven to come from the partner; it has no effect."""
+
+    def __init__(self, code: WebhookCode, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
