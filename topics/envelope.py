@@ -111,7 +111,7 @@ def _attempt(attributes: dict[str, str]) -> int:
 
 
 def _model(topic: Topic, ce_type: str | None) -> type[Event]:
-    if ce_type is None or len(topic.models) == 1 and ce_type == topic.models[0].ce_type():
+    if ce_type is None or (len(topic.models) == 1 and ce_type == topic.models[0].ce_type()):
         return topic.models[0]
     for model in topic.models:
         if model.ce_type() == ce_type:

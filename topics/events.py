@@ -143,8 +143,6 @@ class DepositCredited(Event):
     amount: Amount
     transaction_id: Text
     """The ledger transaction."""
-    balance_after: str
-    """The customer's spendable balance after it, a decimal string."""
 
     def identity(self) -> str:
         return self.transaction_id

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, PlainSerializer
 USDC_DECIMALS = 6
 SCALE = 10**USDC_DECIMALS
 
-# Above it an amount cannot be meant: 2**96 base units are 79 octillion, and NUMERIC(38,0) holds every sum of a billion such.
+# Above it an amount cannot be meant: 2**96 base units are 79 octillion; NUMERIC(38,0) holds the sum of a billion such.
 AMOUNT_MAX = 2**96
 
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,29})(?:\.([0-9]{1,6}))?", re.ASCII)

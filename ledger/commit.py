@@ -1,0 +1,145 @@
+"""Owner rows, epochs, the hash chain, and `seal`: how every commit ends, whoever makes it.
+
+| phase | what | why there |
+| --- | --- | --- |
+| lock_owners | owner rows, in order, before anything else | whoever lost the partition stops here; commits of one partition are a sequence |
+| … | inbox, facts, account locks, decisions | under the owner lock, so what was read stays true |
+| seal: rows | every changed row, the audit rows and the owner rows, one statement | one round trip; unique conflicts surface here |
+| seal: record | one row of `outbox`, last | its sequence number is drawn after every lock and read, so a record never precedes what it depends on |
+
+The chain: head' = SHA-256(head ‖ digest of the commit's content), one link per owner row, kept in `audit` and in the
+journal. An edited, deleted, inserted or reordered row breaks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+
+from ledger.errors import Fenced, RecordTooLarge
+from ledger.record import Message, pack, pack_content
+from ledger.rows import Block, Connection, Op, block, write
+from ledger.sql import load
+from ledger.tables import AUDIT, OWNERS
+
+_sql = load("ledger", "sql/commit.sql")
+
+RECORD_BYTES_MAX: Final = 64 * 1024 * 1024
+"""A compressed record over it is refused; a batch of many events is split instead."""
+NO_TOPIC: Final = "-"
+"""The `topic` of writers that consume none: API, CLI, sweeper, performers, watchers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A locked owner row."""
+
+    topic: str
+    partition: int
+    epoch: int
+    position: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A commit that is about to be: what the relay and the emitter need of it."""
+
+    seq: int
+    record: bytes
+    stage: str
+    at: datetime
+    messages: Sequence[Message]
+
+
+async def lock_owners(connection: Connection, stage: str, epochs: dict[tuple[str, int], int]) -> list[Owner]:
+    """Locks the owner rows of (topic, partition) -> our epoch, sorted. Raises Fenced when one is another's."""
+    keys = sorted(epochs)
+    rows = await connection.fetch(_sql.lock_owners, stage, [t for t, _ in keys], [p for _, p in keys])
+    owners = [Owner(*row) for row in rows]
+    held = {(o.topic, o.partition): o.epoch for o in owners}
+    lost = tuple(key for key in keys if held.get(key) != epochs[key])
+    if lost:
+        raise Fenced(stage, lost)
+    return owners
+
+
+async def claim_owners(
+    connection: Connection, stage: str, keys: Sequence[tuple[str, int]], at: datetime
+) -> tuple[dict[tuple[str, int], int], Sealed]:
+    """In a transaction: makes us the owner of the partitions by bumping their epochs. Returns the epochs.
+
+    The bump is a commit like any other, so that a rebuilt database has the same owner rows.
+    """
+    keys = sorted(keys)
+    await connection.execute(_sql.make_owners, stage, [t for t, _ in keys], [p for _, p in keys])
+    rows = await connection.fetch(_sql.lock_owners, stage, [t for t, _ in keys], [p for _, p in keys])
+    owners = [Owner(t, p, epoch + 1, position, head) for t, p, epoch, position, head in rows]
+    sealed = await seal(connection, stage, owners, blocks=[], messages=[], at=at, actor=stage, summary={"epoch": 1})
+    return {(o.topic, o.partition): o.epoch for o in owners}, sealed
+
+
+async def lock_writer(connection: Connection, writer: str) -> list[Owner]:
+    """The owner row of a writer without a topic (API, CLI, sweeper, performers): made when missing, then locked."""
+    await connection.execute(_sql.make_owners, writer, [NO_TOPIC], [0])
+    rows = await connection.fetch(_sql.lock_owners, writer, [NO_TOPIC], [0])
+    return [Owner(*row) for row in rows]
+
+
+async def seal(
+    connection: Connection,
+    stage: str,
+    owners: Sequence[Owner],
+    *,
+    blocks: Sequence[Block],
+    messages: Sequence[Message],
+    at: datetime,
+    actor: str,
+    summary: dict[str, Any],
+    written: Sequence[Block] = (),
+) -> Sealed:
+    """The end of a transaction: writes `blocks`, audit and owner rows, then the commit record.
+
+    `written` are rows that the transaction has written already (the inbox claim); they belong to the record too. Raises
+    RecordTooLarge, or asyncpg's errors for conflicts; the caller rolls back and runs again.
+    """
+    content, digest = pack_content([*written, *blocks], messages)
+    proof = _proof(stage, owners, digest, at, actor, summary)
+    topic = owners[0].topic
+    record = pack(stage, topic, at, content, proof)
+    if len(record) > RECORD_BYTES_MAX:
+        raise RecordTooLarge(f"{len(record)} bytes; at most {RECORD_BYTES_MAX}")
+    await write(connection, [*blocks, *proof])
+    partitions = [owner.partition for owner in owners]
+    seq: int = await connection.fetchval(_sql.insert_record, stage, topic, partitions, at, record)
+    return Sealed(seq, record, stage, at, messages)
+
+
+def _proof(
+    stage: str, owners: Sequence[Owner], digest: bytes, at: datetime, actor: str, summary: dict[str, Any]
+) -> list[Block]:
+    heads = [hashlib.sha256(owner.head + digest).digest() for owner in owners]
+    audit = [
+        (stage, o.topic, o.partition, o.position + 1, at, actor, summary, digest, head)
+        for o, head in zip(owners, heads, strict=True)
+    ]
+    rows = [(stage, o.topic, o.partition, o.epoch, o.position + 1, head) for o, head in zip(owners, heads, strict=True)]
+    return [block(AUDIT, Op.INSERT, audit), block(OWNERS, Op.UPSERT, rows)]
+
+
+TRANSIENT: Final[tuple[type[Exception], ...]] = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.UniqueViolationError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    OSError,  # ConnectionError and TimeoutError are OSErrors
+)
+"""Errors after which the same transaction is run again: another writer was first, or the server was away."""

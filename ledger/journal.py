@@ -1,0 +1,102 @@
+"""The relay: commit records go to the one partition of the journal topic, in sequence, by group commit.
+
+| phase | what | why there |
+| --- | --- | --- |
+| lock | the relay row | one publisher at a time; whoever waited finds its records done |
+| read | all visible records that are not journaled, in sequence | what is journaled is closed under dependency |
+| publish | acks=all, awaited | nothing is told to anyone before the journal has it |
+| mark | journaled, and rows whose messages have left are deleted | one statement for both; a lost mark only repeats a record |
+
+The relay's connection runs with synchronous_commit off: a mark lost in a crash repeats a record, and readers drop
+sequence numbers they have seen. The commit's own connection never does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import asyncpg
+import structlog
+
+from ledger.commit import TRANSIENT
+from ledger.rows import Connection
+from ledger.sql import load
+
+_sql = load("ledger", "sql/journal.sql")
+_log = structlog.get_logger()
+
+Publish = Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]
+"""Sends (sequence, record) pairs in order; returns when the broker has them all."""
+Connect = Callable[[], Awaitable[Connection]]
+
+RETRY_WAIT_S_MAX = 2.0
+
+
+class Relay:
+    """One per process. `journal` is called by every committer of the process, at once if they like."""
+
+    def __init__(self, connect: Connect, publish: Publish, retry_on: tuple[type[Exception], ...] = ()) -> None:
+        self._connect = connect
+        self._publish = publish
+        self._retry_on: tuple[type[Exception], ...] = (*TRANSIENT, asyncpg.InterfaceError, *retry_on)
+        self._connection: Connection | None = None
+        self._lock = asyncio.Lock()
+        self._fresh: dict[int, bytes] = {}
+        self._emitted: list[int] = []
+        self.group_sizes: list[int] = []
+
+    async def journal(self, records: Sequence[tuple[int, bytes]] = ()) -> None:
+        """Returns when these records (just committed by the caller) and all before them are in the journal."""
+        self._fresh.update(records)
+        wait_s = 0.05
+        async with self._lock:
+            while True:
+                if records and not any(seq in self._fresh for seq, _ in records):
+                    return  # another caller's turn took ours along
+                try:
+                    await self._turn()
+                    for seq, _ in records:  # visible and not waiting: another process's relay may have taken them
+                        self._fresh.pop(seq, None)
+                    return
+                except self._retry_on as error:
+                    _log.warning("journal.retry", error=type(error).__name__)
+                    await self._disconnect()
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(wait_s * 2, RETRY_WAIT_S_MAX)
+
+    def emitted(self, seqs: Sequence[int]) -> None:
+        """The messages of these records have left: their rows go with the next turn."""
+        self._emitted.extend(seqs)
+
+    async def close(self) -> None:
+        """Deletes what has been emitted and closes the connection."""
+        if self._emitted:
+            await self.journal()
+        await self._disconnect()
+
+    async def _turn(self) -> None:
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = self._connection = await self._connect()
+        gone = list(self._emitted)
+        async with connection.transaction():
+            await connection.fetchval(_sql.lock_relay)
+            seqs = [row[0] for row in await connection.fetch(_sql.waiting)]
+            missing = [seq for seq in seqs if seq not in self._fresh]
+            found: dict[int, bytes] = {}
+            if missing:
+                found = dict(tuple(row) for row in await connection.fetch(_sql.records, missing))
+            if seqs:
+                await self._publish([(seq, self._fresh.get(seq) or found[seq]) for seq in seqs])
+            if seqs or gone:
+                await connection.execute(_sql.mark, seqs, gone)
+        del self._emitted[: len(gone)]
+        for seq in seqs:
+            self._fresh.pop(seq, None)
+        self.group_sizes.append(len(seqs))
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()

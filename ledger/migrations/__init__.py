@@ -1,0 +1,1 @@
+"""Alembic's scripts; each runs one SQL file of this folder."""

@@ -1,0 +1,24 @@
+-- name: lock_relay
+SELECT id FROM relay WHERE id = 1 FOR UPDATE
+
+-- name: waiting
+SELECT seq FROM outbox WHERE NOT journaled ORDER BY seq
+
+-- name: records
+SELECT seq, record FROM outbox WHERE seq = ANY($1::bigint[])
+
+-- name: mark
+WITH gone AS (DELETE FROM outbox WHERE seq = ANY($2::bigint[]))
+UPDATE outbox SET journaled = true WHERE seq = ANY($1::bigint[])
+
+-- name: left_by_partitions
+SELECT o.seq, o.record
+FROM outbox o
+WHERE o.stage = $1 AND o.topic = $2 AND o.partitions && $3::int[] AND o.journaled
+ORDER BY o.seq
+
+-- name: left_behind
+SELECT o.seq, o.record FROM outbox o WHERE o.at < $1 AND o.journaled ORDER BY o.seq LIMIT 100
+
+-- name: delete
+DELETE FROM outbox WHERE seq = ANY($1::bigint[])

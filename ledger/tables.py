@@ -1,0 +1,92 @@
+"""Every journaled table, declared once, in the column order of its rows. What a rebuild restores is exactly this list.
+
+Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to the journal itself), `leases` (who is
+calling a partner just now), `crashes` (how often an event stopped a process), `api_keys` (credentials).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ledger.rows import Table
+
+OWNERS: Final = Table(
+    "owners",
+    ("stage", "topic", "partition"),
+    "stage:text topic:text partition:int epoch:int position:int head:bytes",
+)
+AUDIT: Final = Table(
+    "audit",
+    ("stage", "topic", "partition", "position"),
+    "stage:text topic:text partition:int position:int at:time actor:text summary:json digest:bytes head:bytes",
+)
+INBOX: Final = Table(
+    "inbox",
+    ("stage", "event_id"),
+    "stage:text event_id:uuid attempt:int fingerprint:bytes outcome:text at:time",
+)
+SCHEDULE: Final = Table(
+    "schedule",
+    ("stage", "event_id"),
+    "stage:text event_id:uuid attempt:int topic:text key:bytes value:bytes headers:json code:text available_at:time",
+)
+ACCOUNTS: Final = Table(
+    "accounts",
+    ("id",),
+    "id:uuid owner:text type:text asset:text shard:text balance:numeric version:int updated_at:time",
+)
+TRANSACTIONS: Final = Table("transactions", ("id",), "id:uuid kind:text reference:text fingerprint:bytes at:time")
+ENTRIES: Final = Table(
+    "entries",
+    ("account_id", "version"),
+    "account_id:uuid version:int transaction_id:uuid seq:int direction:text amount:numeric balance_after:numeric at:time",
+)
+CALLS: Final = Table(
+    "calls",
+    ("id",),
+    "id:uuid stage:text partner:text operation:text idempotency_key:uuid request:json fingerprint:bytes"
+    " state:text created_at:time concluded_at:time",
+)
+CALL_MEMBERS: Final = Table(
+    "call_members", ("stage", "event_id", "item"), "stage:text event_id:uuid item:text call_id:uuid context:json"
+)
+WALLET_REQUESTS: Final = Table(
+    "wallet_requests",
+    ("user_id", "chain"),
+    "user_id:text chain:text status:text requested_at:time ready_at:time",
+)
+WALLETS: Final = Table(
+    "wallets", ("chain", "address"), "chain:text address:text user_id:text wallet_id:text created_at:time"
+)
+DEPOSITS: Final = Table(
+    "deposits",
+    ("id",),
+    "id:uuid group_id:uuid n:int chain:text tx_hash:text recipient:text asset:text amount:numeric user_id:text"
+    " status:text generation:int buffer_shard:text block_hash:text block_number:int log_index:int"
+    " credited_at:time finalized_at:time updated_at:time",
+)
+DEPOSIT_REPORTS: Final = Table(
+    "deposit_reports",
+    ("source", "transfer_id"),
+    "source:text transfer_id:text group_id:uuid deposit_id:uuid evidence:text block_hash:text block_number:int"
+    " log_index:int reported_at:time",
+)
+CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
+
+JOURNALED: Final = (
+    OWNERS,
+    AUDIT,
+    INBOX,
+    SCHEDULE,
+    ACCOUNTS,
+    TRANSACTIONS,
+    ENTRIES,
+    CALLS,
+    CALL_MEMBERS,
+    WALLET_REQUESTS,
+    WALLETS,
+    DEPOSITS,
+    DEPOSIT_REPORTS,
+    CHAIN_CURSORS,
+)
+BY_NAME: Final = {table.name: table for table in JOURNALED}
