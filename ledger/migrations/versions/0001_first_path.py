@@ -3,13 +3,11 @@
 Revision ID: 0001
 """
 
-from importlib.resources import files
-
-from alembic import op
+from ledger.migrations import run_file
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    op.get_bind().exec_driver_sql(files("ledger.migrations").joinpath("0001_first_path.sql").read_text())
+    run_file("0001_first_path.sql")
