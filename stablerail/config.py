@@ -1,0 +1,302 @@
+"""Settings: environment (`STABLERAIL_…`) over `.env` over the defaults below. `stablerail config` prints them, masked.
+
+ConfigError (problems: names and what is expected, never a value)
+ ├── at start: a setting is wrong, or no setting has that name            load_settings
+ └── at start of one process: a setting that this process needs is unset  Settings.require, .secret
+
+A value may be given as: durations 30, "500ms", "30s", "10m", "1h" · lists "ETH,SOL" or JSON · mappings as JSON ·
+amounts as decimal USDC. Times are in seconds (`_s`); what counts something says what (`_blocks`, `_events_max`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
+from pydantic import field_validator as check
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stablerail.config_values import (
+    EVM_CHAINS,
+    NETWORK_DEFAULTS,
+    BaseUnits,
+    Bootstrap,
+    EntitySecret,
+    HttpUrl,
+    Listed,
+    LowerName,
+    Mapped,
+    Network,
+    Port,
+    PostgresUrl,
+    Prefix,
+    RpcUrls,
+    Seconds,
+    evm_address,
+)
+from topics.events import Chain
+from topics.money import SCALE
+
+PREFIX: Final = "STABLERAIL_"
+
+ALSO_CALLED: Final[Mapping[str, str]] = {
+    "circle_api_key": "CIRCLE_API_KEY",
+    "database_url": "DATABASE_URL",
+    "deposit_minimum": "ONCHAIN_MIN_DEPOSIT_AMOUNT",
+    "scan_interval_s": "ONCHAIN_DEPOSIT_POLL_INTERVAL",
+    "call_concurrency_max": "WORKER_MAX_CONCURRENCY",
+    "call_poll_interval_s": "WORKER_POLL_INTERVAL",
+    "call_retry_first_s": "WORKER_BASE_BACKOFF",
+    "call_retry_max_s": "WORKER_MAX_BACKOFF",
+    "worker_shutdown_timeout_s": "WORKER_SHUTDOWN_TIMEOUT",
+}
+"""The names the source documents use. Ours wins when both are set."""
+
+WITHOUT_EFFECT: Final[Mapping[str, str]] = {
+    "CIRCLE_WEBHOOK_SECRET": "Circle signs with a key pair; there is no shared secret to set",
+    "ONCHAIN_BUFFER_ALERT_THRESHOLD": "nothing watches the buffer yet",
+    "ONCHAIN_WITHDRAWAL_TIMEOUT": "there are no withdrawals yet",
+    "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
+    "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
+    "BALANCE_SOURCE": "balances come from the ledger",
+    "WORKER_MAX_ATTEMPTS": "a call is repeated until the partner's answer is definite",
+}
+"""Names of the source documents that no setting answers to. `stablerail config` says so instead of silence."""
+
+# The test and development tools pass their own variables to the processes they start.
+_NOT_SETTINGS: Final = (f"{PREFIX}DEV_", f"{PREFIX}TEST_")
+
+
+def _names(field: str) -> AliasChoices:
+    also = ALSO_CALLED.get(field)
+    return AliasChoices(PREFIX + field.upper(), *([also] if also else []))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One setting that is wrong. `expected` never holds the value that was given."""
+
+    name: str
+    expected: str
+
+
+class ConfigError(Exception):
+    """Settings are wrong or missing; the text names each and says what is expected."""
+
+    code = "bad_settings"
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        lines = [f"  {problem.name}: {problem.expected}" for problem in problems]
+        super().__init__("\n".join(["settings are wrong or missing:", *lines]))
+        self.problems = problems
+
+
+class Settings(BaseSettings):
+    """Every setting. Field order is the order of `stablerail config`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        enable_decoding=False,  # our validators read JSON, so that a bad value is reported like any other
+        alias_generator=AliasGenerator(validation_alias=_names),
+        populate_by_name=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    network: Network = Field("testnet", description="testnet or mainnet: which network every chain name means")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
+    datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
+
+    kafka_bootstrap: Bootstrap = Field("127.0.0.1:9092", description="brokers, host:port[,host:port…]")
+    topic_prefix: Prefix = Field("", description="put before every topic's name")
+    group_prefix: Prefix = Field("stablerail-", description="put before every consumer group's name")
+    kafka_session_timeout_s: Seconds = Field(
+        6, ge=1, description="a dead worker's partitions stand still this long; the broker's own minimum applies"
+    )
+    kafka_replication_factor: int = Field(1, ge=1, le=9, description="copies of each topic we make; 3 in production")
+
+    database_url: PostgresUrl | None = Field(None, description="postgresql://user:password@host/database")
+    database_schema: LowerName = Field("stablerail", description="PostgreSQL schema that holds every table")
+    database_connections_max: int = Field(10, ge=2, le=1000, description="connections of one process")
+    database_lock_timeout_s: Seconds = Field(10, gt=0, description="a statement waits so long for a lock, then retries")
+    database_idle_timeout_s: Seconds = Field(
+        5, gt=0, description="a frozen owner's open transaction is ended, and its locks freed, after this long"
+    )
+
+    circle_api_url: HttpUrl = Field("https://api.circle.com", description="Circle's API, or a sandbox of ours")
+    circle_api_key: SecretStr | None = Field(None, min_length=8, description="Circle's API key, PREFIX:ID:SECRET")
+    circle_entity_secret: EntitySecret | None = Field(None, description="64 hex digits, registered at Circle once")
+    circle_wallet_set_id: str | None = Field(
+        None, min_length=1, description="wallet set that new wallets go into; unset = one is made and remembered"
+    )
+    circle_usdc_token_ids: Mapped[dict[Chain, str]] = Field(
+        {}, description='Circle\'s id of USDC on each chain, JSON: {"MATIC": "36b6931a-…"}'
+    )
+    circle_webhook_key_lookups_per_min: int = Field(
+        10, ge=1, description="unknown signing-key ids looked up at Circle per minute; more is answered 503"
+    )
+    sumsub_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Sumsub's webhook secret")
+
+    provisioned_chains: Listed[tuple[Chain, ...]] = Field(
+        tuple(Chain), min_length=1, description="chains a new customer gets a wallet on"
+    )
+    rpc_urls: RpcUrls = Field(
+        {}, description='chains that we read ourselves and their endpoints, JSON: {"MATIC": ["https://…"]}'
+    )
+    chain_ids: Mapped[dict[Chain, int]] = Field({}, description="EIP-155 ids that differ from the network's own, JSON")
+    usdc_contracts: Mapped[dict[Chain, str]] = Field(
+        {}, description="USDC contracts that differ from the network's own, JSON"
+    )
+    finality_depths_blocks: Mapped[dict[Chain, int]] = Field(
+        {}, description="blocks on top of a deposit's before it is final, where it differs, JSON"
+    )
+    rpc_timeout_s: Seconds = Field(10, gt=0, description="one RPC request")
+    scan_interval_s: Seconds = Field(2, gt=0, description="pause between two looks at a chain's head")
+    scan_span_blocks: int = Field(2_000, ge=1, description="most blocks asked for in one eth_getLogs")
+    scan_overlap_blocks: int = Field(6, ge=0, description="blocks each pass reads again; a node may lag behind")
+
+    deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
+    buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
+
+    stage_batch_events_max: int = Field(2_000, ge=1, le=10_000, description="most events in one transaction")
+    stage_batches_in_flight_max: int = Field(2, ge=1, le=4, description="batches between commit and acknowledgement")
+    fuse_ratio_max: float = Field(0.5, gt=0, le=1, description="refused share of the window that stops a stage")
+    fuse_window_events: int = Field(1_000, ge=10, description="events the share is taken over")
+    fuse_run_events_max: int = Field(100, ge=2, description="refusals in a row that stop a stage")
+
+    call_timeout_s: Seconds = Field(15, gt=0, description="one request to a partner")
+    call_lease_s: Seconds = Field(60, gt=0, description="a performer owns a call this long; longer than the time-out")
+    call_rate_per_s: float = Field(5, gt=0, description="requests per second to one partner's endpoint (Circle: 5)")
+    call_concurrency_max: int = Field(5, ge=1, le=100, description="requests to one partner at the same time")
+    call_poll_interval_s: Seconds = Field(1, gt=0, description="pause between two looks for calls that are due")
+    call_retry_first_s: Seconds = Field(1, gt=0, description="wait before the first repeat of a call; then doubled")
+    call_retry_max_s: Seconds = Field(300, gt=0, description="longest wait between two repeats of a call")
+    breaker_failures_max: int = Field(5, ge=1, description="failures in a row that open a partner's circuit breaker")
+    breaker_open_s: Seconds = Field(30, gt=0, description="an open breaker lets one request try after this long")
+
+    worker_bind: str = Field("127.0.0.1", min_length=1, description="address of Faust's web; it has no authentication")
+    worker_port: Port = Field(6066, description="first worker's web port; each further movement takes the next")
+    worker_shutdown_timeout_s: Seconds = Field(60, gt=0, description="after SIGTERM a worker may finish for this long")
+    worker_unassigned_timeout_s: Seconds = Field(30, gt=0, description="without a partition for this long = not ready")
+    worker_restart_wait_max_s: Seconds = Field(30, gt=0, description="longest wait before a crashed worker restarts")
+    bridge_host: str = Field("127.0.0.1", min_length=1, description="address the webhook bridge listens on")
+    bridge_port: Port = Field(8081, description="port of the webhook bridge")
+    api_host: str = Field("127.0.0.1", min_length=1, description="address the API listens on")
+    api_port: Port = Field(8080, description="port of the API")
+
+    @check("chain_ids", "usdc_contracts", "finality_depths_blocks")
+    @classmethod
+    def _over_network(cls, given: dict[Chain, Any], info: ValidationInfo) -> dict[Chain, Any]:
+        """What is given replaces the network's own value chain by chain, so one override does not unset the others."""
+        assert info.field_name is not None
+        if any(type(value) is int and value < 1 for value in given.values()):
+            raise ValueError("each number must be above zero")
+        if info.field_name == "usdc_contracts":
+            given = {chain: evm_address(chain, value) for chain, value in given.items()}
+        return {**NETWORK_DEFAULTS[info.data.get("network", "testnet")][info.field_name], **given}
+
+    @check("circle_api_key")
+    @classmethod
+    def _key_of_network(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Circle has one host for both networks: only the key's prefix keeps test settings away from real money."""
+        foreign = {"testnet": "LIVE_API_KEY", "mainnet": "TEST_API_KEY"}.get(info.data.get("network", ""))
+        if key is not None and foreign is not None and key.get_secret_value().startswith(f"{foreign}:"):
+            raise ValueError(f"network is {info.data['network']}, and a {foreign} belongs to the other one")
+        return key
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.call_lease_s <= self.call_timeout_s:
+            raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
+        if self.call_retry_max_s < self.call_retry_first_s:
+            raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
+        return self
+
+    @property
+    def read_chains(self) -> tuple[Chain, ...]:
+        """Chains we have endpoints for; on the others the custodian's word is finality."""
+        return tuple(chain for chain in EVM_CHAINS if chain in self.rpc_urls)
+
+    def require(self, *fields: str) -> None:
+        """Each process names what it cannot run without. Raises ConfigError with all that are unset."""
+        unset = [field for field in fields if getattr(self, field) in (None, {}, ())]
+        if unset:
+            raise ConfigError(tuple(Problem(_shown_name(field), f"is not set; {_help(field)}") for field in unset))
+
+    def secret(self, field: str) -> str:
+        """The secret's own text, for the one place that hands it to its user. Raises ConfigError when it is unset."""
+        self.require(field)
+        value: SecretStr = getattr(self, field)
+        return value.get_secret_value()
+
+
+def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+    """Settings from `overrides` (by field name) over the environment over `env_file`. Raises ConfigError."""
+    unknown = _unknown(_given(env_file)) + tuple(
+        Problem(name, "no setting has this name") for name in overrides if name not in Settings.model_fields
+    )
+    try:
+        settings = Settings(_env_file=env_file, **overrides)
+    except ValidationError as error:
+        raise ConfigError(unknown + _problems(error)) from None
+    if unknown:
+        raise ConfigError(unknown)
+    return settings
+
+
+def names_without_effect(env_file: Path | None = Path(".env")) -> tuple[Problem, ...]:
+    """Names of the source documents that are set and change nothing, with the reason."""
+    given = _given(env_file)
+    return tuple(Problem(name, why) for name, why in WITHOUT_EFFECT.items() if name in given)
+
+
+def _given(env_file: Path | None) -> frozenset[str]:
+    from_file = dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
+    return frozenset({*os.environ, *from_file})
+
+
+def _unknown(given: frozenset[str]) -> tuple[Problem, ...]:
+    """A misspelt setting would otherwise be its default in silence."""
+    known = [PREFIX + field.upper() for field in Settings.model_fields]
+    problems = []
+    for name in sorted(given):
+        if name.startswith(PREFIX) and not name.startswith(_NOT_SETTINGS) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            problems.append(Problem(name, "no setting has this name" + (f"; did you mean {near[0]}?" if near else "")))
+    return tuple(problems)
+
+
+def _problems(error: ValidationError) -> tuple[Problem, ...]:
+    fields = {PREFIX + field.upper(): field for field in Settings.model_fields}
+    fields |= {also: field for field, also in ALSO_CALLED.items()}
+    problems = []
+    for each in error.errors(include_url=False, include_input=False, include_context=False):
+        text = each["msg"].removeprefix("Value error, ")
+        where = str(each["loc"][0]) if each["loc"] else ""
+        field = fields.get(where.upper(), where)
+        if field not in Settings.model_fields:
+            problems.append(Problem("settings", text))
+            continue
+        problem = Problem(_shown_name(field), f"{text}; {_help(field)}")
+        if problem not in problems:
+            problems.append(problem)
+    return tuple(problems)
+
+
+def _shown_name(field: str) -> str:
+    also = ALSO_CALLED.get(field)
+    return PREFIX + field.upper() + (f" (or {also})" if also else "")
+
+
+def _help(field: str) -> str:
+    return Settings.model_fields[field].description or ""

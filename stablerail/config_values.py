@@ -1,0 +1,197 @@
+"""What a setting's text may look like, and how a setting is shown: parsing and masking for `stablerail.config`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from eth_utils.address import is_checksum_address, to_checksum_address
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
+
+from topics.events import Chain
+from topics.money import format_amount, parse_amount
+
+if TYPE_CHECKING:
+    from stablerail.config import Settings
+
+Network = Literal["testnet", "mainnet"]
+
+EVM_CHAINS: Final = (Chain.ETH, Chain.MATIC)
+"""The chains our own scanner can read."""
+
+NETWORK_DEFAULTS: Final[Mapping[str, Mapping[str, Mapping[Chain, Any]]]] = {
+    "testnet": {
+        "chain_ids": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002},
+        "usdc_contracts": {
+            Chain.ETH: "0x1c7D4B196Cb0C7B01d743Fbc6116a902379C7238",
+            Chain.MATIC: "0x41E94Eb019C0762f9Bfcf9Fb1E58725BfB0e7582",
+        },
+        "finality_depths_blocks": {Chain.ETH: 64, Chain.MATIC: 33},
+    },
+    "mainnet": {
+        "chain_ids": {Chain.ETH: 1, Chain.MATIC: 137},
+        "usdc_contracts": {
+            Chain.ETH: "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48",
+            Chain.MATIC: "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359",
+        },
+        # Two epochs of Ethereum; on Polygon what CCTP v1 waited for.
+        "finality_depths_blocks": {Chain.ETH: 64, Chain.MATIC: 33},
+    },
+}
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", re.ASCII)
+_UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_BOOTSTRAP = re.compile(r"[\w.\-]+:[0-9]{1,5}(,[\w.\-]+:[0-9]{1,5})*", re.ASCII)
+
+
+def duration_s(value: Any) -> Any:
+    """ "10m" -> 600.0; a number is seconds already."""
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError('must be a duration such as "30s", "10m" or a number of seconds')
+    return float(match[1]) * _UNIT_S[match[2] or "s"]
+
+
+def evm_address(chain: Chain, address: str) -> str:
+    """The address in checksum form. ValueError when it is none, or mixed case with a wrong checksum."""
+    if chain not in EVM_CHAINS:
+        raise ValueError(f"contracts are set for {', '.join(EVM_CHAINS)} only")
+    if re.fullmatch(r"0x[0-9a-fA-F]{40}", address) is None:
+        raise ValueError(f"{chain}: must be 0x and 40 hex digits")
+    digits = address[2:]
+    if digits not in (digits.lower(), digits.upper()) and not is_checksum_address(address):
+        raise ValueError(f"{chain}: the address's checksum is wrong")
+    return to_checksum_address(address)
+
+
+def _json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError("must be JSON") from None
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return _json(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _base_units(value: Any) -> int:
+    return parse_amount(value)
+
+
+def _bootstrap(value: str) -> str:
+    if _BOOTSTRAP.fullmatch(value) is None:
+        raise ValueError("must be host:port, or several with commas between")
+    return value
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    return value.rstrip("/")
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    if urlsplit(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
+        raise ValueError("must start with postgresql://")
+    return value
+
+
+def _entity_secret(value: SecretStr) -> SecretStr:
+    if re.fullmatch(r"[0-9a-fA-F]{64}", value.get_secret_value()) is None:
+        raise ValueError("must be 64 hex digits")
+    return value
+
+
+def _endpoints(value: dict[Chain, tuple[SecretStr, ...]]) -> dict[Chain, tuple[SecretStr, ...]]:
+    for chain, urls in value.items():
+        if chain not in EVM_CHAINS:
+            raise ValueError(f"only {', '.join(EVM_CHAINS)} can be read by our own scanner")
+        if not urls:
+            raise ValueError(f"{chain}: at least one URL")
+        for url in urls:
+            _http_url(url.get_secret_value())
+    return value
+
+
+T = TypeVar("T")
+Seconds = Annotated[float, BeforeValidator(duration_s)]
+BaseUnits = Annotated[int, BeforeValidator(_base_units)]
+Mapped = Annotated[T, BeforeValidator(_json)]
+Listed = Annotated[T, BeforeValidator(_listed)]
+Bootstrap = Annotated[str, AfterValidator(_bootstrap)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+EntitySecret = Annotated[SecretStr, AfterValidator(_entity_secret)]
+RpcUrls = Annotated[dict[Chain, tuple[SecretStr, ...]], BeforeValidator(_json), AfterValidator(_endpoints)]
+Prefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,80}$")]
+LowerName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+MASK: Final = "********"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One line of `stablerail config`."""
+
+    name: str
+    value: str
+    is_default: bool
+    help: str
+
+
+def describe(settings: Settings) -> tuple[SettingRow, ...]:
+    """Every setting as `stablerail config` prints it; secrets and credentials in URLs are masked."""
+    from stablerail.config import PREFIX
+
+    return tuple(
+        SettingRow(
+            name=PREFIX + name.upper(),
+            value=_shown(name, getattr(settings, name)),
+            is_default=name not in settings.model_fields_set,
+            help=field.description or "",
+        )
+        for name, field in type(settings).model_fields.items()
+    )
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "(not set)"
+    if name == "deposit_minimum":
+        return f"{format_amount(value)} USDC"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(name, each)}" for key, each in value.items()) or "(none)"
+    if isinstance(value, tuple):
+        return ", ".join(_shown(name, each) for each in value) or "(none)"
+    if isinstance(value, SecretStr):
+        text = value.get_secret_value()
+        return masked_url(text) if "://" in text else MASK
+    if isinstance(value, float):
+        return f"{value:g}"
+    return masked_url(value) if isinstance(value, str) and "://" in value else str(value)
+
+
+def masked_url(url: str) -> str:
+    """Scheme, user, host, port and, for a database, its name. Providers put keys into user, password, path or query."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}:{MASK}@" if parts.password and parts.username else f"{MASK}@" if parts.username else ""
+    if parts.scheme in ("postgresql", "postgres"):
+        return f"{parts.scheme}://{user}{host}{parts.path}" + (f"?{MASK}" if parts.query else "")
+    tail = f"/{MASK}" if parts.path.strip("/") or parts.query else ""
+    return f"{parts.scheme}://{MASK + '@' if user else ''}{host}{tail}"

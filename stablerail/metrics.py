@@ -1,0 +1,222 @@
+"""Every metric, in one list. Dashboards and alerts are checked against ALL; nothing else declares one.
+
+Each process has its own `Metrics` on its own registry and serves it at `/metrics`. Label values come from fixed sets
+(stages, codes, topics, chains, routes), never from an event, so the number of series is bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
+RECORDS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. Counters get `_total` behind their name when they are served."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = SECONDS
+
+
+# Stages
+STAGE_EVENTS = Metric(
+    "stablerail_stage_events",
+    "counter",
+    "Events by outcome: done, rejected, retry, repeat, reused",
+    ("stage", "outcome"),
+)
+STAGE_REFUSALS = Metric("stablerail_stage_refusals", "counter", "Refused events by code", ("stage", "code"))
+STAGE_BATCH_EVENTS = Metric(
+    "stablerail_stage_batch_events", "histogram", "Events in one transaction", ("stage",), EVENTS
+)
+STAGE_BATCH_SECONDS = Metric(
+    "stablerail_stage_batch_seconds",
+    "histogram",
+    "Time of a batch by phase: commit, journal, emit, ack",
+    ("stage", "phase"),
+)
+STAGE_LAG = Metric(
+    "stablerail_stage_lag_events",
+    "gauge",
+    "Events in the topic that the group has not committed",
+    ("stage", "partition"),
+)
+STAGE_OLDEST = Metric(
+    "stablerail_stage_oldest_event_age_seconds",
+    "gauge",
+    "Age of the oldest event not yet processed; 0 = none",
+    ("stage",),
+)
+FUSE_BLOWN = Metric("stablerail_fuse_blown", "gauge", "1 = the stage stopped because it refuses too much", ("stage",))
+DEAD_LETTERS = Metric(
+    "stablerail_dead_letters", "counter", "Dead letters by the topic they came from", ("topic", "code")
+)
+
+# Commit records
+OUTBOX_ROWS = Metric("stablerail_outbox_rows", "gauge", "Commit records not yet journaled and emitted")
+RELAY_RECORDS = Metric(
+    "stablerail_relay_records", "histogram", "Commit records journaled by one relay transaction", (), RECORDS
+)
+JOURNAL_BYTES = Metric("stablerail_journal_bytes", "counter", "Bytes this process published to the journal")
+
+# Partners
+CALLS = Metric(
+    "stablerail_calls",
+    "counter",
+    "Requests to partners by outcome: ok, refused, retry, unknown",
+    ("partner", "outcome"),
+)
+CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one request to a partner", ("partner",))
+BREAKER = Metric("stablerail_breaker_state", "gauge", "Circuit breaker: 0 closed, 1 half open, 2 open", ("partner",))
+
+# Chains and money
+CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
+SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
+DEPOSITS = Metric(
+    "stablerail_deposits",
+    "counter",
+    "Deposits by what became of them: credited, finalized, reversed",
+    ("chain", "outcome"),
+)
+BUFFER_LEVEL = Metric(
+    "stablerail_buffer_level_usdc",
+    "gauge",
+    "Balance of a buffer account in USDC, for people and alerts only",
+    ("account",),
+)
+
+# Processes
+WORKER_READY = Metric(
+    "stablerail_worker_ready", "gauge", "1 = the worker has partitions and serves them", ("movement",)
+)
+HTTP_REQUESTS = Metric(
+    "stablerail_http_requests", "counter", "HTTP requests by route template", ("app", "method", "route", "status")
+)
+HTTP_SECONDS = Metric("stablerail_http_request_seconds", "histogram", "Time of one HTTP request", ("app", "route"))
+
+ALL: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+Outcome = Literal["done", "rejected", "retry", "repeat", "reused"]
+BreakerState = Literal["closed", "half_open", "open"]
+_BREAKER: Final[dict[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
+
+
+class Metrics:
+    """The metrics of one process. Plain methods, so that agents can be given it through a protocol of their own."""
+
+    content_type: Final = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._counters: dict[Metric, Counter] = {}
+        self._gauges: dict[Metric, Gauge] = {}
+        self._histograms: dict[Metric, Histogram] = {}
+        for metric in ALL:
+            if metric.kind == "counter":
+                self._counters[metric] = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
+            elif metric.kind == "gauge":
+                self._gauges[metric] = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+            else:
+                self._histograms[metric] = Histogram(
+                    metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets
+                )
+
+    def render(self) -> bytes:
+        """The registry in Prometheus' text format; serve it as `content_type`."""
+        return generate_latest(self.registry)
+
+    def event_settled(self, stage: str, outcome: Outcome, events: int = 1) -> None:
+        self._add(STAGE_EVENTS, events, stage, outcome)
+
+    def refused(self, stage: str, code: str, events: int = 1) -> None:
+        self._add(STAGE_REFUSALS, events, stage, code)
+
+    def batch(self, stage: str, events: int, *, commit_s: float, journal_s: float, emit_s: float, ack_s: float) -> None:
+        """A batch is through; times of its four phases."""
+        self._see(STAGE_BATCH_EVENTS, events, stage)
+        for phase, seconds in (("commit", commit_s), ("journal", journal_s), ("emit", emit_s), ("ack", ack_s)):
+            self._see(STAGE_BATCH_SECONDS, seconds, stage, phase)
+
+    def lag(self, stage: str, partition: int, events: int) -> None:
+        self._set(STAGE_LAG, events, stage, str(partition))
+
+    def partition_gone(self, stage: str, partition: int) -> None:
+        """The partition went to another worker, which reports its lag from now on."""
+        self._gauges[STAGE_LAG].remove_by_labels({"stage": stage, "partition": str(partition)})
+
+    def oldest_event_age(self, stage: str, age_s: float) -> None:
+        self._set(STAGE_OLDEST, age_s, stage)
+
+    def fuse(self, stage: str, *, blown: bool) -> None:
+        self._set(FUSE_BLOWN, int(blown), stage)
+
+    def dead_letter(self, topic: str, code: str, events: int = 1) -> None:
+        self._add(DEAD_LETTERS, events, topic, code)
+
+    def outbox_rows(self, rows: int) -> None:
+        self._set(OUTBOX_ROWS, rows)
+
+    def relayed(self, records: int, journal_bytes: int) -> None:
+        """One relay transaction journaled so many records; 0 = another had done ours."""
+        self._see(RELAY_RECORDS, records)
+        self._add(JOURNAL_BYTES, journal_bytes)
+
+    def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None:
+        self._add(CALLS, 1, partner, outcome)
+        self._see(CALL_SECONDS, seconds, partner)
+
+    def breaker(self, partner: str, state: BreakerState) -> None:
+        self._set(BREAKER, _BREAKER[state], partner)
+
+    def chain_head(self, chain: str, number: int) -> None:
+        self._set(CHAIN_HEAD, number, chain)
+
+    def scanner_lag(self, chain: str, blocks: int) -> None:
+        self._set(SCANNER_LAG, blocks, chain)
+
+    def deposit(self, chain: str, outcome: Literal["credited", "finalized", "reversed"], deposits: int = 1) -> None:
+        self._add(DEPOSITS, deposits, chain, outcome)
+
+    def buffer_level(self, account: str, base_units: int) -> None:
+        # A gauge is a float: rounded above 2**53, which an alert does not mind. Money is never computed from it.
+        self._set(BUFFER_LEVEL, base_units / 1_000_000, account)
+
+    def worker_ready(self, movement: str, *, ready: bool) -> None:
+        self._set(WORKER_READY, int(ready), movement)
+
+    def http_request(self, app: str, method: str, route: str, status: int, seconds: float) -> None:
+        """`route` is the template (`/v1/deposits/{deposit_id}`), or `unmatched`: a path would make a series per caller."""
+        self._add(HTTP_REQUESTS, 1, app, method, route, str(status))
+        self._see(HTTP_SECONDS, seconds, app, route)
+
+    def _add(self, metric: Metric, amount: float, *labels: str) -> None:
+        counter = self._counters[metric]
+        (counter.labels(*labels) if labels else counter).inc(amount)
+
+    def _set(self, metric: Metric, value: float, *labels: str) -> None:
+        gauge = self._gauges[metric]
+        (gauge.labels(*labels) if labels else gauge).set(value)
+
+    def _see(self, metric: Metric, value: float, *labels: str) -> None:
+        histogram = self._histograms[metric]
+        (histogram.labels(*labels) if labels else histogram).observe(value)
