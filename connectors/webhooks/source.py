@@ -90,3 +90,9 @@ class WebhookSource(Protocol):
 
     def translate(self, body: bytes) -> tuple[Translation, ...]:
         """What verified bytes say. Pure and total: no bytes make it raise."""
+
+
+def header(headers: Mapping[str, str], name: str) -> str | None:
+    """A header's value, its name in any case; None when absent or empty."""
+    wanted = name.lower()
+    return next((value for key, value in headers.items() if key.lower() == wanted and value), None)
