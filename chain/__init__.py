@@ -1,0 +1,1 @@
+"""What a chain says: assets, addresses, logs, finality and the scan's arithmetic (pure); rpc, scanner, evidence (I/O)."""

@@ -1,0 +1,56 @@
+"""Which assets exist on which chain, and where. The native coin is no asset of ours: nobody is credited for gas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chain.addresses import check_address
+from chain.errors import NoToken
+from topics.events import Chain
+from topics.money import USDC_DECIMALS
+
+
+class Network(StrEnum):
+    """One per deployment; chains of different networks are never mixed."""
+
+    MAINNET = "mainnet"
+    TESTNET = "testnet"
+    """ETH is Sepolia, MATIC is Amoy, SOL is Devnet, APTOS is Testnet."""
+    LOCAL = "local"
+    """A chain of our own: every contract is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    symbol: str
+    decimals: int
+    address: str
+    """Canonical address of the contract (EVM), the mint (Solana) or the metadata object (Aptos)."""
+
+
+USDC = "USDC"
+
+_SUPPORTED = frozenset((chain.value, USDC) for chain in Chain)
+
+# Native USDC as Circle publishes it. A place that is not here must be configured: a guessed contract credits for nothing.
+# MATIC is native USDC, not the bridged USDC.e.
+_USDC = {
+    (Network.MAINNET, Chain.ETH): "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48",
+    (Network.MAINNET, Chain.MATIC): "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359",
+    (Network.MAINNET, Chain.SOL): "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v",
+    (Network.TESTNET, Chain.ETH): "0x1c7D4B196Cb0C7B01d743Fbc6116a902379C7238",
+}
+
+
+def is_supported(chain: str, symbol: str) -> bool:
+    """Whether a deposit of `symbol` on `chain` may be credited. False for native coins and unknown chains."""
+    return (chain, symbol) in _SUPPORTED
+
+
+def usdc(network: Network, chain: Chain, configured: str | None = None) -> Asset:
+    """USDC on that chain; a configured address wins. Raises NoToken where none is known, BadAddress for a wrong one."""
+    address = configured or _USDC.get((network, chain))
+    if address is None:
+        raise NoToken(f"no USDC address is known for {chain} on {network}; configure it")
+    return Asset(USDC, USDC_DECIMALS, check_address(chain, address))

@@ -1,0 +1,167 @@
+"""Whether a transfer is on its chain, at finality, in the words of every endpoint.
+
+A node that is behind, fails or contradicts another is no evidence: `Undecided`, ask again. Money is taken back only on
+`Missing`; the caller gives at least two endpoints of different operators for that to mean something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chain.errors import ChainError
+from chain.finality import is_final
+from chain.logs import transfers_of
+from chain.rpc import Receipt, Rpc
+
+
+class Doubt(StrEnum):
+    """Why nothing can be said yet."""
+
+    BEHIND = "behind"
+    """An endpoint's head is below the head that the question was asked at."""
+    NOT_FINAL = "not_final"
+    """The transaction is in a block that is not deep enough."""
+    CONTRADICTION = "contradiction"
+    """One endpoint's answers do not fit together: it is being reorganised, or balances load over several nodes."""
+    DISAGREEMENT = "disagreement"
+    """Endpoints say different things."""
+    FAILED = "failed"
+    """An endpoint did not answer, or with garbage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """It is there, final, in the block it was reported in."""
+
+    block_hash: str
+    block_number: int
+    log_indexes: tuple[int, ...]
+    """Of all equal transfers (token, to, amount) in the transaction, in log order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """It is in another block than it was reported in. Final or not: ask again with this block once it is deep enough."""
+
+    block_hash: str
+    block_number: int
+    log_indexes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Every endpoint says that the chain has no such transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    reason: Doubt
+    detail: str = ""
+
+
+Finding = Canonical | Moved | Missing | Undecided
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one endpoint has the transfer."""
+
+    block_hash: str
+    block_number: int
+    log_indexes: tuple[int, ...]
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    tx_hash: str
+    block_hash: str | None
+    token: str
+    to: str
+    amount: int
+
+
+async def find_transfer(
+    rpcs: Sequence[Rpc],
+    tx_hash: str,
+    block_hash: str | None,
+    token: str,
+    to: str,
+    amount: int,
+    head: int,
+    depth: int,
+) -> Finding:
+    """Look the transfer up on every endpoint. Raises nothing but a programmer's error.
+
+    Ask when `head` (a number) is at least `depth` blocks above the block it was reported in; every endpoint must have
+    reached `head`. `block_hash` None: reported without a block, so the first final one is canonical. Hashes and addresses
+    are lower case, `amount` is in base units.
+    """
+    assert rpcs, "without an endpoint nothing can be known"
+    wanted = _Transfer(tx_hash, block_hash, token, to, amount)
+    answers = await asyncio.gather(*(_ask(rpc, wanted, head, depth) for rpc in rpcs))
+    for answer in answers:
+        if isinstance(answer, Undecided):
+            return answer
+    places = [answer for answer in answers if isinstance(answer, _Place)]
+    if not places:
+        return Missing()
+    first = places[0]
+    found = (first.block_hash, first.block_number, first.log_indexes)
+    if len(places) < len(answers) or any((p.block_hash, p.block_number, p.log_indexes) != found for p in places):
+        return Undecided(Doubt.DISAGREEMENT)
+    final = all(place.final for place in places)
+    if first.block_hash == block_hash or (block_hash is None and final):
+        return Canonical(*found) if final else Undecided(Doubt.NOT_FINAL)
+    return Moved(*found)
+
+
+async def _ask(rpc: Rpc, wanted: _Transfer, head: int, depth: int) -> _Place | Missing | Undecided:
+    try:
+        receipt, latest = await rpc.receipt_and_head(wanted.tx_hash)
+        own_head = latest.number
+        if own_head < head:
+            return Undecided(Doubt.BEHIND, f"{rpc.endpoint} is at {own_head}, asked at {head}")
+        if receipt is None:
+            return await _absent(rpc, wanted)
+        return await _present(rpc, wanted, receipt, own_head, depth)
+    except ChainError as error:
+        return Undecided(Doubt.FAILED, str(error))
+
+
+async def _absent(rpc: Rpc, wanted: _Transfer) -> Missing | Undecided:
+    """No receipt. An endpoint that still has the transaction in the canonical block it was reported in contradicts itself."""
+    reported = None if wanted.block_hash is None else await rpc.block_by_hash(wanted.block_hash)
+    if reported is not None and wanted.tx_hash in reported.tx_hashes:
+        canonical = await rpc.block_by_number(reported.number)
+        if canonical is None or canonical.hash == reported.hash:
+            return Undecided(Doubt.CONTRADICTION, f"{rpc.endpoint} has the block of {wanted.tx_hash}, not its receipt")
+    return Missing()
+
+
+async def _present(
+    rpc: Rpc, wanted: _Transfer, receipt: Receipt, own_head: int, depth: int
+) -> _Place | Missing | Undecided:
+    by_hash, by_number = await rpc.block_both_ways(receipt.block_hash, receipt.block_number)
+    if (
+        by_hash is None
+        or by_hash.number != receipt.block_number
+        or by_number is None
+        or by_number.hash != receipt.block_hash
+        or wanted.tx_hash not in by_number.tx_hashes
+    ):
+        return Undecided(Doubt.CONTRADICTION, f"{rpc.endpoint}: the receipt's block {receipt.block_number} is another")
+    final = is_final(own_head, receipt.block_number, depth)
+    transfers = transfers_of(receipt.logs, wanted.token) if receipt.succeeded else []
+    place = (receipt.block_hash, receipt.block_number, receipt.tx_hash)
+    if any((transfer.block_hash, transfer.block_number, transfer.tx_hash) != place for transfer in transfers):
+        return Undecided(Doubt.CONTRADICTION, f"{rpc.endpoint}: logs of another block in the receipt")
+    equal = tuple(t.log_index for t in transfers if (t.to, t.amount) == (wanted.to, wanted.amount))
+    if equal:
+        return _Place(receipt.block_hash, receipt.block_number, equal, final)
+    if final:
+        return Missing()
+    return Undecided(Doubt.NOT_FINAL, "the transaction is there without the transfer, in a block that may still go")

@@ -1,0 +1,296 @@
+"""One JSON-RPC endpoint of an EVM chain. Every answer is checked; whatever goes wrong is an RpcError.
+
+Nothing is retried here: a read may be repeated by the caller (stamina), and what repeating means is the caller's to know.
+The URL may carry a key, so only its scheme and host are ever shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from chain.errors import (
+    BadLog,
+    RpcGarbled,
+    RpcRefused,
+    RpcTimeout,
+    RpcTooLarge,
+    RpcUnavailable,
+    WrongChainId,
+)
+from chain.logs import TRANSFER_TOPIC, TransferLog, decode_transfer, topic_of
+from chain.wire import hash32, items, mapping, quantity, uint256
+
+ANSWER_BYTES_MAX: Final = 64_000_000
+"""A getLogs answer of 100,000 transfers; beyond it the range is too wide for one read."""
+FILTER_ADDRESSES_MAX: Final = 1_000
+"""Addresses in one topic filter; with more, all transfers are fetched and filtered here."""
+CONNECTIONS_MAX: Final = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    number: int
+    hash: str
+    parent_hash: str
+    timestamp_s: int
+    tx_hashes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    tx_hash: str
+    block_hash: str
+    block_number: int
+    succeeded: bool
+    logs: tuple[Any, ...]
+    """As the node sent them; `logs.transfers_of` reads them."""
+
+
+class Rpc:
+    """A keep-alive client. `close()` it, or use it as an async context manager. Safe for concurrent calls of one loop."""
+
+    def __init__(self, url: str, chain_id: int, timeout_s: float = 10.0) -> None:
+        self._url = url
+        self._chain_id = chain_id
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+        self._last_id = 0
+        parts = urlsplit(url)
+        self.endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        """For people and logs: scheme and host."""
+        shown = parts.netloc.rpartition("@")[2]
+        self._secrets = [text for text in re.split(r"[/?&=:@]", url.replace(shown, "", 1)) if len(text) >= 8]
+
+    def __repr__(self) -> str:
+        return f"Rpc({self.endpoint}/***, chain_id={self._chain_id})"
+
+    async def __aenter__(self) -> Rpc:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. The next call opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def verify_chain_id(self) -> None:
+        """WrongChainId unless the endpoint serves the chain we were told it does. Call it once before anything else."""
+        actual = self._checked(quantity, await self._call("eth_chainId"))
+        if actual != self._chain_id:
+            raise WrongChainId(self.endpoint, self._chain_id, actual)
+
+    async def head(self) -> Block:
+        """The newest block."""
+        return self._latest(await self._call("eth_getBlockByNumber", "latest", False))
+
+    async def block_by_number(self, number: int) -> Block | None:
+        """The canonical block of that number; None when the endpoint has none."""
+        return self._numbered(number, await self._call("eth_getBlockByNumber", hex(number), False))
+
+    async def block_by_hash(self, block_hash: str) -> Block | None:
+        """The block of that hash, canonical or not; None when the endpoint does not know it."""
+        return self._hashed(block_hash, await self._call("eth_getBlockByHash", block_hash, False))
+
+    async def block_both_ways(self, block_hash: str, number: int) -> tuple[Block | None, Block | None]:
+        """(by hash, by number), in one batch."""
+        by_hash, by_number = await self._batch(
+            [("eth_getBlockByHash", [block_hash, False]), ("eth_getBlockByNumber", [hex(number), False])]
+        )
+        return self._hashed(block_hash, by_hash), self._numbered(number, by_number)
+
+    async def receipt(self, tx_hash: str) -> Receipt | None:
+        """The receipt of a mined transaction; None when the endpoint knows of none."""
+        return self._receipt(tx_hash, await self._call("eth_getTransactionReceipt", tx_hash))
+
+    async def receipt_and_head(self, tx_hash: str) -> tuple[Receipt | None, Block]:
+        """Both in one batch: behind a load balancer, a missing receipt and the head then come from one node."""
+        latest, raw = await self._batch(
+            [("eth_getBlockByNumber", ["latest", False]), ("eth_getTransactionReceipt", [tx_hash])]
+        )
+        return self._receipt(tx_hash, raw), self._latest(latest)
+
+    async def logs(self, token: str, addresses: AbstractSet[str] | None, first: int, last: int) -> list[TransferLog]:
+        """Transfers of `token` in blocks `first` to `last`, by block and log index; only those to `addresses` (lower
+        case) unless None."""
+        if addresses is not None and not addresses:
+            return []
+        topics: list[Any] = [TRANSFER_TOPIC]
+        if addresses is not None and len(addresses) <= FILTER_ADDRESSES_MAX:
+            topics += [None, [topic_of(address) for address in sorted(addresses)]]
+        query = {"address": token, "fromBlock": hex(first), "toBlock": hex(last), "topics": topics}
+        transfers: dict[tuple[int, int], TransferLog] = {}
+        for raw in self._checked(items, await self._call("eth_getLogs", query)):
+            transfer = self._checked(decode_transfer, raw)
+            if transfer is None:
+                continue
+            if transfer.token != token or not first <= transfer.block_number <= last:
+                raise RpcGarbled(self.endpoint, "eth_getLogs answered a log that was not asked for")
+            if transfers.setdefault((transfer.block_number, transfer.log_index), transfer) != transfer:
+                raise RpcGarbled(self.endpoint, f"eth_getLogs answered two logs at one place: {transfer.tx_hash}")
+        wanted = (t for t in transfers.values() if addresses is None or t.to in addresses)
+        return sorted(wanted, key=lambda transfer: (transfer.block_number, transfer.log_index))
+
+    async def balance_of(self, token: str, address: str, block: int | None = None) -> int:
+        """Base units of `token` that `address` holds at `block` (the newest when None)."""
+        call = {"to": token, "data": "0x70a08231" + topic_of(address)[2:]}  # balanceOf(address)
+        answer = await self._call("eth_call", call, "latest" if block is None else hex(block))
+        return self._checked(uint256, answer)
+
+    def _latest(self, raw: Any) -> Block:
+        block = self._block(raw)
+        if block is None:
+            raise RpcGarbled(self.endpoint, "there is no latest block")
+        return block
+
+    def _receipt(self, tx_hash: str, raw: Any) -> Receipt | None:
+        receipt = None if raw is None else self._checked(_read_receipt, raw)
+        if receipt is not None and receipt.tx_hash != tx_hash:
+            raise RpcGarbled(self.endpoint, f"asked for the receipt of {tx_hash}, got that of {receipt.tx_hash}")
+        return receipt
+
+    def _numbered(self, number: int, raw: Any) -> Block | None:
+        block = self._block(raw)
+        if block is not None and block.number != number:
+            raise RpcGarbled(self.endpoint, f"asked for block {number}, got {block.number}")
+        return block
+
+    def _hashed(self, block_hash: str, raw: Any) -> Block | None:
+        block = self._block(raw)
+        if block is not None and block.hash != block_hash:
+            raise RpcGarbled(self.endpoint, f"asked for block {block_hash}, got {block.hash}")
+        return block
+
+    def _block(self, raw: Any) -> Block | None:
+        return None if raw is None else self._checked(_read_block, raw)
+
+    def _checked(self, read: Callable[[Any], T], raw: Any) -> T:
+        try:
+            return read(raw)
+        except (ValueError, KeyError, BadLog) as error:
+            raise RpcGarbled(self.endpoint, f"{type(error).__name__}: {error}"[:200]) from None
+
+    async def _call(self, method: str, *params: Any) -> Any:
+        request = self._request(method, list(params))
+        answer = self._checked(mapping, await self._post(request))
+        return self._result(method, request["id"], answer)
+
+    async def _batch(self, calls: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+        """Results in the order of the calls, whatever the order of the answers. The first refusal raises."""
+        requests = [self._request(method, params) for method, params in calls]
+        answer = await self._post(requests)
+        if isinstance(answer, dict):  # a node that refuses the batch as such answers one error
+            return [self._result("batch", None, answer)]
+        answers = {}
+        for raw in self._checked(items, answer):
+            one = self._checked(mapping, raw)
+            number = one.get("id")
+            if type(number) is not int or number in answers:
+                raise RpcGarbled(self.endpoint, "a batch answer without an id of its own")
+            answers[number] = one
+        if answers.keys() != {request["id"] for request in requests}:
+            raise RpcGarbled(self.endpoint, f"{len(answers)} answers to other ids than the {len(requests)} asked")
+        return [self._result(request["method"], request["id"], answers[request["id"]]) for request in requests]
+
+    def _request(self, method: str, params: list[Any]) -> dict[str, Any]:
+        self._last_id += 1
+        return {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
+
+    def _result(self, method: str, request_id: int | None, answer: dict[str, Any]) -> Any:
+        if answer.get("error") is not None:
+            raise self._refusal(method, answer["error"])
+        if request_id is None or answer.get("id") != request_id or "result" not in answer:
+            raise RpcGarbled(self.endpoint, f"{method}: neither a result nor an error, or another call's")
+        return answer["result"]
+
+    def _refusal(self, method: str, error: Any) -> RpcRefused | RpcGarbled:
+        code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, None)
+        if type(code) is not int:
+            return RpcGarbled(self.endpoint, f"{method}: an error without a code")
+        message = str(message)
+        for secret in self._secrets:  # some providers quote the key they refuse
+            message = message.replace(secret, "***")
+        return RpcRefused(self.endpoint, method, code, message[:200])
+
+    async def _post(self, body: Any) -> Any:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX)
+            )
+        try:
+            async with self._session.post(
+                self._url,
+                data=orjson.dumps(body),
+                headers={"content-type": "application/json"},
+                allow_redirects=False,
+            ) as response:
+                status = response.status
+                raw = await self._body(response)
+        except TimeoutError:
+            raise RpcTimeout(self.endpoint, f"no answer within {self._timeout.total} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # their texts may hold the URL
+            raise RpcUnavailable(self.endpoint, type(error).__name__) from None
+        return self._parsed(status, raw)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > ANSWER_BYTES_MAX:
+                raise RpcTooLarge(self.endpoint, f"the answer is over {ANSWER_BYTES_MAX} bytes")
+        return bytes(body)
+
+    def _parsed(self, status: int, raw: bytes) -> Any:
+        if status == 413:
+            raise RpcTooLarge(self.endpoint, "HTTP 413")
+        if status == 429 or status >= 500 or 300 <= status < 400:
+            raise RpcUnavailable(self.endpoint, f"HTTP {status}")
+        try:
+            answer = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            answer = None
+        if status >= 400 and not (isinstance(answer, dict) and answer.get("error") is not None):
+            raise RpcUnavailable(self.endpoint, f"HTTP {status}")  # some providers refuse with 400 and a JSON-RPC error
+        if answer is None:
+            raise RpcGarbled(self.endpoint, "the answer is not JSON")
+        return answer
+
+
+def _read_block(raw: Any) -> Block:
+    block = mapping(raw)
+    return Block(
+        number=quantity(block["number"]),
+        hash=hash32(block["hash"]),
+        parent_hash=hash32(block["parentHash"]),
+        timestamp_s=quantity(block["timestamp"]),
+        tx_hashes=tuple(map(hash32, items(block["transactions"]))),
+    )
+
+
+def _read_receipt(raw: Any) -> Receipt:
+    receipt = mapping(raw)
+    status = quantity(receipt["status"])
+    if status not in (0, 1):
+        raise ValueError(f"status {status}")
+    return Receipt(
+        tx_hash=hash32(receipt["transactionHash"]),
+        block_hash=hash32(receipt["blockHash"]),
+        block_number=quantity(receipt["blockNumber"]),
+        succeeded=status == 1,
+        logs=tuple(items(receipt["logs"])),
+    )
