@@ -50,7 +50,7 @@ class Problem(Exception):
         return JSONResponse(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 500: "internal_error"}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 500: "internal_error"}
 _DETAILS = {
     404: "There is nothing at this path.",
     405: "This path does not take this method; see the Allow header.",
@@ -71,8 +71,7 @@ async def _on_problem(_request: Request, error: Exception) -> JSONResponse:
 
 async def _on_http_exception(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    phrase = HTTPStatus(error.status_code).phrase
-    code = _CODES.get(error.status_code, phrase.lower().replace(" ", "_").replace("-", "_"))
+    code = _CODES.get(error.status_code, f"http_{error.status_code}")
     detail = _DETAILS.get(error.status_code, str(error.detail))
     return Problem(error.status_code, code, detail, headers=error.headers).response()
 

@@ -64,6 +64,7 @@ class KafkaPublisher:
         self._producer: AIOKafkaProducer | None = None
         self._failed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def connected(self) -> bool:
@@ -78,6 +79,7 @@ class KafkaPublisher:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
+        await asyncio.gather(*self._closing)
 
     async def publish(self, topic: Topic, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
         producer = self._producer
@@ -116,6 +118,7 @@ class KafkaPublisher:
             while not self._failed.is_set() and await self._answers(self._producer):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._failed.wait(), self._probe_s)
+            self._failed.set()
             log.warning("kafka_lost", bootstrap=self._bootstrap)
         finally:
             producer, self._producer = self._producer, None
@@ -130,18 +133,18 @@ class KafkaPublisher:
             max_request_size=RECORD_BYTES_MAX + 100_000,
             request_timeout_ms=int(self._timeout_s * 750),  # ends before a publish's own limit, with the better error
         )
+        started = False
         try:
             # A broker that starts up answers metadata before it gives out producer ids, for which aiokafka waits without end.
             async with asyncio.timeout(2 * self._timeout_s):
                 await producer.start()
+            started = True
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("kafka_unreachable", bootstrap=self._bootstrap, error=type(error).__name__)
-            await self._close(producer, grace_s=0)
-            return None
-        except asyncio.CancelledError:
-            await self._close(producer, grace_s=0)
-            raise
-        return producer
+        finally:
+            if not started:
+                await self._close(producer, grace_s=0)
+        return producer if started else None
 
     async def _answers(self, producer: AIOKafkaProducer) -> bool:
         try:
@@ -152,15 +155,22 @@ class KafkaPublisher:
         return True
 
     async def _close(self, producer: AIOKafkaProducer, *, grace_s: float) -> None:
-        """Stop, and after `grace_s` without what is still queued: aiokafka's own stop waits for it without end."""
-        stopping = asyncio.create_task(producer.stop())
-        _, pending = await asyncio.wait({stopping}, timeout=grace_s)
-        if pending:
-            producer._message_accumulator.fail_all(KafkaError("the producer is being closed"))
-            _, pending = await asyncio.wait({stopping}, timeout=2 * self._timeout_s)
-        if pending:
-            stopping.cancel()
-        try:
-            await stopping
-        except (Exception, asyncio.CancelledError) as error:
-            log.warning("kafka_close_failed", error=type(error).__name__)
+        """In a task of its own, so that `stop` during it leaves nothing open."""
+        task = asyncio.create_task(_closed(producer, grace_s, self._timeout_s))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        await asyncio.shield(task)
+
+
+async def _closed(producer: AIOKafkaProducer, grace_s: float, timeout_s: float) -> None:
+    """Stop, and after `grace_s` without what is still queued: aiokafka's own stop waits for it without end."""
+    stopping = asyncio.create_task(producer.stop())
+    _, pending = await asyncio.wait({stopping}, timeout=grace_s)
+    if pending:
+        producer._message_accumulator.fail_all(KafkaError("the producer is being closed"))
+        _, pending = await asyncio.wait({stopping}, timeout=2 * timeout_s)
+    if pending:
+        stopping.cancel()
+        await asyncio.wait({stopping})
+    if stopping.cancelled() or stopping.exception() is not None:
+        log.warning("kafka_close_failed")
