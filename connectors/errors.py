@@ -1,4 +1,4 @@
-"""Why a partner's system did not do what we asked, or why a message that claims to come from it is refused.
+"""Why a partner's system did not do what we asked.
 
 ConnectorError (code)
  ├── Refused       the partner says no, for good: a definite 4xx (status, partner_code, message)
@@ -6,13 +6,8 @@ ConnectorError (code)
  ├── Unavailable   5xx, or no connection (sent: whether the request may have reached the partner)
  └── Unknown       time-out, lost or unreadable reply: it may have happened
 
-WebhookRefused (code, reason)
- ├── missing_signature      a signature header is absent
- ├── bad_signature          the signature is not one of these bytes by that key
- ├── unknown_key            the partner does not know the key id
- └── too_many_unknown_keys  key ids that we do not know arrive faster than we are willing to ask for them
-
-A mutating call that ended Unknown, or Unavailable with `sent`, is repeated with the same idempotency key, never renewed.
+A mutating call that ended Unknown, or Unavailable with `sent`, is repeated with the same idempotency key, never a new one.
+What a partner sends us is refused by `connectors.webhooks.source.Refused`.
 """
 
 from __future__ import annotations
@@ -72,21 +67,3 @@ class Unknown(ConnectorError):
     """The request left and no readable answer came: it may have been done."""
 
     code = ConnectorCode.UNKNOWN
-
-
-class WebhookCode(StrEnum):
-    """Stable codes of refused webhooks: problem `code` and metric label alike."""
-
-    MISSING_SIGNATURE = "missing_signature"
-    BAD_SIGNATURE = "bad_signature"
-    UNKNOWN_KEY = "unknown_key"
-    TOO_MANY_UNKNOWN_KEYS = "too_many_unknown_keys"
-
-
-class WebhookRefused(Exception):
-    """The message is not proven to come from the partner; it has no effect."""
-
-    def __init__(self, code: WebhookCode, reason: str) -> None:
-        super().__init__(f"{code}: {reason}")
-        self.code = code
-        self.reason = reason

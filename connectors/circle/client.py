@@ -1,0 +1,225 @@
+"""Circle's W3S API as far as we use it. Base URL, paths and bodies: developers.circle.com, Wallets API.
+
+A call returns its result or raises one of connectors.errors. Nothing is retried here: a mutating call that ended without
+a readable answer is repeated by the caller with the same idempotency key, for which Circle returns the first result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import orjson
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic.alias_generators import to_camel
+
+from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+
+PAGE_SIZE: Final = 50  # Circle's maximum
+PAGES_MAX: Final = (
+    20  # one customer has a wallet per chain; a server that ignores `pageAfter` must not hold us for ever
+)
+REPLY_BYTES_MAX: Final = 4_000_000  # 200 wallets on each of 4 chains are 400 kB
+SOMETHING_WENT_WRONG: Final = "-1"  # Circle's code for a failure of its own, sent with status 400
+
+
+class CircleWallet(BaseModel):
+    """A wallet as Circle describes it; unknown fields and unknown states are kept out of our way."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+    id: str
+    address: str
+    blockchain: str
+    """Circle's name: see connectors.circle.chains."""
+    state: str = "LIVE"
+    ref_id: str | None = None
+
+
+class CircleClient:
+    """One API key and one entity secret. Use as an async context, or call start and close."""
+
+    def __init__(self, base_url: str, api_key: SecretStr, entity_secret: SecretStr, timeout_s: float = 10.0) -> None:
+        try:
+            known = len(bytes.fromhex(entity_secret.get_secret_value())) == 32
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("Circle's entity secret is 64 hexadecimal characters")
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._entity_secret = entity_secret
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._entity_key: rsa.RSAPublicKey | None = None
+        self._entity_key_lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._api_key.get_secret_value()}", "Accept": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=self._timeout_s / 2),
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def create_wallet_set(self, idempotency_key: str, name: str) -> str:
+        """The id of the wallet set."""
+        body = {"idempotencyKey": idempotency_key, "name": name}
+        data = await self._mutate("/v1/w3s/developer/walletSets", body)
+        try:
+            return str(data["walletSet"]["id"])
+        except (KeyError, TypeError):
+            raise Unknown("Circle's reply holds no wallet set id") from None
+
+    async def create_wallets(
+        self,
+        idempotency_key: str,
+        wallet_set_id: str,
+        blockchains: Sequence[str],
+        metadata: Sequence[tuple[str, str]],
+    ) -> list[CircleWallet]:
+        """One EOA wallet per (name, ref_id) and blockchain (Circle's names). Match the reply by ref_id and blockchain."""
+        body = {
+            "idempotencyKey": idempotency_key,
+            "walletSetId": wallet_set_id,
+            "blockchains": list(blockchains),
+            "accountType": "EOA",
+            "count": len(metadata),
+            "metadata": [{"name": name, "refId": ref_id} for name, ref_id in metadata],
+        }
+        return _wallets(await self._mutate("/v1/w3s/developer/wallets", body))
+
+    async def list_wallets(self, ref_id: str) -> list[CircleWallet]:
+        """All wallets with this reference, newest first."""
+        found: list[CircleWallet] = []
+        params = {"refId": ref_id, "pageSize": str(PAGE_SIZE)}
+        for _ in range(PAGES_MAX):
+            page = _wallets(await self._call("GET", "/v1/w3s/wallets", params=params))
+            found += page
+            if len(page) < PAGE_SIZE:
+                return found
+            params["pageAfter"] = page[-1].id
+        raise Unknown(f"more than {PAGES_MAX * PAGE_SIZE} wallets of one reference")
+
+    async def notification_public_key(self, key_id: str) -> bytes:
+        """DER SubjectPublicKeyInfo of the key that signs notifications. Raises Refused when Circle knows no such key."""
+        data = await self._call("GET", f"/v2/notifications/publicKey/{key_id}")
+        try:
+            return base64.b64decode(data["publicKey"], validate=True)
+        except (KeyError, TypeError, ValueError):
+            raise Unknown("Circle's reply holds no public key") from None
+
+    async def _mutate(self, path: str, body: dict[str, Any]) -> Mapping[str, Any]:
+        # A ciphertext is good for one request, so it is made here and is no part of what callers store and repeat.
+        return await self._call("POST", path, body={**body, "entitySecretCiphertext": await self._ciphertext()})
+
+    async def _ciphertext(self) -> str:
+        oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+        secret = bytes.fromhex(self._entity_secret.get_secret_value())
+        return base64.b64encode((await self._public_key()).encrypt(secret, oaep)).decode()
+
+    async def _public_key(self) -> rsa.RSAPublicKey:
+        async with self._entity_key_lock:
+            if self._entity_key is None:
+                try:
+                    data = await self._call("GET", "/v1/w3s/config/entity/publicKey")
+                except (Unavailable, Unknown) as error:
+                    # Only a look-up failed: the mutating call it was for has not been sent.
+                    raise Unavailable(f"the entity public key: {error}", sent=False) from None
+                self._entity_key = _rsa_key(data.get("publicKey"))
+            return self._entity_key
+
+    async def _call(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> Mapping[str, Any]:
+        """The `data` of a 2xx answer, or a ConnectorError. Errors of aiohttp stay inside: they can carry our headers."""
+        if self._session is None:
+            raise RuntimeError("CircleClient is not started")
+        sent = None if body is None else orjson.dumps(body)
+        headers = {} if sent is None else {"Content-Type": "application/json"}
+        url = f"{self._base_url}{path}"
+        try:
+            async with self._session.request(
+                method, url, data=sent, params=params, headers=headers, allow_redirects=False
+            ) as reply:
+                raw = await _read(reply)
+                status, retry_after = reply.status, reply.headers.get("Retry-After")
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            raise Unavailable(f"no connection: {type(error).__name__}", sent=False) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unknown(f"no reply: {type(error).__name__}") from None
+        if not 200 <= status < 300:
+            raise _failure(status, raw, retry_after)
+        answer = _json(raw)
+        data = answer.get("data")
+        if not isinstance(data, dict):
+            raise Unknown(f"an unreadable reply with status {status}")
+        return data
+
+
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    """The whole body, or as much as is over the limit (which then is no JSON)."""
+    parts = bytearray()
+    async for chunk in reply.content.iter_chunked(65_536):
+        parts += chunk
+        if len(parts) > REPLY_BYTES_MAX:
+            break
+    return bytes(parts)
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError:
+    answer = _json(raw)
+    partner_code = str(answer["code"])[:40] if "code" in answer else None
+    message = str(answer.get("message", ""))[:300]
+    if status == 429:
+        seconds = retry_after if retry_after is not None and retry_after.isascii() and retry_after.isdigit() else None
+        return RateLimited(None if seconds is None else float(seconds[:6]))
+    if status >= 500 or status == 408 or (status == 400 and partner_code == SOMETHING_WENT_WRONG):
+        return Unavailable(f"{status} (code {partner_code}): {message}", sent=True)
+    return Refused(status, partner_code, message)
+
+
+def _wallets(data: Mapping[str, Any]) -> list[CircleWallet]:
+    wallets = data.get("wallets")
+    if not isinstance(wallets, list):
+        raise Unknown("Circle's reply holds no wallets")
+    try:
+        return [CircleWallet.model_validate(wallet) for wallet in wallets]
+    except ValidationError as error:
+        raise Unknown(f"a wallet in Circle's reply is unreadable: {error.error_count()} fields") from None
+
+
+def _rsa_key(pem: object) -> rsa.RSAPublicKey:
+    try:
+        key = serialization.load_pem_public_key(str(pem).encode())
+    except (ValueError, binascii.Error):
+        key = None
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise Unavailable("Circle's entity public key is not an RSA key in PEM", sent=False)
+    return key

@@ -1,0 +1,236 @@
+"""Circle's notifications, version 2: proven by ECDSA over the raw body, then translated to `deposits.notified`.
+
+Circle signs with X-Circle-Signature (Base64 of a DER signature) and names the key in X-Circle-Key-Id. There is no time
+in the signature: a replay is harmless because notificationId is the event's id. Delivery is at least once, in any order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import orjson
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from connectors import errors
+from connectors.circle.chains import EVM_CHAINS, Network, from_circle
+from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation
+from topics import catalog
+from topics.events import Address, DepositNotified, Evidence, Text, TxHash
+
+SOURCE: Final = "circle"
+KEYS_MAX: Final = 64  # Circle confirmed each of them, so nobody else can fill the cache
+LOOKUPS_MAX: Final = 10  # unknown key ids we ask Circle about ...
+LOOKUPS_PER_S: Final = 60.0  # ... in this time: random ids must not make us use up Circle's rate limit
+
+FetchKey = Callable[[str], Awaitable[bytes]]
+"""CircleClient.notification_public_key."""
+
+
+class CircleWebhooks:
+    """Circle's part of the bridge (connectors.webhooks.source.WebhookSource)."""
+
+    def __init__(
+        self,
+        fetch_key: FetchKey,
+        network: Network,
+        usdc_tokens: Mapping[str, str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`usdc_tokens`: Circle's token id -> our asset, such as {"5797fbd6-…": "USDC"}."""
+        self._fetch_key = fetch_key
+        self._network = network
+        self._usdc_tokens = dict(usdc_tokens)
+        self._clock = clock
+        self._keys: OrderedDict[str, ec.EllipticCurvePublicKey] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[ec.EllipticCurvePublicKey]] = {}
+        self._looked_up_at: deque[float] = deque(maxlen=LOOKUPS_MAX)
+
+    @property
+    def vendor(self) -> str:
+        return SOURCE
+
+    async def verify(self, headers: Mapping[str, str], body: bytes) -> None:
+        """Returns when Circle signed exactly these bytes; raises Refused otherwise."""
+        given = {name.lower(): value for name, value in headers.items()}
+        signature, key_id = given.get("x-circle-signature"), given.get("x-circle-key-id")
+        if not signature or not key_id:
+            raise Refused(RefusalCode.MISSING_SIGNATURE, "X-Circle-Signature and X-Circle-Key-Id are both needed")
+        try:
+            der = base64.b64decode(signature, validate=True)
+        except ValueError:
+            raise Refused(RefusalCode.BAD_SIGNATURE, "the signature is not Base64") from None
+        key = await self._key(_key_id(key_id))
+        try:
+            key.verify(der, body, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            raise Refused(RefusalCode.BAD_SIGNATURE, "the signature is not over these bytes by that key") from None
+
+    def translate(self, body: bytes) -> tuple[Translation, ...]:
+        return (translate(body, self._network, self._usdc_tokens),)
+
+    async def _key(self, key_id: str) -> ec.EllipticCurvePublicKey:
+        if key_id in self._keys:
+            self._keys.move_to_end(key_id)
+            return self._keys[key_id]
+        lookup = self._lookups.get(key_id)
+        if lookup is None:
+            self._spend_lookup()
+            lookup = asyncio.create_task(self._look_up(key_id))
+            self._lookups[key_id] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(key_id, None))
+        # Shielded: one caller who gives up must not fail the others who wait for the same key.
+        return await asyncio.shield(lookup)
+
+    def _spend_lookup(self) -> None:
+        now = self._clock()
+        if len(self._looked_up_at) == LOOKUPS_MAX and now - self._looked_up_at[0] < LOOKUPS_PER_S:
+            raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
+        self._looked_up_at.append(now)
+
+    async def _look_up(self, key_id: str) -> ec.EllipticCurvePublicKey:
+        try:
+            key = serialization.load_der_public_key(await self._fetch_key(key_id))
+        except errors.Refused as error:
+            if error.status in (400, 404):
+                raise Refused(RefusalCode.UNKNOWN_KEY, "Circle knows no such key") from None
+            raise Refused(RefusalCode.KEY_UNAVAILABLE, f"Circle refuses the look-up: {error.status}") from None
+        except errors.ConnectorError as error:
+            raise Refused(RefusalCode.KEY_UNAVAILABLE, f"Circle cannot be asked for the key: {error.code}") from None
+        except (ValueError, UnsupportedAlgorithm):
+            raise Refused(RefusalCode.UNSUPPORTED_ALGORITHM, "the key is not readable") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise Refused(RefusalCode.UNSUPPORTED_ALGORITHM, "the key is not one of P-256")
+        self._keys[key_id] = key
+        if len(self._keys) > KEYS_MAX:
+            self._keys.popitem(last=False)
+        return key
+
+
+def _key_id(text: str) -> str:
+    """The key id in canonical form; Circle is never asked for what is not a UUID."""
+    try:
+        if len(text) != 36:
+            raise ValueError
+        return str(UUID(text))
+    except ValueError:
+        raise Refused(RefusalCode.UNKNOWN_KEY, "the key id is not a UUID") from None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, strict=True)
+
+
+class _Envelope(_Model):
+    notification_id: Text
+    notification_type: str
+    notification: dict[str, Any]
+    version: int = 2
+
+
+class _Inbound(_Model):
+    """The transaction object of `transactions.inbound`, as far as it is read."""
+
+    id: Text
+    state: str
+    blockchain: Annotated[str, Field(pattern=r"^[A-Z0-9-]{1,40}$")]
+    token_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{1,100}$")]
+    destination_address: Address
+    tx_hash: TxHash
+    amounts: Annotated[list[str], Field(min_length=1, max_length=1)]
+    transaction_type: Literal["INBOUND"] = "INBOUND"
+    block_hash: Any = None
+    block_height: Any = None
+
+
+INBOUND: Final = "transactions.inbound"
+_OF_NO_INTEREST: Final = {
+    "webhooks": {"test"},
+    "transactions": {"outbound"},
+    "challenges": {
+        "accelerateTransaction",
+        "cancelTransaction",
+        "changePin",
+        "contractExecution",
+        "createTransaction",
+        "createWallet",
+        "initialize",
+        "restorePin",
+        "setPin",
+        "setSecurityQuestions",
+    },
+    "contracts": {"eventLog"},
+    "modularWallet": {"userOperation", "inboundTransfer", "outboundTransfer"},
+    "travelRule": {"statusUpdate", "deny", "approve"},
+    "rampSession": {
+        "completed",
+        "depositReceived",
+        "expired",
+        "failed",
+        "kycApproved",
+        "kycRejected",
+        "kycSubmitted",
+    },
+}
+IGNORED_TYPES: Final = frozenset(f"{family}.{kind}" for family, kinds in _OF_NO_INTEREST.items() for kind in kinds)
+_EVIDENCE: Final = {"CONFIRMED": Evidence.CONFIRMED, "COMPLETE": Evidence.COMPLETE}
+_BLOCK_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
+
+
+def translate(body: bytes | Mapping[str, Any], network: Network, usdc_tokens: Mapping[str, str]) -> Translation:
+    """What a verified notification says. Pure and total.
+
+    A token or a chain that is not ours is passed on as `circle:<Circle's name>`, which the stage refuses with
+    unsupported_token or unknown_chain; without the prefix Circle's mainnet "ETH" would pass for our testnet chain.
+    """
+    try:
+        content = orjson.loads(body) if isinstance(body, bytes) else body
+    except orjson.JSONDecodeError:
+        return NotUnderstood("not_json", "the body is not JSON")
+    try:
+        envelope = _Envelope.model_validate(content)
+        if envelope.version != 2:
+            return NotUnderstood("unsupported_version", "the notification's version is not 2")
+        if envelope.notification_type in IGNORED_TYPES:
+            return Ignored(envelope.notification_type)
+        if envelope.notification_type != INBOUND:
+            return NotUnderstood("unknown_type", f"notificationType {envelope.notification_type[:80]!a}")
+        inbound = _Inbound.model_validate(envelope.notification)
+        if inbound.state not in _EVIDENCE:
+            return NotUnderstood("unknown_state", f"an inbound transaction in state {inbound.state[:80]!a}")
+        event = _notified(inbound, network, usdc_tokens)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return NotUnderstood("wrong_schema", f"{where}: {first['msg']}"[:300])
+    return Publish(catalog.DEPOSITS_NOTIFIED, event.to.encode(), event, envelope.notification_id, SOURCE)
+
+
+def _notified(inbound: _Inbound, network: Network, usdc_tokens: Mapping[str, str]) -> DepositNotified:
+    chain = from_circle(inbound.blockchain, network)
+    block_hash, height = inbound.block_hash, inbound.block_height
+    in_hex = isinstance(block_hash, str) and _BLOCK_HASH.fullmatch(block_hash) is not None
+    return DepositNotified(
+        source=SOURCE,
+        transfer_id=inbound.id,
+        chain=chain or f"circle:{inbound.blockchain}",
+        # Case says nothing in hexadecimal, and two reports of one transfer must be equal.
+        tx_hash=inbound.tx_hash.lower() if chain in EVM_CHAINS else inbound.tx_hash,
+        to=inbound.destination_address.lower() if chain in EVM_CHAINS else inbound.destination_address,
+        asset=usdc_tokens.get(inbound.token_id, f"circle:{inbound.token_id}"),
+        amount=inbound.amounts[0],
+        evidence=_EVIDENCE[inbound.state],
+        block_hash=block_hash.lower() if in_hex else None,
+        block_number=height if type(height) is int and 0 <= height < 2**63 else None,
+    )
