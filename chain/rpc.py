@@ -195,7 +195,7 @@ class Rpc:
         requests = [self._request(method, params) for method, params in calls]
         answer = await self._post(requests)
         if isinstance(answer, dict):  # a node that refuses the batch as such answers one error
-            return [self._result("batch", None, answer)]
+            raise self._refusal("batch", answer.get("error"))
         answers = {}
         for raw in self._checked(items, answer):
             one = self._checked(mapping, raw)
@@ -211,10 +211,10 @@ class Rpc:
         self._last_id += 1
         return {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
 
-    def _result(self, method: str, request_id: int | None, answer: dict[str, Any]) -> Any:
+    def _result(self, method: str, request_id: int, answer: dict[str, Any]) -> Any:
         if answer.get("error") is not None:
             raise self._refusal(method, answer["error"])
-        if request_id is None or answer.get("id") != request_id or "result" not in answer:
+        if answer.get("id") != request_id or "result" not in answer:
             raise RpcGarbled(self.endpoint, f"{method}: neither a result nor an error, or another call's")
         return answer["result"]
 

@@ -103,7 +103,7 @@ def advance(state: ScanState, read: Range, end_hash: str, settings: ScanSettings
     recent = (*state.recent, Cursor(read.last, end_hash))
     span_blocks = min(state.span_blocks, settings.span_max_blocks)
     if 2 * read.blocks >= span_blocks:  # a much shorter read says nothing about the limit
-        span_blocks = min(settings.span_max_blocks, span_blocks + max(1, span_blocks // 4))
+        span_blocks = min(settings.span_max_blocks, span_blocks + max(1, span_blocks // 8))
     return replace(
         state,
         recent=recent[-settings.recent_max :],
