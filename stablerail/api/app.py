@@ -1,0 +1,121 @@
+"""The API's factory. Health and metrics need no key: bind them where only your own machines reach them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import asyncpg
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from stablerail import problems
+from stablerail.api import models
+from stablerail.api.observe import Observed
+from stablerail.api.reads import Pool
+from stablerail.api.routes import problem, router
+from stablerail.config import Settings
+from stablerail.metrics import Metrics
+from stablerail.problems import Problem
+
+log = structlog.get_logger()
+
+READY_TIMEOUT_S: Final = 2.0
+RETRY_AFTER_S: Final = 2
+_DATABASE_GONE: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.TooManyConnectionsError,
+    OSError,  # TimeoutError is one
+)
+
+_DESCRIPTION = """
+What a customer has, where they can deposit, and how each deposit came about.
+
+* **Amounts** are decimal strings with six decimals. Never parse them as floats.
+* **Errors** are `application/problem+json` (RFC 9457); branch on `code`, which is stable.
+* **Keys**: `Authorization: Bearer sr_<id>_<secret>`, made by `stablerail keys create --scope read`.
+"""
+
+
+def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -> FastAPI:
+    """The app. Whoever calls it opens and closes the pool, whose connections have our schema as their search_path."""
+    metrics = metrics or Metrics()
+    app = FastAPI(
+        title="Stablerail",
+        version="1",
+        summary="Customers' stablecoin balances, wallets and deposits",
+        description=_DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+        separate_input_output_schemas=False,
+        openapi_tags=[
+            {"name": "customers", "description": f"Balances and wallets ({settings.network})."},
+            {"name": "deposits", "description": "Transfers to customers' wallets."},
+            {"name": "operation", "description": "For orchestrators and Prometheus; no key."},
+        ],
+    )
+    app.state.pool = pool
+    app.state.metrics = metrics
+    problems.install(app)
+    for error in _DATABASE_GONE:
+        app.add_exception_handler(error, _on_database_gone)
+    app.add_middleware(Observed, metrics=metrics, name="api")
+    app.include_router(router)
+    _add_operation(app, pool, metrics)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _add_operation(app: FastAPI, pool: Pool, metrics: Metrics) -> None:
+    @app.get("/healthz", tags=["operation"], summary="The process runs")
+    async def healthz() -> models.Health:
+        return models.Health(status="ok")
+
+    not_ready = problem(503, "not_ready", "The database does not answer.", "Service Unavailable")
+
+    @app.get("/readyz", tags=["operation"], summary="The process can serve", responses=not_ready)
+    async def readyz() -> models.Health:
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S), pool.acquire() as connection:
+                await connection.execute("SELECT FROM api_keys LIMIT 1")
+        except (*_DATABASE_GONE, asyncpg.PostgresError) as error:
+            log.warning("not_ready", error=type(error).__name__)
+            raise Problem(503, "not_ready", "The database does not answer, or is not migrated.") from None
+        return models.Health(status="ready")
+
+    @app.get("/metrics", tags=["operation"], summary="Prometheus metrics", response_class=Response)
+    async def read_metrics() -> Response:
+        return Response(metrics.render(), media_type=metrics.content_type)
+
+
+async def _on_database_gone(_request: Request, error: Exception) -> JSONResponse:
+    log.warning("database_unavailable", error=type(error).__name__)
+    gone = Problem(
+        503,
+        "database_unavailable",
+        "The database does not answer; try again.",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+    return gone.response()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the problem answers' schema, which no endpoint returns and so is not found by itself."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        schemas = document["components"]["schemas"]
+        schemas["Problem"] = models.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = document
+    return app.openapi_schema

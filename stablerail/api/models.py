@@ -1,0 +1,135 @@
+"""The answers' shapes. Amounts are decimal strings with six decimals; times are RFC 3339 in UTC; ids are 32 hex digits."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Decimal = Annotated[str, Field(description="decimal string", pattern=r"^-?\d+\.\d{6}$", examples=["25.000000"])]
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["6f1c2f6f0d0c4c38a3c1f0c4a6a8d7e1"])]
+_ADDRESS = "0x5b38da6a701c568545dcfcb03fcb875f56beddc4"
+_TX = "0x8c1f2d1e6a7b9c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5"
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Problem(Answer):
+    """RFC 9457. `code` is stable and meant for programs; `detail` is for people. Served as application/problem+json."""
+
+    type: str = Field(examples=["about:blank"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    code: str = Field(examples=["unknown_user"])
+    detail: str = Field(examples=["No wallet and no account belongs to this user."])
+    errors: list[dict[str, str]] | None = Field(None, description="the wrong fields, with invalid_request")
+
+
+class Balance(Answer):
+    """What a customer has of one asset."""
+
+    asset: str = Field(examples=["USDC"])
+    available: Decimal = Field(description="spendable now: the account usdc_balance")
+    total: Decimal = Field(description="with what is held or reserved")
+    not_final: Decimal = Field(description="deposited, credited already, and not final on its chain yet")
+    accounts: dict[str, Decimal] = Field(
+        description="balance by account type", examples=[{"usdc_balance": "25.000000"}]
+    )
+
+
+class Balances(Answer):
+    user_id: str = Field(examples=["user_42"])
+    balances: list[Balance]
+
+
+class Wallet(Answer):
+    chain: str = Field(examples=["MATIC"])
+    address: str = Field(examples=[_ADDRESS])
+    wallet_id: str = Field(description="the custodian's id", examples=["ce714f5b-2f9c-4a64-9d3f-1f6a4f0c7a10"])
+    created_at: datetime
+
+
+class AwaitedWallet(Answer):
+    chain: str = Field(examples=["SOL"])
+    status: str = Field(description="requested, or failed", examples=["requested"])
+
+
+class Wallets(Answer):
+    user_id: str = Field(examples=["user_42"])
+    wallets: list[Wallet]
+    awaited: list[AwaitedWallet] = Field(description="chains whose wallet is not there yet")
+
+
+class Deposit(Answer):
+    """One transfer to a customer's wallet."""
+
+    id: Hex
+    user_id: str = Field(examples=["user_42"])
+    status: Literal["pending", "credited", "orphaned", "finalized", "reversed"] = Field(
+        description="pending: reported, evidence awaited; credited: on the balance; orphaned: its block left the chain; "
+        "finalized and reversed are the two ends"
+    )
+    chain: str = Field(examples=["MATIC"])
+    tx_hash: str = Field(examples=[_TX])
+    to: str = Field(examples=[_ADDRESS])
+    asset: str = Field(examples=["USDC"])
+    amount: Decimal
+    n: int = Field(description="the n-th equal transfer to this address in this transaction, from 0", examples=[0])
+    generation: int = Field(description="how often it was mined again after a reorg", examples=[0])
+    block_hash: str | None
+    block_number: int | None
+    log_index: int | None = Field(description="known only when we read the chain ourselves")
+    credited_at: datetime | None
+    finalized_at: datetime | None
+    updated_at: datetime
+
+
+class Report(Answer):
+    """Who said that this transfer happened, with the best evidence it gave."""
+
+    source: str = Field(examples=["circle"])
+    transfer_id: str = Field(description="the source's own id of the transfer")
+    evidence: str = Field(description="seen, confirmed or complete", examples=["confirmed"])
+    block_hash: str | None
+    block_number: int | None
+    log_index: int | None
+    reported_at: datetime
+
+
+class Entry(Answer):
+    """One line on an account of the customer's. It proves itself: the balance after it and the account's version."""
+
+    account: str = Field(examples=["usdc_balance"])
+    asset: str = Field(examples=["USDC"])
+    direction: Literal["debit", "credit"]
+    amount: Decimal
+    balance_after: Decimal
+    version: int
+
+
+class Transaction(Answer):
+    """A ledger transaction this deposit caused. Lines on the company's own accounts are not shown."""
+
+    id: Hex
+    kind: str = Field(examples=["deposit_credited"])
+    at: datetime
+    entries: list[Entry]
+
+
+class DepositHistory(Deposit):
+    """A deposit, who reported it, and what it did to the ledger, each in order of time."""
+
+    reports: list[Report]
+    transactions: list[Transaction]
+
+
+class Deposits(Answer):
+    deposits: list[Deposit] = Field(description="pending ones first, then the newest credited first")
+    next: str | None = Field(description="cursor of the next page; null = this was the last")
+
+
+class Health(Answer):
+    status: str = Field(examples=["ok"])

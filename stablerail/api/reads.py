@@ -1,0 +1,158 @@
+"""Rows -> answers. Each function is one consistent look: its statements share a snapshot."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from ledger.accounts import USDC, AccountType, may_own
+from ledger.sql import load
+from stablerail.api import models
+from stablerail.keys import Connection
+from topics.money import format_amount
+
+_SQL = load("stablerail.api", "reads.sql")
+ACQUIRE_TIMEOUT_S: Final = 2.0
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Pool = asyncpg.Pool[asyncpg.Record]
+
+
+@asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncGenerator[Connection]:
+    """A connection in a read-only transaction whose statements all see the same state."""
+    async with (
+        pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        yield connection
+
+
+async def balances(connection: Connection, user_id: str) -> models.Balances | None:
+    """None when the user is not known. A known user without an account has zero."""
+    if not await _known(connection, user_id):
+        return None
+    accounts: dict[str, dict[str, int]] = defaultdict(dict)
+    accounts[USDC][AccountType.USDC_BALANCE.value] = 0
+    for row in await connection.fetch(_SQL.balances, user_id):
+        accounts[row["asset"]][row["type"]] = int(row["balance"])
+    not_final = {row["asset"]: int(row["amount"]) for row in await connection.fetch(_SQL.not_final, user_id)}
+    return models.Balances(
+        user_id=user_id,
+        balances=[
+            models.Balance(
+                asset=asset,
+                available=format_amount(by_type.get(AccountType.USDC_BALANCE, 0)),
+                total=format_amount(sum(by_type.values())),
+                not_final=format_amount(not_final.get(asset, 0)),
+                accounts={account: format_amount(balance) for account, balance in sorted(by_type.items())},
+            )
+            for asset, by_type in sorted(accounts.items())
+        ],
+    )
+
+
+async def wallets(connection: Connection, user_id: str) -> models.Wallets | None:
+    """None when the user is not known."""
+    if not await _known(connection, user_id):
+        return None
+    return models.Wallets(
+        user_id=user_id,
+        wallets=[models.Wallet(**row) for row in await connection.fetch(_SQL.wallets, user_id)],
+        awaited=[models.AwaitedWallet(**row) for row in await connection.fetch(_SQL.wallets_awaited, user_id)],
+    )
+
+
+async def deposit(connection: Connection, deposit_id: UUID) -> models.DepositHistory | None:
+    """None when there is no such deposit."""
+    row = await connection.fetchrow(_SQL.deposit, deposit_id)
+    if row is None:
+        return None
+    transactions = await connection.fetch(_SQL.transactions, deposit_id)
+    entries: dict[UUID, list[models.Entry]] = defaultdict(list)
+    for entry in await connection.fetch(_SQL.entries, row["user_id"], [each["id"] for each in transactions]):
+        entries[entry["transaction_id"]].append(_entry(entry))
+    return models.DepositHistory(
+        **_deposit(row),
+        reports=[models.Report(**report) for report in await connection.fetch(_SQL.reports, deposit_id)],
+        transactions=[
+            models.Transaction(id=each["id"].hex, kind=each["kind"], at=each["at"], entries=entries[each["id"]])
+            for each in transactions
+        ],
+    )
+
+
+async def deposits(connection: Connection, user_id: str, after: Cursor | None, limit: int) -> models.Deposits | None:
+    """At most `limit` deposits after the cursor. None when the user is not known."""
+    if not await _known(connection, user_id):
+        return None
+    # One more than the page tells whether another page follows.
+    if after is None:
+        rows = await connection.fetch(_SQL.deposits_first, user_id, limit + 1)
+    elif after.credited_at is None:
+        rows = await connection.fetch(_SQL.deposits_after_pending, user_id, limit + 1, after.deposit_id)
+    else:
+        rows = await connection.fetch(_SQL.deposits_after, user_id, limit + 1, after.deposit_id, after.credited_at)
+    page = rows[:limit]
+    more = len(rows) > limit
+    return models.Deposits(
+        deposits=[models.Deposit(**_deposit(row)) for row in page],
+        next=Cursor(page[-1]["credited_at"], page[-1]["id"]).text() if more else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last deposit of a page. A page starts behind it, whatever was credited meanwhile."""
+
+    credited_at: datetime | None
+    deposit_id: UUID
+
+    def text(self) -> str:
+        """Opaque to callers, so that it may change."""
+        micros = "" if self.credited_at is None else (self.credited_at - _EPOCH) // timedelta(microseconds=1)
+        return base64.urlsafe_b64encode(f"{micros}.{self.deposit_id.hex}".encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """ValueError when it is not one of ours."""
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
+            micros, _, deposit_id = raw.partition(".")
+            at = _EPOCH + timedelta(microseconds=int(micros)) if micros else None
+            return cls(at, UUID(hex=deposit_id))
+        except (binascii.Error, UnicodeError, ValueError, OverflowError):
+            raise ValueError("not a cursor of ours") from None
+
+
+async def _known(connection: Connection, user_id: str) -> bool:
+    # The company's own accounts have an owner too; they are no customer's.
+    return may_own(user_id) and bool(await connection.fetchval(_SQL.known_user, user_id))
+
+
+def _deposit(row: asyncpg.Record) -> dict[str, Any]:
+    fields = dict(row)
+    fields["id"] = row["id"].hex
+    fields["to"] = fields.pop("recipient")
+    fields["amount"] = format_amount(int(row["amount"]))
+    return fields
+
+
+def _entry(row: asyncpg.Record) -> models.Entry:
+    return models.Entry(
+        account=row["type"],
+        asset=row["asset"],
+        direction="debit" if row["direction"] == "d" else "credit",
+        amount=format_amount(int(row["amount"])),
+        balance_after=format_amount(int(row["balance_after"])),
+        version=row["version"],
+    )

@@ -1,0 +1,79 @@
+-- name: known_user
+SELECT EXISTS (SELECT FROM wallets WHERE user_id = $1)
+    OR EXISTS (SELECT FROM accounts WHERE owner = $1)
+    OR EXISTS (SELECT FROM wallet_requests WHERE user_id = $1)
+
+-- name: balances
+SELECT type, asset, sum(balance) AS balance
+FROM accounts
+WHERE owner = $1
+GROUP BY type, asset
+ORDER BY asset, type
+
+-- name: not_final
+SELECT asset, sum(amount) AS amount
+FROM deposits
+WHERE user_id = $1 AND status IN ('credited', 'orphaned')
+GROUP BY asset
+
+-- name: wallets
+SELECT w.chain, w.address, w.wallet_id, w.created_at
+FROM wallets w
+WHERE w.user_id = $1
+ORDER BY w.chain, w.created_at, w.address
+
+-- name: wallets_awaited
+SELECT chain, status
+FROM wallet_requests
+WHERE user_id = $1 AND status <> 'ready'
+ORDER BY chain
+
+-- name: deposit
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+FROM deposits
+WHERE id = $1
+
+-- name: reports
+SELECT source, transfer_id, evidence, block_hash, block_number, log_index, reported_at
+FROM deposit_reports
+WHERE deposit_id = $1 AND group_id = (SELECT group_id FROM deposits WHERE id = $1)
+ORDER BY reported_at, source, transfer_id
+
+-- name: transactions
+SELECT id, kind, at
+FROM transactions
+WHERE reference = ANY (ARRAY[$1::uuid::text, replace($1::uuid::text, '-', '')])
+ORDER BY at, id
+
+-- name: entries
+-- The customer's own lines, found by the key (account_id, version): entries have no index by transaction.
+SELECT e.transaction_id, a.type, a.asset, e.direction, e.amount, e.balance_after, e.version
+FROM accounts a
+JOIN entries e ON e.account_id = a.id
+WHERE a.owner = $1 AND e.transaction_id = ANY ($2::uuid[])
+ORDER BY e.transaction_id, e.seq
+
+-- name: deposits_first
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+FROM deposits
+WHERE user_id = $1
+ORDER BY credited_at DESC NULLS FIRST, id DESC
+LIMIT $2
+
+-- name: deposits_after_pending
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+FROM deposits
+WHERE user_id = $1 AND (credited_at IS NOT NULL OR id < $3)
+ORDER BY credited_at DESC NULLS FIRST, id DESC
+LIMIT $2
+
+-- name: deposits_after
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+FROM deposits
+WHERE user_id = $1 AND (credited_at, id) < ($4, $3)
+ORDER BY credited_at DESC NULLS FIRST, id DESC
+LIMIT $2

@@ -1,0 +1,124 @@
+"""/v1: a user's balances, wallets and deposits; one deposit with its history. Read only, scope `read`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from stablerail.api import models, reads
+from stablerail.api.auth import needs
+from stablerail.keys import Scope
+from stablerail.problems import MEDIA_TYPE, Problem
+
+UserId = Annotated[
+    str,
+    Path(
+        description="your own id of the customer",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e][\x20-\x7e]*$",
+        examples=["user_42"],
+    ),
+]
+DepositId = Annotated[UUID, Path(description="the deposit's id", examples=["6f1c2f6f0d0c4c38a3c1f0c4a6a8d7e1"])]
+After = Annotated[
+    str | None,
+    Query(description="the `next` of the page before", max_length=100, examples=["MTc2MzcwMDAwMDAwMDAwMC42Zg"]),
+]
+Limit = Annotated[int, Query(description="deposits on a page", ge=1, le=200)]
+
+
+def problem(status: int, code: str, detail: str, title: str) -> dict[int | str, dict[str, Any]]:
+    """One problem answer for OpenAPI."""
+    example = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": f"{title}: `{code}`", "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
+    }
+
+
+_UNKNOWN_USER: Final = ("unknown_user", "No wallet and no account belongs to this user.")
+_UNKNOWN_DEPOSIT: Final = ("unknown_deposit", "There is no deposit with this id.")
+_BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
+
+router = APIRouter(
+    prefix="/v1",
+    dependencies=[Depends(needs(Scope.READ))],
+    responses={
+        **problem(401, "invalid_key", "This API key is malformed, unknown, wrong or revoked.", "Unauthorized"),
+        **problem(403, "insufficient_scope", "This API key does not have the scope read.", "Forbidden"),
+        **problem(422, "invalid_request", "Some fields are missing or wrong; see errors.", "Unprocessable Content"),
+        **problem(503, "database_unavailable", "The database does not answer; try again.", "Service Unavailable"),
+    },
+)
+
+
+@router.get(
+    "/users/{user_id}/balances",
+    tags=["customers"],
+    summary="What a customer has",
+    responses=problem(404, *_UNKNOWN_USER, "Not Found"),
+)
+async def read_balances(request: Request, user_id: UserId) -> models.Balances:
+    """Balances by asset and account type. A deposit counts as `available` at once and as `not_final` until its chain
+    has confirmed it to the depth we wait for."""
+    async with reads.snapshot(request.app.state.pool) as connection:
+        found = await reads.balances(connection, user_id)
+    if found is None:
+        raise Problem(404, *_UNKNOWN_USER)
+    return found
+
+
+@router.get(
+    "/users/{user_id}/wallets",
+    tags=["customers"],
+    summary="Where a customer can deposit",
+    responses=problem(404, *_UNKNOWN_USER, "Not Found"),
+)
+async def read_wallets(request: Request, user_id: UserId) -> models.Wallets:
+    """The customer's addresses, one per chain, and the chains whose wallet is still being made."""
+    async with reads.snapshot(request.app.state.pool) as connection:
+        found = await reads.wallets(connection, user_id)
+    if found is None:
+        raise Problem(404, *_UNKNOWN_USER)
+    return found
+
+
+@router.get(
+    "/users/{user_id}/deposits",
+    tags=["deposits"],
+    summary="A customer's deposits, newest first",
+    responses={
+        **problem(400, *_BAD_CURSOR, "Bad Request"),
+        **problem(404, *_UNKNOWN_USER, "Not Found"),
+    },
+)
+async def list_deposits(request: Request, user_id: UserId, after: After = None, limit: Limit = 50) -> models.Deposits:
+    """Pending deposits first, then by the time of their credit. Pass `next` as `after` for the next page; what is credited
+    meanwhile appears on the first page and moves nothing on the later ones."""
+    try:
+        cursor = reads.Cursor.parse(after) if after is not None else None
+    except ValueError:
+        raise Problem(400, *_BAD_CURSOR) from None
+    async with reads.snapshot(request.app.state.pool) as connection:
+        found = await reads.deposits(connection, user_id, cursor, limit)
+    if found is None:
+        raise Problem(404, *_UNKNOWN_USER)
+    return found
+
+
+@router.get(
+    "/deposits/{deposit_id}",
+    tags=["deposits"],
+    summary="A deposit with its history",
+    responses=problem(404, *_UNKNOWN_DEPOSIT, "Not Found"),
+)
+async def read_deposit(request: Request, deposit_id: DepositId) -> models.DepositHistory:
+    """Its state, everyone who reported it, and each ledger transaction it caused, with the customer's lines."""
+    async with reads.snapshot(request.app.state.pool) as connection:
+        found = await reads.deposit(connection, deposit_id)
+    if found is None:
+        raise Problem(404, *_UNKNOWN_DEPOSIT)
+    return found

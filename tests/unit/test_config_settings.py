@@ -1,0 +1,195 @@
+"""Settings: names, units, what stops the program, and that no secret is ever printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from eth_utils.address import is_checksum_address
+
+from stablerail.config import (
+    ALSO_CALLED,
+    WITHOUT_EFFECT,
+    ConfigError,
+    Settings,
+    load_settings,
+    names_without_effect,
+)
+from stablerail.config_values import NETWORK_DEFAULTS, describe, duration_s, masked_url
+from topics.events import Chain
+
+KEY = "TEST_API_KEY:0a1b2c:very-secret"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in (*os.environ,):
+        if name.startswith("STABLERAIL_") or name in ALSO_CALLED.values() or name in WITHOUT_EFFECT:
+            monkeypatch.delenv(name)
+
+
+def problems_of(error: pytest.ExceptionInfo[ConfigError]) -> dict[str, str]:
+    return {problem.name: problem.expected for problem in error.value.problems}
+
+
+def test_every_setting_has_a_default_and_a_line_of_help() -> None:
+    settings = load_settings(env_file=None)
+    rows = describe(settings)
+    assert {row.name for row in rows} == {f"STABLERAIL_{name.upper()}" for name in Settings.model_fields}
+    assert all(row.is_default for row in rows)
+    assert all(row.help and "\n" not in row.help for row in rows)
+
+
+def test_the_source_documents_names_are_accepted_and_ours_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRCLE_API_KEY", KEY)
+    monkeypatch.setenv("ONCHAIN_MIN_DEPOSIT_AMOUNT", "2.5")
+    monkeypatch.setenv("ONCHAIN_DEPOSIT_POLL_INTERVAL", "30s")
+    monkeypatch.setenv("WORKER_BASE_BACKOFF", "1m")
+    monkeypatch.setenv("WORKER_MAX_BACKOFF", "30m")
+    monkeypatch.setenv("WORKER_MAX_CONCURRENCY", "7")
+    monkeypatch.setenv("STABLERAIL_CALL_CONCURRENCY_MAX", "3")
+    settings = load_settings(env_file=None)
+    assert settings.secret("circle_api_key") == KEY
+    assert settings.deposit_minimum == 2_500_000
+    assert (settings.scan_interval_s, settings.call_retry_first_s, settings.call_retry_max_s) == (30, 60, 1800)
+    assert settings.call_concurrency_max == 3
+
+
+def test_a_name_of_the_source_documents_that_does_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEDGER_STRICT_MODE", "true")
+    assert [problem.name for problem in names_without_effect(None)] == ["LEDGER_STRICT_MODE"]
+
+
+def test_the_env_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.write_text("STABLERAIL_API_PORT=9001\nSTABLERAIL_BRIDGE_PORT=9002\nCIRCLE_API_KEY=from-file-1\nOTHER=1\n")
+    monkeypatch.setenv("STABLERAIL_API_PORT", "9003")
+    settings = load_settings(env_file=file)
+    assert (settings.api_port, settings.bridge_port, settings.secret("circle_api_key")) == (9003, 9002, "from-file-1")
+
+
+def test_a_misspelt_setting_stops_the_program_and_names_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABLERAIL_NETWOK", "mainnet")
+    monkeypatch.setenv("STABLERAIL_TEST_ANYTHING", "of the tools, not a setting")
+    with pytest.raises(ConfigError) as error:
+        load_settings(env_file=None)
+    assert problems_of(error) == {"STABLERAIL_NETWOK": "no setting has this name; did you mean STABLERAIL_NETWORK?"}
+
+
+def test_all_wrong_settings_are_named_at_once_and_no_value_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        "STABLERAIL_NETWORK": "s3cr3tnet",
+        "STABLERAIL_DATABASE_URL": "mysql://s3cr3t:s3cr3t@host/db",
+        "STABLERAIL_CIRCLE_ENTITY_SECRET": "s3cr3t",
+        "STABLERAIL_RPC_URLS": '{"MATIC": ["ftp://s3cr3t"]}',
+        "STABLERAIL_CHAIN_IDS": "{s3cr3t",
+        "STABLERAIL_PROVISIONED_CHAINS": "ETH,s3cr3t",
+        "STABLERAIL_WORKER_PORT": "s3cr3t",
+        "STABLERAIL_CALL_TIMEOUT_S": "s3cr3t",
+        "STABLERAIL_DEPOSIT_MINIMUM": "1.0000001",
+        "STABLERAIL_TOPIC_PREFIX": "s3cr3t/",
+        "STABLERAIL_DATABASE_SCHEMA": 'x"; drop',
+        "STABLERAIL_KAFKA_BOOTSTRAP": "s3cr3t",
+        "STABLERAIL_USDC_CONTRACTS": '{"ETH": "0xa0B86991c6218b36c1d19D4a2e9Eb0cE3606eB48"}',
+        "STABLERAIL_FINALITY_DEPTHS_BLOCKS": '{"ETH": 0}',
+        "ONCHAIN_DEPOSIT_POLL_INTERVAL": "s3cr3t",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as error:
+        load_settings(env_file=None)
+    named = {name.split(" ")[0] for name in problems_of(error)}
+    assert named == {name for name in wrong if name.startswith("STABLERAIL_")} | {"STABLERAIL_SCAN_INTERVAL_S"}
+    assert "s3cr3t" not in str(error.value)
+    assert "ONCHAIN_DEPOSIT_POLL_INTERVAL" in str(error.value)
+
+
+def test_a_live_key_on_testnet_settings_and_the_reverse_stop_the_program() -> None:
+    for network, key in (("testnet", "LIVE_API_KEY:a:b"), ("mainnet", "TEST_API_KEY:a:b")):
+        with pytest.raises(ConfigError, match="belongs to the other one"):
+            load_settings(env_file=None, network=network, circle_api_key=key)
+    load_settings(env_file=None, network="mainnet", circle_api_key="LIVE_API_KEY:a:b")
+
+
+def test_a_process_asks_only_for_what_it_needs_and_is_told_all_that_is_missing() -> None:
+    settings = load_settings(env_file=None, database_url="postgresql://localhost/x")
+    settings.require("database_url", "kafka_bootstrap")
+    with pytest.raises(ConfigError) as error:
+        settings.require("database_url", "circle_api_key", "rpc_urls")
+    assert set(problems_of(error)) == {"STABLERAIL_CIRCLE_API_KEY (or CIRCLE_API_KEY)", "STABLERAIL_RPC_URLS"}
+    with pytest.raises(ConfigError):
+        settings.secret("circle_entity_secret")
+
+
+def test_settings_that_contradict_each_other_stop_the_program() -> None:
+    with pytest.raises(ConfigError, match="CALL_LEASE_S must be longer"):
+        load_settings(env_file=None, call_lease_s="10s", call_timeout_s="10s")
+
+
+def test_an_unknown_override_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no_such_setting"):
+        load_settings(env_file=None, no_such_setting=1)
+
+
+def test_one_chain_can_differ_without_unsetting_the_others() -> None:
+    settings = load_settings(env_file=None, network="mainnet", chain_ids='{"MATIC": 31337}')
+    assert settings.chain_ids == {Chain.ETH: 1, Chain.MATIC: 31337}
+    token = settings.usdc_contracts[Chain.MATIC]
+    assert load_settings(env_file=None, usdc_contracts={"MATIC": token.lower()}).usdc_contracts[Chain.MATIC] == token
+
+
+def test_the_networks_contracts_have_right_checksums() -> None:
+    for network in NETWORK_DEFAULTS.values():
+        assert all(is_checksum_address(address) for address in network["usdc_contracts"].values())
+
+
+def test_lists_are_read_with_commas_or_as_json() -> None:
+    for text in ("SOL, ETH", '["SOL", "ETH"]'):
+        assert load_settings(env_file=None, provisioned_chains=text).provisioned_chains == (Chain.SOL, Chain.ETH)
+
+
+def test_chains_we_have_endpoints_for_are_the_ones_we_read() -> None:
+    settings = load_settings(env_file=None, rpc_urls='{"MATIC": ["http://127.0.0.1:8545"]}')
+    assert settings.read_chains == (Chain.MATIC,)
+    with pytest.raises(ConfigError, match="RPC_URLS"):
+        load_settings(env_file=None, rpc_urls='{"SOL": ["http://127.0.0.1:8545"]}')
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30", 30), ("30s", 30), ("10m", 600), ("500ms", 0.5), ("1.5h", 5400), ("1d", 86400)]
+)
+def test_durations_are_read_with_their_unit(text: str, seconds: float) -> None:
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1 week", "1e3", "s", "nan", "inf"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        duration_s(text)
+
+
+def test_the_printed_settings_show_no_secret() -> None:
+    settings = load_settings(
+        env_file=None,
+        circle_api_key=KEY,
+        circle_entity_secret="ab" * 32,
+        sumsub_webhook_secret="sumsub-s3cr3t",
+        database_url="postgresql://rail:s3cr3t@db.internal:5432/rail?sslpassword=s3cr3t",
+        rpc_urls={"ETH": ["https://user:s3cr3t@eth.example/v2/s3cr3t?k=s3cr3t"]},
+        circle_api_url="https://user:s3cr3t@proxy.example/circle",
+    )
+    shown = {row.name: row.value for row in describe(settings)}
+    printed = "\n".join(shown.values()) + repr(settings)
+    assert not any(secret in "\n".join(shown.values()) for secret in ("s3cr3t", "very-secret", "abab"))
+    assert KEY not in printed
+    assert "sumsub-s3cr3t" not in printed
+    assert shown["STABLERAIL_DATABASE_URL"] == "postgresql://rail:********@db.internal:5432/rail?********"
+    assert shown["STABLERAIL_RPC_URLS"] == "ETH: https://********@eth.example/********"
+    assert shown["STABLERAIL_DEPOSIT_MINIMUM"] == "1.000000 USDC"
+
+
+def test_a_url_without_credentials_is_shown_whole() -> None:
+    assert masked_url("https://api.circle.com") == "https://api.circle.com"
+    assert masked_url("postgresql://localhost/rail") == "postgresql://localhost/rail"

@@ -1,0 +1,95 @@
+"""The list of metrics, and that each method of `Metrics` moves the series it says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from stablerail import metrics
+from stablerail.metrics import Metrics
+
+
+def value(subject: Metrics, name: str, **labels: str) -> float | None:
+    return subject.registry.get_sample_value(name, labels)
+
+
+def test_every_metric_is_named_and_explained() -> None:
+    assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL) > 20
+    for metric in metrics.ALL:
+        assert re.fullmatch(r"stablerail_[a-z0-9_]+", metric.name)
+        assert metric.help
+        assert not metric.name.endswith("_total")
+
+
+def test_a_settled_batch_is_counted_by_outcome_and_phase() -> None:
+    subject = Metrics()
+    subject.event_settled("credit_deposits", "done", 499)
+    subject.event_settled("credit_deposits", "rejected")
+    subject.refused("credit_deposits", "below_minimum")
+    subject.batch("credit_deposits", 500, commit_s=0.01, journal_s=0.002, emit_s=0.003, ack_s=0.0)
+    stage = {"stage": "credit_deposits"}
+    assert value(subject, "stablerail_stage_events_total", outcome="done", **stage) == 499
+    assert value(subject, "stablerail_stage_events_total", outcome="rejected", **stage) == 1
+    assert value(subject, "stablerail_stage_refusals_total", code="below_minimum", **stage) == 1
+    assert value(subject, "stablerail_stage_batch_events_sum", **stage) == 500
+    assert value(subject, "stablerail_stage_batch_seconds_sum", phase="commit", **stage) == 0.01
+    assert value(subject, "stablerail_stage_batch_seconds_count", phase="ack", **stage) == 1
+
+
+def test_a_partition_that_went_away_reports_no_lag() -> None:
+    subject = Metrics()
+    subject.lag("credit_deposits", 2, 40)
+    assert value(subject, "stablerail_stage_lag_events", stage="credit_deposits", partition="2") == 40
+    subject.partition_gone("credit_deposits", 2)
+    subject.partition_gone("credit_deposits", 3)
+    assert value(subject, "stablerail_stage_lag_events", stage="credit_deposits", partition="2") is None
+
+
+def test_everything_else_reaches_its_series() -> None:
+    subject = Metrics()
+    subject.oldest_event_age("s", 1.5)
+    subject.fuse("s", blown=True)
+    subject.dead_letter("deposits.notified", "unknown_wallet")
+    subject.outbox_rows(3)
+    subject.relayed(2, 1_000)
+    subject.call("circle", "unknown", 0.2)
+    subject.breaker("circle", "half_open")
+    subject.chain_head("MATIC", 41_100_000)
+    subject.scanner_lag("MATIC", 4)
+    subject.deposit("MATIC", "credited")
+    subject.buffer_level("system_buffer_usdc", -25_500_000)
+    subject.worker_ready("deposits", ready=True)
+    subject.http_request("api", "GET", "/v1/deposits/{deposit_id}", 200, 0.01)
+    assert value(subject, "stablerail_stage_oldest_event_age_seconds", stage="s") == 1.5
+    assert value(subject, "stablerail_fuse_blown", stage="s") == 1
+    assert value(subject, "stablerail_dead_letters_total", topic="deposits.notified", code="unknown_wallet") == 1
+    assert value(subject, "stablerail_outbox_rows") == 3
+    assert value(subject, "stablerail_relay_records_sum") == 2
+    assert value(subject, "stablerail_journal_bytes_total") == 1_000
+    assert value(subject, "stablerail_calls_total", partner="circle", outcome="unknown") == 1
+    assert value(subject, "stablerail_breaker_state", partner="circle") == 1
+    assert value(subject, "stablerail_chain_head_number", chain="MATIC") == 41_100_000
+    assert value(subject, "stablerail_scanner_lag_blocks", chain="MATIC") == 4
+    assert value(subject, "stablerail_deposits_total", chain="MATIC", outcome="credited") == 1
+    assert value(subject, "stablerail_buffer_level_usdc", account="system_buffer_usdc") == pytest.approx(-25.5)
+    assert value(subject, "stablerail_worker_ready", movement="deposits") == 1
+    assert (
+        value(
+            subject,
+            "stablerail_http_requests_total",
+            app="api",
+            method="GET",
+            route="/v1/deposits/{deposit_id}",
+            status="200",
+        )
+        == 1
+    )
+    text = subject.render().decode()
+    assert all(f"# HELP {metric.name}" in text for metric in metrics.ALL)
+
+
+def test_two_processes_in_one_test_do_not_share_series() -> None:
+    one, two = Metrics(), Metrics()
+    one.dead_letter("t", "c")
+    assert value(two, "stablerail_dead_letters_total", topic="t", code="c") is None
