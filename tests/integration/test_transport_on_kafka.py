@@ -1,0 +1,107 @@
+"""The batched transport on a real broker: worker processes that join, leave, die and crash; nothing lost, all in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from stablerail.dev.kafka import Kafka
+from tests.support.transport_rig import PARTITIONS, Rig, rig
+
+
+@pytest.fixture
+async def bench(kafka: Kafka, topic_prefix: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(kafka.bootstrap, f"{topic_prefix}in", tmp_path) as it:
+        yield it
+
+
+async def trickle(bench: Rig, count: int) -> None:
+    """`count` records over a couple of seconds, so that whatever happens meanwhile meets work in hand."""
+    for _ in range(count // 40):
+        await bench.produce(40)
+        await asyncio.sleep(0.02)
+
+
+async def test_every_record_is_processed_once_in_order_and_committed(bench: Rig) -> None:
+    await bench.produce(2500)
+    worker = await bench.worker()
+    await bench.until_all_processed()
+    await bench.produce(2500)
+    await bench.until_all_processed()
+    assert bench.repeats() == 0
+    assert await bench.end(worker) == 0
+
+
+async def test_a_full_buffer_neither_loses_records_nor_waits_a_second(bench: Rig) -> None:
+    worker = await bench.worker(buffer=2, delay_s=0.001)
+    await bench.until(lambda: bench.assigned(worker) is not None, "an assignment")
+    await bench.produce(20_000, b"x" * 200, partition=0)
+    started = asyncio.get_running_loop().time()
+    await bench.until_all_processed()
+    # 40 runs or more through a buffer of two: a sleep of a second on each full buffer would take twenty.
+    assert asyncio.get_running_loop().time() - started < 5
+    assert bench.repeats() == 0
+
+
+async def test_transaction_markers_do_not_hold_the_commit_back(kafka: Kafka, topic_prefix: str, tmp_path: Path) -> None:
+    topic = f"{topic_prefix}in"
+    async with rig(kafka.bootstrap, topic, tmp_path, transactional_id=f"{topic}-writer") as bench:
+        worker = await bench.worker()
+        for _ in range(5):
+            async with bench.producer.transaction():
+                await bench.produce(40)
+        await bench.until_all_processed()
+        assert bench.produced[0][-1] > 50 - 1, "each transaction leaves a marker at an offset"
+        assert await bench.end(worker) == 0
+
+
+async def test_a_worker_joins_and_one_leaves_and_nothing_is_lost(bench: Rig) -> None:
+    first = await bench.worker(delay_s=0.01)
+    await bench.until(lambda: bench.assigned(first) is not None, "the first worker's assignment")
+    load = asyncio.create_task(trickle(bench, 6000))
+    second = await bench.worker(delay_s=0.01)
+    half = PARTITIONS // 2
+    await bench.until(
+        lambda: len(bench.assigned(second) or ()) == len(bench.assigned(first) or ()) == half, "a share each"
+    )
+    before = len(bench.lines("R"))
+    await bench.until(lambda: len(bench.lines("R")) > before + 200, "work on both")
+    assert await bench.end(first) == 0
+    await bench.until(lambda: len(bench.assigned(second) or ()) == PARTITIONS, "the second has all")
+    await load
+    await bench.until_all_processed()
+    assert await bench.end(second) == 0
+
+
+async def test_a_worker_killed_with_work_in_hand_loses_nothing(bench: Rig) -> None:
+    victim = await bench.worker(delay_s=0.01)
+    heir = await bench.worker(delay_s=0.01)
+    await bench.until(lambda: bool(bench.assigned(victim)) and bool(bench.assigned(heir)), "both at work")
+    load = asyncio.create_task(trickle(bench, 4000))
+    await bench.until(lambda: len(bench.lines("R")) > 400, "work in hand")
+    assert await bench.end(victim, signal.SIGKILL) == -signal.SIGKILL
+    await load
+    await bench.until_all_processed()
+    assert await bench.end(heir) == 0
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["plain", "with_a_table"])
+async def test_a_bug_stops_the_process_and_the_commit_before_the_bad_record(bench: Rig, table: bool) -> None:
+    worker = await bench.worker(bug="poison", table=table)
+    await bench.until(lambda: bench.assigned(worker) is not None, "an assignment")
+    await bench.produce(400)
+    await bench.until_all_processed()
+    good = await bench.committed()
+    await bench.produce(1, b"poison", partition=2)
+    await bench.produce(400)
+    assert await asyncio.wait_for(worker.wait(), 10) == 70, bench.logs()
+    after = await bench.check_commits()
+    assert after[2] == good[2], "the commit stands at the record the stage failed on"
+
+    fixed = await bench.worker(table=table)
+    await bench.until_all_processed()
+    assert await bench.end(fixed) == 0
