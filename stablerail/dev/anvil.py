@@ -69,6 +69,10 @@ class Anvil:
         assert self._child is not None, "not started"
         return self._child.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None and self._child.returncode is None
+
     async def rpc(self, method: str, *params: Any) -> Any:
         """For example `await anvil.rpc("anvil_mine", hex(12))`."""
         return await rpc(self.rpc_url, method, *params)

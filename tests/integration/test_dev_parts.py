@@ -20,9 +20,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from stablerail.dev.anvil import Anvil, RpcRefused
-from stablerail.dev.errors import PartFailed
+from stablerail.dev.errors import NotRunning, PartFailed
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
+from stablerail.dev.parts import Parts, dev_down
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child, free_port, scratch_directory
 from stablerail.dev.usdc import Usdc
@@ -202,6 +203,7 @@ import asyncio, json, sys, time
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import fetch
 from stablerail.dev.kafka import Kafka
+from stablerail.dev.parts import Parts, dev_down
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import scratch_directory
 
@@ -225,6 +227,59 @@ def test_nothing_is_left_when_the_owner_is_killed() -> None:
         owner.kill()
     wait_until(lambda: not any(map(is_alive, started["pids"] + backends)))
     wait_until(lambda: not Path(started["directory"]).exists())
+
+
+UP = "from pathlib import Path; from stablerail.dev.parts import dev_up; import sys; dev_up(Path(sys.argv[1]))"
+
+
+def test_up_prints_its_settings_and_down_stops_it_from_another_process(scratch: Path) -> None:
+    directory = scratch / "up"
+    with pytest.raises(NotRunning):
+        dev_down(directory)
+    command = [sys.executable, "-c", UP, str(directory)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        settings = dict(up.stdout.readline().strip().split("=", 1) for _ in range(5))
+        assert settings == dict(line.split("=", 1) for line in (directory / "env").read_text().splitlines())
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert "parts already run in" in again.stderr
+        pids = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _names(pid, directory)]
+        assert len(pids) >= 3
+        dev_down(directory)
+        assert up.wait(10) == 0
+    wait_until(lambda: not any(map(is_alive, pids)))
+    with pytest.raises(NotRunning):
+        dev_down(directory)
+
+
+async def test_each_start_begins_empty(scratch: Path, tools: Tools) -> None:
+    directory = scratch / "again"
+    for _ in range(2):
+        async with Parts(directory, tools, block_time_s=1) as parts:
+            assert parts.failure() is None
+            with pytest.raises(asyncpg.InvalidCatalogNameError):
+                await asyncpg.connect(parts.postgres.dsn_of("kept"))
+            await asyncio.to_thread(parts.postgres.create_database, "kept")
+            await parts.anvil.wait_mined(await parts.usdc.transfer(new_address(), 1))
+            await asyncio.to_thread(parts.kafka.kill)
+            assert parts.failure() == "Kafka"
+
+
+async def test_a_directory_with_anything_else_in_it_is_not_emptied(scratch: Path, tools: Tools) -> None:
+    (scratch / "thesis").mkdir()
+    (scratch / "thesis" / "chapter1").write_text("x")
+    with pytest.raises(PartFailed, match="holds chapter1"):
+        await Parts(scratch / "thesis", tools).start()
+    assert (scratch / "thesis" / "chapter1").exists()
+
+
+def _names(pid: int, directory: Path) -> bool:
+    """Whether the process was told this directory, in its arguments or its environment."""
+    try:
+        told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return str(directory).encode() in told
 
 
 def _parent(pid: int) -> int:
