@@ -12,6 +12,7 @@ import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -30,8 +31,7 @@ from topics.events import Address, DepositNotified, Evidence, Text, TxHash
 
 SOURCE: Final = "circle"
 KEYS_MAX: Final = 64  # Circle confirmed each of them, so nobody else can fill the cache
-LOOKUPS_MAX: Final = 10  # unknown key ids we ask Circle about ...
-LOOKUPS_PER_S: Final = 60.0  # ... in this time: random ids must not make us use up Circle's rate limit
+LOOKUPS_PER_MIN: Final = 10  # unknown key ids we ask Circle about: random ones must not use up its rate limit
 
 FetchKey = Callable[[str], Awaitable[bytes]]
 """CircleClient.notification_public_key."""
@@ -46,16 +46,17 @@ class CircleWebhooks:
         network: Network,
         usdc_tokens: Mapping[str, str],
         *,
+        lookups_per_min: int = LOOKUPS_PER_MIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`usdc_tokens`: Circle's token id -> our asset, such as {"5797fbd6-…": "USDC"}."""
+        """`usdc_tokens`: Circle's token id -> our asset, such as {"5797fbd6-…": "USDC"}. `clock` in seconds."""
         self._fetch_key = fetch_key
         self._network = network
         self._usdc_tokens = dict(usdc_tokens)
         self._clock = clock
         self._keys: OrderedDict[str, ec.EllipticCurvePublicKey] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[ec.EllipticCurvePublicKey]] = {}
-        self._looked_up_at: deque[float] = deque(maxlen=LOOKUPS_MAX)
+        self._looked_up_at: deque[float] = deque(maxlen=lookups_per_min)
 
     @property
     def vendor(self) -> str:
@@ -89,15 +90,20 @@ class CircleWebhooks:
             self._spend_lookup()
             lookup = asyncio.create_task(self._look_up(key_id))
             self._lookups[key_id] = lookup
-            lookup.add_done_callback(lambda _: self._lookups.pop(key_id, None))
+            lookup.add_done_callback(partial(self._looked_up, key_id))
         # Shielded: one caller who gives up must not fail the others who wait for the same key.
         return await asyncio.shield(lookup)
 
+    def _looked_up(self, key_id: str, lookup: asyncio.Task[ec.EllipticCurvePublicKey]) -> None:
+        del self._lookups[key_id]
+        if not lookup.cancelled():
+            lookup.exception()  # seen, also when everybody who waited has given up
+
     def _spend_lookup(self) -> None:
-        now = self._clock()
-        if len(self._looked_up_at) == LOOKUPS_MAX and now - self._looked_up_at[0] < LOOKUPS_PER_S:
+        now, spent = self._clock(), self._looked_up_at
+        if len(spent) == spent.maxlen and now - spent[0] < 60.0:
             raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
-        self._looked_up_at.append(now)
+        spent.append(now)
 
     async def _look_up(self, key_id: str) -> ec.EllipticCurvePublicKey:
         try:

@@ -22,7 +22,7 @@ def main(
     ] = TEST_ENTITY_SECRET,
     rpc_url: Annotated[str | None, typer.Option(help="JSON-RPC of the EVM chain to watch.")] = None,
     usdc: Annotated[str | None, typer.Option(help="Address of USDC on it.")] = None,
-    blockchain: Annotated[str, typer.Option(help="Which of Circle's chains it plays.")] = "ETH-SEPOLIA",
+    blockchain: Annotated[str, typer.Option(help="Which of Circle's chains it plays.")] = "MATIC-AMOY",
     confirmations: Annotated[int, typer.Option(help="Blocks until COMPLETE.")] = 3,
     poll_s: Annotated[float, typer.Option(help="Seconds between two looks at the chain.")] = 0.2,
     retry_delays_s: Annotated[

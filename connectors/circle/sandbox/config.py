@@ -27,7 +27,7 @@ class SandboxConfig:
     rpc_url: str | None = None
     """JSON-RPC of an EVM chain to watch; None: no chain is watched."""
     usdc_address: str | None = None
-    evm_blockchain: str = "ETH-SEPOLIA"
+    evm_blockchain: str = "MATIC-AMOY"
     """Which of Circle's chains the watched chain plays."""
     poll_s: float = 0.2
     confirmations: int = 3
