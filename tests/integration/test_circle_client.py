@@ -1,0 +1,260 @@
+"""Our client against the sandbox over HTTP: what each answer of a partner means to us, and what is done once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from eth_utils.address import is_address
+from pydantic import SecretStr
+from solders.pubkey import Pubkey
+
+from connectors.circle.client import CircleClient, CircleWallet
+from connectors.circle.sandbox import CircleSandbox, SandboxConfig
+from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
+from connectors.circle.sandbox.gate import Fault
+from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+
+ALL_CHAINS = ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY"]
+WALLETS = "/v1/w3s/developer/wallets"
+
+
+@pytest.fixture
+async def circle() -> AsyncIterator[CircleSandbox]:
+    async with CircleSandbox(SandboxConfig(rsa_bits=2048, rate_limits=False)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def client(circle: CircleSandbox) -> AsyncIterator[CircleClient]:
+    async with client_of(circle.base_url) as client:
+        yield client
+
+
+def client_of(
+    base_url: str, api_key: str = TEST_API_KEY, entity_secret: str = TEST_ENTITY_SECRET, timeout_s: float = 10
+) -> CircleClient:
+    return CircleClient(base_url, SecretStr(api_key), SecretStr(entity_secret), timeout_s=timeout_s)
+
+
+@asynccontextmanager
+async def served(reply: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """The address of a server that answers everything with `reply`."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", reply)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/"))
+
+
+def key() -> str:
+    return str(uuid4())
+
+
+def created(circle: CircleSandbox) -> list[tuple[str | None, str]]:
+    return [(wallet.ref_id, wallet.blockchain) for wallet in circle.sandbox.state.wallets.values()]
+
+
+async def test_a_customer_gets_a_valid_address_on_every_chain(client: CircleClient) -> None:
+    wallet_set = await client.create_wallet_set(key(), "customers")
+    wallets = await client.create_wallets(key(), wallet_set, ALL_CHAINS, [("alice", "user_1"), ("bob", "user_2")])
+    assert sorted((w.ref_id, w.blockchain) for w in wallets) == sorted(
+        (user, chain) for user in ("user_1", "user_2") for chain in ALL_CHAINS
+    )
+    found = {(w.ref_id, w.blockchain): w.address for w in wallets}
+    for user in ("user_1", "user_2"):
+        assert is_address(found[user, "ETH-SEPOLIA"])
+        assert found[user, "ETH-SEPOLIA"] == found[user, "MATIC-AMOY"] == found[user, "ETH-SEPOLIA"].lower()
+        assert Pubkey.from_string(found[user, "SOL-DEVNET"]).is_on_curve()
+        assert len(bytes.fromhex(found[user, "APTOS-TESTNET"][2:])) == 32
+    assert len({w.id for w in wallets}) == 8
+    assert len(set(found.values())) == 6
+    assert sorted(await client.list_wallets("user_2"), key=lambda w: w.id) == sorted(
+        (w for w in wallets if w.ref_id == "user_2"), key=lambda w: w.id
+    )
+    assert await client.list_wallets("nobody") == []
+
+
+async def test_a_repeat_with_the_same_key_gives_the_first_result_and_creates_nothing(
+    circle: CircleSandbox, client: CircleClient
+) -> None:
+    set_key, wallets_key = key(), key()
+    wallet_set = await client.create_wallet_set(set_key, "customers")
+    first = await client.create_wallets(wallets_key, wallet_set, ALL_CHAINS, [("alice", "user_1")])
+    assert await client.create_wallet_set(set_key, "customers") == wallet_set
+    assert await client.create_wallets(wallets_key, wallet_set, ALL_CHAINS, [("alice", "user_1")]) == first
+    assert len(created(circle)) == 4
+    with pytest.raises(Refused) as refused:
+        await client.create_wallets(wallets_key, wallet_set, ALL_CHAINS, [("mallory", "user_2")])
+    assert refused.value.status == 409
+    assert len(created(circle)) == 4
+
+
+@pytest.mark.parametrize("kind", ["lost_reply", "hang"])
+async def test_a_lost_reply_is_unknown_and_the_same_key_gives_what_was_done(circle: CircleSandbox, kind: Any) -> None:
+    async with client_of(circle.base_url, timeout_s=0.5) as client:
+        wallet_set = await client.create_wallet_set(key(), "customers")
+        circle.sandbox.gate.faults.append(Fault(WALLETS, kind, acts=True))
+        wallets_key = key()
+        with pytest.raises(Unknown):
+            await client.create_wallets(wallets_key, wallet_set, ["MATIC-AMOY"], [("alice", "user_1")])
+        assert created(circle) == [("user_1", "MATIC-AMOY")]
+        wallets = await client.create_wallets(wallets_key, wallet_set, ["MATIC-AMOY"], [("alice", "user_1")])
+        assert [w.id for w in wallets] == list(circle.sandbox.state.wallets)
+
+
+async def test_a_failure_of_the_partner_is_unavailable_whether_it_acted_or_not(
+    circle: CircleSandbox, client: CircleClient
+) -> None:
+    wallet_set = await client.create_wallet_set(key(), "customers")
+    for acts in (False, True):
+        circle.sandbox.gate.faults.append(Fault(WALLETS, "status", status=503, acts=acts))
+        with pytest.raises(Unavailable) as error:
+            await client.create_wallets(key(), wallet_set, ["MATIC-AMOY"], [("alice", f"acts {acts}")])
+        assert error.value.sent
+    assert created(circle) == [("acts True", "MATIC-AMOY")]
+
+
+async def test_more_calls_than_circle_allows_are_rate_limited() -> None:
+    async with CircleSandbox(SandboxConfig(rsa_bits=2048)) as limited, client_of(limited.base_url) as client:
+        results = await asyncio.gather(
+            *(client.create_wallet_set(key(), "customers") for _ in range(12)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {str, RateLimited}
+        assert len(limited.sandbox.state.wallet_sets) == sum(isinstance(result, str) for result in results)
+
+
+async def test_nothing_is_sent_when_no_connection_can_be_made() -> None:
+    async with CircleSandbox(SandboxConfig(rsa_bits=2048)) as gone:
+        base_url = gone.base_url
+    async with client_of(base_url) as client:
+        with pytest.raises(Unavailable) as error:
+            await client.create_wallet_set(key(), "customers")
+        assert not error.value.sent
+
+
+async def test_a_lost_look_up_of_the_entity_key_means_that_nothing_was_sent(circle: CircleSandbox) -> None:
+    circle.sandbox.gate.faults.append(Fault("/v1/w3s/config/entity/publicKey", "lost_reply"))
+    async with client_of(circle.base_url) as client:
+        with pytest.raises(Unavailable) as error:
+            await client.create_wallet_set(key(), "customers")
+        assert not error.value.sent
+        assert await client.create_wallet_set(key(), "customers")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("not-a-uuid", "00000000-0000-4000-8000-000000000000", ["MATIC-AMOY"], [("a", "b")]), 400, "parameter"),
+        ((None, "00000000-0000-4000-8000-000000000000", ["MATIC-AMOY"], [("a", "b")]), 404, "wallet set"),
+        ((None, None, ["DOGE"], [("a", "b")]), 400, "parameter"),
+        ((None, None, ["MATIC-AMOY"], []), 400, "parameter"),
+        ((None, None, ["MATIC-AMOY"], [("a", "b")] * 201), 400, "parameter"),
+    ],
+)
+async def test_what_circle_does_not_take_is_refused_for_good(
+    client: CircleClient, circle: CircleSandbox, arguments: tuple[Any, ...], status: int, text: str
+) -> None:
+    idempotency_key, wallet_set, blockchains, metadata = arguments
+    wallet_set = wallet_set or await client.create_wallet_set(key(), "customers")
+    with pytest.raises(Refused, match=text) as refused:
+        await client.create_wallets(idempotency_key or key(), wallet_set, blockchains, metadata)
+    assert refused.value.status == status
+    assert created(circle) == []
+
+
+async def test_two_hundred_wallets_are_made_in_one_call_and_listed_over_pages(client: CircleClient) -> None:
+    wallet_set = await client.create_wallet_set(key(), "customers")
+    wallets = await client.create_wallets(key(), wallet_set, ["MATIC-AMOY"], [("many", "user_1")] * 200)
+    listed = await client.list_wallets("user_1")
+    assert [w.id for w in listed] == [w.id for w in reversed(wallets)]
+
+
+async def test_secrets_are_in_no_error_no_text_and_no_log(
+    circle: CircleSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong_key, wrong_secret = "TEST_API_KEY:wrong:wrongwrong", "ab" * 32
+    texts = [repr(circle.config), repr(circle.sandbox.state)]
+    for api_key, secret in ((wrong_key, TEST_ENTITY_SECRET), (TEST_API_KEY, wrong_secret)):
+        async with client_of(circle.base_url, api_key, secret) as client:
+            with pytest.raises(Refused) as refused:
+                await client.create_wallet_set(key(), "customers")
+            assert refused.value.status in (400, 401)
+            texts += [repr(client), repr(vars(client)), repr(refused.value), str(refused.value)]
+    with pytest.raises(ValueError, match="64 hexadecimal") as malformed:
+        client_of(circle.base_url, entity_secret="not-hex-but-secret")
+    text = " ".join([*texts, str(malformed.value), caplog.text])
+    for secret in (wrong_key, "wrongwrong", wrong_secret, TEST_API_KEY, TEST_ENTITY_SECRET, "not-hex-but-secret"):
+        assert secret not in text
+
+
+async def test_a_ciphertext_is_good_for_one_request(circle: CircleSandbox, client: CircleClient) -> None:
+    body = {"idempotencyKey": key(), "name": "customers", "entitySecretCiphertext": await client._ciphertext()}
+    headers = {"Authorization": f"Bearer {TEST_API_KEY}"}
+    url = f"{circle.base_url}/v1/w3s/developer/walletSets"
+    async with aiohttp.ClientSession(headers=headers) as session:
+        async with session.post(url, json=body) as reply:
+            assert reply.status == 201
+            first = await reply.json()
+        async with session.post(url, json=body) as reply:
+            assert reply.status == 400
+            error = await reply.json()
+            assert (error["code"], error["errors"][0]["location"]) == (2, "entitySecretCiphertext")
+        async with session.post(url, json=body | {"entitySecretCiphertext": await client._ciphertext()}) as reply:
+            assert (reply.status, await reply.json()) == (200, first)
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "expected"),
+    [
+        (201, b'{"data": {"walletSet": {"id": "7", "state": "NEW-STATE", "extra": {}}}}', None),
+        (201, b"<html>", Unknown),
+        (201, b'{"data": []}', Unknown),
+        (201, b'{"data": {"walletSet": null}}', Unknown),
+        (302, b"", Refused),
+        (400, b'{"code": -1, "message": "Something went wrong"}', Unavailable),
+        (403, b"<html>", Refused),
+        (408, b"", Unavailable),
+        (502, b"<html>", Unavailable),
+    ],
+)
+async def test_any_answer_is_a_result_or_one_of_our_errors(
+    status: int, content: bytes, expected: type[ConnectorError] | None
+) -> None:
+    async def reply(request: web.Request) -> web.Response:
+        return web.Response(status=status, body=content, headers={"Location": "/elsewhere"})
+
+    async with CircleSandbox(SandboxConfig(rsa_bits=2048)) as real, client_of(real.base_url) as client:
+        await client._ciphertext()  # the entity key is known from here on
+        async with served(reply) as base_url:
+            client._base_url = base_url
+            if expected is None:
+                assert await client.create_wallet_set(key(), "customers") == "7"
+                return
+            with pytest.raises(expected):
+                await client.create_wallet_set(key(), "customers")
+
+
+async def test_a_rate_limit_with_a_time_says_when() -> None:
+    async def reply(request: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "7"})
+
+    async with served(reply) as base_url, client_of(base_url) as client:
+        with pytest.raises(RateLimited) as error:
+            await client.list_wallets("user_1")
+        assert error.value.retry_after_s == 7.0
+
+
+def test_a_wallet_of_an_unknown_kind_can_still_be_read() -> None:
+    wallet = CircleWallet.model_validate(
+        {"id": "1", "address": "0x1", "blockchain": "SUI", "state": "THAWED", "accountType": "NEW", "refId": None}
+    )
+    assert (wallet.blockchain, wallet.state, wallet.ref_id) == ("SUI", "THAWED", None)
