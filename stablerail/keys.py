@@ -15,15 +15,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 from pydantic import SecretStr
 
 from ledger.sql import load
 
-Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+# A string: only the type checker knows asyncpg's classes as generic.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
 _SQL = load("stablerail", "keys.sql")
 _HEADER: Final = re.compile(r"Bearer +sr_([0-9a-f]{16})_([0-9a-f]{64})", re.ASCII | re.IGNORECASE)

@@ -1,0 +1,371 @@
+"""The API on real PostgreSQL, with the schema the migrations make."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from ledger.accounts import Account, buffer, spendable
+from ledger.migrate import upgrade
+from ledger.rows import Op, block, write
+from ledger.tables import ACCOUNTS, DEPOSIT_REPORTS, DEPOSITS, ENTRIES, TRANSACTIONS, WALLET_REQUESTS, WALLETS
+from stablerail.api import create_api
+from stablerail.config import load_settings
+from stablerail.dev.postgres import Postgres
+from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
+
+SCHEMA = "stablerail"
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+ADDRESS = "0x5b38da6a701c568545dcfcb03fcb875f56beddc4"
+PROBLEM = "application/problem+json"
+
+
+def named(number: int) -> str:
+    return uuid.UUID(int=number).hex
+
+
+@pytest.fixture(scope="module")
+def migrated(postgres: Postgres) -> Iterator[str]:
+    """A database with our tables, to copy from."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    dsn = postgres.create_database(name)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, upgrade(dsn, SCHEMA)).result()
+    yield name
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+async def pool(postgres: Postgres, migrated: str) -> AsyncGenerator[asyncpg.Pool]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    dsn = postgres.create_database(name, template=migrated)
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=4, server_settings={"search_path": SCHEMA}) as pool:
+        yield pool
+    postgres.drop_database(name)
+
+
+def client_of(pool: asyncpg.Pool, token: str | None = None) -> httpx.AsyncClient:
+    app = create_api(load_settings(env_file=None), pool)
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api", headers=headers)
+
+
+@pytest.fixture
+async def client(pool: asyncpg.Pool) -> AsyncGenerator[httpx.AsyncClient]:
+    async with pool.acquire() as connection:
+        created = await create_key(connection, [Scope.READ], "the tests")
+    async with client_of(pool, created.token.get_secret_value()) as client:
+        yield client
+
+
+async def add_wallet(pool: asyncpg.Pool, user_id: str = "user_42") -> None:
+    async with pool.acquire() as connection:
+        await write(
+            connection,
+            [
+                block(WALLETS, Op.INSERT, [("MATIC", ADDRESS, user_id, "wallet-1", NOON)]),
+                block(
+                    WALLET_REQUESTS,
+                    Op.INSERT,
+                    [(user_id, "MATIC", "ready", NOON, NOON), (user_id, "SOL", "requested", NOON, None)],
+                ),
+            ],
+        )
+
+
+async def add_account(pool: asyncpg.Pool, account: Account, balance: int) -> None:
+    row = (account.id, account.owner, account.type.value, account.asset, account.shard, balance, 1, NOON)
+    async with pool.acquire() as connection:
+        await write(connection, [block(ACCOUNTS, Op.UPSERT, [row])])
+
+
+async def add_deposits(pool: asyncpg.Pool, rows: list[dict[str, Any]], user_id: str = "user_42") -> None:
+    stored = [
+        (
+            *(each["id"], named(10_000 + number), 0, "MATIC", f"0x{number:064x}", ADDRESS, "USDC"),
+            *(each.get("amount", 25_000_000), user_id, each.get("status", "credited"), 0, ""),
+            *("0x" + "ab" * 32, 100 + number, number),
+            *(each.get("credited_at", NOON), each.get("finalized_at"), NOON),
+        )
+        for number, each in enumerate(rows)
+    ]
+    async with pool.acquire() as connection:
+        await write(connection, [block(DEPOSITS, Op.INSERT, stored)])
+
+
+async def test_a_deposit_counts_at_once_and_is_marked_until_it_is_final(
+    pool: asyncpg.Pool, client: httpx.AsyncClient
+) -> None:
+    await add_account(pool, spendable("user_42"), 75_000_001)
+    await add_account(pool, buffer(), -75_000_001)
+    await add_deposits(
+        pool,
+        [
+            {"id": named(1), "amount": 25_000_001},
+            {"id": named(2), "amount": 50_000_000, "status": "finalized", "finalized_at": NOON},
+            {"id": named(3), "amount": 9_000_000, "status": "reversed", "finalized_at": NOON},
+            {"id": named(4), "amount": 7_000_000, "status": "pending", "credited_at": None},
+        ],
+    )
+    answer = await client.get("/v1/users/user_42/balances")
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json() == {
+        "user_id": "user_42",
+        "balances": [
+            {
+                "asset": "USDC",
+                "available": "75.000001",
+                "total": "75.000001",
+                "not_final": "25.000001",
+                "accounts": {"usdc_balance": "75.000001"},
+            }
+        ],
+    }
+
+
+async def test_what_is_held_is_in_the_total_and_not_available(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    await add_account(pool, spendable("user_42"), 10_000_000)
+    # a type of the next order: the API shows whatever accounts there are
+    async with pool.acquire() as connection:
+        await connection.execute(
+            "INSERT INTO accounts VALUES (gen_random_uuid(), 'user_42', 'pending_withdrawal', 'USDC', '', 5000000, 1, now())"
+        )
+    (balance,) = (await client.get("/v1/users/user_42/balances")).json()["balances"]
+    assert (balance["available"], balance["total"]) == ("10.000000", "15.000000")
+    assert balance["accounts"] == {"pending_withdrawal": "5.000000", "usdc_balance": "10.000000"}
+
+
+async def test_a_customer_with_a_wallet_and_no_deposit_has_zero(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    await add_wallet(pool)
+    (balance,) = (await client.get("/v1/users/user_42/balances")).json()["balances"]
+    assert (balance["available"], balance["total"], balance["not_final"]) == ("0.000000",) * 3
+
+
+async def test_balances_far_beyond_a_double_are_exact(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    await add_account(pool, spendable("whale"), 2**96 + 1)
+    (balance,) = (await client.get("/v1/users/whale/balances")).json()["balances"]
+    assert balance["available"] == "79228162514264337593543.950337"
+
+
+async def test_nobody_is_known_by_the_companys_own_name(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    await add_account(pool, buffer(), -1)
+    for path in ("balances", "wallets", "deposits"):
+        for user in ("system", "stranger"):
+            answer = await client.get(f"/v1/users/{user}/{path}")
+            assert (answer.status_code, answer.json()["code"]) == (404, "unknown_user")
+            assert answer.headers["content-type"] == PROBLEM
+
+
+async def test_wallets_that_exist_and_wallets_still_awaited(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    await add_wallet(pool)
+    answer = (await client.get("/v1/users/user_42/wallets")).json()
+    assert answer["wallets"] == [
+        {"chain": "MATIC", "address": ADDRESS, "wallet_id": "wallet-1", "created_at": "2026-11-21T12:00:00Z"}
+    ]
+    assert answer["awaited"] == [{"chain": "SOL", "status": "requested"}]
+
+
+async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    account, deposit_id, later = spendable("user_42"), named(7), NOON + timedelta(minutes=2)
+    await add_account(pool, account, 25_000_000)
+    await add_account(pool, buffer(), -25_000_000)
+    await add_deposits(pool, [{"id": deposit_id, "status": "finalized", "finalized_at": later}])
+    group = named(10_000)
+    async with pool.acquire() as connection:
+        await write(
+            connection,
+            [
+                block(
+                    DEPOSIT_REPORTS,
+                    Op.INSERT,
+                    [
+                        ("circle", "tx-1", group, deposit_id, "complete", None, None, None, later),
+                        ("scanner", "0xab:3", group, deposit_id, "confirmed", "0x" + "ab" * 32, 100, 3, NOON),
+                        ("circle", "tx-2", group, named(8), "complete", None, None, None, later),
+                    ],
+                ),
+                block(
+                    TRANSACTIONS,
+                    Op.INSERT,
+                    [
+                        (named(20), "deposit_credited", deposit_id, b"f", NOON),
+                        (named(21), "deposit_finalized", deposit_id, b"f", later),
+                        (named(22), "deposit_credited", named(8), b"f", later),
+                    ],
+                ),
+                block(
+                    ENTRIES,
+                    Op.INSERT,
+                    [
+                        (account.id, 1, named(20), 0, "d", 25_000_000, 25_000_000, NOON),
+                        (buffer().id, 1, named(20), 1, "c", 25_000_000, -25_000_000, NOON),
+                    ],
+                ),
+            ],
+        )
+    answer = (await client.get(f"/v1/deposits/{deposit_id}")).json()
+    assert (answer["id"], answer["status"], answer["amount"]) == (deposit_id, "finalized", "25.000000")
+    assert (answer["user_id"], answer["to"], answer["chain"]) == ("user_42", ADDRESS, "MATIC")
+    assert (answer["credited_at"], answer["finalized_at"]) == ("2026-11-21T12:00:00Z", "2026-11-21T12:02:00Z")
+    assert [(r["source"], r["transfer_id"], r["evidence"]) for r in answer["reports"]] == [
+        ("scanner", "0xab:3", "confirmed"),
+        ("circle", "tx-1", "complete"),
+    ]
+    credited, finalized = answer["transactions"]
+    assert (credited["id"], credited["kind"]) == (named(20), "deposit_credited")
+    assert credited["entries"] == [
+        {
+            "account": "usdc_balance",
+            "asset": "USDC",
+            "direction": "debit",
+            "amount": "25.000000",
+            "balance_after": "25.000000",
+            "version": 1,
+        }
+    ]
+    assert (finalized["kind"], finalized["entries"]) == ("deposit_finalized", [])
+    dashed = await client.get(f"/v1/deposits/{uuid.UUID(deposit_id)}")
+    assert dashed.json() == answer
+
+
+async def test_deposits_are_paged_newest_first_and_a_new_one_moves_no_later_page(
+    pool: asyncpg.Pool, client: httpx.AsyncClient
+) -> None:
+    # three waiting, then eleven of which five share the microsecond of one batch
+    waiting = [{"id": named(100 + i), "status": "pending", "credited_at": None} for i in range(3)]
+    batch = [{"id": named(200 + i), "credited_at": NOON} for i in range(5)]
+    single = [{"id": named(300 + i), "credited_at": NOON + timedelta(microseconds=1 + i)} for i in range(6)]
+    await add_deposits(pool, [*waiting, *batch, *single])
+    await add_deposits(pool, [{"id": named(900)}], user_id="somebody_else")
+    await add_wallet(pool)
+    everything = (await client.get("/v1/users/user_42/deposits")).json()
+    ids = [deposit["id"] for deposit in everything["deposits"]]
+    newest_first = [*(named(100 + i) for i in (2, 1, 0)), *(named(300 + i) for i in range(5, -1, -1))]
+    assert ids == [*newest_first, *(named(200 + i) for i in range(4, -1, -1))]
+    assert everything["next"] is None
+
+    for limit in (1, 2, 4, 7, 14):
+        seen: list[str] = []
+        after: str | None = None
+        while True:
+            params = {"limit": limit} if after is None else {"limit": limit, "after": after}
+            page = (await client.get("/v1/users/user_42/deposits", params=params)).json()
+            assert 0 < len(page["deposits"]) <= limit
+            seen += [deposit["id"] for deposit in page["deposits"]]
+            after = page["next"]
+            if after is None:
+                break
+        assert seen == ids, limit
+
+    first = (await client.get("/v1/users/user_42/deposits", params={"limit": 5})).json()
+    await add_deposits(pool, [{"id": named(500), "credited_at": NOON + timedelta(hours=1)}])
+    second = await client.get("/v1/users/user_42/deposits", params={"limit": 5, "after": first["next"]})
+    assert [deposit["id"] for deposit in second.json()["deposits"]] == ids[5:10]
+
+
+async def test_what_makes_no_sense_is_a_problem_with_a_stable_code(client: httpx.AsyncClient) -> None:
+    for path, status, code in (
+        ("/v1/deposits/not-an-id", 422, "invalid_request"),
+        (f"/v1/deposits/{named(404)}", 404, "unknown_deposit"),
+        ("/v1/users/user_42/deposits?limit=0", 422, "invalid_request"),
+        ("/v1/users/user_42/deposits?limit=201", 422, "invalid_request"),
+        ("/v1/users/user_42/deposits?after=nonsense", 400, "bad_cursor"),
+        ("/v1/users/user_42/deposits?after=", 400, "bad_cursor"),
+        ("/v1/users/%00/balances", 422, "invalid_request"),
+        ("/v1/users/%D0%B6/balances", 422, "invalid_request"),
+        (f"/v1/users/{'u' * 201}/balances", 422, "invalid_request"),
+    ):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (status, code), path
+        assert answer.headers["content-type"] == PROBLEM
+
+
+async def test_without_a_valid_key_nothing_is_read(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        created = await create_key(connection, [Scope.READ], "to be revoked")
+        token = created.token.get_secret_value()
+        assert await authenticate(connection, f"Bearer {token}") == created.key
+        assert await authenticate(connection, f"bearer {token}") == created.key
+        assert await revoke_key(connection, created.key.id)
+        assert not await revoke_key(connection, created.key.id)
+        live = await create_key(connection, [Scope.READ], "live")
+    wrong = live.token.get_secret_value()[:-1] + ("0" if live.token.get_secret_value()[-1] != "0" else "1")
+    unknown = "sr_" + "0" * 16 + "_" + "0" * 64
+    for path in ("/v1/users/user_42/balances", f"/v1/deposits/{named(1)}", "/v1/users/user_42/deposits?limit=0"):
+        async with client_of(pool) as client:
+            answer = await client.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (401, "missing_key")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="stablerail"'
+        for token in (created.token.get_secret_value(), wrong, unknown, "nonsense", ""):
+            async with client_of(pool, token) as client:
+                answer = await client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (401, "invalid_key")
+            assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+
+
+async def test_a_key_without_the_scope_is_told_which_one_it_lacks(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        other = await create_key(connection, [Scope.READ], "of a later kind")
+        await connection.execute("UPDATE api_keys SET scope = '{withdraw}' WHERE id = $1", other.key.id)
+        admin = await create_key(connection, [Scope.ADMIN], "admin")
+    async with client_of(pool, other.token.get_secret_value()) as client:
+        answer = await client.get("/v1/users/user_42/balances")
+    assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+    assert 'scope="read"' in answer.headers["www-authenticate"]
+    async with client_of(pool, admin.token.get_secret_value()) as client:
+        assert (await client.get("/v1/users/user_42/balances")).json()["code"] == "unknown_user"
+
+
+async def test_a_key_is_shown_once_and_stored_only_as_a_hash(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        first = await create_key(connection, [Scope.READ, Scope.ADMIN, Scope.READ], "console")
+        second = await create_key(connection, [Scope.READ], "console")
+        await revoke_key(connection, second.key.id)
+        stored = str([dict(row) for row in await connection.fetch("SELECT * FROM api_keys")])
+        listed = await list_keys(connection)
+        for scopes, name in (([], "x"), ([Scope.READ], ""), ([Scope.READ], "n" * 101), ([Scope.READ], "a\nb")):
+            with pytest.raises(ValueError, match="a key needs"):
+                await create_key(connection, scopes, name)
+    secret = first.token.get_secret_value().rpartition("_")[2]
+    assert secret not in stored
+    assert secret not in repr(first)
+    assert [key.id for key in listed] == [first.key.id, second.key.id]
+    assert listed[0].scopes == {"read", "admin"}
+    assert listed[0].revoked_at is None
+    assert listed[1].revoked_at is not None
+
+
+async def test_it_is_ready_with_its_tables_and_counts_requests_by_route(
+    pool: asyncpg.Pool, client: httpx.AsyncClient
+) -> None:
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    for user in ("a", "b"):
+        await client.get(f"/v1/users/{user}/balances")
+    metrics = await client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    line = (
+        'stablerail_http_requests_total{app="api",method="GET",route="/v1/users/{user_id}/balances",status="404"} 2.0'
+    )
+    assert line in metrics.text
+
+
+async def test_a_database_without_our_tables_is_not_ready(database: str) -> None:
+    async with asyncpg.create_pool(database, min_size=1, max_size=1) as pool, client_of(pool) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+
+
+async def test_no_look_takes_a_connection_for_good(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    await add_wallet(pool)
+    answers = await asyncio.gather(*(client.get("/v1/users/user_42/balances") for _ in range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert pool.get_idle_size() == pool.get_size()
