@@ -160,7 +160,11 @@ def tail(log: Path, lines: int = 5) -> str:
 def scratch_directory(prefix: str = "stablerail-") -> Iterator[Path]:
     """A temporary directory that is removed at the end, also when this process is killed."""
     directory = Path(tempfile.mkdtemp(prefix=prefix))
-    guard, owner_fd, _ = _start_guard(["remove", str(directory)], None)
+    try:
+        guard, owner_fd, _ = _start_guard(["remove", str(directory)], None)
+    except BaseException:
+        directory.rmdir()
+        raise
     try:
         yield directory
     finally:

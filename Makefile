@@ -1,0 +1,50 @@
+# setup   .venv with the locked dependencies          demo    the whole story, live (ONCE=1: ends by itself)
+# test    everything, on real parts of its own        bench   tests/benchmarks (NAME=… for one)
+# lint    ruff, mypy, import-linter                   lock    the lock files, anew (needs uv)
+
+SHELL := /bin/bash
+
+# The first that is new enough; `make PYTHON=/path/to/python setup` picks another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+
+LOCKS := requirements.lock requirements-build.lock
+PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
+
+.PHONY: setup demo test bench lint lock
+
+setup: .venv/installed
+
+# The stamp is written last, so that an installation which was cut off is done again.
+.venv/installed: $(LOCKS) pyproject.toml
+	@$(if $(PYTHON),,echo "no Python 3.11 or newer found: install one, or run make PYTHON=/path/to/python" >&2; exit 1)
+	@$(PYTHON) -m venv .venv
+	@echo "Installing the locked dependencies into .venv; the first time takes a minute or two."
+	@$(PIP) install --quiet --require-hashes $(LOCKS:%=-r %)
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	@.venv/bin/stablerail demo $(if $(ONCE),--once)
+
+# The coverage floor is judged inside pytest (tests/support/coverage_floor.py), so that its closing line is the last.
+test: setup
+	@.venv/bin/coverage erase
+	@.venv/bin/coverage run -m pytest --ignore=tests/benchmarks
+
+bench: setup
+	@.venv/bin/python -m tests.benchmarks $(NAME)
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+# The build back-end is locked apart: it is no dependency of the product, and must agree with those that are.
+lock:
+	@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
+	@$(COMPILE) --all-extras pyproject.toml --output-file requirements.lock
+	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+		| $(COMPILE) --constraint requirements.lock --output-file requirements-build.lock -
