@@ -24,7 +24,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stablerail.config_values import (
     EVM_CHAINS,
-    NETWORK_DEFAULTS,
     BaseUnits,
     Bootstrap,
     EntitySecret,
@@ -39,6 +38,7 @@ from stablerail.config_values import (
     RpcUrls,
     Seconds,
     evm_address,
+    network_default,
 )
 from topics.events import Chain
 from topics.money import SCALE
@@ -203,7 +203,7 @@ class Settings(BaseSettings):
             raise ValueError("each number must be above zero")
         if info.field_name == "usdc_contracts":
             given = {chain: evm_address(chain, value) for chain, value in given.items()}
-        return {**NETWORK_DEFAULTS[info.data.get("network", "testnet")][info.field_name], **given}
+        return {**network_default(info.field_name, info.data.get("network", "testnet")), **given}
 
     @check("circle_api_key")
     @classmethod
@@ -218,6 +218,9 @@ class Settings(BaseSettings):
     def _together(self) -> Self:
         if self.call_lease_s <= self.call_timeout_s:
             raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
+        for chain in self.rpc_urls:
+            if chain not in self.usdc_contracts:
+                raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
         if self.call_retry_max_s < self.call_retry_first_s:
             raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from eth_utils.address import is_checksum_address, to_checksum_address
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 
+from chain import addresses, assets, finality
+from chain.errors import BadAddress, NoToken
 from topics.events import Chain
 from topics.money import format_amount, parse_amount
 
@@ -20,28 +22,27 @@ if TYPE_CHECKING:
 
 Network = Literal["testnet", "mainnet"]
 
-EVM_CHAINS: Final = (Chain.ETH, Chain.MATIC)
+EVM_CHAINS: Final = tuple(chain for chain in Chain if chain in addresses.EVM_CHAINS)
 """The chains our own scanner can read."""
 
-NETWORK_DEFAULTS: Final[Mapping[str, Mapping[str, Mapping[Chain, Any]]]] = {
-    "testnet": {
-        "chain_ids": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002},
-        "usdc_contracts": {
-            Chain.ETH: "0x1c7D4B196Cb0C7B01d743Fbc6116a902379C7238",
-            Chain.MATIC: "0x41E94Eb019C0762f9Bfcf9Fb1E58725BfB0e7582",
-        },
-        "finality_depths_blocks": {Chain.ETH: 64, Chain.MATIC: 33},
-    },
-    "mainnet": {
-        "chain_ids": {Chain.ETH: 1, Chain.MATIC: 137},
-        "usdc_contracts": {
-            Chain.ETH: "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48",
-            Chain.MATIC: "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359",
-        },
-        # Two epochs of Ethereum; on Polygon what CCTP v1 waited for.
-        "finality_depths_blocks": {Chain.ETH: 64, Chain.MATIC: 33},
-    },
+_CHAIN_IDS: Final[Mapping[Network, Mapping[Chain, int]]] = {
+    "testnet": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002},
+    "mainnet": {Chain.ETH: 1, Chain.MATIC: 137},
 }
+
+
+def network_default(setting: str, network: Network) -> dict[Chain, Any]:
+    """What `chain_ids`, `usdc_contracts` or `finality_depths_blocks` is where nothing else is set."""
+    if setting == "chain_ids":
+        return dict(_CHAIN_IDS[network])
+    if setting == "finality_depths_blocks":
+        return dict(finality.DEPTH_BLOCKS)
+    known = {}
+    for chain in EVM_CHAINS:
+        with contextlib.suppress(NoToken):
+            known[chain] = assets.usdc(assets.Network(network), chain).address
+    return known
+
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -59,15 +60,13 @@ def duration_s(value: Any) -> Any:
 
 
 def evm_address(chain: Chain, address: str) -> str:
-    """The address in checksum form. ValueError when it is none, or mixed case with a wrong checksum."""
+    """The contract's canonical address. ValueError when it is none, or of a chain whose contracts are not settings."""
     if chain not in EVM_CHAINS:
         raise ValueError(f"contracts are set for {', '.join(EVM_CHAINS)} only")
-    if re.fullmatch(r"0x[0-9a-fA-F]{40}", address) is None:
-        raise ValueError(f"{chain}: must be 0x and 40 hex digits")
-    digits = address[2:]
-    if digits not in (digits.lower(), digits.upper()) and not is_checksum_address(address):
-        raise ValueError(f"{chain}: the address's checksum is wrong")
-    return to_checksum_address(address)
+    try:
+        return addresses.check_address(chain, address)
+    except BadAddress:
+        raise ValueError(f"{chain}: must be 0x and 40 hex digits, with a right checksum where it has one") from None
 
 
 def _json(value: Any) -> Any:

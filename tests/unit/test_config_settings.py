@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from eth_utils.address import is_checksum_address
 
 from stablerail.config import (
     ALSO_CALLED,
@@ -15,7 +14,7 @@ from stablerail.config import (
     load_settings,
     names_without_effect,
 )
-from stablerail.config_values import NETWORK_DEFAULTS, describe, duration_s, masked_url
+from stablerail.config_values import describe, duration_s, masked_url
 from topics.events import Chain
 
 KEY = "TEST_API_KEY:0a1b2c:very-secret"
@@ -137,12 +136,16 @@ def test_one_chain_can_differ_without_unsetting_the_others() -> None:
     settings = load_settings(env_file=None, network="mainnet", chain_ids='{"MATIC": 31337}')
     assert settings.chain_ids == {Chain.ETH: 1, Chain.MATIC: 31337}
     token = settings.usdc_contracts[Chain.MATIC]
-    assert load_settings(env_file=None, usdc_contracts={"MATIC": token.lower()}).usdc_contracts[Chain.MATIC] == token
+    assert load_settings(env_file=None, usdc_contracts={"MATIC": token}).usdc_contracts[Chain.MATIC] == token
 
 
-def test_the_networks_contracts_have_right_checksums() -> None:
-    for network in NETWORK_DEFAULTS.values():
-        assert all(is_checksum_address(address) for address in network["usdc_contracts"].values())
+def test_a_chain_is_not_read_without_its_usdc_contract() -> None:
+    """A guessed contract would credit deposits of a worthless token."""
+    endpoint, contract = {"MATIC": ["http://127.0.0.1:8545"]}, "0x" + "ab" * 20
+    with pytest.raises(ConfigError, match=r"STABLERAIL_USDC_CONTRACTS must name USDC's contract on MATIC \(testnet\)"):
+        load_settings(env_file=None, rpc_urls=endpoint)
+    settings = load_settings(env_file=None, rpc_urls=endpoint, usdc_contracts={"MATIC": contract})
+    assert settings.usdc_contracts[Chain.MATIC].lower() == contract
 
 
 def test_lists_are_read_with_commas_or_as_json() -> None:
@@ -151,7 +154,7 @@ def test_lists_are_read_with_commas_or_as_json() -> None:
 
 
 def test_chains_we_have_endpoints_for_are_the_ones_we_read() -> None:
-    settings = load_settings(env_file=None, rpc_urls='{"MATIC": ["http://127.0.0.1:8545"]}')
+    settings = load_settings(env_file=None, network="mainnet", rpc_urls='{"MATIC": ["http://127.0.0.1:8545"]}')
     assert settings.read_chains == (Chain.MATIC,)
     with pytest.raises(ConfigError, match="RPC_URLS"):
         load_settings(env_file=None, rpc_urls='{"SOL": ["http://127.0.0.1:8545"]}')
