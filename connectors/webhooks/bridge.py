@@ -99,7 +99,7 @@ def create_bridge(
     now: Callable[[], datetime] = _utc_now,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """The app. Whoever calls it starts and stops the publisher and the sources, in `lifespan` for instance."""
+    """The app. The publisher is started and stopped by the caller (see `serve`)."""
     app = FastAPI(
         title="Stablerail bridge",
         docs_url=None,

@@ -74,7 +74,7 @@ class KafkaPublisher:
         self._keeper = asyncio.create_task(self._keep(), name="webhook publisher")
 
     async def stop(self) -> None:
-        """Waits for what is in flight, for `timeout_s` at most."""
+        """Waits `timeout_s` for what is in flight; a broker that hangs can delay the end to a few times that."""
         if self._keeper is not None:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
@@ -133,17 +133,18 @@ class KafkaPublisher:
             max_request_size=RECORD_BYTES_MAX + 100_000,
             request_timeout_ms=int(self._timeout_s * 750),  # ends before a publish's own limit, with the better error
         )
+        starting = asyncio.create_task(producer.start())
         started = False
         try:
-            # A broker that starts up answers metadata before it gives out producer ids, for which aiokafka waits without end.
+            # A broker that starts up answers metadata before it gives out producer ids: aiokafka waits for one without end.
             async with asyncio.timeout(2 * self._timeout_s):
-                await producer.start()
+                await asyncio.shield(starting)
             started = True
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("kafka_unreachable", bootstrap=self._bootstrap, error=type(error).__name__)
         finally:
             if not started:
-                await self._close(producer, grace_s=0)
+                await self._close(producer, grace_s=0, starting=starting)
         return producer if started else None
 
     async def _answers(self, producer: AIOKafkaProducer) -> bool:
@@ -154,16 +155,25 @@ class KafkaPublisher:
             return False
         return True
 
-    async def _close(self, producer: AIOKafkaProducer, *, grace_s: float) -> None:
+    async def _close(
+        self, producer: AIOKafkaProducer, *, grace_s: float, starting: asyncio.Task[None] | None = None
+    ) -> None:
         """In a task of its own, so that `stop` during it leaves nothing open."""
-        task = asyncio.create_task(_closed(producer, grace_s, self._timeout_s))
+        task = asyncio.create_task(_closed(producer, starting, grace_s, self._timeout_s))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         await asyncio.shield(task)
 
 
-async def _closed(producer: AIOKafkaProducer, grace_s: float, timeout_s: float) -> None:
+async def _closed(
+    producer: AIOKafkaProducer, starting: asyncio.Task[None] | None, grace_s: float, timeout_s: float
+) -> None:
     """Stop, and after `grace_s` without what is still queued: aiokafka's own stop waits for it without end."""
+    if starting is not None and not starting.done():
+        # aiokafka leaves its first connection open when it is cancelled there; it gives up by itself within this time.
+        await asyncio.wait({starting}, timeout=2.5 * timeout_s)
+        starting.cancel()
+        await asyncio.wait({starting})
     stopping = asyncio.create_task(producer.stop())
     _, pending = await asyncio.wait({stopping}, timeout=grace_s)
     if pending:
@@ -173,4 +183,5 @@ async def _closed(producer: AIOKafkaProducer, grace_s: float, timeout_s: float) 
         stopping.cancel()
         await asyncio.wait({stopping})
     if stopping.cancelled() or stopping.exception() is not None:
-        log.warning("kafka_close_failed")
+        # A request in flight wanted to queue its failed batch again (KeyError), or waits for a broker that hangs.
+        await producer.client.close()
