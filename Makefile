@@ -42,9 +42,9 @@ lint: setup
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-# The build back-end is locked apart: it is no dependency of the product, and must agree with those that are.
+# The build back-end (and what it needs for --editable) is locked apart: it is no dependency of the product.
 lock:
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
-	@$(COMPILE) --all-extras pyproject.toml --output-file requirements.lock
-	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
-		| $(COMPILE) --constraint requirements.lock --output-file requirements-build.lock -
+	@$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+	@.venv/bin/python -c 'import tomllib; print("editables", *tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(COMPILE) --constraint requirements.lock -o requirements-build.lock -

@@ -144,13 +144,6 @@ class Kafka:
     def kill(self, *nodes: int) -> None:
         self._end(nodes, signal.SIGKILL, timeout_s=10)
 
-    def freeze(self, node: int = 1) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing."""
-        self._children[node].send_signal(signal.SIGSTOP)
-
-    def thaw(self, node: int = 1) -> None:
-        self._children[node].send_signal(signal.SIGCONT)
-
     def __enter__(self) -> Self:
         return self.start()
 
