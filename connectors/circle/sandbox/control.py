@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from connectors.circle.sandbox.deliveries import Deliveries, Disorder
+from connectors.circle.sandbox.deliveries import Deliveries
 from connectors.circle.sandbox.gate import Fault, Gate
 from connectors.circle.sandbox.state import State, Transaction, invalid, not_found
 from connectors.circle.sandbox.tokens import BLOCKCHAINS, usdc_token_id
@@ -31,7 +31,7 @@ class _Fault(_Body):
     times: int = 1
 
 
-class _Transfer(_Body):
+class InjectedTransfer(_Body):
     """A transfer on a chain that is not watched, to a wallet given by id, or by blockchain and address."""
 
     wallet_id: str | None = None
@@ -69,7 +69,7 @@ def routes(state: State, gate: Gate, deliveries: Deliveries) -> APIRouter:
         return {"faults": 0}
 
     @router.post("/transfers")
-    async def inject(body: _Transfer) -> dict[str, Any]:
+    async def inject(body: InjectedTransfer) -> dict[str, Any]:
         return {"transaction": inject_transfer(state, deliveries, body).shown()}
 
     @router.post("/transactions/{transaction_id}/state")
@@ -107,7 +107,7 @@ def routes(state: State, gate: Gate, deliveries: Deliveries) -> APIRouter:
     return router
 
 
-def inject_transfer(state: State, deliveries: Deliveries, body: _Transfer) -> Transaction:
+def inject_transfer(state: State, deliveries: Deliveries, body: InjectedTransfer) -> Transaction:
     """Records the transfer and announces it once per state."""
     if body.wallet_id is not None:
         wallet = state.wallets.get(body.wallet_id)
@@ -141,6 +141,3 @@ def inject_transfer(state: State, deliveries: Deliveries, body: _Transfer) -> Tr
 def _hash(family: str, size: int) -> str:
     drawn = os.urandom(size)
     return base58.b58encode(drawn).decode() if family == "solana" else "0x" + drawn.hex()
-
-
-__all__ = ["Disorder", "inject_transfer", "routes"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import orjson
@@ -11,6 +12,8 @@ from eth_utils.crypto import keccak
 
 TRANSFER_TOPIC: Final = "0x" + keccak(text="Transfer(address,address,uint256)").hex()
 _BALANCE_OF: Final = "0x" + keccak(text="balanceOf(address)")[:4].hex()
+
+T = TypeVar("T")
 
 
 class RpcError(Exception):
@@ -48,29 +51,33 @@ class Rpc:
     async def block(self, number: int | str) -> Block | None:
         """The canonical block of that number, or `latest`."""
         tag = hex(number) if isinstance(number, int) else number
-        found = await self._call("eth_getBlockByNumber", [tag, False])
-        return None if found is None else Block(int(found["number"], 16), found["hash"])
+        return await self._ask("eth_getBlockByNumber", [tag, False], _block)
 
     async def transfers(self, first: int, last: int) -> list[TransferLog]:
         """USDC transfers of these blocks, in log order."""
         span = {"address": self._usdc, "topics": [TRANSFER_TOPIC], "fromBlock": hex(first), "toBlock": hex(last)}
-        return [_log(raw) for raw in await self._call("eth_getLogs", [span])]
+        return await self._ask("eth_getLogs", [span], lambda logs: [_log(raw) for raw in logs])
 
     async def usdc_balance(self, address: str) -> int:
         """Base units at the latest block."""
         data = _BALANCE_OF + address.removeprefix("0x").rjust(64, "0")
-        return int(await self._call("eth_call", [{"to": self._usdc, "data": data}, "latest"]), 16)
+        return await self._ask("eth_call", [{"to": self._usdc, "data": data}, "latest"], lambda word: int(word, 16))
 
-    async def _call(self, method: str, params: list[Any]) -> Any:
+    async def _ask(self, method: str, params: list[Any], parse: Callable[[Any], T]) -> T:
         body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         try:
             async with self._session.post(self._url, data=body, headers={"Content-Type": "application/json"}) as reply:
                 answer = orjson.loads(await reply.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise RpcError(f"{method}: {type(error).__name__}") from None
-        if not isinstance(answer, dict) or "result" not in answer:
-            raise RpcError(f"{method}: no result")
-        return answer["result"]
+        try:
+            return parse(answer["result"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise RpcError(f"{method}: an unreadable answer") from None
+
+
+def _block(raw: dict[str, Any] | None) -> Block | None:
+    return None if raw is None else Block(int(raw["number"], 16), raw["hash"])
 
 
 def _log(raw: dict[str, Any]) -> TransferLog:

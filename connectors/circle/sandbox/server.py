@@ -54,7 +54,14 @@ class CircleSandbox:
         self._port = listener.getsockname()[1]
         self._parts = Sandbox(self.config)
         self._server = _Server(
-            uvicorn.Config(create_app(self._parts), log_level="critical", timeout_graceful_shutdown=1, ws="none")
+            uvicorn.Config(
+                create_app(self._parts),
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                timeout_graceful_shutdown=1,
+                ws="none",
+            )
         )
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:

@@ -41,7 +41,7 @@ def routes(state: State, deliveries: Deliveries) -> APIRouter:
             raise not_found("subscription")
         return state.subscriptions[subscription_id]
 
-    @router.post("/subscriptions", status_code=201)
+    @router.post("/subscriptions")
     async def create(body: _Create) -> dict[str, Any]:
         types = body.notification_types or ["*"]
         if not set(types) <= SUBSCRIBABLE:
