@@ -1,0 +1,1 @@
+"""Chains that we read ourselves: heads and transfers to our wallets."""

@@ -1,0 +1,174 @@
+"""a chain -> chain_cursors -> chain.heads, deposits.notified
+
+Reads heads and USDC transfers to our wallets over RPC, on its own: what a vendor's webhook forgets arrives here.
+Cursor and messages are one commit, so nothing is skipped and repeats have the same ids. One watcher per chain in the
+whole deployment, held by an advisory lock; the others stand by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+import orjson
+import structlog
+
+from agents.delivery import Services
+from chain.errors import ChainError, ChainMoved
+from chain.rpc import Block, Rpc
+from chain.scan import ScanSettings, ScanState, begin
+from chain.scanner import Pass, scan_once
+from ledger.commit import TRANSIENT, lock_writer, seal
+from ledger.record import Message
+from ledger.rows import Connection, Op, block
+from ledger.sql import load
+from ledger.tables import CHAIN_CURSORS
+from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED
+from topics.envelope import value_of
+from topics.events import Chain, DepositNotified, Evidence, HeadSeen
+
+_log = structlog.get_logger()
+_sql = load("agents.chains", "chains.sql")
+
+_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
+
+WAIT_S_MAX = 30.0
+STANDBY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A chain to watch."""
+
+    chain: Chain
+    chain_id: int
+    rpcs: tuple[Rpc, ...]
+    """The first that answers is read; finality asks all of them."""
+    scan: ScanSettings
+    interval_s: float
+    start_block: int | None = None
+    """First block of interest for a scan that has no cursor yet; None: the head at its start."""
+
+
+class WatchChain:
+    """One chain's watcher. `work` never returns."""
+
+    def __init__(self, watched: Watched, services: Services, seen: Callable[[str, int, int], None]) -> None:
+        """`seen(chain, head, blocks behind)` gets the figures."""
+        self._watched = watched
+        self._services = services
+        self._seen = seen
+        self._writer = f"watch_chain.{watched.chain.value}"
+        self._connection: Connection | None = None
+        self._log = _log.bind(stage=self._writer)
+        self._endpoint = 0
+        self.leads = False
+
+    async def work(self) -> None:
+        wait_s = self._watched.interval_s
+        while True:
+            try:
+                if not await self._lead():
+                    await asyncio.sleep(STANDBY_S)
+                    continue
+                caught_up = await self.look()
+                wait_s = self._watched.interval_s if caught_up else 0.0
+            except ChainMoved:
+                wait_s = self._watched.interval_s
+            except _AGAIN as error:
+                self._log.warning("chain.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
+                self._endpoint += 1
+                wait_s = min(max(wait_s, 0.1) * 2, WAIT_S_MAX)
+            except Exception as error:
+                self._services.stop(f"{self._writer}: {error!r}", error)
+                raise
+            await asyncio.sleep(wait_s)
+
+    async def _lead(self) -> bool:
+        if self._connection is None or self._connection.is_closed():
+            self.leads = False
+            self._connection = await self._services.connect()
+        if not self.leads:
+            self.leads = bool(await self._connection.fetchval(_sql.lead, self._writer))
+        return self.leads
+
+    async def look(self) -> bool:
+        """One pass; whether everything up to the head was read."""
+        connection = self._connection
+        assert connection is not None
+        rpc = self._watched.rpcs[self._endpoint % len(self._watched.rpcs)]
+        await rpc.verify_chain_id()
+        state = await self._state(connection, rpc)
+        addresses = {row[0] for row in await connection.fetch(_sql.addresses, self._watched.chain.value)}
+        found = await scan_once(rpc, state, addresses, self._watched.scan)
+        if found.rewound_from is not None:
+            self._log.warning("chain.reorg", was=found.rewound_from.number)
+        if found.heads or found.transfers or found.state != state:
+            await self._commit(connection, found)
+        for head in found.heads:
+            read = found.state.cursor.number if found.state.cursor else 0
+            self._seen(self._watched.chain.value, head.number, head.number - read)
+        return found.caught_up
+
+    async def _state(self, connection: Connection, rpc: Rpc) -> ScanState:
+        stored = await connection.fetchval(_sql.cursor, self._watched.chain.value)
+        if stored is not None:
+            return ScanState.of_json(orjson.loads(stored))
+        start = self._watched.start_block
+        return begin((await rpc.head()).number if start is None else start, self._watched.scan)
+
+    async def _commit(self, connection: Connection, found: Pass) -> None:
+        now = self._services.clock()
+        row = (self._watched.chain.value, found.state.as_json(), now)
+        async with connection.transaction():
+            owners = await lock_writer(connection, self._writer)
+            sealed = await seal(
+                connection,
+                self._writer,
+                owners,
+                blocks=[block(CHAIN_CURSORS, Op.UPSERT, [row])],
+                messages=[*self._transfers(found), *map(self._head, found.heads)],
+                at=now,
+                actor=self._writer,
+                summary={"transfers": len(found.transfers), "heads": len(found.heads)},
+            )
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
+        self._services.relay.emitted([sealed.seq])
+
+    def _transfers(self, found: Pass) -> list[Message]:
+        messages = []
+        for log in found.transfers:
+            event_id = f"{log.block_hash}:{log.log_index}"
+            event = DepositNotified(
+                source="scanner",
+                transfer_id=event_id,
+                chain=self._watched.chain.value,
+                tx_hash=log.tx_hash,
+                to=log.to,
+                asset="USDC",
+                amount=log.amount,
+                evidence=Evidence.CONFIRMED,
+                block_hash=log.block_hash,
+                block_number=log.block_number,
+                log_index=log.log_index,
+            )
+            messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, f"{self._watched.chain.value}:{event_id}"))
+        return messages
+
+    def _head(self, head: Block) -> Message:
+        event = HeadSeen(
+            chain=self._watched.chain,
+            chain_id=self._watched.chain_id,
+            number=head.number,
+            block_hash=head.hash,
+            timestamp_s=head.timestamp_s,
+        )
+        return _message(CHAIN_HEADS.name, self._watched.chain.value, event, event.identity())
+
+
+def _message(topic: str, key: str, event: Any, event_id: str) -> Message:
+    return Message(topic, key.encode(), value_of(event), event_id, event.ce_type())

@@ -1,0 +1,406 @@
+"""How a stage's batches are delivered: commit, then journal, emit and acknowledge, two batches in flight.
+
+    events of Faust ─▶ [committer] ─▶ [finisher]
+                        own, settle     journal (group commit) ─▶ emit ─▶ acknowledge
+
+| phase | what | why there |
+| --- | --- | --- |
+| own | epochs bumped for newly assigned partitions; what a crash left is journaled and emitted | before any new event of them |
+| gather | all that waits, up to a limit, of all partitions, as one batch | low load has low latency, high load has high throughput |
+| settle | stage.py; a known transient failure is tried again in place | nothing is acknowledged meanwhile |
+| split | a batch that fails otherwise is halved until one event stands alone | its neighbours go on |
+| crash | its failure is counted, the process stops; the third time it is a dead letter `bug` | an exception that left a Faust agent would acknowledge it |
+| finish | journal, emit, acknowledge in order | nothing is told before it can be rebuilt, nothing acknowledged before it is told |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol
+
+import asyncpg
+import structlog
+
+from agents.crash import Crashes, Stop
+from agents.emitter import Emitter
+from agents.fuse import Fuse, FuseBlown
+from agents.outcome import Rejected, Stage
+from agents.stage import REUSED, Item, Settled, SplitBatch, read_item, settle
+from ledger import journal
+from ledger.commit import TRANSIENT, Sealed, claim_owners
+from ledger.errors import Fenced, RecordTooLarge
+from ledger.record import unpack
+from ledger.rows import Connection
+from ledger.sql import load
+
+_log = structlog.get_logger()
+_sql = load("ledger", "sql/journal.sql")
+
+CONFLICTS_MAX: Final = 20
+"""Unique conflicts of one batch before they count as a bug: real ones end when the other writer has committed."""
+RETRY_WAIT_S_MAX: Final = 2.0
+
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+
+Key = tuple[str, int]
+"""(topic, partition), the topic as the broker names it."""
+
+
+class Observer(Protocol):
+    """Where figures go; stablerail/metrics.py has the real one."""
+
+    def event_settled(
+        self, stage: str, outcome: Literal["done", "rejected", "retry", "repeat", "reused"], events: int = 1
+    ) -> None: ...
+    def refused(self, stage: str, code: str, events: int = 1) -> None: ...
+    def dead_letter(self, topic: str, code: str, events: int = 1) -> None: ...
+    def batch(
+        self, stage: str, events: int, *, commit_s: float, journal_s: float, emit_s: float, ack_s: float
+    ) -> None: ...
+    def fuse(self, stage: str, *, blown: bool) -> None: ...
+    def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None: ...
+    def outbox_rows(self, rows: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a stage runs on; one per process."""
+
+    connect: Callable[[], Awaitable[Connection]]
+    relay: journal.Relay
+    emitter: Emitter
+    observer: Observer
+    stop: Stop
+    events_max: int = 2_000
+    bytes_max: int = 8_000_000
+    in_flight: int = 2
+    fenced_s_max: float = 20.0
+    """How long a fenced worker waits for Kafka to say what it owns: above two session time-outs."""
+    fuse_ratio: float = 0.5
+    fuse_run: int = 500
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    unready: dict[str, str] = field(default_factory=dict)
+    """Stage -> why it does not work; /readyz says so."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    sealed: list[Sealed]
+    acks: list[Callable[[], Any]]
+    events: int
+    commit_s: float
+
+
+class Run(Protocol):
+    """Consecutive records of one partition, as transport.py brings them."""
+
+    topic: str
+    partition: int
+    records: Sequence[Any]
+
+
+@dataclass(slots=True)
+class Delivered:
+    """A run and how it is acknowledged."""
+
+    run: Run
+    ack: Callable[[], Any]
+
+
+class Delivery:
+    """One stage in one process. `offer`, `assigned` and `revoked` come from the transport's side; `work` never returns."""
+
+    def __init__(self, stage: Stage[Any], services: Services) -> None:
+        self.stage = stage
+        self._services = services
+        self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=64)
+        self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(services.in_flight)
+        self._assigned: set[Key] = set()
+        self._epochs: dict[Key, int] = {}
+        self._connection: Connection | None = None
+        self._fenced: asyncio.TimerHandle | None = None
+        self._crashes = Crashes(stage.name)
+        self._fuse = Fuse(services.fuse_ratio, services.fuse_run)
+        self._log = _log.bind(stage=stage.name)
+        self.oldest_ms: int | None = None
+        """Broker time of the oldest record in hand; None when there is none."""
+        self.wake = asyncio.Event()
+        """Set after every commit: performers of an acting stage wait for it."""
+
+    # -- from the transport ------------------------------------------------------------------------------------------
+
+    def assigned(self, keys: set[Key]) -> None:
+        """These partitions (all that we now have) are ours; those that are new are owned before their first event."""
+        for key in self._assigned - keys:
+            self._epochs.pop(key, None)
+        self._assigned = set(keys)
+        if self._fenced is not None:
+            self._fenced.cancel()
+            self._fenced = None
+        self._nudge()
+
+    def revoked(self, keys: set[Key]) -> None:
+        """These partitions may be another's: their next assignment bumps the epoch again."""
+        self._assigned -= keys
+        for key in keys:
+            self._epochs.pop(key, None)
+
+    async def offer(self, delivered: Delivered) -> None:
+        """A run of records; waits while enough are queued."""
+        await self._incoming.put(delivered)
+
+    def _expect_rebalance(self) -> None:
+        """Fenced means that the group has moved on without us; if Kafka does not tell us so soon, start afresh."""
+        if self._fenced is None:
+            stop, name = self._services.stop, self.stage.name
+            self._fenced = asyncio.get_running_loop().call_later(
+                self._services.fenced_s_max, stop, f"{name}: fenced, and no rebalance came"
+            )
+
+    def _nudge(self) -> None:
+        if not self._incoming.full():
+            self._incoming.put_nowait(None)  # a full queue is looked at anyway
+
+    # -- the two loops -----------------------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Runs until cancelled. Anything unexpected stops the process: nothing unfinished is acknowledged."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._commit_forever())
+                group.create_task(self._finish_forever())
+        except* Exception as errors:
+            self._services.stop(f"{self.stage.name}: {errors.exceptions[0]!r}", errors.exceptions[0])
+
+    async def drained(self) -> None:
+        """Returns when nothing is in flight (graceful stop)."""
+        for _ in range(self._services.in_flight):
+            await self._slots.acquire()
+        for _ in range(self._services.in_flight):
+            self._slots.release()
+
+    async def _commit_forever(self) -> None:
+        while True:
+            waiting = await self._gather()
+            await self._slots.acquire()
+            try:
+                batch = await self._commit(waiting)
+            except BaseException:
+                self._slots.release()
+                raise
+            self._finishing.put_nowait(batch)
+
+    async def _gather(self) -> list[Delivered]:
+        events = size = 0
+        found: list[Delivered] = []
+        first = await self._incoming.get()
+        while True:
+            if first is not None:
+                found.append(first)
+                if self.oldest_ms is None:
+                    self.oldest_ms = first.run.records[0].timestamp
+                events += len(first.run.records)
+                size += sum(len(record.value or b"") for record in first.run.records)
+            if events >= self._services.events_max or size >= self._services.bytes_max or self._incoming.empty():
+                return found
+            first = self._incoming.get_nowait()
+
+    async def _commit(self, waiting: Sequence[Delivered]) -> _Batch:
+        await self._own()
+        runs = [d for d in waiting if (d.run.topic, d.run.partition) in self._epochs]
+        items = [read_item(self.stage, record) for d in runs for record in d.run.records]
+        started = asyncio.get_running_loop().time()
+        sealed = await self._settle_all(items)
+        commit_s = asyncio.get_running_loop().time() - started
+        return _Batch(sealed, [d.ack for d in runs], len(items), commit_s)
+
+    async def _finish_forever(self) -> None:
+        relay, emitter, clock = self._services.relay, self._services.emitter, asyncio.get_running_loop().time
+        while True:
+            batches = [await self._finishing.get()]
+            while not self._finishing.empty():
+                batches.append(self._finishing.get_nowait())
+            started = clock()
+            records = [(s.seq, s.record) for batch in batches for s in batch.sealed]
+            if records:
+                await relay.journal(records)
+            journal_s = clock() - started
+            for batch in batches:
+                started = clock()
+                for sealed in batch.sealed:
+                    await emitter.emit(sealed.messages, sealed.stage, sealed.at)
+                    relay.emitted([sealed.seq])
+                emit_s = clock() - started
+                for ack in batch.acks:
+                    ack()
+                self._slots.release()
+                if batch.sealed:
+                    self.wake.set()
+                if batch.events:
+                    self._services.observer.batch(
+                        self.stage.name,
+                        batch.events,
+                        commit_s=batch.commit_s,
+                        journal_s=journal_s,
+                        emit_s=emit_s,
+                        ack_s=clock() - started - emit_s,
+                    )
+            if self._incoming.empty() and self._finishing.empty():
+                self.oldest_ms = None
+
+    # -- owning ------------------------------------------------------------------------------------------------------
+
+    async def _own(self) -> None:
+        """Claims assigned partitions that have no epoch of ours yet, and finishes what their last owner left."""
+        new = sorted(self._assigned - self._epochs.keys())
+        if not new:
+            return
+
+        async def claim(connection: Connection) -> tuple[dict[Key, int], Sealed]:
+            async with connection.transaction():
+                return await claim_owners(connection, self.stage.name, new, self._services.clock())
+
+        epochs, sealed = await self._persist(claim)
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        await self._drain(new)
+        self._services.relay.emitted([sealed.seq])
+        self._epochs.update({key: epoch for key, epoch in epochs.items() if key in self._assigned})
+        self._log.info("stage.owns", partitions=[partition for _, partition in new])
+
+    async def _drain(self, keys: Sequence[Key]) -> None:
+        """Emits what is committed and journaled but may not have left. Repeats are possible, losses are not."""
+        for topic in {topic for topic, _ in keys}:
+            partitions = [partition for name, partition in keys if name == topic]
+
+            async def left(connection: Connection, topic: str = topic, partitions: list[int] = partitions) -> Any:
+                return await connection.fetch(_sql.left_by_partitions, self.stage.name, topic, partitions)
+
+            for seq, packed in await self._persist(left):
+                record = unpack(packed)
+                await self._services.emitter.emit(record.messages, record.stage, record.at)
+                self._services.relay.emitted([seq])
+
+    # -- settling ----------------------------------------------------------------------------------------------------
+
+    async def _settle_all(self, items: Sequence[Item]) -> list[Sealed]:
+        """Settles the items in order, in one transaction when that is possible, in smaller ones when it is not."""
+        todo = [list(items)] if items else []
+        sealed: list[Sealed] = []
+        while todo:
+            part = [item for item in todo.pop(0) if (item.topic, item.partition) in self._epochs]
+            if not part:
+                continue
+            try:
+                settled = await self._settle(part)
+            except Fenced as error:
+                # another worker owns them: its business now, also what we have read of them
+                self._log.warning("stage.fenced", partitions=[partition for _, partition in error.lost])
+                for key in error.lost:
+                    self._epochs.pop(key, None)
+                    self._assigned.discard(key)
+                self._expect_rebalance()
+                todo.insert(0, part)
+                continue
+            except FuseBlown as error:
+                self._log.critical("stage.fuse_blown", reason=str(error))
+                self._services.observer.fuse(self.stage.name, blown=True)
+                self._services.unready[self.stage.name] = f"fuse: {error}"
+                await asyncio.Event().wait()  # consumes no more; an operator restarts the worker
+            except Exception as error:
+                if len(part) > 1 and not self._services.stop.stopping:
+                    if not isinstance(error, SplitBatch | RecordTooLarge):
+                        self._log.warning("batch.split", events=len(part), error=type(error).__name__)
+                    middle = len(part) // 2
+                    todo[:0] = [part[:middle], part[middle:]]
+                    continue
+                await self._isolate(part[0], error)
+                todo.insert(0, part)
+                continue
+            self._count(settled)
+            if settled.sealed is not None:
+                sealed.append(settled.sealed)
+        return sealed
+
+    def _count(self, settled: Settled) -> None:
+        observer, name = self._services.observer, self.stage.name
+        for (kind, code), events in settled.outcomes.items():
+            observer.event_settled(name, "reused" if code == REUSED else kind, events)
+            if code:
+                observer.refused(name, code, events)
+            if kind == "rejected":
+                observer.dead_letter(self.stage.source.dlq.name, code, events)
+
+    async def _settle(self, items: Sequence[Item]) -> Settled:
+        """One transaction, tried again in place while the failure is a known transient one."""
+        conflicts = 0
+        epochs = {(i.topic, i.partition): self._epochs[(i.topic, i.partition)] for i in items}
+        received = [item.received for item in items if item.received is not None and item.refusal is None]
+        prepared = await self.stage.prepare(received)
+
+        async def once(connection: Connection) -> Settled:
+            nonlocal conflicts
+            try:
+                now = self._services.clock()
+                settled = await settle(
+                    connection,
+                    self.stage,
+                    items,
+                    epochs,
+                    now,
+                    prepared,
+                    careful=conflicts > 0,
+                    approve=self._fuse.check,
+                )
+            except asyncpg.UniqueViolationError:
+                conflicts += 1
+                if conflicts > CONFLICTS_MAX:
+                    raise RuntimeError("the same unique conflict again and again") from None
+                raise
+            self._fuse.record(settled.refused)
+            return settled
+
+        settled: Settled = await self._persist(once)
+        return settled
+
+    async def _isolate(self, item: Item, error: Exception) -> None:
+        """One event's failure that is no known one: counted, then the process stops; the third time it is refused."""
+
+        async def count(connection: Connection) -> int:
+            return await self._crashes.count(connection, item, error, self._services.clock())
+
+        times = await self._persist(count)
+        self._log.error(
+            "event.crashed", offset=item.offset, partition=item.partition, times=times, exc_info=error,
+            event_id=item.received.id if item.received else None,
+        )  # fmt: skip
+        if times < Crashes.MAX:
+            self._services.unready[self.stage.name] = "bug"
+            raise error
+        item.refusal = Rejected("bug", f"{type(error).__name__} at {times} attempts")
+
+    async def _persist(self, action: Callable[[Connection], Awaitable[Any]]) -> Any:
+        """Runs a database action until it is done: transient failures wait and run again on a good connection."""
+        wait_s = 0.02
+        while True:
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    lost, self._connection = self._connection, await self._services.connect()
+                    if lost is not None:
+                        await self._recover()
+                return await action(self._connection)
+            except _AGAIN as error:
+                connection = self._connection
+                if isinstance(error, asyncpg.InterfaceError) and connection and not connection.is_closed():
+                    raise
+                self._log.warning("database.retry", error=type(error).__name__)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RETRY_WAIT_S_MAX)
+
+    async def _recover(self) -> None:
+        """After a lost connection a commit may have happened without our hearing of it: finish it before going on."""
+        await self._services.relay.journal()
+        await self._drain(sorted(self._epochs))

@@ -1,0 +1,157 @@
+"""What a deposit is: its identity, its row, and the money it moves (DESIGN §3.12, §4). Pure.
+
+Identity: the n-th equal transfer (same token and amount) to an address in a transaction, whoever reports it. Equal
+transfers to one address are interchangeable, so reports of several sources meet at the same n in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from agents.outcome import Emit
+from ledger.accounts import SHORTFALL, WORLD, buffer, custody, spendable
+from ledger.posting import Transaction, credit, debit
+from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED
+from topics.events import Chain, DepositCredited, DepositFinalized
+
+SCANNER: Final = "scanner"
+"""The source name of our own reader of a chain: its reports are the transaction's logs."""
+
+
+class Status(StrEnum):
+    PENDING = "pending"
+    """Reported, not credited: an n-th equal transfer that only a vendor's count speaks for."""
+    CREDITED = "credited"
+    ORPHANED = "orphaned"
+    """Credited, but the chain does not show it any more; reversed when that is final."""
+    FINALIZED = "finalized"
+    REVERSED = "reversed"
+
+
+class Deposit(NamedTuple):
+    """A row of `deposits`."""
+
+    id: str
+    group_id: str
+    n: int
+    chain: str
+    tx_hash: str
+    recipient: str
+    asset: str
+    amount: int
+    user_id: str
+    status: str
+    generation: int
+    """How often it was credited: the same transaction mined again after a reversal is credited again, once."""
+    buffer_shard: str
+    block_hash: str | None
+    block_number: int | None
+    log_index: int | None
+    credited_at: datetime | None
+    finalized_at: datetime | None
+    updated_at: datetime
+
+
+class Report(NamedTuple):
+    """A row of `deposit_reports`: who said so, and how sure."""
+
+    source: str
+    transfer_id: str
+    group_id: str
+    deposit_id: str
+    evidence: str
+    block_hash: str | None
+    block_number: int | None
+    log_index: int | None
+    reported_at: datetime
+
+
+@lru_cache(maxsize=20_000)
+def group_of(chain: str, tx_hash: str, to: str, asset: str, amount: int) -> str:
+    """All equal transfers to an address in a transaction; 32 hex digits. Canonical address and hash."""
+    name = f"{chain}\0{tx_hash}\0{to}\0{asset}\0{amount}"
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"deposit").hexdigest()
+
+
+def deposit_id(group_id: str, n: int) -> str:
+    """The n-th (from 0) transfer of a group; 32 hex digits, unique for ever."""
+    return hashlib.blake2b(f"{group_id}\0{n}".encode(), digest_size=16, person=b"deposit").hexdigest()
+
+
+def _transaction_id(deposit: Deposit, movement: str) -> str:
+    name = f"{deposit.id}\0{movement}\0{deposit.generation}"
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"transaction").hexdigest()
+
+
+def _dashed(hex_id: str) -> str:
+    return f"{hex_id[:8]}-{hex_id[8:12]}-{hex_id[12:16]}-{hex_id[16:20]}-{hex_id[20:]}"
+
+
+def credited(deposit: Deposit) -> tuple[Transaction, Emit]:
+    """Debit the customer, credit the buffer; at once."""
+    transaction = Transaction(
+        _transaction_id(deposit, "credit"),
+        "deposit",
+        deposit.id,
+        (
+            debit(spendable(deposit.user_id), deposit.amount),
+            credit(buffer(deposit.buffer_shard), deposit.amount),
+        ),
+    )
+    event = DepositCredited.model_construct(
+        version=1,
+        deposit_id=_dashed(deposit.id),
+        user_id=deposit.user_id,
+        chain=Chain(deposit.chain),
+        tx_hash=deposit.tx_hash,
+        to=deposit.recipient,
+        asset=deposit.asset,
+        amount=deposit.amount,
+        transaction_id=_dashed(transaction.id),
+    )
+    return transaction, Emit(DEPOSITS_CREDITED, deposit.recipient, event, _dashed(transaction.id))
+
+
+def finalized(deposit: Deposit) -> tuple[Transaction, Emit]:
+    """The custody mirror: what our wallets hold on that chain at finality."""
+    transaction = Transaction(
+        _transaction_id(deposit, "final"),
+        "deposit_final",
+        deposit.id,
+        (debit(custody(deposit.chain), deposit.amount), credit(WORLD, deposit.amount)),
+    )
+    return transaction, _ended(deposit, transaction, "finalized")
+
+
+def reversed_(deposit: Deposit) -> tuple[Transaction, Emit]:
+    """Back from the customer; what the customer no longer has is owed to us (shortfall)."""
+    transaction = Transaction(
+        _transaction_id(deposit, "reverse"),
+        "deposit_reversed",
+        deposit.id,
+        (
+            debit(buffer(deposit.buffer_shard), deposit.amount),
+            credit(spendable(deposit.user_id), deposit.amount, remainder=SHORTFALL),
+        ),
+    )
+    return transaction, _ended(deposit, transaction, "reversed")
+
+
+def _ended(deposit: Deposit, transaction: Transaction, outcome: str) -> Emit:
+    event = DepositFinalized.model_validate(
+        {
+            "deposit_id": _dashed(deposit.id),
+            "user_id": deposit.user_id,
+            "chain": deposit.chain,
+            "tx_hash": deposit.tx_hash,
+            "asset": deposit.asset,
+            "amount": deposit.amount,
+            "outcome": outcome,
+            "transaction_id": _dashed(transaction.id),
+        }
+    )
+    return Emit(DEPOSITS_FINALIZED, deposit.recipient, event, _dashed(transaction.id))

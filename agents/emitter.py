@@ -1,0 +1,142 @@
+"""Messages to Kafka: acks=all, idempotent, in order, awaited. One producer per process.
+
+Messages of a batch go as whole record batches per partition (`send_batch`): five hundred sends that each await a future
+cost four times as much as one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from ledger.record import Message
+from topics.catalog import JOURNAL, RECORD_BYTES_MAX
+from topics.partitioner import partition_of
+
+_log = structlog.get_logger()
+
+BATCH_BYTES_MAX = RECORD_BYTES_MAX + 500_000
+PART_BYTES_MAX = RECORD_BYTES_MAX - 100_000
+"""A commit record over it goes to the journal in parts, headers `part` and `parts`."""
+RETRY_WAIT_S_MAX = 5.0
+
+
+class Emitter:
+    """`emit` and `journal` return when the broker has everything; while it is away they wait and try again."""
+
+    def __init__(self, bootstrap: str, prefix: str, *, request_timeout_s: float = 15.0) -> None:
+        self._bootstrap = bootstrap
+        self._prefix = prefix
+        self._timeout_ms = int(request_timeout_s * 1000)
+        self._producer: AIOKafkaProducer | None = None
+        self._partitions: dict[str, int] = {}
+        self._renewing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Connects. Raises KafkaError when no broker answers."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap.replace(";", ","),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=BATCH_BYTES_MAX,
+            max_request_size=BATCH_BYTES_MAX + 500_000,
+            request_timeout_ms=self._timeout_ms,
+        )
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        self._producer = producer
+
+    async def stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def emit(self, messages: Sequence[Message], source: str, at: datetime) -> None:
+        """Sends messages in order per partition."""
+        if messages:
+            await self._until_acked(lambda: self._send(messages, source, at))
+
+    async def journal(self, records: Sequence[tuple[int, bytes]]) -> None:
+        """Sends commit records to the journal's one partition, in sequence."""
+        await self._until_acked(lambda: self._send_records(records))
+
+    async def _until_acked(self, send: Any) -> None:
+        wait_s = 0.1
+        while True:
+            used = self._producer
+            try:
+                await send()
+                return
+            except KafkaError as error:
+                _log.warning("emit.retry", error=type(error).__name__)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RETRY_WAIT_S_MAX)
+                await self._renew(used)
+
+    async def _renew(self, used: AIOKafkaProducer | None) -> None:
+        """A producer that lost its idempotent sequence (a long outage) must be made anew, by the first who notices."""
+        async with self._renewing:
+            if self._producer is used:
+                try:
+                    await self.stop()
+                    await self.start()
+                except KafkaError as error:
+                    _log.warning("emit.reconnect", error=type(error).__name__)
+
+    def _live(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            raise KafkaError("not connected")
+        return self._producer
+
+    async def _send(self, messages: Sequence[Message], source: str, at: datetime) -> None:
+        producer = self._live()
+        queues: dict[tuple[str, int], list[Message]] = {}
+        for message in messages:
+            count = self._partitions.get(message.topic) or await self._count(message.topic)
+            partition = partition_of(message.key, count)
+            queues.setdefault((message.topic, partition), []).append(message)
+        acks: list[asyncio.Future[Any]] = []
+        for (topic, partition), queue in queues.items():
+            name = self._prefix + topic
+            batch = producer.create_batch()
+            for message in queue:
+                headers = message.kafka_headers(source, at)
+                fields = {"key": message.key, "value": message.value, "timestamp": None, "headers": headers}
+                if batch.append(**fields) is None:
+                    acks.append(await producer.send_batch(batch, name, partition=partition))
+                    batch = producer.create_batch()
+                    if batch.append(**fields) is None:
+                        raise ValueError(f"a message for {name} is larger than a request may be")
+            acks.append(await producer.send_batch(batch, name, partition=partition))
+        await asyncio.gather(*acks)
+
+    async def _send_records(self, records: Sequence[tuple[int, bytes]]) -> None:
+        producer = self._live()
+        name = JOURNAL.named(self._prefix)
+        acks = []
+        for seq, record in records:
+            key = seq.to_bytes(8, "big")
+            parts = [record[i : i + PART_BYTES_MAX] for i in range(0, len(record), PART_BYTES_MAX)]
+            for number, part in enumerate(parts):
+                headers = [("part", str(number).encode()), ("parts", str(len(parts)).encode())]
+                acks.append(
+                    await producer.send(
+                        name, key=key, value=part, partition=0, headers=headers if len(parts) > 1 else []
+                    )
+                )
+        await asyncio.gather(*acks)
+
+    async def _count(self, topic: str) -> int:
+        found = len(await self._live().partitions_for(self._prefix + topic))
+        self._partitions[topic] = found
+        return found

@@ -1,0 +1,1 @@
+"""Onboarding: an approved customer gets wallets."""

@@ -1,0 +1,358 @@
+"""How every stage settles a batch: one PostgreSQL transaction. The only place, with delivery.py, that knows the rules.
+
+| phase | what | why there |
+| --- | --- | --- |
+| owner rows | locked, epoch checked | a worker that lost the partition stops before it reads anything |
+| inbox | ids claimed; repeats drop out; an id with other contents is refused | a second delivery meets the row of the first |
+| facts | loaded for all events; state rows locked | what is read stays true until the commit |
+| decide | each event in order, folded into the facts | the second event sees what the first did |
+| accounts | locked, sorted, after everything else | one lock order everywhere |
+| post | folded in memory; a refusal discards the decisions after it | they may have seen what was refused |
+| seal | rows, audit, owner rows; then the commit record, last | ledger/commit.py |
+
+A batch that fails for one event's sake is split by the caller (delivery.py) until that event stands alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+from agents.dead_letters import dead_letter
+from agents.intents import intent_rows
+from agents.outcome import Done, Outcome, Rejected, Retry, Stage
+from ledger import inbox, store
+from ledger.commit import Owner, Sealed, lock_owners, seal
+from ledger.posting import Fold, accounts_of, try_post
+from ledger.record import Message
+from ledger.rows import Block, Changes, Connection, Op, block
+from ledger.tables import INBOX, SCHEDULE
+from topics.envelope import Headers, Received, event_uid, read, value_of
+from topics.errors import EventRefused
+
+REFUSALS_MAX: Final = 8
+"""Refused postings in one batch before it is split: each makes the whole batch be decided again."""
+PARKED: Final = "parked"
+"""Schedule code of an event that waits behind another of its key."""
+PARKED_STEP_S: Final = 0.001
+"""Between parked events of a key, so that they are due in their order."""
+REUSED: Final = "event_id_reused"
+"""Dead-letter code: the id was settled with other contents."""
+
+
+Kind = Literal["done", "rejected", "retry", "repeat"]
+
+
+class SplitBatch(Exception):
+    """Too many refusals in one batch; smaller ones are cheaper."""
+
+
+@dataclass(slots=True)
+class Item:
+    """One message on its way through a stage."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    received: Received | None
+    refusal: Rejected | None
+    uid: str
+    fingerprint: bytes
+    attempt: int
+
+    @property
+    def position_uid(self) -> str:
+        """An id for a message that has none of its own: where it stands."""
+        return event_uid("kafka", f"{self.topic}/{self.partition}/{self.offset}").hex
+
+
+def read_item(stage: Stage[Any], record: Any) -> Item:
+    """A raw Kafka record as an item; total: what cannot be read becomes a refusal."""
+    value: bytes | None = record.value
+    headers = [(name, content) for name, content in record.headers if content is not None]
+    received: Received | None = None
+    refusal: Rejected | None = None
+    try:
+        received = read(stage.source, value, headers)
+    except EventRefused as error:
+        refusal = Rejected(error.code, error.reason)
+    item = Item(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=value,
+        headers=headers,
+        received=received,
+        refusal=refusal,
+        uid="",
+        fingerprint=hashlib.blake2b(value or b"", digest_size=16).digest(),
+        attempt=received.attempt if received else 1,
+    )
+    item.uid = received.uid.hex if received else item.position_uid
+    return item
+
+
+@dataclass(slots=True)
+class Settled:
+    """A committed batch. `sealed` is None when every event was a repeat."""
+
+    sealed: Sealed | None
+    outcomes: Counter[tuple[Kind, str]]
+    """(done | rejected | retry | repeat, code) -> events."""
+    refused: list[bool]
+    """For each event that was not a repeat: whether it was refused. The fuse judges it."""
+
+
+async def settle(
+    connection: Connection,
+    stage: Stage[Any],
+    items: Sequence[Item],
+    epochs: dict[tuple[str, int], int],
+    at: datetime,
+    prepared: Any,
+    *,
+    careful: bool = False,
+    approve: Callable[[Sequence[bool]], None] = lambda _refused: None,
+) -> Settled:
+    """Settles the items in one transaction. `careful`: look for transactions that exist already (after a conflict).
+    `approve` sees which events are refused and may veto the commit by raising.
+
+    Raises Fenced, SplitBatch, what `approve` raises, a transient database error, or whatever a bug raises; nothing is committed then.
+    """
+    async with connection.transaction():
+        owners = await lock_owners(connection, stage.name, epochs)
+        live, repeats = await _claim(connection, stage, items, at)
+        if not live:
+            return Settled(None, Counter({("repeat", ""): repeats}), [])
+        outcomes, fold, at = await _decide(connection, stage, live, at, prepared, careful)
+        refused = [isinstance(outcome, Rejected) for outcome in outcomes]
+        approve(refused)
+        sealed = await _seal(connection, stage, owners, live, outcomes, fold, at)
+    counts = Counter(_label(outcome) for outcome in outcomes)
+    counts[("repeat", "")] = repeats
+    return Settled(sealed, counts, refused)
+
+
+@dataclass(slots=True)
+class _Live:
+    """An item that is ours to settle now. `again`: its inbox row exists (a scheduled repeat)."""
+
+    item: Item
+    refusal: Rejected | None
+    again: bool
+    uid: str
+
+
+async def _claim(
+    connection: Connection, stage: Stage[Any], items: Sequence[Item], at: datetime
+) -> tuple[list[_Live], int]:
+    chosen: dict[str, Item] = {}
+    for item in items:
+        other = chosen.get(item.uid)
+        if other is None or item.attempt > other.attempt:
+            chosen[item.uid] = item
+    claims = [inbox.Claim(item.uid, item.attempt, item.fingerprint) for item in chosen.values()]
+    claimed = await inbox.claim(connection, stage.name, claims, at)
+    if len(claimed.fresh) == len(items):
+        return [_Live(item, item.refusal, False, item.uid) for item in items], 0
+    reused = [item for item in items if item.uid in claimed.reused or item.fingerprint != chosen[item.uid].fingerprint]
+    marks: frozenset[str] = frozenset()
+    if reused:
+        # settled under the message's own position, so that its redelivery is a repeat
+        positions = [inbox.Claim(item.position_uid, 1, item.fingerprint) for item in reused]
+        marks = (await inbox.claim(connection, stage.name, positions, at)).fresh
+    live: list[_Live] = []
+    odd = {id(item) for item in reused}
+    for item in items:
+        if id(item) in odd:
+            if item.position_uid in marks:
+                refusal = Rejected(REUSED, "this id was settled before with other contents")
+                live.append(_Live(item, refusal, False, item.position_uid))
+        elif chosen[item.uid] is item and item.uid in claimed.fresh:
+            live.append(_Live(item, item.refusal, False, item.uid))
+        elif chosen[item.uid] is item and item.uid in claimed.again:
+            live.append(_Live(item, item.refusal, True, item.uid))
+    return live, len(items) - len(live)
+
+
+async def _decide(
+    connection: Connection,
+    stage: Stage[Any],
+    live: Sequence[_Live],
+    at: datetime,
+    prepared: Any,
+    careful: bool,
+) -> tuple[list[Outcome], Fold, datetime]:
+    """Outcomes in the items' order and the ledger's fold of their postings."""
+    events = [entry.item.received for entry in live if entry.refusal is None and entry.item.received]
+    parked = await _parked_keys(connection, stage, live, at)
+    refused: dict[int, Outcome] = {}
+    fold = Fold({})
+    while True:
+        facts = await stage.load(connection, events, prepared, at) if events else None
+        outcomes = _decide_all(stage, live, facts, parked, refused)
+        postings = [p for outcome in outcomes if isinstance(outcome, Done) for p in outcome.postings]
+        if not postings:
+            return outcomes, fold, at
+        known = await store.already_posted(connection, postings) if careful else {}
+        balances, at = await store.lock_balances(connection, accounts_of(postings), at)
+        fold = Fold(balances)
+        for index, outcome in enumerate(outcomes):
+            if not isinstance(outcome, Done) or not outcome.postings:
+                continue
+            other = next((r for p in outcome.postings if (r := known.get(p.id)) is not None), None)
+            refusal = other or try_post(fold, [p for p in outcome.postings if p.id not in known])
+            if refusal is not None:
+                refused[index] = outcome.if_refused or Rejected(refusal.code, str(refusal))
+                break
+        else:
+            return outcomes, fold, at
+        if len(refused) > REFUSALS_MAX and len(live) > 1:
+            raise SplitBatch
+
+
+def _decide_all(
+    stage: Stage[Any],
+    live: Sequence[_Live],
+    facts: Any,
+    parked: dict[bytes, _Parked],
+    refused: dict[int, Outcome],
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    waiting = dict(parked)
+    for index, entry in enumerate(live):
+        item = entry.item
+        before = waiting.get(item.key) if item.key is not None else None
+        outcome: Outcome
+        if entry.refusal is not None:
+            outcome = entry.refusal
+        elif index in refused:
+            outcome = refused[index]
+        elif before is not None and (before.head or not entry.again):
+            outcome = Retry(PARKED, before.after_s + PARKED_STEP_S)
+        else:
+            assert item.received is not None
+            outcome = stage.decide(item.received, facts)
+        if isinstance(outcome, Done):
+            stage.fold(facts, outcome)
+        elif isinstance(outcome, Retry) and stage.ordered and item.key is not None:
+            waiting[item.key] = _Parked(outcome.after_s, head=True)
+        outcomes.append(outcome)
+    return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    """A key that has events in the schedule: how long until the last is due, and whether one waits for its own sake
+    (not only behind another)."""
+
+    after_s: float
+    head: bool
+
+
+async def _parked_keys(
+    connection: Connection, stage: Stage[Any], live: Sequence[_Live], at: datetime
+) -> dict[bytes, _Parked]:
+    if not stage.ordered:
+        return {}
+    keys = list({entry.item.key for entry in live if entry.item.key is not None})
+    rows = await connection.fetch(
+        "SELECT key, max(available_at), bool_or(code <> $3) FROM schedule"
+        " WHERE stage = $1 AND key = ANY($2::bytea[]) GROUP BY key",
+        stage.name,
+        keys,
+        PARKED,
+    )
+    return {key: _Parked(max((due - at).total_seconds(), 0.0), head) for key, due, head in rows}
+
+
+async def _seal(
+    connection: Connection,
+    stage: Stage[Any],
+    owners: Sequence[Owner],
+    live: Sequence[_Live],
+    outcomes: Sequence[Outcome],
+    fold: Fold,
+    at: datetime,
+) -> Sealed:
+    changes = Changes()
+    messages: list[Message] = []
+    settled: dict[str, inbox.InboxOutcome] = {}
+    for entry, outcome in zip(live, outcomes, strict=True):
+        item = entry.item
+        if isinstance(outcome, Done):
+            for table, row in outcome.inserts:
+                changes.insert(table, row)
+            for table, row in outcome.upserts:
+                changes.upsert(table, row)
+            trace = item.received.traceparent if item.received else None
+            messages.extend(
+                Message(e.topic.name, e.key.encode(), value_of(e.event), e.id, e.event.ce_type(), trace)
+                for e in outcome.emits
+            )
+            if outcome.calls:
+                intent_rows(changes, stage, item, entry.uid, outcome.calls, at)
+        elif isinstance(outcome, Rejected):
+            settled[entry.uid] = "rejected"
+            messages.append(dead_letter(stage, item, outcome, at))
+        else:
+            settled[entry.uid] = "retry"
+            changes.upsert(SCHEDULE, _schedule_row(stage, entry, outcome, at))
+    await inbox.settle(connection, stage.name, settled)
+    return await seal(
+        connection,
+        stage.name,
+        owners,
+        written=_inbox_blocks(stage, live, settled, at),
+        blocks=[*store.blocks_of(fold, at), *changes.blocks()],
+        messages=messages,
+        at=at,
+        actor=stage.name,
+        summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in Counter(map(_label, outcomes)).items()},
+    )
+
+
+def _schedule_row(stage: Stage[Any], entry: _Live, retry: Retry, at: datetime) -> tuple[Any, ...]:
+    item = entry.item
+    # in hex: a header may hold any bytes, JSON may not
+    headers = [[name.encode().hex(), value.hex()] for name, value in item.headers if name != "attempt"]
+    due = at + timedelta(seconds=retry.after_s)
+    return (
+        stage.name,
+        entry.uid,
+        item.attempt + 1,
+        stage.source.name,
+        item.key,
+        item.value or b"",
+        headers,
+        retry.code,
+        due,
+    )
+
+
+def _inbox_blocks(
+    stage: Stage[Any], live: Sequence[_Live], settled: dict[str, inbox.InboxOutcome], at: datetime
+) -> list[Block]:
+    rows: dict[Op, list[tuple[Any, ...]]] = {Op.INSERT: [], Op.UPSERT: []}
+    name = stage.name
+    for entry in live:
+        item = entry.item
+        row = (name, entry.uid, item.attempt, item.fingerprint, settled.get(entry.uid, "done"), at)
+        rows[Op.UPSERT if entry.again else Op.INSERT].append(row)
+    return [block(INBOX, op, some) for op, some in rows.items() if some]
+
+
+def _label(outcome: Outcome) -> tuple[Kind, str]:
+    if isinstance(outcome, Done):
+        return ("done", "")
+    return ("rejected" if isinstance(outcome, Rejected) else "retry", outcome.code)

@@ -1,0 +1,125 @@
+"""What is due, and what nobody else will finish: one sweeper at a time in the whole deployment.
+
+| what | how |
+| --- | --- |
+| rows of `schedule` that are due | deleted, and sent to their topic again with their attempt's number, in one commit |
+| commit records that were not journaled | the relay takes them |
+| commit records of the API and of owners that are gone, not emitted for a while | emitted, then deleted |
+
+The next owner of a partition finishes what its last one left before that (delivery.py); here is what has no next owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+import orjson
+import structlog
+
+from agents.delivery import Services
+from ledger.commit import TRANSIENT, lock_writer, seal
+from ledger.record import Message, unpack
+from ledger.rows import Changes, Connection
+from ledger.sql import load
+from ledger.tables import SCHEDULE
+
+_log = structlog.get_logger()
+_journal = load("ledger", "sql/journal.sql")
+_sql = load("agents", "sweeper.sql")
+
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+
+WRITER: Final = "sweeper"
+DUE_MAX: Final = 500
+ABANDONED_S: Final = 30.0
+"""A committed record is emitted within milliseconds while its owner lives; after this it has none."""
+
+
+class Sweeper:
+    """`work` never returns. Any number may run: an advisory lock lets one of them sweep."""
+
+    def __init__(self, services: Services, *, interval_s: float = 0.5, abandoned_s: float = ABANDONED_S) -> None:
+        self._services = services
+        self._interval_s = interval_s
+        self._abandoned = timedelta(seconds=abandoned_s)
+        self._connection: Connection | None = None
+        self._leads = False
+
+    async def work(self) -> None:
+        while True:
+            try:
+                busy = await self._lead() and await self.sweep()
+            except _AGAIN as error:
+                _log.warning("sweeper.retry", error=type(error).__name__)
+                busy = False
+            except Exception as error:
+                self._services.stop(f"sweeper: {error!r}", error)
+                raise
+            if not busy:
+                await asyncio.sleep(self._interval_s)
+
+    async def _lead(self) -> bool:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._services.connect()
+            self._leads = False
+        if not self._leads:
+            self._leads = bool(await self._connection.fetchval(_sql.lead))
+        return self._leads
+
+    async def sweep(self) -> bool:
+        """One look; whether there may be more. Needs no leadership to be right, only to be economical."""
+        connection = self._connection or await self._services.connect()
+        self._connection = connection
+        full = await self._due(connection)
+        waiting = await connection.fetchval(_sql.waiting, self._services.clock() - self._abandoned)
+        self._services.observer.outbox_rows(waiting)
+        if waiting:
+            await self._services.relay.journal()
+            await self._abandoned_records(connection)
+        return full
+
+    async def _due(self, connection: Connection) -> bool:
+        now = self._services.clock()
+        if not await connection.fetchval(_sql.any_due, now):
+            return False
+        async with connection.transaction():
+            owners = await lock_writer(connection, WRITER)
+            rows = await connection.fetch(_sql.due, now, DUE_MAX)
+            if not rows:
+                return False
+            changes = Changes()
+            messages: list[Message] = []
+            for stage, event_id, *message in rows:
+                changes.delete(SCHEDULE, (stage, event_id))
+                messages.append(_again(*message))
+            sealed = await seal(
+                connection,
+                WRITER,
+                owners,
+                blocks=changes.blocks(),
+                messages=messages,
+                at=now,
+                actor=WRITER,
+                summary={"due": len(rows)},
+            )
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
+        self._services.relay.emitted([sealed.seq])
+        return len(rows) == DUE_MAX
+
+    async def _abandoned_records(self, connection: Connection) -> None:
+        before = self._services.clock() - self._abandoned
+        for seq, packed in await connection.fetch(_journal.left_behind, before):
+            record = unpack(packed)
+            await self._services.emitter.emit(record.messages, record.stage, record.at)
+            await connection.execute(_journal.delete, [seq])
+            _log.info("sweeper.finished", writer=record.stage, messages=len(record.messages))
+
+
+def _again(attempt: int, topic: str, key: bytes | None, value: bytes, headers: str) -> Message:
+    """The message as it came, with the number of its attempt."""
+    pairs = [(bytes.fromhex(name).decode(), bytes.fromhex(content)) for name, content in orjson.loads(headers)]
+    return Message(topic, key, value, headers=[*pairs, ("attempt", str(attempt).encode())])
