@@ -8,6 +8,7 @@ from typing import Any
 
 from chain.errors import BadLog
 from chain.wire import address20, hash32, items, mapping, quantity, uint256
+from topics.money import AMOUNT_MAX
 
 TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 """keccak256("Transfer(address,address,uint256)")"""
@@ -72,6 +73,9 @@ def _decode(log: dict[str, Any]) -> TransferLog | None:
     log_index = quantity(log["logIndex"])
     if log_index > LOG_INDEX_MAX:
         raise ValueError(f"log index {log_index}")
+    amount = uint256(log["data"])
+    if amount > AMOUNT_MAX:
+        raise ValueError(f"{amount} base units are more than any stablecoin has")
     return TransferLog(
         block_hash=hash32(log["blockHash"]),
         block_number=quantity(log["blockNumber"]),
@@ -80,7 +84,7 @@ def _decode(log: dict[str, Any]) -> TransferLog | None:
         token=address20(log["address"]),
         sender=_address_in(topics[1]),
         to=_address_in(topics[2]),
-        amount=uint256(log["data"]),
+        amount=amount,
     )
 
 

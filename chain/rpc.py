@@ -34,6 +34,8 @@ ANSWER_BYTES_MAX: Final = 64_000_000
 FILTER_ADDRESSES_MAX: Final = 1_000
 """Addresses in one topic filter; with more, all transfers are fetched and filtered here."""
 CONNECTIONS_MAX: Final = 8
+TIMESTAMP_S_END: Final = 2**40
+"""What an event can carry."""
 
 T = TypeVar("T")
 
@@ -273,11 +275,14 @@ class Rpc:
 
 def _read_block(raw: Any) -> Block:
     block = mapping(raw)
+    timestamp_s = quantity(block["timestamp"])
+    if timestamp_s >= TIMESTAMP_S_END:
+        raise ValueError(f"timestamp {timestamp_s}")
     return Block(
         number=quantity(block["number"]),
         hash=hash32(block["hash"]),
         parent_hash=hash32(block["parentHash"]),
-        timestamp_s=quantity(block["timestamp"]),
+        timestamp_s=timestamp_s,
         tx_hashes=tuple(map(hash32, items(block["transactions"]))),
     )
 

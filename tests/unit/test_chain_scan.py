@@ -41,7 +41,13 @@ class FakeChain:
             name = "0x" + hashlib.sha256(f"{parent}{self.made}".encode()).hexdigest()
             logs = [
                 TransferLog(name, number, f"0x{self.made:062x}{i:02x}", i, TOKEN, THEIRS, to, amount)
-                for i, (to, amount) in enumerate([(OURS, self.made), (THEIRS, 5), (OURS, 0)])
+                for i, (to, amount) in enumerate(
+                    [
+                        (OURS if self.made % 3 else THEIRS, self.made),
+                        (THEIRS, 5),
+                        (OURS, 0),
+                    ]  # some blocks have none of ours
+                )
             ]
             self.blocks.append((Block(number, name, parent, number), logs))
 
@@ -96,7 +102,7 @@ async def run(chain: FakeChain, state: ScanState, seen: set[TransferLog], passes
 
 mines = st.tuples(st.just("mine"), st.integers(1, 40), st.just(0))
 reorgs = st.tuples(st.just("reorg"), st.integers(1, 20), st.integers(0, 25))
-during = st.tuples(st.integers(1, 6), st.tuples(st.integers(1, 10), st.integers(1, 12)))
+during = st.tuples(st.integers(1, 6), st.tuples(st.integers(1, 50), st.integers(1, 50)))
 steps = st.tuples(mines | reorgs, st.none() | during, st.integers(1, 30), st.integers(0, 3), st.booleans())
 
 
@@ -141,6 +147,15 @@ async def test_a_reorg_while_the_logs_are_read_yields_no_cursor() -> None:
     with pytest.raises(ChainMoved) as moved:
         await scan_once(chain, begin(0, SETTINGS), {OURS}, SETTINGS)
     assert moved.value.code == "chain_moved"
+
+
+async def test_a_reorg_below_the_cursor_while_the_scan_is_far_behind_ends_the_pass() -> None:
+    chain = chain_of(6)
+    state = (await scan_once(chain, begin(0, SETTINGS), {OURS}, SETTINGS)).state
+    chain.mine(40)
+    chain.before_call = {chain.calls + 3: (44, 44)}  # head, the cursor's block, then logs
+    with pytest.raises(ChainMoved):
+        await scan_once(chain, state, {OURS}, SETTINGS)
 
 
 async def test_a_reorg_is_told_and_its_blocks_are_read_again() -> None:
