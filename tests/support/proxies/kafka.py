@@ -3,6 +3,9 @@
 Brokers tell their address in Metadata, FindCoordinator and DescribeCluster replies; there the upstream's port is
 replaced by the proxy's, so that clients keep coming through it. In every version of these the port follows the host's
 bytes, so nothing has to be decoded and no length changes. One broker, whose advertised host is the one given here.
+
+A client's own retry is one more request: on a topic that has just been made, a Produce may be answered NotLeader and sent
+again. Wait for the topic's leader before you count.
 """
 
 from __future__ import annotations

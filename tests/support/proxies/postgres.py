@@ -1,8 +1,8 @@
 """A PostgreSQL proxy: statements by their SQL, over the simple and the extended protocol (version 3).
 
 The messages of an extended query are kept back until its Execute, Sync or Flush, so of a statement held as a request
-the server has seen nothing. A reply is everything up to ReadyForQuery; a CopyInResponse inside it passes, because the
-client cannot go on without it. TLS is declined.
+the server has seen nothing. A reply is everything up to ReadyForQuery. (That holds back a CopyInResponse too, for
+which asyncpg does not wait.) TLS is declined.
 """
 
 from __future__ import annotations
@@ -129,9 +129,6 @@ class PostgresProxy(Proxy):
             kind, raw = await read_message(server)
             if readies not in session.replies:
                 session.writer.write(raw)
-            elif kind in (b"G", b"W"):
-                session.writer.write(kept + raw)
-                kept = b""
             else:
                 kept += raw
                 if kind == b"Z":
