@@ -30,10 +30,12 @@ demo: setup
 
 # The coverage floor is judged inside pytest (tests/support/coverage_floor.py), so that its closing line is the last.
 test: setup
+	@.venv/bin/python -m stablerail.dev.fetch
 	@.venv/bin/coverage erase
 	@.venv/bin/coverage run -m pytest --ignore=tests/benchmarks
 
 bench: setup
+	@.venv/bin/python -m stablerail.dev.fetch
 	@.venv/bin/python -m tests.benchmarks $(NAME)
 
 lint: setup

