@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | intend | rows in calls and call_members, in the event's own commit | a slow partner never holds a partition |
 | take | a lease on an open call, then the relay | nobody is called before the intent can be rebuilt; one performer per call |
-| perform | the stored request with its one key, within rate, concurrency, time-out and breaker | repeated while no conclusion is stored: a lost reply is UNKNOWN |
+| perform | the stored request with its one key, within rate, time-out and breaker | repeated while no conclusion is stored: a lost reply is UNKNOWN |
 | conclude | pure; its rows, messages and the call's end in one commit | the call row is locked: only one performer concludes |
 
 Refused definitely ends a call; anything else (time-out, 5xx, 429, a reply that makes no sense) is asked again later with

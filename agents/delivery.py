@@ -90,6 +90,7 @@ class Services:
 class _Batch:
     sealed: list[Sealed]
     acks: list[Callable[[], Any]]
+    positions: dict[Key, int]
     events: int
     commit_s: float
 
@@ -126,6 +127,9 @@ class Delivery:
         self._crashes = Crashes(stage.name)
         self._fuse = Fuse(services.fuse_ratio, services.fuse_run)
         self._log = _log.bind(stage=stage.name)
+        self.messages_emitted = 0
+        self.positions: dict[Key, int] = {}
+        """The last settled offset of each partition."""
         self.oldest_ms: int | None = None
         """Broker time of the oldest record in hand; None when there is none."""
         self.wake = asyncio.Event()
@@ -148,6 +152,10 @@ class Delivery:
         self._assigned -= keys
         for key in keys:
             self._epochs.pop(key, None)
+
+    def held(self) -> set[Key]:
+        """The partitions assigned to us."""
+        return set(self._assigned)
 
     async def offer(self, delivered: Delivered) -> None:
         """A run of records; waits while enough are queued."""
@@ -216,7 +224,8 @@ class Delivery:
         started = asyncio.get_running_loop().time()
         sealed = await self._settle_all(items)
         commit_s = asyncio.get_running_loop().time() - started
-        return _Batch(sealed, [d.ack for d in runs], len(items), commit_s)
+        positions = {(item.topic, item.partition): item.offset for item in items}
+        return _Batch(sealed, [d.ack for d in runs], positions, len(items), commit_s)
 
     async def _finish_forever(self) -> None:
         relay, emitter, clock = self._services.relay, self._services.emitter, asyncio.get_running_loop().time
@@ -237,6 +246,8 @@ class Delivery:
                 emit_s = clock() - started
                 for ack in batch.acks:
                     ack()
+                self.positions.update(batch.positions)
+                self.messages_emitted += sum(len(sealed.messages) for sealed in batch.sealed)
                 self._slots.release()
                 if batch.sealed:
                     self.wake.set()

@@ -101,16 +101,15 @@ def batched_topic(app: Any, name: str, **options: Any) -> Any:
     return app.topic(name, **raw, **options)
 
 
-def ack(app: Any, event: Any) -> bool:
-    """Acknowledge the run of an event from `stream.noack().events()`; True when this was its last subscriber.
+def ack(app: Any, event: Any) -> None:
+    """Acknowledge the run of an event from `stream.noack().events()`, once all it caused is durable.
 
     Does not block; Faust commits every `broker_commit_interval`. Runs of one partition may be acknowledged in any order.
+    After a rebalance the ack of a run from before it has no effect.
     """
     message = event.message
-    last = bool(message.ack(app.consumer))
-    if last:
+    if message.ack(app.consumer):
         app.sensors.on_message_out(message.tp, message.offset, message)
-    return last
 
 
 def runs(

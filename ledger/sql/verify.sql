@@ -1,0 +1,67 @@
+-- name: transactions_balanced
+SELECT e.transaction_id, a.asset, sum(CASE e.direction WHEN 'd' THEN e.amount ELSE -e.amount END) AS difference
+FROM entries e JOIN accounts a ON a.id = e.account_id
+GROUP BY e.transaction_id, a.asset
+HAVING sum(CASE e.direction WHEN 'd' THEN e.amount ELSE -e.amount END) <> 0
+
+-- name: count_transactions
+SELECT count(*) FROM transactions
+
+-- name: assets_balanced
+SELECT asset, sum(balance) AS difference FROM accounts GROUP BY asset HAVING sum(balance) <> 0
+
+-- name: count_accounts
+SELECT count(*) FROM accounts
+
+-- name: accounts_proved
+SELECT coalesce(a.id, e.account_id) AS account, a.balance, a.version, e.sum, e.entries, e.last
+FROM accounts a
+FULL JOIN (
+    SELECT account_id, sum(CASE direction WHEN 'd' THEN amount ELSE -amount END) AS sum, count(*) AS entries,
+           max(version) AS last, min(version) AS first,
+           bool_and(balance_after = before + CASE direction WHEN 'd' THEN amount ELSE -amount END) AS proved
+    FROM (
+        SELECT *, lag(balance_after, 1, 0::numeric) OVER (PARTITION BY account_id ORDER BY version) AS before FROM entries
+    ) AS lines
+    GROUP BY account_id
+) AS e ON e.account_id = a.id
+WHERE a.balance IS DISTINCT FROM e.sum OR a.version IS DISTINCT FROM e.last OR e.entries <> e.last OR e.first <> 1
+   OR NOT e.proved
+
+-- name: credited_once
+SELECT d.id, d.status, d.generation, l.credits, l.reversals, l.finals
+FROM deposits d
+LEFT JOIN (
+    SELECT reference,
+           count(*) FILTER (WHERE kind = 'deposit') AS credits,
+           count(*) FILTER (WHERE kind = 'deposit_reversed') AS reversals,
+           count(*) FILTER (WHERE kind = 'deposit_final') AS finals
+    FROM transactions GROUP BY reference
+) AS l ON l.reference = replace(d.id::text, '-', '')
+WHERE coalesce(l.credits, 0) <> d.generation
+   OR coalesce(l.credits, 0) - coalesce(l.reversals, 0)
+      <> CASE WHEN d.status IN ('credited', 'orphaned', 'finalized') THEN 1 ELSE 0 END
+   OR coalesce(l.finals, 0) <> CASE WHEN d.status = 'finalized' THEN 1 ELSE 0 END
+
+-- name: count_deposits
+SELECT count(*) FROM deposits
+
+-- name: waiting_records
+SELECT seq, stage, topic, journaled, at FROM outbox WHERE at < now() - interval '1 minute'
+
+-- name: count_commits
+SELECT count(*) FROM audit
+
+-- name: events_settled
+SELECT i.stage, i.event_id, i.outcome, s.attempt AS scheduled
+FROM inbox i FULL JOIN schedule s ON s.stage = i.stage AND s.event_id = i.event_id
+WHERE s.event_id IS NOT NULL AND (i.outcome IS DISTINCT FROM 'retry' OR s.attempt <= i.attempt)
+
+-- name: count_events
+SELECT count(*) FROM inbox
+
+-- name: audit_chain
+SELECT stage, topic, partition, position, digest, head FROM audit ORDER BY stage, topic, partition, position
+
+-- name: owner_heads
+SELECT stage, topic, partition, position, head FROM owners

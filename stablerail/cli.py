@@ -1,0 +1,288 @@
+"""The command line. Each command says what is missing before it starts anything."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stablerail.config import ConfigError, Settings, load_settings
+from stablerail.config_values import describe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, as topics/catalog.py declares them.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys. A key is shown once and stored hashed.")
+dev_app = typer.Typer(no_args_is_help=True, help="Kafka, PostgreSQL and a chain on this machine, without containers.")
+app.add_typer(topics_app, name="topics")
+app.add_typer(keys_app, name="keys")
+app.add_typer(dev_app, name="dev")
+
+out = Console()
+err = Console(stderr=True)
+
+EXIT_CONFIG = 78
+"""EX_CONFIG."""
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    err.print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(code)
+
+
+def _settings(*needed: str, logs: bool = True) -> Settings:
+    """The settings, or the end of the program with each wrong or missing one's name and what is expected."""
+    from stablerail.telemetry import configure_logging
+
+    try:
+        settings = load_settings()
+        settings.require(*needed)
+    except ConfigError as error:
+        _fail(str(error), EXIT_CONFIG)
+    if logs:
+        configure_logging(settings.log_format, settings.log_level)
+    return settings
+
+
+def _run(action: Callable[[], Awaitable[Any]]) -> Any:
+    """Runs a short command; what it cannot reach is said in one line."""
+    import asyncpg
+    from aiokafka.errors import KafkaError
+
+    async def main() -> Any:
+        return await action()
+
+    try:
+        return asyncio.run(main())
+    except (OSError, asyncpg.PostgresError, KafkaError) as error:
+        _fail(f"{type(error).__name__}: {error}")
+
+
+@app.command()
+def config() -> None:
+    """Print every setting with its effective value; secrets are masked."""
+    table = Table("setting", "value", "", "help", header_style="bold", pad_edge=False, box=None)
+    for row in describe(_settings(logs=False)):
+        table.add_row(row.name, row.value, "default" if row.is_default else "set", row.help)
+    out.print(table)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database schema to the newest revision."""
+    from ledger.migrate import upgrade
+
+    settings = _settings("database_url")
+    _run(lambda: upgrade(settings.secret("database_url"), settings.database_schema))
+    out.print(f"schema {settings.database_schema} is at the newest revision")
+
+
+@app.command()
+def worker(
+    movements: Annotated[list[str] | None, typer.Argument(help="onboarding, deposits, chains; none = all")] = None,
+    port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
+) -> None:
+    """Run one movement in this process, or several as children that are restarted when they stop."""
+    from stablerail.wiring import MOVEMENTS, NEEDS
+
+    chosen = tuple(movements or MOVEMENTS)
+    unknown = [name for name in chosen if name not in MOVEMENTS]
+    if unknown:
+        _fail(f"unknown movement {', '.join(unknown)}; there are {', '.join(MOVEMENTS)}", 2)
+    settings = _settings(*dict.fromkeys(need for name in chosen for need in NEEDS[name]))
+    first = port if port is not None else settings.worker_port
+    if len(chosen) == 1:
+        from stablerail.worker import run_worker
+
+        raise typer.Exit(run_worker(chosen[0], settings, first))
+    from stablerail.supervisor import supervise
+
+    code = asyncio.run(
+        supervise(
+            chosen,
+            first,
+            restart_wait_s_max=settings.worker_restart_wait_max_s,
+            shutdown_timeout_s=settings.worker_shutdown_timeout_s,
+        )
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def bridge() -> None:
+    """Run the webhook bridge: vendors' webhooks in, Kafka events out."""
+    from stablerail.servers import run_bridge
+
+    run_bridge(_settings("circle_api_key", "circle_entity_secret", "sumsub_webhook_secret"))
+
+
+@app.command()
+def api() -> None:
+    """Run the HTTP API."""
+    from stablerail.servers import run_api
+
+    run_api(_settings("database_url"))
+
+
+@app.command()
+def verify() -> None:
+    """Check the invariants; exit code 1 when one does not hold."""
+    from stablerail.verify import verify_all
+
+    settings = _settings("database_url", logs=False)
+    results = _run(lambda: verify_all(settings))
+    table = Table("", "invariant", "checked", "offending", header_style="bold", pad_edge=False, box=None)
+    for result in results:
+        mark = "[green]holds[/]" if result.holds else "[bold red]BROKEN[/]"
+        table.add_row(
+            str(result.number), result.name, str(result.checked), mark if result.holds else f"{mark} {result.offending}"
+        )
+    out.print(table)
+    raise typer.Exit(0 if all(result.holds for result in results) else 1)
+
+
+@topics_app.command("create")
+def topics_create() -> None:
+    """Create what is missing; what differs is reported, not changed."""
+    from stablerail.topics_admin import admin, create_missing
+
+    settings = _settings(logs=False)
+
+    async def action() -> None:
+        async with admin(settings.kafka_bootstrap) as client:
+            made = await create_missing(client, settings.topic_prefix, settings.kafka_replication_factor)
+            for topic in made:
+                out.print(f"created {topic.named(settings.topic_prefix)}")
+        await _list_topics(settings)
+
+    _run(action)
+
+
+@topics_app.command("list")
+def topics_list() -> None:
+    """Every declared topic and what differs on the broker; exit code 1 when something does."""
+    settings = _settings(logs=False)
+    if not _run(lambda: _list_topics(settings)):
+        raise typer.Exit(1)
+
+
+async def _list_topics(settings: Settings) -> bool:
+    from stablerail.topics_admin import admin, inspect
+
+    async with admin(settings.kafka_bootstrap) as client:
+        states = await inspect(client, settings.topic_prefix)
+    table = Table("topic", "key", "partitions", "state", header_style="bold", pad_edge=False, box=None)
+    for state in states:
+        told = "[red]missing[/]" if not state.exists else f"[red]{'; '.join(state.drift)}[/]" if state.drift else "ok"
+        topic = state.topic
+        table.add_row(topic.named(settings.topic_prefix), topic.key, str(topic.partitions), told)
+    out.print(table)
+    return all(state.exists and not state.drift for state in states)
+
+
+@keys_app.command("create")
+def keys_create(
+    scope: Annotated[list[str], typer.Option(help="read or admin; may be given several times")],
+    name: Annotated[str, typer.Option(help="whose key it is, for the list")] = "unnamed",
+) -> None:
+    """Make a key and print it, once."""
+    from stablerail.keys import Scope, create_key
+    from stablerail.wiring import connector
+
+    settings = _settings("database_url", logs=False)
+    known = [member.value for member in Scope]
+    if unknown := [one for one in scope if one not in known]:
+        _fail(f"unknown scope {', '.join(unknown)}; there are {', '.join(known)}", 2)
+
+    async def action() -> str:
+        connection = await connector(settings)()
+        try:
+            made = await create_key(connection, [Scope(one) for one in scope], name)
+            return made.token.get_secret_value()
+        finally:
+            await connection.close()
+
+    sys.stdout.write(_run(action) + "\n")
+
+
+@keys_app.command("list")
+def keys_list() -> None:
+    """Every key, without its secret."""
+    from stablerail.keys import list_keys
+    from stablerail.wiring import connector
+
+    settings = _settings("database_url", logs=False)
+
+    async def action() -> Any:
+        connection = await connector(settings)()
+        try:
+            return await list_keys(connection)
+        finally:
+            await connection.close()
+
+    table = Table("id", "name", "scopes", "created", "revoked", header_style="bold", pad_edge=False, box=None)
+    for key in _run(action):
+        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
+        table.add_row(key.id, key.name, ", ".join(sorted(key.scopes)), f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+    out.print(table)
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: str) -> None:
+    """End a key."""
+    from stablerail.keys import revoke_key
+    from stablerail.wiring import connector
+
+    settings = _settings("database_url", logs=False)
+
+    async def action() -> bool:
+        connection = await connector(settings)()
+        try:
+            return await revoke_key(connection, key_id)
+        finally:
+            await connection.close()
+
+    if not _run(action):
+        _fail(f"no key {key_id} that is not revoked already")
+    out.print(f"revoked {key_id}")
+
+
+@dev_app.command("up")
+def dev_up(directory: Annotated[Path, typer.Option(help="where data and logs go")] = Path(".dev/parts")) -> None:
+    """Start Kafka, PostgreSQL and a chain with USDC; stays until Ctrl-C or `dev down`."""
+    from stablerail.dev.errors import DevError
+    from stablerail.dev.parts import dev_up as up
+
+    try:
+        up(directory, out)
+    except DevError as error:
+        _fail(str(error))
+
+
+@dev_app.command("down")
+def dev_down(directory: Annotated[Path, typer.Option(help="as given to up")] = Path(".dev/parts")) -> None:
+    """Stop what `dev up` started in another shell."""
+    from stablerail.dev.errors import DevError
+    from stablerail.dev.parts import dev_down as down
+
+    try:
+        down(directory)
+    except DevError as error:
+        _fail(str(error))
+
+
+@app.command()
+def demo(once: Annotated[bool, typer.Option(help="end by itself; exit code 0 when everything agrees")] = False) -> None:
+    """The whole story on this machine: approval, wallets, a deposit, its finality."""
+    from stablerail.demo import run_demo
+
+    raise typer.Exit(run_demo(once=once))
+
+
+if __name__ == "__main__":
+    app()

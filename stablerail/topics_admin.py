@@ -1,0 +1,84 @@
+"""Makes missing topics and reports drift: what the broker has that differs from topics/catalog.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from topics.catalog import TOPICS, Topic
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A declared topic as the broker has it."""
+
+    topic: Topic
+    exists: bool
+    drift: tuple[str, ...] = ()
+    """What differs, in words; empty when it is as declared."""
+
+
+async def inspect(admin: AIOKafkaAdminClient, prefix: str, topics: Iterable[Topic] = TOPICS) -> list[TopicState]:
+    """Every declared topic, in the catalog's order."""
+    wanted = list(topics)
+    present = set(await admin.list_topics())
+    names = [topic.named(prefix) for topic in wanted if topic.named(prefix) in present]
+    partitions: dict[str, int] = {}
+    configs: dict[str, dict[str, str]] = {}
+    if names:
+        for described in await admin.describe_topics(names):
+            partitions[described["topic"]] = len(described["partitions"])
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        for answer in await admin.describe_configs(resources):
+            for resource in answer.resources:
+                configs[resource[3]] = {entry[0]: entry[1] for entry in resource[4]}
+    return [
+        TopicState(topic, name in partitions, tuple(_drift(topic, partitions[name], configs.get(name, {}))))
+        if (name := topic.named(prefix)) in partitions
+        else TopicState(topic, exists=False)
+        for topic in wanted
+    ]
+
+
+def _drift(topic: Topic, partitions: int, config: dict[str, str]) -> Iterable[str]:
+    if partitions != topic.partitions:
+        yield f"partitions {partitions}, declared {topic.partitions}"
+    for name, value in topic.broker_config().items():
+        if config.get(name) != value:
+            yield f"{name} {config.get(name)}, declared {value}"
+
+
+async def create_missing(
+    admin: AIOKafkaAdminClient, prefix: str, replication_factor: int, topics: Iterable[Topic] = TOPICS
+) -> list[Topic]:
+    """Creates what is missing; what exists is left as it is. Raises KafkaError when the broker refuses."""
+    missing = [state.topic for state in await inspect(admin, prefix, topics) if not state.exists]
+    if not missing:
+        return []
+    answer = await admin.create_topics(
+        [
+            NewTopic(topic.named(prefix), topic.partitions, replication_factor, topic_configs=topic.broker_config())
+            for topic in missing
+        ]
+    )
+    for name, code, *reason in answer.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise error(f"{name}: {reason[0] if reason else ''}")
+    return missing
+
+
+@asynccontextmanager
+async def admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A connected admin client. Raises KafkaError when no broker answers."""
+    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.close()

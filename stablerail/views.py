@@ -1,0 +1,167 @@
+"""What a worker shows of itself, on Faust's own web: /flow, /healthz, /readyz, /metrics.
+
+Bound to loopback by default: Faust's web has no authentication.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Final
+
+from faust.types import TP
+
+from agents.delivery import Delivery, Services
+from stablerail.metrics import Metrics
+from stablerail.wiring import Movement
+
+MEASURE_S: Final = 1.0
+KINDS: Final = ("done", "rejected", "retry", "repeat", "reused")
+FLOW_STYLE: Final = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b2733;background:#fff}
+h1{font-size:1.3rem;margin:0 0 .2rem} p{color:#5a6b7b;margin:0 0 1.2rem}
+table{border-collapse:collapse;width:100%} th,td{padding:.45rem .7rem;border-bottom:1px solid #e3e8ed;text-align:right}
+th{font-weight:600;font-size:.85rem;color:#5a6b7b} th:first-child,td:first-child{text-align:left}
+td:first-child b{display:block} td:first-child small{color:#5a6b7b} .bad{color:#b3261e;font-weight:600}
+@media(prefers-color-scheme:dark){body{background:#12181f;color:#dfe7ee}th,td{border-color:#2a3541}}
+"""
+
+
+@dataclass
+class StageFigures:
+    """One line of /flow. Counts since this process started; seconds; events."""
+
+    stage: str
+    source: str
+    events_in: int = 0
+    events_out: int = 0
+    refused: int = 0
+    retried: int = 0
+    repeats: int = 0
+    rate_per_s: float = 0.0
+    lag: int = 0
+    oldest_age_s: float = 0.0
+    partitions: int = 0
+    trouble: str = ""
+
+
+class View:
+    """Gathers figures once a second; the handlers only show them."""
+
+    def __init__(
+        self, name: str, app: Any, movement: Movement, shared: Services, metrics: Metrics, unassigned_s: float
+    ) -> None:
+        self._name = name
+        self._app = app
+        self._movement = movement
+        self._shared = shared
+        self.metrics = metrics
+        self._unassigned_s = unassigned_s
+        self._assigned_at = time.monotonic()
+        self._last: dict[str, tuple[float, int]] = {}
+        self.figures = [StageFigures(d.stage.name, d.stage.source.name) for d in movement.deliveries]
+        self.stopping = False
+
+    def unready(self) -> dict[str, str]:
+        """Stage or part -> why it does not work; empty when ready."""
+        found = dict(self._shared.unready)
+        if self.stopping:
+            found["worker"] = "stopping"
+        without = time.monotonic() - self._assigned_at
+        if self._movement.deliveries and without > self._unassigned_s:
+            found["assignment"] = f"no partition for {without:.0f} s"
+        return found
+
+    async def measure(self) -> None:
+        """Never returns."""
+        while True:
+            for delivery, figures in zip(self._movement.deliveries, self.figures, strict=True):
+                await self._measure(delivery, figures)
+            self.metrics.worker_ready(self._name, ready=not self.unready())
+            await asyncio.sleep(MEASURE_S)
+
+    async def _measure(self, delivery: Delivery, figures: StageFigures) -> None:
+        now, name = time.monotonic(), delivery.stage.name
+        counts = {kind: self._count(name, kind) for kind in KINDS}
+        figures.events_in = sum(counts.values())
+        figures.events_out = delivery.messages_emitted
+        figures.refused = counts["rejected"] + counts["reused"]
+        figures.retried, figures.repeats = counts["retry"], counts["repeat"]
+        then, before = self._last.get(name, (now, figures.events_in))
+        figures.rate_per_s = (figures.events_in - before) / (now - then) if now > then else 0.0
+        self._last[name] = (now, figures.events_in)
+        held = delivery.held()
+        figures.partitions = len(held)
+        if held:
+            self._assigned_at = now
+        figures.lag = 0
+        for topic, partition in held:
+            waiting = self._waiting(delivery, topic, partition)
+            self.metrics.lag(name, partition, waiting)
+            figures.lag += waiting
+        oldest = delivery.oldest_ms
+        figures.oldest_age_s = max(time.time() - oldest / 1000, 0.0) if oldest is not None else 0.0
+        self.metrics.oldest_event_age(name, figures.oldest_age_s)
+        figures.trouble = self._shared.unready.get(name, "")
+
+    def _waiting(self, delivery: Delivery, topic: str, partition: int) -> int:
+        """Events of a partition that are not settled, as far as the consumer knows its end."""
+        done = delivery.positions.get((topic, partition))
+        if done is None:
+            return 0
+        end = self._app.consumer.highwater(TP(topic, partition))
+        return max((end or 0) - done - 1, 0)
+
+    def _count(self, stage: str, outcome: str) -> int:
+        value = self.metrics.registry.get_sample_value(
+            "stablerail_stage_events_total", {"stage": stage, "outcome": outcome}
+        )
+        return int(value or 0)
+
+    def html(self) -> str:
+        """The page."""
+        rows = "".join(_row(figures) for figures in self.figures)
+        trouble = "; ".join(f"{part}: {why}" for part, why in self.unready().items())
+        state = f'<span class="bad">{escape(trouble)}</span>' if trouble else "ready"
+        heads = "<th>stage<th>in<th>out<th>refused<th>retried<th>repeats<th>events/s<th>lag<th>oldest<th>partitions"
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
+            f"<title>{escape(self._name)} · Stablerail flow</title><style>{FLOW_STYLE}</style>"
+            f"<h1>{escape(self._name)}</h1><p>{state} · counts since this worker started</p>"
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+def _row(f: StageFigures) -> str:
+    refused = f'<span class="bad">{f.refused:,}</span>' if f.refused else "0"
+    trouble = f' <span class="bad">{escape(f.trouble)}</span>' if f.trouble else ""
+    return (
+        f"<tr><td><b>{escape(f.stage)}{trouble}</b><small>{escape(f.source)}</small>"
+        f"<td>{f.events_in:,}<td>{f.events_out:,}<td>{refused}<td>{f.retried:,}<td>{f.repeats:,}"
+        f"<td>{f.rate_per_s:,.1f}<td>{f.lag:,}<td>{f.oldest_age_s:.1f} s<td>{f.partitions}"
+    )
+
+
+def mount(app: Any, view: View) -> None:
+    """Adds the pages to the app's web server."""
+
+    async def flow(web: Any, request: Any) -> Any:
+        if "json" in request.headers.get("accept", ""):
+            return web.json([vars(figures) for figures in view.figures])
+        return web.html(view.html())
+
+    async def healthz(web: Any, _request: Any) -> Any:
+        return web.json({"status": "ok"})
+
+    async def readyz(web: Any, _request: Any) -> Any:
+        trouble = view.unready()
+        body = {"status": "unready" if trouble else "ready", "trouble": trouble}
+        return web.json(body, status=503 if trouble else 200)
+
+    async def metrics(web: Any, _request: Any) -> Any:
+        return web.bytes(view.metrics.render(), content_type="text/plain")
+
+    for page in (flow, healthz, readyz, metrics):
+        app.page(f"/{page.__name__}", name=page.__name__)(page)

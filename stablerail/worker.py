@@ -1,0 +1,176 @@
+"""One movement as a Faust app in this process.
+
+Faust brings the group, the rebalance, the batched consumer, the web; the stages bring the rules. SIGTERM: no new runs are
+taken, what is in flight is journaled, emitted and acknowledged, then the process ends. Anything unexpected ends it at
+once (agents/crash.py), and the supervisor starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faust
+import structlog
+import uvloop
+from aiokafka.errors import KafkaError
+from mode import CrashingSupervisor
+
+from agents.crash import EXIT_BUG, Stop, exit_now
+from agents.delivery import Delivered, Delivery, Services
+from agents.sweeper import Sweeper
+from agents.transport import ack, batched_topic, register
+from stablerail.config import Settings
+from stablerail.metrics import Metrics
+from stablerail.views import View, mount
+from stablerail.wiring import NEEDS, Movement, build, services
+from topics.catalog import Topic
+
+_log = structlog.get_logger()
+
+START_WAIT_S_MAX = 5.0
+
+
+def run_worker(movement: str, settings: Settings, port: int) -> int:
+    """Runs until SIGTERM or a crash; the process's exit code."""
+    settings.require(*NEEDS[movement])
+    return uvloop.run(_Worker(movement, settings, port).run())
+
+
+class _Worker:
+    def __init__(self, movement: str, settings: Settings, port: int) -> None:
+        self._name = movement
+        self._settings = settings
+        self._port = port
+        self._metrics = Metrics()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> int:
+        settings = self._settings
+        shared = services(settings, self._metrics, Stop())
+        await _until_up(shared)
+        movement = await build(self._name, settings, shared, self._metrics)
+        app = faust_app(self._name, settings, self._port)
+        view = View(self._name, app, movement, shared, self._metrics, settings.worker_unassigned_timeout_s)
+        for delivery in movement.deliveries:
+            attach(app, delivery, settings.topic_prefix)
+        mount(app, view)
+        worker = faust.Worker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
+        worker.spinner = None
+        for loop in (*(d.work for d in movement.deliveries), *movement.workers, Sweeper(shared).work, view.measure):
+            self._tasks.append(asyncio.create_task(_forever(loop, shared)))
+        _log.info("worker.starts", movement=self._name, port=self._port)
+        try:
+            await worker.start()
+        finally:
+            view.stopping = True
+            code = await self._stop(worker, movement, shared)
+        return code
+
+    async def _stop(self, worker: Any, movement: Movement, shared: Services) -> int:
+        """Finishes what is in flight, within the limit; what is left is delivered again to the next owner."""
+        limit_s = self._settings.worker_shutdown_timeout_s
+        loop = asyncio.get_running_loop()
+        # Faust's own stop may hang (facts: one of thirteen did); then the process ends anyway
+        loop.call_later(limit_s, exit_now, EXIT_BUG)
+        if worker.crash_reason:
+            _log.critical("worker.crashed", movement=self._name, exc_info=worker.crash_reason)
+            exit_now(EXIT_BUG)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s * 0.8):
+                for delivery in movement.deliveries:
+                    await delivery.drained()
+        await worker.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await shared.relay.close()
+                await shared.emitter.stop()
+                for close in movement.closing:
+                    await close()
+        _log.info("worker.stopped", movement=self._name)
+        return 0
+
+
+def faust_app(movement: str, settings: Settings, port: int) -> Any:
+    """The Faust app of a movement, configured so that it loses nothing (docs/adr)."""
+    register()
+    broker = settings.kafka_bootstrap.replace(",", ";")
+    datadir = Path(settings.datadir) / "faust"
+    datadir.mkdir(parents=True, exist_ok=True)
+    app: Any = faust.App(
+        f"{settings.group_prefix}{settings.topic_prefix}{movement}",
+        broker=f"kafka://{broker}",
+        broker_consumer=f"batched://{broker}",
+        broker_producer=f"kafka://{broker}",
+        broker_session_timeout=settings.kafka_session_timeout_s,
+        broker_heartbeat_interval=settings.kafka_session_timeout_s / 6,
+        broker_commit_interval=0.5,
+        consumer_auto_offset_reset="earliest",
+        agent_supervisor=CrashingSupervisor,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=16,
+        worker_redirect_stdouts=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        store="memory://",
+        datadir=str(datadir / f"{movement}-{port}"),
+        web_enabled=True,
+        web_bind=settings.worker_bind,
+        web_port=port,
+        web_host=settings.worker_bind,
+        # they answer without authentication
+        web_router_enabled=False,
+        web_tables_enabled=False,
+    )
+    return app
+
+
+def attach(app: Any, delivery: Delivery, prefix: str) -> None:
+    """Makes the stage an agent of the app, and tells it which partitions it has."""
+    source: Topic = delivery.stage.source
+    name = source.named(prefix)
+
+    async def agent(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await delivery.offer(Delivered(event.value, partial(ack, app, event)))
+
+    async def assigned(sender: Any, **_: Any) -> None:
+        held = {(tp.topic, tp.partition) for tp in sender.consumer.assignment() if tp.topic == name}
+        delivery.assigned(held)
+
+    async def revoked(_sender: Any, revoked: Any, **_: Any) -> None:
+        delivery.revoked({(tp.topic, tp.partition) for tp in revoked if tp.topic == name})
+
+    app.agent(batched_topic(app, name), name=delivery.stage.name)(agent)
+    app.on_rebalance_complete.connect(assigned, weak=False)
+    app.on_partitions_revoked.connect(revoked, weak=False)
+
+
+async def _forever(loop: Callable[[], Awaitable[None]], shared: Services) -> None:
+    try:
+        await loop()
+    except Exception as error:
+        shared.stop(f"{loop}: {error!r}", error)
+
+
+async def _until_up(shared: Services) -> None:
+    """Waits for Kafka and PostgreSQL: a worker may start before them."""
+    wait_s = 0.2
+    while True:
+        try:
+            await shared.emitter.start()
+            connection = await shared.connect()
+            await connection.close()
+            return
+        except (KafkaError, OSError) as error:
+            _log.warning("worker.waits", error=type(error).__name__)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, START_WAIT_S_MAX)
+            await shared.emitter.stop()
