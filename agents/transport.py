@@ -1,12 +1,9 @@
 """A Faust transport that brings runs of records: `register()`, then `broker_consumer="batched://host:port"`.
 
 Faust spends 50 to 70 µs on every event. Here one Faust event carries a `Run`: consecutive raw records of one partition,
-as one poll brought them. Agents, group membership, rebalance, commit timer, tables and web stay Faust's. Topics that were
-not declared with `batched_topic` (changelogs) keep Faust's own path.
-
-    register()
-    app = faust.App(..., broker_consumer="batched://127.0.0.1:9092", broker_producer="kafka://127.0.0.1:9092",
-                    agent_supervisor=CrashingSupervisor, stream_wait_empty=False, stream_buffer_maxsize=16)
+as one poll brought them. Agents, group membership, rebalance, commit timer, tables and web stay Faust's; topics not made
+with `batched_topic` (changelogs) keep its own path. Use with `agent_supervisor=CrashingSupervisor`, `stream_wait_empty=False`
+and `stream_buffer_maxsize=16` (it counts runs):
 
     async def stage(stream):
         async for event in stream.noack().events():
@@ -15,15 +12,13 @@ not declared with `batched_topic` (changelogs) keep Faust's own path.
 
     app.agent(batched_topic(app, "deposits.notified"))(stage)
 
-What is promised
-    An offset is committed only when every run delivered before it in this assignment was acknowledged, in whatever order
-    the acks came: not by comparing offsets, so holes (compaction, transaction markers) never hold the commit back. What
-    was acknowledged before a rebalance is committed before the partition goes; an ack that comes after is ignored, and
-    its run is delivered again to the next owner. Only runs an agent has seen count as acknowledged.
-
-What is not
-    `event.key`, `take`, typed models and `group_by` have no meaning on such a topic; sensors count runs, not records.
-    Without `noack()` Faust acknowledges when the agent raises. `pause_partitions` loses what is being fetched.
+Promised: an offset is committed only when every run delivered before it in this assignment was acknowledged, whatever the
+    order of the acks. Offsets are not compared, so holes (compaction, transaction markers) never hold the commit back.
+    What was acknowledged before a rebalance is committed before the partition goes; later acks of such runs have no effect.
+Rebalance: receivers of `app.on_rebalance_complete` are awaited before the first run of an assignment arrives; those of
+    `app.on_partitions_assigned` run beside it and hold nothing back. Runs in hand when a partition goes come again elsewhere.
+Lost: `event.key`, `take`, typed models and `group_by` mean nothing here; sensors count runs. Without `noack()` Faust
+    acknowledges when the agent raises. `consumer.pause_partitions` loses what is being fetched.
 
 It overrides underscore methods of Faust 0.15.3: tests/unit/test_transport_contract.py pins what it relies on.
 """
@@ -38,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, cast
 
 from faust.transport.drivers import TRANSPORTS
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as KafkaConsumer
 from faust.transport.drivers.aiokafka import Transport as KafkaTransport
 from faust.types import TP, ConsumerMessage
@@ -48,10 +44,13 @@ SCHEME: Final = "batched"
 RUN_RECORDS_MAX: Final = 500
 RUN_BYTES_MAX: Final = 4 * 1024 * 1024
 
-# Room in a full buffer is noticed by `on_buffer_drop`; this only bounds the wait if a rebalance emptied the buffer.
+# Bounds the wait for room in a full buffer should a rebalance empty it without telling.
 ROOM_WAIT_S: Final = 1.0
 # While one partition's buffer is full a poll of the others must not wait a second: the full one may have room by then.
 CROWDED_POLL_S: Final = 0.02
+# aiokafka has one fetch in the air per broker. Faust lets it wait 1.5 s on the broker for idle partitions; a busy one whose
+# buffer has room again would wait with it.
+FETCH_WAIT_MS: Final = 100
 # A rebalance must not hang on a coordinator that is gone; what stays uncommitted is delivered again.
 REVOKE_COMMIT_S: Final = 2.0
 
@@ -133,6 +132,15 @@ def _run(records: Sequence[Record], size_bytes: int) -> Run:
     return Run(last.topic, last.partition, list(records), first.offset, last.offset, size_bytes)
 
 
+class ConsumerThread(AIOKafkaConsumerThread):
+    """Faust's thread around aiokafka, with a shorter fetch: Faust has no setting for it."""
+
+    def _create_worker_consumer(self, transport: KafkaTransport) -> Any:
+        consumer: Any = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+
 class Consumer(KafkaConsumer):
     """Faust's Kafka consumer with runs for the batched topics, and acks counted by delivery instead of by offset.
 
@@ -147,6 +155,9 @@ class Consumer(KafkaConsumer):
         self._room = asyncio.Event()
         self._deliver_one = self.callback
         self.callback = self._deliver
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
         # A copy: Faust hands its live set to the consumer's thread, where an emptied set means "every partition", and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,14 +37,15 @@ async def test_every_record_is_processed_once_in_order_and_committed(bench: Rig)
     assert await bench.end(worker) == 0
 
 
-async def test_a_full_buffer_neither_loses_records_nor_waits_a_second(bench: Rig) -> None:
-    worker = await bench.worker(buffer=2, delay_s=0.001)
-    await bench.until(lambda: bench.assigned(worker) is not None, "an assignment")
-    await bench.produce(20_000, b"x" * 200, partition=0)
-    started = asyncio.get_running_loop().time()
+@pytest.mark.parametrize("partition", [0, None], ids=["one_partition_full", "all_partitions_full"])
+async def test_a_full_buffer_neither_loses_records_nor_waits_a_second(bench: Rig, partition: int | None) -> None:
+    await bench.produce(40_000, b"x" * 200, partition)
+    await bench.worker(buffer=4, delay_s=0.005)
+    await bench.until(lambda: bool(bench.lines("R")), "the first record")
+    started = time.monotonic()
     await bench.until_all_processed()
-    # 40 runs or more through a buffer of two: a sleep of a second on each full buffer would take twenty.
-    assert asyncio.get_running_loop().time() - started < 5
+    # Eight fetches of a megabyte, each more than the buffer takes: Faust alone would sleep a second after each.
+    assert time.monotonic() - started < 4
     assert bench.repeats() == 0
 
 
@@ -86,6 +88,22 @@ async def test_a_worker_killed_with_work_in_hand_loses_nothing(bench: Rig) -> No
     assert await bench.end(victim, signal.SIGKILL) == -signal.SIGKILL
     await load
     await bench.until_all_processed()
+    assert await bench.end(heir) == 0
+
+
+async def test_a_worker_frozen_past_its_session_cannot_move_the_commit(bench: Rig) -> None:
+    frozen = await bench.worker(delay_s=0.05)
+    await bench.until(lambda: len(bench.assigned(frozen) or ()) == PARTITIONS, "the assignment")
+    await bench.produce(4000)
+    await bench.until(lambda: len(bench.lines("R")) > 100, "work in hand")
+    frozen.send_signal(signal.SIGSTOP)
+    heir = await bench.worker()
+    await bench.until_all_processed()
+    frozen.send_signal(signal.SIGCONT)
+    await bench.until(lambda: bool(bench.assigned(heir)) and len(bench.lines("A")) >= 4, "the thawed one joins again")
+    await bench.produce(400)
+    await bench.until_all_processed()
+    assert await bench.end(frozen) == 0
     assert await bench.end(heir) == 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka import AIOKafkaConsumer
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.consumer import ThreadDelegateConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
@@ -43,6 +44,8 @@ PARAMETERS = {
     (KafkaConsumer, "perform_seek"): "self",
     (KafkaConsumer, "seek_wait"): "self partitions",
     (KafkaConsumer, "assignment"): "self",
+    (KafkaConsumer, "_new_consumer_thread"): "self",
+    (AIOKafkaConsumerThread, "_create_worker_consumer"): "self transport",
     (KafkaTransport, "create_consumer"): "self callback kwargs",
     (ConsumerMessage, "__init__"): (
         "self topic partition offset timestamp timestamp_type headers key value checksum serialized_key_size "
@@ -66,6 +69,10 @@ BODIES = {
     BaseConsumer._should_commit: "5ce9417939",
     BaseConsumer._commit_offsets: "1a69799041",
     ThreadDelegateConsumer._getmany: "f9d47aa901",
+    KafkaConsumer._new_consumer_thread: "0870ec53de",
+    AIOKafkaConsumerThread._create_worker_consumer: "c2701bfc3e",
+    AIOKafkaConsumer.__init__: "01506f3161",
+    AIOKafkaConsumer.seek_to_committed: "f6cd85c8b7",
     AIOKafkaConsumerThread._fetch_records: "39a2c6c79f",
     AIOKafkaConsumerThread._commit: "932852ce7a",
     AIOKafkaConsumerThread._seek_wait: "9d221e816d",
