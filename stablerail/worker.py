@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ class _Worker:
         view = View(self._name, app, movement, shared, self._metrics, settings.worker_unassigned_timeout_s)
         for delivery in movement.deliveries:
             attach(app, delivery, settings.topic_prefix)
+        app.producer_only = not movement.deliveries  # a consumer without topics does not start
         mount(app, view)
         worker = faust.Worker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
         worker.spinner = None
@@ -101,6 +103,7 @@ class _Worker:
 def faust_app(movement: str, settings: Settings, port: int) -> Any:
     """The Faust app of a movement, configured so that it loses nothing (docs/adr)."""
     register()
+    logging.getLogger("agents.transport").setLevel(logging.WARNING)  # Faust says its service's comings and goings there
     broker = settings.kafka_bootstrap.replace(",", ";")
     datadir = Path(settings.datadir) / "faust"
     datadir.mkdir(parents=True, exist_ok=True)
