@@ -20,7 +20,7 @@ Rebalance: receivers of `app.on_rebalance_complete` are awaited before the first
 Lost: `event.key`, `take`, typed models and `group_by` mean nothing here; sensors count runs. Without `noack()` Faust
     acknowledges when the agent raises. `consumer.pause_partitions` loses what is being fetched.
 
-It overrides underscore methods of Faust 0.15.3: tests/unit/test_transport_contract.py pins what it relies on.
+Pinned to Faust 0.15.3, whose underscore methods it overrides: tests/unit/test_transport_contract.py says on which it relies.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ SCHEME: Final = "batched"
 RUN_RECORDS_MAX: Final = 500
 RUN_BYTES_MAX: Final = 4 * 1024 * 1024
 
-# Bounds the wait for room in a full buffer should a rebalance empty it without telling.
+# Bounds the wait for room in full buffers should a rebalance empty them without telling.
 ROOM_WAIT_S: Final = 1.0
-# While one partition's buffer is full a poll of the others must not wait a second: the full one may have room by then.
+# While one partition's buffer is full a poll of the others is short: the full one may have room any moment.
 CROWDED_POLL_S: Final = 0.02
-# aiokafka has one fetch in the air per broker. Faust lets it wait 1.5 s on the broker for idle partitions; a busy one whose
-# buffer has room again would wait with it.
+# aiokafka has one fetch per broker in the air: a busy partition waits while it waits for idle ones, 1.5 s in Faust.
 FETCH_WAIT_MS: Final = 100
 # A rebalance must not hang on a coordinator that is gone; what stays uncommitted is delivered again.
 REVOKE_COMMIT_S: Final = 2.0
@@ -62,7 +61,6 @@ class Record(Protocol):
     partition: int
     offset: int
     timestamp: int
-    timestamp_type: int
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
@@ -88,24 +86,16 @@ def register() -> None:
 
 
 def batched_topic(app: Any, name: str, **options: Any) -> Any:
-    """The Faust topic `name` whose events carry a `Run`; `options` go to `app.topic`.
-
-    Raises TypeError when the app's consumer does not use this transport.
-    """
+    """The Faust topic `name` whose events carry a `Run`; TypeError when the app's consumer is not on this transport."""
     transport = app.transport
     if not isinstance(transport, Transport):
         raise TypeError(f"topic {name!r} needs broker_consumer={SCHEME}://..., the app uses {app.conf.broker_consumer}")
     transport.batched.add(name)
-    raw = {"key_serializer": "raw", "value_serializer": "raw", "key_type": bytes, "value_type": bytes}
-    return app.topic(name, **raw, **options)
+    return app.topic(name, key_serializer="raw", value_serializer="raw", key_type=bytes, value_type=bytes, **options)
 
 
 def ack(app: Any, event: Any) -> None:
-    """Acknowledge the run of an event from `stream.noack().events()`, once all it caused is durable.
-
-    Does not block; Faust commits every `broker_commit_interval`. Runs of one partition may be acknowledged in any order.
-    After a rebalance the ack of a run from before it has no effect.
-    """
+    """Acknowledge an event's run, once all it caused is durable; Faust commits it within `broker_commit_interval`."""
     message = event.message
     if message.ack(app.consumer):
         app.sensors.on_message_out(message.tp, message.offset, message)
@@ -142,15 +132,13 @@ class ConsumerThread(AIOKafkaConsumerThread):
 
 
 class Consumer(KafkaConsumer):
-    """Faust's Kafka consumer with runs for the batched topics, and acks counted by delivery instead of by offset.
-
-    For a batched partition Faust's `_acked[tp]` holds at most one number: the last offset that may be committed.
-    """
+    """Faust's Kafka consumer with runs for the batched topics, and acks counted by delivery instead of by offset."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._batched = cast(Transport, self.transport).batched
-        # What was delivered in this assignment and is not yet committable, oldest first.
+        # What was delivered in this assignment and is not yet committable, oldest first. For a batched partition Faust's
+        # own `_acked[tp]` holds at most one number: the last offset that may be committed.
         self._delivered: dict[TP, deque[Any]] = {}
         self._room = asyncio.Event()
         self._deliver_one = self.callback
@@ -177,7 +165,7 @@ class Consumer(KafkaConsumer):
     def _to_message(self, tp: TP, record: Any) -> Any:
         if not isinstance(record, Run):
             return super()._to_message(tp, record)
-        last = record.records[-1]
+        last: Any = record.records[-1]
         return ConsumerMessage(
             record.topic, record.partition, record.last_offset, last.timestamp / 1000, last.timestamp_type,
             headers=None, key=None, value=cast(Any, record), checksum=None, serialized_key_size=0,

@@ -25,7 +25,7 @@ from faust.types import TP, ConsumerMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.transport import Consumer, Run, Transport, batched_topic, register, runs
+from agents.transport import FETCH_WAIT_MS, ROOM_WAIT_S, Consumer, Run, Transport, batched_topic, register, runs
 
 TOPIC = "deposits.notified"
 A, B = TP(TOPIC, 0), TP(TOPIC, 1)
@@ -263,6 +263,36 @@ async def test_what_was_acknowledged_before_a_rebalance_is_committed_before_the_
     broker.finish(0)
     await broker.consumer.on_partitions_revoked({A, B})
     assert broker.committed == {A: broker.log[A][2] + 1}
+
+
+async def test_room_in_a_full_buffer_is_noticed_at_once() -> None:
+    broker = Broker(new_app())
+    batched_topic(broker.app, TOPIC)
+    consumer = broker.consumer
+    polled: list[set[TP]] = []
+
+    async def getmany(active_partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        polled.append(active_partitions)
+        return {A: [record(0)]}
+
+    consumer._thread.getmany = getmany
+    consumer._set_active_tps({A, B})
+    consumer.on_buffer_full(A)
+    consumer.on_buffer_full(B)
+    waiting = asyncio.create_task(consumer._wait_next_records(1.0))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    consumer.on_buffer_drop(A)
+    records, _ = await asyncio.wait_for(waiting, ROOM_WAIT_S / 2)
+    assert polled == [{A}]
+    assert [run.last_offset for run in records[A]] == [0]
+
+
+async def test_a_fetch_does_not_wait_long_for_idle_partitions() -> None:
+    consumer = Broker(new_app()).consumer
+    kafka = consumer._thread._create_worker_consumer(consumer.transport)
+    assert kafka._fetch_max_wait_ms == FETCH_WAIT_MS
+    await kafka.stop()
 
 
 async def test_topics_that_are_not_batched_keep_fausts_own_path() -> None:
