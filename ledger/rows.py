@@ -1,7 +1,7 @@
 """How rows are written: any number of tables by one statement of arrays, the same live and in a rebuild.
 
-A `Block` is the rows of one table and one operation, by column, in the form PostgreSQL's `unnest` takes and msgpack
-keeps. What a commit writes is a list of blocks; the commit record holds that list; a rebuild applies it again.
+A `Block` is the rows of one table and one operation, each column one PostgreSQL array literal. What a commit writes is a
+list of blocks; the commit record holds that list; a rebuild applies it again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import asyncpg
@@ -18,7 +19,6 @@ import orjson
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Row = tuple[Any, ...]
-Columns = list[list[Any]]
 
 
 class Op(StrEnum):
@@ -47,7 +47,8 @@ class Table:
 class Block:
     table: Table
     op: Op
-    columns: Columns
+    columns: list[str]
+    """Each column as a PostgreSQL array literal."""
 
 
 @cache
@@ -55,42 +56,59 @@ def _columns(spec: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, kind) for name, _, kind in (word.partition(":") for word in spec.split()))
 
 
-def _same(values: list[Any]) -> list[Any]:
-    return values
+def _plain(values: Sequence[Any]) -> str:
+    """Values whose text holds nothing that an array literal treats specially: numbers, hex, ISO times."""
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+    return "{" + ",".join(map(str, values)) + "}"
 
 
-def _decimal(values: list[Any]) -> list[Any]:
-    return [None if value is None else str(value) for value in values]
+def _quoted(values: Sequence[str | None]) -> str:
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else f'"{_escaped(value)}"' for value in values]) + "}"
+    texts: Iterable[Any] = values
+    joined = "".join(texts)
+    if '"' in joined or "\\" in joined:
+        texts = [_escaped(value) for value in texts]
+    return '{"' + '","'.join(texts) + '"}'
 
 
-def _time(values: list[Any]) -> list[Any]:
-    seen: dict[datetime | None, str | None] = {None: None}  # a batch has one or two distinct times
-    return [seen[v] if v in seen else seen.setdefault(v, v.isoformat()) for v in values]
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _json(values: list[Any]) -> list[Any]:
-    return [None if value is None else orjson.dumps(value).decode() for value in values]
+def _hex(values: Sequence[bytes | None]) -> str:
+    return _quoted([None if value is None else value.hex() for value in values])
 
 
-# kind -> (to the form kept and sent, the parameter's array type, cast in the statement)
-_KINDS: Final[dict[str, tuple[Callable[[list[Any]], list[Any]], str, str]]] = {
-    "uuid": (_same, "uuid[]", ""),
-    "text": (_same, "text[]", ""),
-    "int": (_same, "int8[]", ""),
-    "bool": (_same, "bool[]", ""),
-    "bytes": (_same, "bytea[]", ""),
-    # as text: asyncpg would build a Decimal and a datetime for each value
-    "numeric": (_decimal, "text[]", "::numeric"),
-    "time": (_time, "text[]", "::timestamptz"),
-    "json": (_json, "text[]", "::jsonb"),
+def _time(values: Sequence[datetime | None]) -> str:
+    texts = {v: None if v is None else v.isoformat() for v in set(values)}  # a batch has one or two distinct times
+    return _plain([texts[v] for v in values])
+
+
+def _json(values: Sequence[Any]) -> str:
+    return _quoted([None if value is None else orjson.dumps(value).decode() for value in values])
+
+
+# kind -> (to an array literal, the array's type, how an element is read in the statement). A literal is one string to
+# encode; asyncpg's own arrays inspect every element twice and cost more than the rest of a commit.
+_KINDS: Final[dict[str, tuple[Callable[[Sequence[Any]], str], str, str]]] = {
+    "uuid": (_plain, "uuid[]", "{}"),
+    "text": (_quoted, "text[]", "{}"),
+    "int": (_plain, "int8[]", "{}"),
+    "numeric": (_plain, "numeric[]", "{}"),
+    "bytes": (_hex, "text[]", "decode({}, 'hex')"),
+    "time": (_time, "timestamptz[]", "{}"),
+    "json": (_json, "jsonb[]", "{}"),
 }
 
 
 def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
-    """Rows (for DELETE: keys) of one table as a block. Values: int, str, bytes, bool, aware datetime, JSON-able, None."""
+    """Rows (for DELETE: keys) of one table as a block. Values: int, str, bytes, aware datetime, JSON-able, None; uuids
+    as 32 hex digits."""
     kinds = dict(table.columns)
     names = table.key if op is Op.DELETE else tuple(kinds)
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    columns = zip(*rows, strict=True)
     return Block(table, op, [_KINDS[kinds[name]][0](values) for name, values in zip(names, columns, strict=True)])
 
 
@@ -98,7 +116,7 @@ async def write(connection: Connection, blocks: Sequence[Block]) -> None:
     """Writes all blocks by one statement. No table may have the same key twice in them."""
     if blocks:
         sql = _statement(tuple((b.table, b.op) for b in blocks))
-        await connection.execute(sql, *(values for b in blocks for values in b.columns))
+        await connection.execute(sql, *(column for b in blocks for column in b.columns))
 
 
 @cache
@@ -107,7 +125,7 @@ def _statement(shape: tuple[tuple[Table, Op], ...]) -> str:
     for index, (table, op) in enumerate(shape):
         kinds = dict(table.columns)
         names = table.key if op is Op.DELETE else tuple(kinds)
-        arrays = ", ".join(f"${number + i}::{_KINDS[kinds[name]][1]}" for i, name in enumerate(names))
+        arrays = ", ".join(f"${number + i}::text::{_KINDS[kinds[name]][1]}" for i, name in enumerate(names))
         number += len(names)
         source = f"unnest({arrays}) AS x({', '.join(names)})"
         parts.append(f"w{index} AS ({_one(table, op, names, kinds, source)})")
@@ -115,14 +133,14 @@ def _statement(shape: tuple[tuple[Table, Op], ...]) -> str:
 
 
 def _one(table: Table, op: Op, names: Iterable[str], kinds: dict[str, str], source: str) -> str:
-    values = ", ".join(f"x.{name}{_KINDS[kinds[name]][2]}" for name in names)
+    read = {name: _KINDS[kinds[name]][2].format(f"x.{name}") for name in names}
     if op is Op.DELETE:
-        match = " AND ".join(f"t.{name} = x.{name}{_KINDS[kinds[name]][2]}" for name in table.key)
+        match = " AND ".join(f"t.{name} = {read[name]}" for name in table.key)
         return f"DELETE FROM {table.name} t USING {source} WHERE {match}"  # noqa: S608  (declared names only)
-    insert = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {values} FROM {source}"  # noqa: S608
+    insert = f"INSERT INTO {table.name} ({', '.join(read)}) SELECT {', '.join(read.values())} FROM {source}"  # noqa: S608
     if op is Op.INSERT:
         return insert
-    rest = [name for name in names if name not in table.key]
+    rest = [name for name in read if name not in table.key]
     changes = ", ".join(f"{name} = excluded.{name}" for name in rest)
     action = f"DO UPDATE SET {changes}" if rest else "DO NOTHING"
     return f"{insert} ON CONFLICT ({', '.join(table.key)}) {action}"
@@ -133,33 +151,31 @@ class Changes:
     earlier one (a fold), so that each key stands once in the statement."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[Table, Op], dict[Row, Row]] = {}
+        self._rows: dict[tuple[Table, Op], dict[Any, Row]] = {}
 
     def insert(self, table: Table, row: Row) -> None:
-        self._rows.setdefault((table, Op.INSERT), {})[self._key(table, row)] = row
+        self._of(table, Op.INSERT)[_key_of(table)(row)] = row
 
     def upsert(self, table: Table, row: Row) -> None:
-        key = self._key(table, row)
+        key = _key_of(table)(row)
         fresh = self._rows.get((table, Op.INSERT))
         if fresh is not None and key in fresh:
             fresh[key] = row  # made in this very commit: it stays an insert, so that another writer's is noticed
         else:
-            self._rows.setdefault((table, Op.UPSERT), {})[key] = row
+            self._of(table, Op.UPSERT)[key] = row
 
     def delete(self, table: Table, key: Row) -> None:
-        for op in (Op.INSERT, Op.UPSERT):
-            self._rows.get((table, op), {}).pop(key, None)
-        self._rows.setdefault((table, Op.DELETE), {})[key] = key
+        """`key`: the primary key's values, in its order."""
+        self._of(table, Op.DELETE)[key] = key
 
     def blocks(self) -> list[Block]:
         return [block(table, op, list(rows.values())) for (table, op), rows in self._rows.items() if rows]
 
-    @staticmethod
-    def _key(table: Table, row: Row) -> Row:
-        return tuple(row[i] for i in _key_positions(table))
+    def _of(self, table: Table, op: Op) -> dict[Any, Row]:
+        return self._rows.setdefault((table, op), {})
 
 
 @cache
-def _key_positions(table: Table) -> tuple[int, ...]:
+def _key_of(table: Table) -> Callable[[Row], Any]:
     names = [name for name, _ in table.columns]
-    return tuple(names.index(name) for name in table.key)
+    return itemgetter(*(names.index(name) for name in table.key))
