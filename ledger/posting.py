@@ -119,21 +119,26 @@ def _moves(transaction: Transaction, balances: dict[Account, Balance]) -> Iterab
     moves: list[tuple[Account, Direction, int]] = []
     difference: dict[str, int] = {}
     running: dict[Account, int] = {}
+
+    def move(account: Account, direction: Direction, amount: int, before: int) -> None:
+        change = amount if direction == "d" else -amount
+        moves.append((account, direction, amount))
+        difference[account.asset] = difference.get(account.asset, 0) + change
+        running[account] = before + change
+
     for account, direction, amount, remainder in transaction.legs:
         if amount <= 0:
             raise Unbalanced(account.asset, amount)
         before = running[account] if account in running else balances[account].balance
         if direction == "c" and remainder is not None and account.floor is not None:
             taken = min(amount, max(before - account.floor, 0))
+            if taken:
+                move(account, "c", taken, before)
             if taken < amount:
-                moves.append((remainder, "c", amount - taken))
-                difference[remainder.asset] = difference.get(remainder.asset, 0) - (amount - taken)
-                amount = taken
-        if amount:
-            moves.append((account, direction, amount))
-            change = amount if direction == "d" else -amount
-            difference[account.asset] = difference.get(account.asset, 0) + change
-            running[account] = before + change
+                rest_before = running[remainder] if remainder in running else balances[remainder].balance
+                move(remainder, "c", amount - taken, rest_before)
+        else:
+            move(account, direction, amount, before)
     for asset, rest in difference.items():
         if rest:
             raise Unbalanced(asset, rest)
@@ -148,16 +153,18 @@ def _moves(transaction: Transaction, balances: dict[Account, Balance]) -> Iterab
 def try_post(fold: Fold, transactions: Iterable[Transaction]) -> PostingRefused | None:
     """Posts all of one event's transactions or none; the refusal, if any."""
     done = len(fold.transactions), len(fold.entries)
-    saved: dict[Account, tuple[int, int]] = {}
+    saved: dict[Account, tuple[int, int, bool]] = {}
     for transaction in transactions:
         for account in accounts_of((transaction,)):
             state = fold.balances[account]
-            saved.setdefault(account, (state.balance, state.version))
+            saved.setdefault(account, (state.balance, state.version, account in fold.touched))
         try:
             fold.post(transaction)
         except PostingRefused as refusal:
-            for account, (balance, version) in saved.items():
+            for account, (balance, version, touched) in saved.items():
                 fold.balances[account].balance, fold.balances[account].version = balance, version
+                if not touched:
+                    fold.touched.discard(account)
             del fold.transactions[done[0] :], fold.entries[done[1] :]
             return refusal
     return None
