@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
 
 USDC_DECIMALS = 6
 SCALE = 10**USDC_DECIMALS
@@ -46,9 +46,16 @@ def _positive(amount: int) -> int:
     return amount
 
 
+def _read_amount(value: Any, info: ValidationInfo) -> int:
+    if info.mode == "json" and type(value) is int:
+        # in a message 25 may mean 25 USDC or 25 base units: nobody may guess
+        raise ValueError('an amount is a decimal string, such as "25.00", not a number')
+    return _positive(parse_amount(value))
+
+
 Amount = Annotated[
     int,
-    BeforeValidator(lambda value: _positive(parse_amount(value))),
+    BeforeValidator(_read_amount),
     PlainSerializer(format_amount, return_type=str, when_used="json"),
 ]
 """A positive amount in base units of a 6-decimal asset; a decimal string in JSON."""
