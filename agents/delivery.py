@@ -26,7 +26,7 @@ import structlog
 
 from agents.crash import Crashes, Stop
 from agents.emitter import Emitter
-from agents.fuse import Fuse, FuseBlown
+from agents.fuse import WINDOW, Fuse, FuseBlown
 from agents.outcome import Rejected, Stage
 from agents.stage import REUSED, Item, Settled, SplitBatch, read_item, settle
 from ledger import journal
@@ -81,6 +81,7 @@ class Services:
     """How long a fenced worker waits for Kafka to say what it owns: above two session time-outs."""
     fuse_ratio: float = 0.5
     fuse_run: int = 500
+    fuse_window: int = WINDOW
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     unready: dict[str, str] = field(default_factory=dict)
     """Stage -> why it does not work; /readyz says so."""
@@ -125,7 +126,7 @@ class Delivery:
         self._connection: Connection | None = None
         self._fenced: asyncio.TimerHandle | None = None
         self._crashes = Crashes(stage.name)
-        self._fuse = Fuse(services.fuse_ratio, services.fuse_run)
+        self._fuse = Fuse(services.fuse_ratio, services.fuse_run, services.fuse_window)
         self._log = _log.bind(stage=stage.name)
         self.messages_emitted = 0
         self.positions: dict[Key, int] = {}

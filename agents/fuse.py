@@ -1,7 +1,7 @@
 """A stage that refuses too much is stopped instead of emptying its topic into the dead letters.
 
 A bad deployment or a producer's mistake refuses everything; one bad message does not. Two rules: too many refusals in a
-row, or too large a share of the last thousand.
+row, or too large a share of the last thousand (the window).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ class FuseBlown(Exception):
 class Fuse:
     """`check` before a commit, `record` after it. True = refused."""
 
-    def __init__(self, ratio: float, run_max: int) -> None:
+    def __init__(self, ratio: float, run_max: int, window: int = WINDOW) -> None:
         self._ratio = ratio
         self._run_max = run_max
-        self._recent: deque[bool] = deque(maxlen=WINDOW)
+        self._window = window
+        self._recent: deque[bool] = deque(maxlen=window)
         self._run = 0
 
     def check(self, refused: Sequence[bool]) -> None:
@@ -37,9 +38,9 @@ class Fuse:
             longest = max(longest, run)
         if longest > self._run_max:
             raise FuseBlown(f"{longest} refusals in a row; at most {self._run_max}")
-        recent = [*self._recent, *refused][-WINDOW:]
-        if len(recent) == WINDOW and sum(recent) > self._ratio * WINDOW:
-            raise FuseBlown(f"{sum(recent)} of the last {WINDOW} events refused; at most {self._ratio:.0%}")
+        recent = [*self._recent, *refused][-self._window :]
+        if len(recent) == self._window and sum(recent) > self._ratio * self._window:
+            raise FuseBlown(f"{sum(recent)} of the last {self._window} events refused; at most {self._ratio:.0%}")
 
     def record(self, refused: Sequence[bool]) -> None:
         """The outcomes are committed."""

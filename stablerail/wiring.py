@@ -77,6 +77,7 @@ def services(settings: Settings, metrics: Metrics, stop: Stop) -> Services:
         fenced_s_max=3 * settings.kafka_session_timeout_s,
         fuse_ratio=settings.fuse_ratio_max,
         fuse_run=settings.fuse_run_events_max,
+        fuse_window=settings.fuse_window_events,
     )
 
 
