@@ -3,7 +3,7 @@
 Decides:  which of the requested wallets are not there yet; one call for all chains of a customer.
 Key:      user id.
 Repeats:  harmless; the call has one idempotency key for life, and Circle answers it with the same wallets.
-Refuses:  what Circle refuses definitely (partner_refused)  ->  wallets.requested.dlq
+Refuses:  reserved_user, what Circle refuses definitely (partner_refused)  ->  wallets.requested.dlq
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from chain.errors import ChainError
 from connectors.circle.chains import Network, from_circle, to_circle
 from connectors.circle.client import CircleClient
 from connectors.errors import Refused
+from ledger.accounts import may_own
 from ledger.tables import WALLET_REQUESTS, WALLETS
 from topics.catalog import WALLETS_PROVISIONED, WALLETS_REQUESTED
 from topics.envelope import Received
@@ -29,9 +30,11 @@ WALLET_SET_NAME = "customers"
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, WalletsRequested)
+    if not may_own(event.user_id):
+        return Rejected("reserved_user", f"{event.user_id!r} is the company's own")
     missing = [
         chain.value
-        for chain in event.chains
+        for chain in dict.fromkeys(event.chains)
         if (known := facts.requests.get((event.user_id, chain.value))) is None or known.status != READY
     ]
     if not missing:
