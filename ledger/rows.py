@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
@@ -48,7 +48,8 @@ class Block:
     table: Table
     op: Op
     columns: list[str]
-    """Each column as a PostgreSQL array literal."""
+    """Each column as one string: `{…}` a PostgreSQL array literal, `=…` one value for every row, `-` NULL for every row.
+    The first column is always an array: it says how many rows there are."""
 
 
 @cache
@@ -77,29 +78,43 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _hex(values: Sequence[bytes | None]) -> str:
-    return _quoted([None if value is None else value.hex() for value in values])
+def _same(values: Sequence[Any]) -> Sequence[Any]:
+    return values
 
 
-def _time(values: Sequence[datetime | None]) -> str:
-    texts = {v: None if v is None else v.isoformat() for v in set(values)}  # a batch has one or two distinct times
-    return _plain([texts[v] for v in values])
+def _hex(values: Sequence[bytes | None]) -> Sequence[str | None]:
+    return [None if value is None else value.hex() for value in values]
 
 
-def _json(values: Sequence[Any]) -> str:
-    return _quoted([None if value is None else orjson.dumps(value).decode() for value in values])
+def _iso(values: Sequence[datetime | None]) -> Sequence[str | None]:
+    return [None if value is None else value.isoformat() for value in values]
 
 
-# kind -> (to an array literal, the array's type, how an element is read in the statement). A literal is one string to
-# encode; asyncpg's own arrays inspect every element twice and cost more than the rest of a commit.
-_KINDS: Final[dict[str, tuple[Callable[[Sequence[Any]], str], str, str]]] = {
-    "uuid": (_plain, "uuid[]", "{}"),
-    "text": (_quoted, "text[]", "{}"),
-    "int": (_plain, "int8[]", "{}"),
-    "numeric": (_plain, "numeric[]", "{}"),
-    "bytes": (_hex, "text[]", "decode({}, 'hex')"),
-    "time": (_time, "timestamptz[]", "{}"),
-    "json": (_json, "jsonb[]", "{}"),
+def _json(values: Sequence[Any]) -> Sequence[str | None]:
+    return [None if value is None else orjson.dumps(value).decode() for value in values]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    texts: Callable[[Sequence[Any]], Sequence[Any]]
+    """Values to what the literal is made of."""
+    literal: Callable[[Sequence[Any]], str]
+    type: str
+    """As which PostgreSQL reads the literal's elements."""
+    read: str = "{}"
+    """How the statement makes the column's value of it."""
+
+
+# A literal is one string to encode; asyncpg's own arrays inspect every element twice and cost more than the rest of a
+# commit. A value that all rows share is read once.
+_KINDS: Final[dict[str, _Kind]] = {
+    "uuid": _Kind(_same, _plain, "uuid"),
+    "text": _Kind(_same, _quoted, "text"),
+    "int": _Kind(_same, _plain, "int8"),
+    "numeric": _Kind(_same, _plain, "numeric"),
+    "bytes": _Kind(_hex, _plain, "text", "decode({}, 'hex')"),
+    "time": _Kind(_iso, _plain, "timestamptz"),
+    "json": _Kind(_json, _quoted, "jsonb"),
 }
 
 
@@ -108,32 +123,49 @@ def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
     as 32 hex digits."""
     kinds = dict(table.columns)
     names = table.key if op is Op.DELETE else tuple(kinds)
-    columns = zip(*rows, strict=True)
-    return Block(table, op, [_KINDS[kinds[name]][0](values) for name, values in zip(names, columns, strict=True)])
+    columns = [
+        _column(_KINDS[kinds[name]], values, shared=index > 0)
+        for index, (name, values) in enumerate(zip(names, zip(*rows, strict=True), strict=True))
+    ]
+    return Block(table, op, columns)
+
+
+def _column(kind: _Kind, values: Sequence[Any], *, shared: bool) -> str:
+    first = values[0]
+    if shared and values.count(first) == len(values):
+        return "-" if first is None else f"={kind.texts((first,))[0]}"
+    return kind.literal(kind.texts(values))
 
 
 async def write(connection: Connection, blocks: Sequence[Block]) -> None:
     """Writes all blocks by one statement. No table may have the same key twice in them."""
     if blocks:
-        sql = _statement(tuple((b.table, b.op) for b in blocks))
-        await connection.execute(sql, *(column for b in blocks for column in b.columns))
+        sql = _statement(tuple((b.table, b.op, "".join([column[0] for column in b.columns])) for b in blocks))
+        values = [column if column[0] == "{" else column[1:] for b in blocks for column in b.columns if column != "-"]
+        await connection.execute(sql, *values)
 
 
-@cache
-def _statement(shape: tuple[tuple[Table, Op], ...]) -> str:
+@lru_cache(maxsize=1_000)
+def _statement(shape: tuple[tuple[Table, Op, str], ...]) -> str:
     parts, number = [], 1
-    for index, (table, op) in enumerate(shape):
+    for index, (table, op, forms) in enumerate(shape):
         kinds = dict(table.columns)
         names = table.key if op is Op.DELETE else tuple(kinds)
-        arrays = ", ".join(f"${number + i}::text::{_KINDS[kinds[name]][1]}" for i, name in enumerate(names))
-        number += len(names)
-        source = f"unnest({arrays}) AS x({', '.join(names)})"
-        parts.append(f"w{index} AS ({_one(table, op, names, kinds, source)})")
+        arrays, read = {}, {}
+        for name, form in zip(names, forms, strict=True):
+            kind = _KINDS[kinds[name]]
+            if form == "{":
+                arrays[name] = f"${number}::text::{kind.type}[]"
+            read[name] = kind.read.format(
+                f"x.{name}" if form == "{" else f"${number}::text::{kind.type}" if form == "=" else f"NULL::{kind.type}"
+            )
+            number += form != "-"
+        source = f"unnest({', '.join(arrays.values())}) AS x({', '.join(arrays)})"
+        parts.append(f"w{index} AS ({_one(table, op, read, source)})")
     return f"WITH {', '.join(parts)} SELECT 1"
 
 
-def _one(table: Table, op: Op, names: Iterable[str], kinds: dict[str, str], source: str) -> str:
-    read = {name: _KINDS[kinds[name]][2].format(f"x.{name}") for name in names}
+def _one(table: Table, op: Op, read: dict[str, str], source: str) -> str:
     if op is Op.DELETE:
         match = " AND ".join(f"t.{name} = {read[name]}" for name in table.key)
         return f"DELETE FROM {table.name} t USING {source} WHERE {match}"  # noqa: S608  (declared names only)
