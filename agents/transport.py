@@ -39,6 +39,8 @@ from faust.transport.drivers.aiokafka import Transport as KafkaTransport
 from faust.types import TP, ConsumerMessage
 from faust.types.tuples import ack_lock
 
+from agents import lenient_records
+
 SCHEME: Final = "batched"
 
 RUN_RECORDS_MAX: Final = 500
@@ -82,6 +84,7 @@ class Run:
 
 def register() -> None:
     """Make `batched://` known to Faust. Call before the app's transport is first used; calling again is harmless."""
+    lenient_records.install()
     TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
 
 
