@@ -51,6 +51,7 @@ class Sweeper:
     async def work(self) -> None:
         while True:
             try:
+                await self._services.relay.tidy()  # leader or not
                 busy = await self._lead() and await self.sweep()
             except _AGAIN as error:
                 _log.warning("sweeper.retry", error=type(error).__name__)

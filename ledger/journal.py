@@ -69,6 +69,16 @@ class Relay:
         """The messages of these records have left: their rows go with the next turn."""
         self._emitted.extend(seqs)
 
+    async def tidy(self) -> None:
+        """Deletes what has been emitted: without a next commit no turn would, and the sweeper would emit it again."""
+        if not self._emitted:
+            return
+        async with self._lock:
+            connection = await self._connected()
+            gone = list(self._emitted)
+            await connection.execute(_sql.delete, gone)
+            del self._emitted[: len(gone)]
+
     async def close(self) -> None:
         """Deletes what has been emitted and closes the connection."""
         if self._emitted:
@@ -76,9 +86,7 @@ class Relay:
         await self._disconnect()
 
     async def _turn(self) -> None:
-        connection = self._connection
-        if connection is None or connection.is_closed():
-            connection = self._connection = await self._connect()
+        connection = await self._connected()
         gone = list(self._emitted)
         async with connection.transaction():
             await connection.fetchval(_sql.lock_relay)
@@ -95,6 +103,11 @@ class Relay:
         for seq in seqs:
             self._fresh.pop(seq, None)
         self.group_sizes.append(len(seqs))
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connect()
+        return self._connection
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
