@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 
 from stablerail import problems
 from stablerail.api import models
@@ -45,7 +46,7 @@ What a customer has, where they can deposit, and how each deposit came about.
 def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -> FastAPI:
     """The app. Whoever calls it opens and closes the pool, whose connections have our schema as their search_path."""
     metrics = metrics or Metrics()
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Stablerail",
         version="1",
         summary="Customers' stablecoin balances, wallets and deposits",

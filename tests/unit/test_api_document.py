@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -164,3 +165,12 @@ def test_no_text_makes_a_cursor_fail_otherwise_than_refused(text: str) -> None:
 )
 async def test_a_malformed_key_is_refused_before_the_database_is_asked(header: str | None) -> None:
     assert await authenticate(None, header) is None  # type: ignore[arg-type]
+
+
+async def test_the_documentation_page_loads_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
+    page = await client.get("/docs")
+    loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(loaded) >= 2
+    for address in loaded:
+        assert address.startswith("/")
+        assert (await client.get(address)).status_code == 200
