@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.outcome import Rejected, Stage
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 PREFIX: Final = "dlq_"
 REASON_LENGTH_MAX: Final = 500
 
+try:
+    CODE_VERSION: Final = version("stablerail")
+except PackageNotFoundError:  # run from a tree that is not installed: no reason to lose a dead letter
+    CODE_VERSION = "unknown"
+
 
 def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime) -> Message:
     """The message for `<topic>.dlq`. First time = when the broker got the message; last time = now."""
-    first = datetime.fromtimestamp(item.timestamp_ms / 1000, tz=at.tzinfo)
     ours = {
         "stage": stage.name,
         "code": rejected.code,
@@ -27,10 +32,27 @@ def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime)
         "partition": str(item.partition),
         "offset": str(item.offset),
         "attempts": str(item.attempt),
-        "code_version": version("stablerail"),
+        "code_version": _code_version(),
         "first_at": first.isoformat(),
         "last_at": at.isoformat(),
     }
     theirs = [(name, value) for name, value in item.headers if not name.startswith(PREFIX)]
     headers = [*theirs, *((PREFIX + name, text.encode()) for name, text in ours.items())]
     return Message(stage.source.dlq.name, item.key, item.value, headers=headers)
+
+
+@cache
+def _code_version() -> str:
+    """Never raises: a dead letter that could not be written would be a bug that stops its partition."""
+    try:
+        return version("stablerail")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _time(timestamp_ms: int, at: datetime) -> str:
+    """A producer may have chosen the time, and Kafka takes any in the past, also before every calendar."""
+    try:
+        return datetime.fromtimestamp(timestamp_ms / 1000, tz=at.tzinfo).isoformat()
+    except (OverflowError, ValueError, OSError):
+        return f"{timestamp_ms} ms"
