@@ -141,8 +141,8 @@ class Stack:
         """Tells Circle's sandbox where the bridge is."""
         body = {"endpoint": f"{self.url('bridge')}/webhooks/circle", "notificationTypes": ["transactions.*"]}
         headers = {"Authorization": f"Bearer {TEST_API_KEY}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            answer = await session.post(f"{self.url('circle')}/v2/notifications/subscriptions", json=body)
+        url = f"{self.url('circle')}/v2/notifications/subscriptions"
+        async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=body) as answer:
             if answer.status >= 300:
                 raise PartFailed(f"Circle's sandbox refused the subscription: {await answer.text()}")
 
@@ -170,4 +170,3 @@ class Stack:
             async with session.post(f"{self.url('sumsub')}/_control/review", json=body) as answer:
                 if answer.status >= 300:
                     raise PartFailed(f"the Sumsub sandbox refused the review: {await answer.text()}")
-

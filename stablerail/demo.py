@@ -1,0 +1,278 @@
+"""`make demo`: a KYC approval becomes wallets, a real USDC transfer becomes a balance, at once and then final.
+
+Everything runs on this machine in `.dev/demo`: Kafka, PostgreSQL, a chain, the vendors' sandboxes, the bridge, the API
+and a worker per movement. It begins empty each time and ends with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+from rich.console import Console
+
+import stablerail
+from chain.errors import ChainError
+from ledger.accounts import custody, spendable
+from stablerail.config import ALSO_CALLED, PREFIX, Settings, load_settings
+from stablerail.demo_story import AMOUNT, Story, StoryBroken, describe
+from stablerail.demo_view import Check, places, showing, step, summary
+from stablerail.dev.errors import DevError, PartFailed
+from stablerail.dev.fetch import fetch
+from stablerail.dev.parts import Parts
+from stablerail.dev.processes import tail
+from stablerail.dev.stack import Stack
+from stablerail.keys import Scope, create_key
+from stablerail.verify import verify_all
+from stablerail.wiring import connector
+from topics.events import Chain, Event
+from topics.money import SCALE, format_amount
+
+DIRECTORY: Final = Path(".dev/demo")
+AGREE_TIMEOUT_S: Final = 15.0
+"""A record's row may wait a moment after its event was seen; what still differs then does differ."""
+EXIT_INTERRUPTED: Final = 130
+_BALANCE: Final = (
+    "SELECT sum(CASE direction WHEN 'd' THEN amount ELSE -amount END)::text FROM entries WHERE account_id = $1"
+)
+
+DEPOSIT_SCRIPT: Final = """\
+#!/bin/sh
+# deposit.sh [ADDRESS [WHOLE_USDC]]: real USDC from the account that the chain's node signs for
+to=$(echo "${{1:-{wallet}}}" | cut -c3-)
+data=$(printf '0xa9059cbb%024d%s%064x' 0 "$to" "$(( ${{2:-10}} * {scale} ))")
+curl --silent --show-error --header 'content-type: application/json' {rpc_url} --data \\
+  '{{"jsonrpc":"2.0","id":1,"method":"eth_sendTransaction","params":[{{"from":"{payer}","to":"{token}","data":"'$data'"}}]}}'
+echo
+"""
+APPROVE_SCRIPT: Final = """\
+#!/bin/sh
+# approve.sh CUSTOMER_ID: Sumsub approves another customer
+curl --silent --show-error --header 'content-type: application/json' {sumsub}/_control/review \\
+  --data '{{"externalUserId":"'"${{1:?a customer id}}"'","answer":"GREEN"}}'
+echo
+"""
+
+
+def run_demo(once: bool) -> int:
+    """Tells the story and stays up until Ctrl-C or SIGTERM; `once`: ends by itself.
+
+    0 when the balance, the chain and the ledger agreed, 130 when it was interrupted before, else 1 with the reason.
+    """
+    console, directory = Console(), DIRECTORY.absolute()
+    try:
+        tools = fetch(console=console if console.is_terminal else None)
+        _stand_alone(directory)
+        demo = _Demo(directory, Parts(directory / "parts", tools), console)
+        asyncio.run(_until_signal(demo.run(once)))
+        return demo.code
+    except (DevError, StoryBroken, ChainError, asyncpg.PostgresError, OSError) as error:
+        console.print(f"✗ {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _stand_alone(directory: Path) -> None:
+    """Settings of this shell or of a `.env` here are for another deployment: the demo's programs must not see them."""
+    for name in list(os.environ):
+        if name in ALSO_CALLED.values() or (name.startswith(PREFIX) and not name.startswith(f"{PREFIX}DEV_")):
+            del os.environ[name]
+    os.environ["PYTHONPATH"] = str(Path(stablerail.__file__).parent.parent)  # so that they start from anywhere
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chdir(directory)
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Cancels the work at SIGINT or SIGTERM, and lets it clean up; more signals change nothing."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    task, interrupt = asyncio.create_task(work), asyncio.create_task(told.wait())
+    await asyncio.wait({task, interrupt}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        interrupt.cancel()
+        return task.result()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return None
+
+
+class _Demo:
+    def __init__(self, directory: Path, parts: Parts, console: Console) -> None:
+        self._directory = directory
+        self._parts = parts
+        self._console = console
+        self._stack: Stack | None = None
+        self.code = EXIT_INTERRUPTED
+        """How the process ends, if it is interrupted now."""
+
+    async def run(self, once: bool) -> None:
+        try:
+            with step(self._console, "Kafka, PostgreSQL, and a chain with Circle's USDC"):
+                await self._parts.start()
+            story, key, settings = await self._start()
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(self._guard()),
+                    group.create_task(story.watch_topics(settings.kafka_bootstrap, settings.topic_prefix)),
+                    group.create_task(story.watch_circle()),
+                ]
+                with showing(self._console, story):
+                    await story.run()
+                self.code = await self._agreement(story, settings)
+                if not once:
+                    await self._stay(story, key)
+                for task in beside:
+                    task.cancel()
+        except BaseExceptionGroup as group_error:
+            raise _first(group_error) from None
+        finally:
+            await asyncio.to_thread(self._stop)
+
+    async def _start(self) -> tuple[Story, str, Settings]:
+        directory = self._directory / "stack"
+        shutil.rmtree(directory, ignore_errors=True)  # the parts' lock is ours: nobody writes there
+        stack = self._stack = Stack(directory, self._parts.environment())
+        with step(self._console, "schema and topics"):
+            await stack.prepare()
+        with step(self._console, "Circle's and Sumsub's sandboxes, bridge, API, a worker per movement"):
+            stack.start_sandboxes()
+            stack.start()
+            await stack.wait_ready()
+            await asyncio.to_thread(stack.wait_listening, ("circle", "sumsub"))
+            await stack.subscribe()
+        given = {name.removeprefix(PREFIX).lower(): value for name, value in stack.environment.items()}
+        settings = load_settings(env_file=None, **given)
+        connection = await connector(settings)()
+        try:
+            key = (await create_key(connection, [Scope.READ], "demo")).token.get_secret_value()
+        finally:
+            await connection.close()
+        return Story(stack, self._parts.usdc, key, settings.finality_depths_blocks[Chain.MATIC]), key, settings
+
+    def _stop(self) -> None:
+        if self._stack is not None:
+            self._stack.stop()
+        self._parts.stop()
+
+    async def _guard(self) -> None:
+        """Raises PartFailed when a part or program ends by itself."""
+        assert self._stack is not None
+        while True:
+            if ended := self._parts.failure():
+                raise PartFailed(f"{ended} ended by itself", f"logs: {self._parts.directory}")
+            for name, child in self._stack.children.items():
+                if (code := child.returncode) is not None:
+                    raise PartFailed(f"{name} ended by itself with {code}: {tail(child.log)}", f"log: {child.log}")
+            await asyncio.sleep(0.3)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _agreement(self, story: Story, settings: Settings) -> int:
+        """Compares what the API, the chain and the ledger say, and shows it. 0 when they agree."""
+        deadline = asyncio.get_running_loop().time() + AGREE_TIMEOUT_S
+        while True:
+            checks = await self._checks(story, settings)
+            agree = all(check.holds for check in checks)
+            if agree or asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(0.5)
+        self._console.print()
+        self._console.print(summary(checks))
+        if not agree:
+            differ = "; ".join(f"{check.what}: {check.found}" for check in checks if not check.holds)
+            self._console.print(f"✗ {differ}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 0 if agree else 1
+
+    async def _checks(self, story: Story, settings: Settings) -> list[Check]:
+        sent = format_amount(AMOUNT)
+        balance = await story.balance()
+        on_chain = format_amount(await self._parts.usdc.balance_of(story.wallet))
+        connection = await connector(settings)()
+        try:
+            accounts = {"usdc_balance": spendable(story.user_id), "custody_usdc": custody(Chain.MATIC)}
+            ledger = {
+                name: format_amount(int(await connection.fetchval(_BALANCE, account.id) or 0))
+                for name, account in accounts.items()
+            }
+        finally:
+            await connection.close()
+        found = [
+            Check("available, by the API", balance["available"], balance["available"] == sent),
+            Check("of it not final, by the API", balance["not_final"], balance["not_final"] == format_amount(0)),
+            Check("balanceOf(wallet), by the chain", on_chain, on_chain == sent),
+            *(Check(f"{name}, by the ledger's entries", text, text == sent) for name, text in ledger.items()),
+        ]
+        results = await verify_all(settings)
+        broken = [f"{result.number} {result.name}: {result.offending[0]}" for result in results if not result.holds]
+        numbers = ", ".join(str(result.number) for result in results)
+        told = "; ".join(broken) or f"{numbers} hold"
+        return [*found, Check("invariants, by stablerail verify", told, not broken)]
+
+    async def _stay(self, story: Story, key: str) -> None:
+        """Shows what comes, until it is cancelled."""
+        console, url = self._console, self._stack_url
+        scripts = self._write_scripts(story)
+        console.print()
+        console.print(
+            places(
+                [
+                    ("API", f"{url('api')}/docs"),
+                    ("  key", key),
+                    ("  try", f"curl -H 'Authorization: Bearer {key}' {url('api')}/v1/users/{story.user_id}/deposits"),
+                    *((f"worker {name}", f"{url(name)}/flow") for name in ("onboarding", "deposits", "chains")),
+                    ("metrics", f"/metrics of each, {url('api')}/metrics, {url('bridge')}/metrics"),
+                    ("bridge", f"{url('bridge')}/webhooks/circle, {url('bridge')}/webhooks/kyc/sumsub"),
+                    ("logs", str(self._directory)),
+                    ("deposit again", f"sh {scripts[0]} [ADDRESS [WHOLE_USDC]]"),
+                    ("another customer", f"sh {scripts[1]} CUSTOMER_ID"),
+                ]
+            )
+        )
+        console.print("\nUp until Ctrl-C; what happens meanwhile:", style="bold")
+
+        def line(topic: str, event: Event | None, headers: Any) -> None:
+            told = describe(topic, event, headers)
+            if told is not None:
+                style = "red" if event is None else None
+                console.print(f"  {topic:20} {told}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+        story.event_listeners.append(line)
+        await asyncio.Event().wait()
+
+    def _stack_url(self, name: str) -> str:
+        assert self._stack is not None
+        return self._stack.url(name)
+
+    def _write_scripts(self, story: Story) -> list[Path]:
+        usdc = self._parts.usdc
+        deposit = DEPOSIT_SCRIPT.format(
+            wallet=story.wallet, scale=SCALE, rpc_url=usdc.anvil.rpc_url, payer=usdc.payer, token=usdc.address
+        )
+        approve = APPROVE_SCRIPT.format(sumsub=self._stack_url("sumsub"))
+        paths = []
+        for name, text in (("deposit.sh", deposit), ("approve.sh", approve)):
+            path = self._directory / name
+            path.write_text(text)
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+            paths.append(path)
+        return paths
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the others."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
