@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 PREFIX: Final = "dlq_"
 REASON_LENGTH_MAX: Final = 500
 
-try:
-    CODE_VERSION: Final = version("stablerail")
-except PackageNotFoundError:  # run from a tree that is not installed: no reason to lose a dead letter
-    CODE_VERSION = "unknown"
-
 
 def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime) -> Message:
     """The message for `<topic>.dlq`. First time = when the broker got the message; last time = now."""
@@ -33,7 +28,7 @@ def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime)
         "offset": str(item.offset),
         "attempts": str(item.attempt),
         "code_version": _code_version(),
-        "first_at": first.isoformat(),
+        "first_at": _time(item.timestamp_ms, at),
         "last_at": at.isoformat(),
     }
     theirs = [(name, value) for name, value in item.headers if not name.startswith(PREFIX)]
