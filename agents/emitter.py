@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from ledger.record import Message
-from topics.catalog import JOURNAL, RECORD_BYTES_MAX
+from topics.catalog import JOURNAL, RECORD_BYTES_MAX, by_name
 from topics.partitioner import partition_of
 
 _log = structlog.get_logger()
@@ -108,11 +108,13 @@ class Emitter:
         acks: list[asyncio.Future[Any]] = []
         for (topic, partition), queue in queues.items():
             name = self._prefix + topic
+            limit = by_name(topic).bytes_max  # the broker's limit is on a batch, not on a message
             batch = producer.create_batch()
             for message in queue:
                 headers = message.kafka_headers(source, at)
                 fields = {"key": message.key, "value": message.value, "timestamp": None, "headers": headers}
-                if batch.append(**fields) is None:
+                full = batch.record_count() > 0 and batch.size() + _size(message, headers) > limit
+                if full or batch.append(**fields) is None:
                     acks.append(await producer.send_batch(batch, name, partition=partition))
                     batch = producer.create_batch()
                     if batch.append(**fields) is None:
@@ -140,3 +142,13 @@ class Emitter:
         found = len(await self._live().partitions_for(self._prefix + topic))
         self._partitions[topic] = found
         return found
+
+
+def _size(message: Message, headers: Sequence[tuple[str, bytes]]) -> int:
+    """At least what the message takes in a batch, give or take the framing that the broker's limit leaves room for."""
+    return (
+        len(message.key or b"")
+        + len(message.value or b"")
+        + sum(len(name) + len(value) + 8 for name, value in headers)
+        + 32
+    )
