@@ -71,7 +71,7 @@ class Item:
     @property
     def position_uid(self) -> str:
         """An id for a message that has none of its own: where it stands."""
-        return event_uid("kafka", f"{self.topic}/{self.partition}/{self.offset}").hex
+        return event_uid("kafka", f"{self.topic}/{self.partition}/{self.offset}")
 
 
 def read_item(stage: Stage[Any], record: Any) -> Item:
@@ -98,7 +98,7 @@ def read_item(stage: Stage[Any], record: Any) -> Item:
         fingerprint=hashlib.blake2b(value or b"", digest_size=16).digest(),
         attempt=received.attempt if received else 1,
     )
-    item.uid = received.uid.hex if received else item.position_uid
+    item.uid = received.uid if received else item.position_uid
     return item
 
 
@@ -138,7 +138,7 @@ async def settle(
         refused = [isinstance(outcome, Rejected) for outcome in outcomes]
         approve(refused)
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at)
-    counts = Counter(_label(outcome) for outcome in outcomes)
+    counts = Counter(map(_label, outcomes))
     counts[("repeat", "")] = repeats
     return Settled(sealed, counts, refused)
 
@@ -165,7 +165,8 @@ async def _claim(
     claimed = await inbox.claim(connection, stage.name, claims, at)
     if len(claimed.fresh) == len(items):
         return [_Live(item, item.refusal, False, item.uid) for item in items], 0
-    reused = [item for item in items if item.uid in claimed.reused or item.fingerprint != chosen[item.uid].fingerprint]
+    true = {uid: claimed.known.get(uid, item.fingerprint) for uid, item in chosen.items()}
+    reused = [item for item in items if item.fingerprint != true[item.uid]]
     marks: frozenset[str] = frozenset()
     if reused:
         # settled under the message's own position, so that its redelivery is a repeat

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ledger.rows import Connection
+from ledger.rows import Connection, uuids
 from ledger.sql import load
 
 _sql = load("ledger", "sql/inbox.sql")
@@ -19,8 +19,7 @@ _sql = load("ledger", "sql/inbox.sql")
 InboxOutcome = Literal["done", "rejected", "retry"]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """An event as the inbox knows it."""
 
     event_id: str
@@ -35,27 +34,29 @@ class Claimed:
     """Ours to settle for the first time."""
     again: frozenset[str]
     """Ours to settle: a repeat that we scheduled."""
-    reused: frozenset[str]
-    """Settled before with other contents: an error of the producer."""
+    known: dict[str, bytes]
+    """Fingerprints of what was settled before: a message with the same one is a repeat, with another one an error of
+    the producer."""
 
 
 async def claim(connection: Connection, stage: str, claims: Sequence[Claim], at: datetime) -> Claimed:
-    """Claims events with distinct ids; what is in no set of the result is a repeat with nothing to do."""
-    ids = [c.event_id for c in claims]
+    """Claims events with distinct ids."""
+    ids, attempts, fingerprints = zip(*claims, strict=True)
     rows = await connection.fetch(
-        _sql.claim, stage, ids, [c.attempt for c in claims], [c.fingerprint for c in claims], at
+        _sql.claim,
+        stage,
+        uuids(ids),
+        "{" + ",".join(map(str, attempts)) + "}",
+        "{" + ",".join([fingerprint.hex() for fingerprint in fingerprints]) + "}",
+        at,
     )
-    again = frozenset(event_id for event_id, updated in rows if updated)
-    fresh = frozenset(event_id for event_id, updated in rows if not updated)
-    if len(rows) == len(claims):
-        return Claimed(fresh, again, frozenset())
-    missing = [c for c in claims if c.event_id not in fresh and c.event_id not in again]
-    known = {
-        event_id: fingerprint
-        for event_id, fingerprint, _ in await connection.fetch(_sql.known, stage, [c.event_id for c in missing])
-    }
-    reused = frozenset(c.event_id for c in missing if known.get(c.event_id) != c.fingerprint)
-    return Claimed(fresh, again, reused)
+    if len(rows) == len(claims) and not any(again for _, again in rows):
+        return Claimed(frozenset(ids), frozenset(), frozenset())
+    again = frozenset(event_id.hex for event_id, again in rows if again)
+    fresh = frozenset(event_id.hex for event_id, again in rows if not again)
+    missing = [c.event_id for c in claims if c.event_id not in fresh and c.event_id not in again]
+    known = {event_id.hex: fingerprint for event_id, fingerprint in await connection.fetch(_sql.known, stage, missing)}
+    return Claimed(fresh, again, known)
 
 
 async def settle(connection: Connection, stage: str, outcomes: dict[str, InboxOutcome]) -> None:

@@ -1,0 +1,259 @@
+"""One batch, one transaction, on a real PostgreSQL: repeats, reused ids, refusals, retries, and what is committed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from agents.fuse import Fuse, FuseBlown
+from agents.outcome import Done, Stage
+from agents.stage import REFUSALS_MAX, Settled, SplitBatch, settle
+from ledger.accounts import spendable
+from ledger.commit import Sealed, lock_owners
+from ledger.errors import Fenced, RecordTooLarge
+from ledger.record import unpack
+from ledger.rows import Connection
+from tests.support import ledger_rig
+from tests.support.ledger_rig import AT, ORDERED, STAGE, assert_holds, balance, items, own, record
+
+databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+
+
+async def run(connection: Connection, *records: Any, stage: Stage[Any] = STAGE, **options: Any) -> Settled:
+    epochs = await own(connection, *{one.partition for one in records}, stage=stage.name)
+    return await settle(connection, stage, items(*records, stage=stage), epochs, AT, None, **options)
+
+
+def told(settled: Settled) -> list[tuple[str, Any]]:
+    """(event id, decisions it had seen) of what is emitted, codes of dead letters."""
+    assert settled.sealed is not None
+    return [
+        (m.id, int(m.value.split(b'"amount":')[1].split(b",")[0])) if m.id else ("dead", dict(m.headers)["dlq_code"])
+        for m in settled.sealed.messages
+    ]
+
+
+async def test_a_batch_is_settled_in_one_commit_and_each_event_sees_the_ones_before(connection: Connection) -> None:
+    settled = await run(connection, record(0, amount=5), record(1, "bob", 7), record(2, move="refuse"), record(3))
+    assert settled.outcomes == {("done", ""): 3, ("rejected", "unwanted"): 1, ("repeat", ""): 0}
+    assert told(settled) == [("0/0/told", 0), ("0/1/told", 1), ("dead", b"unwanted"), ("0/3/told", 2)]
+    assert await balance(connection, spendable("ada")) == 6
+    assert await connection.fetchval("SELECT count(*) FROM outbox") == 2  # the claim and the batch
+    summary = await connection.fetchval("SELECT summary::text FROM audit WHERE position = 2")
+    assert summary == '{"done": 3, "rejected:unwanted": 1}'
+    await assert_holds(connection)
+
+
+async def test_a_redelivered_batch_does_nothing(connection: Connection) -> None:
+    await run(connection, record(0), record(1))
+    again = await run(connection, record(0), record(1))
+    assert again.sealed is None
+    assert again.outcomes == {("repeat", ""): 2}
+    assert again.refused == []
+    mixed = await run(connection, record(1), record(2))
+    assert mixed.outcomes == {("done", ""): 1, ("repeat", ""): 1}
+    assert await balance(connection, spendable("ada")) == 3
+    await assert_holds(connection)
+
+
+async def test_the_same_event_twice_in_a_batch_counts_once(connection: Connection) -> None:
+    settled = await run(connection, record(0, id="x"), record(1, id="x"), record(2, id="x", partition=1))
+    assert settled.outcomes == {("done", ""): 1, ("repeat", ""): 2}
+    assert await balance(connection, spendable("ada")) == 1
+
+
+@pytest.mark.parametrize("first_there", [False, True])
+@pytest.mark.parametrize("other_first", [False, True])
+async def test_an_id_that_is_used_for_something_else_is_refused_and_its_true_owner_is_not(
+    connection: Connection, first_there: bool, other_first: bool
+) -> None:
+    true, other = record(0, amount=5, id="x"), record(7, amount=9, id="x", partition=1)
+    if first_there:
+        await run(connection, true)
+        settled = await run(connection, *([other, true] if other_first else [true, other]))
+        assert settled.outcomes == {("rejected", "event_id_reused"): 1, ("repeat", ""): 1}
+    else:
+        settled = await run(connection, true, other)
+        assert settled.outcomes == {("rejected", "event_id_reused"): 1, ("done", ""): 1, ("repeat", ""): 0}
+    assert await balance(connection, spendable("ada")) == 5
+    again = await run(connection, true, other)
+    assert again.outcomes == {("repeat", ""): 2}
+    await assert_holds(connection)
+
+
+async def test_what_cannot_be_read_is_a_dead_letter_with_its_bytes(connection: Connection) -> None:
+    settled = await run(
+        connection,
+        record(0, value=b"\xff{"),
+        record(1, headers=[("ce_id", b"\xff"), ("x", b"\x00\xff"), ("dlq_code", b"forged")]),
+        record(2),
+    )
+    assert settled.sealed is not None
+    letters = [m for m in settled.sealed.messages if m.topic == "test.moves.dlq"]
+    assert [(m.key, m.value) for m in letters] == [(b"ada", b"\xff{"), (b"ada", record(1).value)]
+    headers = dict(letters[1].headers or ())
+    assert headers["x"] == b"\x00\xff"
+    assert headers["dlq_code"] == b"bad_envelope"
+    assert (headers["dlq_topic"], headers["dlq_partition"], headers["dlq_offset"]) == (b"test.moves", b"0", b"1")
+    assert headers["dlq_first_at"] == b"2026-07-01T12:00:00.001000+00:00"
+    assert headers["dlq_stage"] == b"test_stage"
+    assert (await run(connection, record(0, value=b"\xff{"))).outcomes == {("repeat", ""): 1}
+
+
+async def test_a_refused_posting_is_undone_and_what_follows_is_decided_again(connection: Connection) -> None:
+    settled = await run(
+        connection,
+        record(0, amount=10),
+        record(1, amount=8, move="spend"),
+        record(2, amount=8, move="spend"),
+        record(3, "bob", 1),
+        record(4, amount=2, move="spend"),
+    )
+    assert settled.outcomes == {("done", ""): 4, ("rejected", "insufficient_funds"): 1, ("repeat", ""): 0}
+    dead = ("dead", b"insufficient_funds")
+    assert told(settled) == [("0/0/told", 0), ("0/1/told", 1), dead, ("0/3/told", 2), ("0/4/told", 3)]
+    assert await balance(connection, spendable("ada")) == 0
+    await assert_holds(connection)
+
+
+async def test_a_refusal_that_no_rule_names_is_a_dead_letter_with_the_ledgers_code(connection: Connection) -> None:
+    settled = await run(connection, record(0, amount=1, move="spend_plainly"))
+    assert settled.outcomes == {("rejected", "insufficient_funds"): 1, ("repeat", ""): 0}
+    assert await connection.fetchval("SELECT count(*) FROM accounts") == 0
+
+
+async def test_too_many_refusals_ask_for_smaller_batches(connection: Connection) -> None:
+    spends = [record(n, move="spend") for n in range(REFUSALS_MAX + 1)]
+    with pytest.raises(SplitBatch):
+        await run(connection, *spends)
+    assert await connection.fetchval("SELECT count(*) FROM inbox") == 0
+    assert (await run(connection, *spends[:-1])).outcomes[("rejected", "insufficient_funds")] == REFUSALS_MAX
+
+
+async def test_a_fuse_that_blows_keeps_the_batch_from_being_committed(connection: Connection) -> None:
+    with pytest.raises(FuseBlown):
+        await run(connection, record(0), *(record(n, move="refuse") for n in (1, 2)), approve=Fuse(1.0, 1).check)
+    assert await connection.fetchval("SELECT count(*) FROM inbox") == 0
+    assert await balance(connection, spendable("ada")) is None
+
+
+async def test_a_bug_in_a_decision_leaves_nothing(connection: Connection) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await run(connection, record(0), record(1, move="crash"))
+    assert await connection.fetchval("SELECT count(*) FROM inbox") == 0
+
+
+async def test_whoever_lost_the_partition_is_stopped_before_anything(connection: Connection) -> None:
+    old = await own(connection, 0, 1)
+    await own(connection, 1)
+    with pytest.raises(Fenced) as fenced:
+        await settle(connection, STAGE, items(record(0), record(0, partition=1)), old, AT, None)
+    assert fenced.value.lost == (("test.moves", 1),)
+    assert await connection.fetchval("SELECT count(*) FROM inbox") == 0
+    async with connection.transaction():
+        with pytest.raises(Fenced):
+            await lock_owners(connection, STAGE.name, {("test.moves", 9): 1})
+
+
+async def test_a_retry_is_kept_in_the_schedule_with_its_bytes_and_comes_again(connection: Connection) -> None:
+    odd = [*record(0).headers, ("x", b"\x00\xff")]
+    first = record(0, amount=1, move="retry", headers=odd)
+    settled = await run(connection, first)
+    assert settled.outcomes == {("retry", "not_yet"): 1, ("repeat", ""): 0}
+    row = await connection.fetchrow("SELECT attempt, topic, key, value, code, available_at FROM schedule")
+    assert row is not None
+    assert tuple(row) == (2, "test.moves", b"ada", first.value, "not_yet", AT)
+    assert (await run(connection, first)).outcomes == {("repeat", ""): 1}, "a redelivery is no repeat of ours"
+    await connection.execute("DELETE FROM schedule")  # as the sweeper does
+    again = record(9, amount=1, move="retry", headers=[h for h in odd if h[0] != "attempt"] + [("attempt", b"2")])
+    again.headers = [("ce_id", b"0/0") if h[0] == "ce_id" else h for h in again.headers]
+    both = await run(connection, first, again)
+    assert both.outcomes == {("done", ""): 1, ("repeat", ""): 1}, "the repeat counts, in whatever order they stand"
+    assert (await run(connection, again, first)).outcomes == {("repeat", ""): 2}
+    await assert_holds(connection)
+
+
+async def test_later_events_of_a_waiting_key_wait_behind_it_where_order_is_kept(connection: Connection) -> None:
+    waiting = record(0, amount=1, move="retry", id="a")
+    settled = await run(connection, waiting, record(1, id="b"), record(2, "bob", id="c"), stage=ORDERED)
+    assert settled.outcomes == {
+        ("retry", "not_yet"): 1, ("retry", "parked"): 1, ("done", ""): 1, ("repeat", ""): 0,
+    }  # fmt: skip
+    later = await run(connection, record(3, id="d"), stage=ORDERED)
+    assert later.outcomes[("retry", "parked")] == 1
+    due = [r[0] for r in await connection.fetch("SELECT code FROM schedule ORDER BY available_at")]
+    assert due == ["not_yet", "parked", "parked"]
+    await connection.execute("DELETE FROM schedule")
+    repeats = [
+        record(5, amount=1, move="retry", id="a", attempt=2), record(6, id="b", attempt=2),
+        record(7, id="d", attempt=2),
+    ]  # fmt: skip
+    settled = await run(connection, *repeats, stage=ORDERED)
+    assert [event_id for event_id, _ in told(settled)] == ["a/told", "b/told", "d/told"]
+    await assert_holds(connection)
+
+
+async def test_the_ledgers_times_never_run_backwards(connection: Connection) -> None:
+    await run(connection, record(0))
+    epochs = await own(connection)
+    behind = AT - timedelta(hours=1)
+    await settle(connection, STAGE, items(record(1)), epochs, behind, None)
+    rows = await connection.fetch("SELECT at FROM entries WHERE account_id = $1 ORDER BY version", spendable("ada").id)
+    assert [row[0] for row in rows] == [AT, AT]
+
+
+async def test_a_transaction_that_was_posted_already_is_found_when_looking_carefully(connection: Connection) -> None:
+    await run(connection, record(0, amount=5, id="x"))
+    await connection.execute("DELETE FROM inbox")  # as after an inbox row's retention
+    settled = await run(connection, record(1, amount=5, id="x"), careful=True)
+    assert settled.outcomes[("done", "")] == 1
+    await connection.execute("DELETE FROM inbox")
+    other = await run(connection, record(2, amount=6, id="x"), careful=True)
+    assert other.outcomes[("rejected", "transaction_reused")] == 1
+    assert await balance(connection, spendable("ada")) == 5
+    await assert_holds(connection)
+
+
+async def test_the_commit_record_holds_every_row_and_message(connection: Connection) -> None:
+    settled = await run(connection, record(0, amount=5), record(1, move="refuse"))
+    sealed = settled.sealed
+    assert isinstance(sealed, Sealed)
+    kept = unpack(sealed.record)
+    tables = sorted(block.table.name for block in kept.blocks)
+    assert tables == ["accounts", "entries", "inbox", "transactions"]
+    assert [block.table.name for block in kept.proof] == ["audit", "owners"]
+    assert [(m.topic, m.key, m.value, m.id) for m in kept.messages] == [
+        (m.topic, m.key, m.value, m.id) for m in sealed.messages
+    ]
+    assert [m.kafka_headers("s", AT) for m in kept.messages] == [m.kafka_headers("s", AT) for m in sealed.messages]
+    stored = await connection.fetchval("SELECT record FROM outbox WHERE seq = $1", sealed.seq)
+    assert stored == sealed.record
+
+
+async def test_a_record_over_the_limit_is_not_committed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = await own(connection)
+    monkeypatch.setattr("ledger.commit.RECORD_BYTES_MAX", 100)
+    with pytest.raises(RecordTooLarge):
+        await settle(connection, STAGE, items(record(0)), epochs, AT, None)
+    assert await connection.fetchval("SELECT count(*) FROM inbox") == 0
+
+
+async def test_rows_of_a_decision_are_written_once_each(connection: Connection) -> None:
+    from ledger.tables import WALLET_REQUESTS
+
+    row = ("ada", "ETH", "requested", AT, None)
+    ready = ("ada", "ETH", "ready", AT, AT)
+
+    def decide(received: Any, _facts: Any) -> Done:
+        if received.event.move == "make":
+            return Done(inserts=((WALLET_REQUESTS, row),))
+        return Done(upserts=((WALLET_REQUESTS, ready),))
+
+    stage = replace(STAGE, decide=decide)
+    await run(connection, record(0, move="make"), record(1, move="change"), stage=stage)
+    assert [tuple(r) for r in await connection.fetch("SELECT * FROM wallet_requests")] == [ready]

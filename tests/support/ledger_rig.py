@@ -1,0 +1,361 @@
+"""Stages on a real PostgreSQL: a migrated database per test, a small stage, a broker with memory, and workers to crash.
+
+A module takes the fixtures it needs by name: `databases, dsn = ledger_rig.databases, ledger_rig.dsn`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaError
+
+from agents.crash import Stop
+from agents.delivery import Delivered, Delivery, Services
+from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
+from agents.stage import Item, read_item
+from ledger.accounts import Account, AccountType, buffer, spendable
+from ledger.commit import claim_owners
+from ledger.journal import Relay
+from ledger.migrate import upgrade
+from ledger.posting import Transaction, credit, debit
+from ledger.record import Message, unpack
+from ledger.rows import Connection, write
+from ledger.tables import JOURNALED
+from ledger.verify import verify
+from stablerail.config import load_settings
+from stablerail.dev.postgres import Postgres
+from stablerail.metrics import Metrics
+from stablerail.wiring import connector
+from topics.catalog import Topic
+from topics.envelope import Received, headers_of, value_of
+from topics.events import Event, Text
+
+AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
+WAIT_S = 30.0
+
+
+async def until(condition: Callable[[], Any], what: str = "it", timeout_s: float = WAIT_S) -> None:
+    """Waits for the condition. AssertionError when it does not come true."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"{what} did not happen within {timeout_s} s"
+        await asyncio.sleep(0.01)
+
+
+# -- databases ---------------------------------------------------------------------------------------------------------
+
+
+_migrated: dict[str, str] = {}
+
+
+def _template(postgres: Postgres) -> str:
+    """The name of a migrated database that others are copied from; made once per server."""
+    if postgres.dsn not in _migrated:
+        name = f"migrated_{uuid.uuid4().hex[:12]}"
+        made = postgres.create_database(name)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, upgrade(made, "stablerail")).result()
+        _migrated[postgres.dsn] = name
+    return _migrated[postgres.dsn]
+
+
+@pytest.fixture
+def databases(postgres: Postgres) -> Iterator[Callable[[], str]]:
+    """Makes migrated databases; they go with the test."""
+    made: list[str] = []
+    template = _template(postgres)
+
+    def make() -> str:
+        made.append(f"test_{uuid.uuid4().hex[:12]}")
+        return postgres.create_database(made[-1], template=template)
+
+    yield make
+    for name in made:
+        postgres.drop_database(name)
+
+
+@pytest.fixture
+def dsn(databases: Callable[[], str]) -> str:
+    """A migrated database of this test."""
+    return databases()
+
+
+def connect_to(dsn: str, *, lock_timeout_s: float = 10.0, **server: str) -> Callable[[], Any]:
+    """The product's own way to connect."""
+    settings = load_settings(env_file=None, database_url=dsn, database_lock_timeout_s=lock_timeout_s)
+    return connector(settings, **server)
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[Connection]:
+    made: Connection = await connect_to(dsn)()
+    yield made
+    await made.close()
+
+
+async def dump(connection: Connection) -> dict[str, list[str]]:
+    """Every journaled table's rows, as text, sorted."""
+    return {
+        table.name: [row[0] for row in await connection.fetch(f"SELECT t::text FROM {table.name} t ORDER BY 1")]
+        for table in JOURNALED
+    }
+
+
+async def rebuild(connection: Connection, records: Sequence[tuple[int, bytes]]) -> None:
+    """What a rebuild does: each record once, in the journal's order."""
+    done: set[int] = set()
+    for seq, packed in records:
+        if seq not in done:
+            done.add(seq)
+            record = unpack(packed)
+            async with connection.transaction():
+                await write(connection, [*record.blocks, *record.proof])
+
+
+async def assert_holds(connection: Connection, *, emitted: bool = False) -> None:
+    """Every invariant; that of the outbox (9) only where `emitted`: nobody relays what `settle` alone commits."""
+    broken = [result for result in await verify(connection) if not result.holds and (emitted or result.number != 9)]
+    assert broken == []
+
+
+# -- a stage ------------------------------------------------------------------------------------------------------------
+
+
+class Moved(Event):
+    """What is to be done with a user's money; what was done with it."""
+
+    type = "test.moves"
+    user: Text
+    amount: int
+    move: Text
+    note: str = ""
+
+    def identity(self) -> str:
+        return f"{self.user}:{self.amount}:{self.move}"
+
+
+MOVES = Topic("test.moves", key="user", models=(Moved,))
+TOLD = Topic("test.told", key="user", models=(Moved,))
+POOL = Account("system", AccountType.SUSPENSE_USDC)
+
+
+@dataclass
+class Seen:
+    """Facts: the users of the batch's decisions so far."""
+
+    users: list[str] = field(default_factory=list)
+
+
+def decide(received: Received, seen: Seen) -> Outcome:
+    event = received.event
+    assert isinstance(event, Moved)
+    # how many decisions of this batch it has seen, so that a test can tell that it was decided again
+    told = Moved(user=event.user, amount=len(seen.users), move="told", note=event.note)
+    emits = (Emit(TOLD, event.user, told, f"{received.id}/told"),)
+    key = uuid.uuid5(uuid.NAMESPACE_OID, f"{received.source}/{received.id}").hex
+    user = spendable(event.user)
+    match event.move:
+        case "credit":
+            legs = (debit(user, event.amount), credit(POOL, event.amount))
+            return Done(postings=(Transaction(key, "test", key, legs),), emits=emits)
+        case "spend":
+            legs = (debit(POOL, event.amount), credit(user, event.amount))
+            refused = Rejected("insufficient_funds", "spent already")
+            return Done(postings=(Transaction(key, "test", key, legs),), emits=emits, if_refused=refused)
+        case "spend_plainly":
+            legs = (debit(POOL, event.amount), credit(user, event.amount))
+            return Done(postings=(Transaction(key, "test", key, legs),), emits=emits)
+        case "cross":
+            other = spendable(event.note)
+            legs = (debit(user, event.amount), debit(other, event.amount), credit(buffer(), 2 * event.amount))
+            return Done(postings=(Transaction(key, "test", key, legs),), emits=emits)
+        case "refuse":
+            return Rejected("unwanted", "as asked")
+        case "retry" if received.attempt <= event.amount:
+            return Retry("not_yet", 0.0)
+        case "crash":
+            raise ZeroDivisionError("a bug")
+    return Done(emits=emits)
+
+
+def fold(seen: Seen, done: Done) -> None:
+    seen.users += [emit.key for emit in done.emits]
+
+
+async def load(_connection: Connection, _events: Sequence[Received], _prepared: Any, _at: datetime) -> Seen:
+    return Seen()
+
+
+STAGE: Stage[Seen] = Stage("test_stage", MOVES, load, decide, fold)
+ORDERED = replace(STAGE, ordered=True)
+
+
+def record(
+    offset: int,
+    user: str = "ada",
+    amount: int = 1,
+    move: str = "credit",
+    *,
+    note: str = "",
+    id: str | None = None,
+    partition: int = 0,
+    attempt: int = 1,
+    value: bytes | None = None,
+    headers: list[tuple[str, bytes]] | None = None,
+) -> Any:
+    """A raw Kafka record of MOVES. Its id is its place, unless one is given."""
+    event = Moved(user=user, amount=amount, move=move, note=note)
+    own = headers_of(event.ce_type(), event_id=id or f"{partition}/{offset}", source="test", time=AT)
+    return SimpleNamespace(
+        topic=MOVES.name,
+        partition=partition,
+        offset=offset,
+        timestamp=int(AT.timestamp() * 1000) + offset,
+        key=user.encode(),
+        value=value_of(event) if value is None else value,
+        headers=headers if headers is not None else [*own, ("attempt", str(attempt).encode())],
+    )
+
+
+def items(*records: Any, stage: Stage[Any] = STAGE) -> list[Item]:
+    return [read_item(stage, one) for one in records]
+
+
+async def own(connection: Connection, *partitions: int, stage: str = STAGE.name) -> dict[tuple[str, int], int]:
+    """Makes the connection's caller the owner; the epochs."""
+    async with connection.transaction():
+        epochs, _ = await claim_owners(connection, stage, [(MOVES.name, p) for p in partitions or (0,)], AT)
+    return epochs
+
+
+async def balance(connection: Connection, account: Account) -> int | None:
+    found: str | None = await connection.fetchval("SELECT balance::text FROM accounts WHERE id = $1", account.id)
+    return None if found is None else int(found)
+
+
+# -- workers ------------------------------------------------------------------------------------------------------------
+
+
+class FakeEmitter:
+    """Kafka's producer as the rig sees it: keeps what it got, in order; may be away, may be closed for a while."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.journaled: list[tuple[int, bytes]] = []
+        self.failures = 0
+        """The next so many journal calls fail after having sent, as a lost answer does."""
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def emit(self, messages: Sequence[Message], _source: str, _at: datetime) -> None:
+        await self.gate.wait()
+        assert not messages or self.journaled, "nothing is told before it is journaled"
+        self.messages += messages
+
+    async def journal(self, records: Sequence[tuple[int, bytes]]) -> None:
+        self.journaled += records
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise KafkaError("no answer")
+
+    def told(self) -> list[tuple[str, str]]:
+        """(topic, event id or dead-letter code) of every message, in order."""
+        return [(m.topic, m.id or dict(m.headers or ())["dlq_code"].decode()) for m in self.messages]
+
+
+@dataclass
+class Worker:
+    """A Delivery that runs, and what it acknowledged: (partition, last offset)."""
+
+    delivery: Delivery
+    services: Services
+    task: asyncio.Task[None]
+    acked: list[tuple[int, int]] = field(default_factory=list)
+
+    async def feed(self, *records: Any) -> None:
+        """Offers the records, those of one partition in a row as one run."""
+        run: list[Any] = []
+        for one in records:
+            if run and run[-1].partition != one.partition:
+                await self._offer(run)
+                run = []
+            run.append(one)
+        await self._offer(run)
+
+    async def _offer(self, records: list[Any]) -> None:
+        last = records[-1]
+        run = SimpleNamespace(topic=last.topic, partition=last.partition, records=list(records))
+        await self.delivery.offer(Delivered(run, lambda: self.acked.append((last.partition, last.offset))))
+
+    async def until_acked(self, *places: tuple[int, int]) -> None:
+        await until(lambda: set(places) <= set(self.acked), f"the acknowledgement of {places}")
+
+    async def until_stopped(self) -> str:
+        await until(lambda: self.services.stop.stopping, "the stop")
+        assert self.services.stop.reason is not None
+        return self.services.stop.reason
+
+    def count(self, outcome: str) -> int:
+        name = {"stage": self.delivery.stage.name, "outcome": outcome}
+        observer: Any = self.services.observer
+        return int(observer.registry.get_sample_value("stablerail_stage_events_total", name) or 0)
+
+    async def end(self) -> None:
+        """As a kill: what is in hand stays undone."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.services.relay._disconnect()
+        if self.delivery._connection is not None:
+            self.delivery._connection.terminate()
+
+
+@dataclass
+class Bench:
+    """Workers of one database. They share the emitter unless they are given one."""
+
+    dsn: str
+    connection: Connection
+    emitter: FakeEmitter
+    workers: list[Worker] = field(default_factory=list)
+
+    async def start(
+        self,
+        *partitions: int,
+        stage: Stage[Any] = STAGE,
+        lock_timeout_s: float = 10.0,
+        emitter: Any = None,
+        **changes: Any,
+    ) -> Worker:
+        connect = connect_to(self.dsn, lock_timeout_s=lock_timeout_s)
+        broker = emitter or self.emitter
+        relay = Relay(connect_to(self.dsn, synchronous_commit="off"), broker.journal, (KafkaError,))
+        services = Services(
+            connect=connect, relay=relay, emitter=broker, observer=Metrics(), stop=Stop(ends=False), **changes
+        )
+        delivery = Delivery(stage, services)
+        worker = Worker(delivery, services, asyncio.create_task(delivery.work()))
+        self.workers.append(worker)
+        delivery.assigned({(MOVES.name, p) for p in partitions or (0,)})
+        return worker
+
+    async def outcomes(self) -> list[str]:
+        rows = await self.connection.fetch("SELECT outcome FROM inbox ORDER BY at, outcome")
+        return [row[0] for row in rows]
+
+
+@pytest.fixture
+async def bench(dsn: str, connection: Connection) -> AsyncIterator[Bench]:
+    """Workers of this test's database; none is left running."""
+    made = Bench(dsn, connection, FakeEmitter())
+    yield made
+    for worker in made.workers:
+        await worker.end()
