@@ -1,0 +1,242 @@
+"""kill -9 of the real worker at each boundary of a stage, and the loss of a connection there.
+
+A proxy holds exactly the request, or the reply, that the boundary is made of. Each test first looks at what a worker
+that died there leaves behind, then lets another worker finish, and compares everything that was ever sent with the
+database, the ledger, the journal and what was told. The tests share one database, so each crash adds to the ones before.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import pytest_asyncio
+
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.postgres import Postgres
+from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Rigs, Sent
+from tests.support.proxies import Frame, Hold, Match, Where, commit_after, offset_commit, produce, sql_contains
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SETTINGS = {
+    "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "2",
+    "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "60",  # a held statement is not a frozen worker here
+}
+MARK = "UPDATE outbox SET journaled"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a worker is held, how the frame that is held looks, and what the worker leaves when it dies there."""
+
+    name: str
+    proxy: Literal["postgres", "kafka"]
+    where: Where
+    match: Callable[[CrashRig], Match]
+    kind: str
+    leaves: Found
+
+    def __str__(self) -> str:
+        return self.name
+
+    def hold(self, rig: CrashRig) -> Hold:
+        hold = (rig.postgres if self.proxy == "postgres" else rig.kafka).hold(self.match(rig), self.where)
+        rig.holds.append(hold)
+        return hold
+
+
+def _commit(_rig: CrashRig) -> Match:
+    return commit_after("INSERT INTO inbox", "INSERT INTO outbox")
+
+
+def _journal(rig: CrashRig) -> Match:
+    return produce(rig.topic("journal"))
+
+
+def _mark(_rig: CrashRig) -> Match:
+    return lambda frame: frame.kind == "WITH" and sql_contains(MARK)(frame)
+
+
+def _mark_commit(_rig: CrashRig) -> Match:
+    return commit_after(MARK)
+
+
+def _emit(rig: CrashRig) -> Match:
+    return produce(rig.topic("deposits.credited"))
+
+
+def _ack(rig: CrashRig) -> Match:
+    return offset_commit(rig.group)
+
+
+COMMITTED = Found(committed=True)
+JOURNALED = Found(committed=True, journaled=True)
+MARKED = Found(committed=True, journaled=True, marked=True)
+TOLD = Found(committed=True, journaled=True, marked=True, told=True)
+ACKED = Found(committed=True, journaled=True, marked=True, told=True, acked=True)
+
+COMMIT_REQUEST = Boundary("before the commit", "postgres", "request", _commit, "COMMIT", Found())
+COMMIT_REPLY = Boundary("committed, the reply lost", "postgres", "reply", _commit, "COMMIT", COMMITTED)
+JOURNAL_REQUEST = Boundary("before the journal", "kafka", "request", _journal, "Produce", COMMITTED)
+JOURNAL_REPLY = Boundary("journaled, the reply lost", "kafka", "reply", _journal, "Produce", JOURNALED)
+MARK_REQUEST = Boundary("before the relay's mark", "postgres", "request", _mark, "WITH", JOURNALED)
+MARK_COMMIT_REQUEST = Boundary("before the mark's commit", "postgres", "request", _mark_commit, "COMMIT", JOURNALED)
+MARK_COMMIT_REPLY = Boundary("marked, the reply lost", "postgres", "reply", _mark_commit, "COMMIT", MARKED)
+EMIT_REQUEST = Boundary("before telling", "kafka", "request", _emit, "Produce", MARKED)
+EMIT_REPLY = Boundary("told, the reply lost", "kafka", "reply", _emit, "Produce", TOLD)
+ACK_REQUEST = Boundary("before the acknowledgement", "kafka", "request", _ack, "OffsetCommit", TOLD)
+ACK_REPLY = Boundary("acknowledged, the reply lost", "kafka", "reply", _ack, "OffsetCommit", ACKED)
+BOUNDARIES = [
+    COMMIT_REQUEST,
+    COMMIT_REPLY,
+    JOURNAL_REQUEST,
+    JOURNAL_REPLY,
+    MARK_REQUEST,
+    MARK_COMMIT_REQUEST,
+    MARK_COMMIT_REPLY,
+    EMIT_REQUEST,
+    EMIT_REPLY,
+    ACK_REQUEST,
+    ACK_REPLY,
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator[Rigs]:
+    rigs = Rigs(scratch, postgres, kafka, SETTINGS)
+    yield rigs
+    await rigs.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rig(rigs: Rigs) -> CrashRig:
+    """One worker, idle, that owns every partition."""
+    return await rigs.quiet()
+
+
+async def held_at(rig: CrashRig, boundary: Boundary) -> tuple[Hold, list[Sent], Frame]:
+    """The worker with one batch stopped at the boundary, and more deposits waiting behind it; where it can, it has
+    committed some of those too."""
+    hold = boundary.hold(rig)
+    batch = await rig.deposit_together()
+    frame = await hold.wait_hit_async(PATIENCE_S)
+    behind = await rig.deposit_everywhere()
+    if boundary not in (COMMIT_REQUEST, COMMIT_REPLY):
+
+        async def second_batch() -> int:
+            return await rig.committed(behind)
+
+        await rig.until(second_batch, "another batch is in flight behind the held one")
+    return hold, batch, frame
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES, ids=str)
+async def test_a_worker_killed_at_a_boundary_loses_nothing_and_repeats_nothing(
+    rig: CrashRig, boundary: Boundary
+) -> None:
+    hold, batch, frame = await held_at(rig, boundary)
+
+    rig.worker.kill()
+    assert not hold.release(), "a dead client's packet does not go on"
+
+    assert frame.kind == boundary.kind
+    assert await rig.found(batch) == boundary.leaves
+    rig.start_worker()
+    await rig.check()
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES, ids=str)
+async def test_a_connection_lost_at_a_boundary_is_survived_by_the_same_worker(
+    rig: CrashRig, boundary: Boundary
+) -> None:
+    hold, _batch, frame = await held_at(rig, boundary)
+
+    hold.drop()
+
+    assert frame.kind == boundary.kind
+    await rig.check()
+    assert rig.worker.returncode is None
+
+
+async def test_a_commit_that_arrives_after_its_worker_died_is_told_by_the_next(rig: CrashRig) -> None:
+    hold, batch, _ = await held_at(rig, COMMIT_REQUEST)
+    rig.worker.kill()
+    before = await rig.epochs()
+
+    rig.start_worker()
+    await rig.until(rig.waits_for_lock, "the next owner waits for the rows that the commit holds")
+    assert await rig.epochs() == before
+    assert await rig.found(batch) == Found()
+    assert hold.release(even_if_gone=True)
+
+    await rig.check()
+
+
+async def test_a_commit_record_that_reaches_the_journal_after_its_worker_died_is_a_repeat(rig: CrashRig) -> None:
+    hold, _, _ = await held_at(rig, JOURNAL_REQUEST)
+    records = len(await rig.journal())
+    # the dead worker's lock on the relay goes with its connection, its packet to the broker is still on the way
+    rig.worker.kill()
+
+    rig.start_worker()
+    await rig.until_settled()
+    before = await rig.journal()
+    assert hold.release(even_if_gone=True)
+
+    async def arrived() -> bool:
+        return len(await rig.journal()) > len(before)
+
+    await rig.until(arrived, "the late record is in the journal")
+    late = (await rig.journal())[len(before) :]
+    assert records < len(before)
+    assert {seq for seq, _ in late} <= {seq for seq, _ in before}
+    await rig.check()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (JOURNAL_REQUEST, JOURNAL_REQUEST),
+        (JOURNAL_REQUEST, EMIT_REPLY),
+        (EMIT_REQUEST, EMIT_REQUEST),
+        (EMIT_REQUEST, EMIT_REPLY),
+    ],
+    ids=str,
+)
+async def test_a_worker_killed_while_it_finishes_what_another_left_loses_nothing(
+    rig: CrashRig, first: Boundary, second: Boundary
+) -> None:
+    hold, batch, _ = await held_at(rig, first)
+    rig.worker.kill()
+    hold.release()
+    assert await rig.found(batch) == first.leaves
+
+    before = await rig.epochs()
+    hold = second.hold(rig)
+    rig.start_worker()
+    await hold.wait_hit_async(PATIENCE_S)
+    after = await rig.epochs()
+    rig.worker.kill()
+    hold.release()
+
+    assert any(after[key] > before[key] for key in before), "it was killed as the owner"
+    if second.where == "request":
+        assert await rig.found(batch) == second.leaves
+    rig.start_worker()
+    await rig.check()
+
+
+async def test_a_worker_told_to_stop_finishes_what_is_in_flight(rig: CrashRig) -> None:
+    hold, batch, _ = await held_at(rig, EMIT_REQUEST)
+    rig.worker.send_signal(signal.SIGTERM)
+    assert hold.release()
+
+    assert rig.worker.wait(PATIENCE_S) == 0
+    assert await rig.found(batch) == ACKED
+    rig.start_worker()
+    await rig.check()
