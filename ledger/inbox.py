@@ -51,7 +51,7 @@ async def claim(connection: Connection, stage: str, claims: Sequence[Claim], at:
         at,
     )
     if len(rows) == len(claims) and not any(again for _, again in rows):
-        return Claimed(frozenset(ids), frozenset(), frozenset())
+        return Claimed(frozenset(ids), frozenset(), {})
     again = frozenset(event_id.hex for event_id, again in rows if again)
     fresh = frozenset(event_id.hex for event_id, again in rows if not again)
     missing = [c.event_id for c in claims if c.event_id not in fresh and c.event_id not in again]
