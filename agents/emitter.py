@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 
 from ledger.record import Message
 from topics.catalog import JOURNAL, RECORD_BYTES_MAX, by_name
+from topics.envelope import Headers
 from topics.partitioner import partition_of
 
 _log = structlog.get_logger()
@@ -144,11 +145,11 @@ class Emitter:
         return found
 
 
-def _size(message: Message, headers: Sequence[tuple[str, bytes]]) -> int:
+def _size(message: Message, headers: Headers) -> int:
     """At least what the message takes in a batch, give or take the framing that the broker's limit leaves room for."""
     return (
         len(message.key or b"")
         + len(message.value or b"")
-        + sum(len(name) + len(value) + 8 for name, value in headers)
+        + sum(len(name) + len(value or b"") + 8 for name, value in headers)
         + 32
     )

@@ -32,7 +32,7 @@ from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, block
 from ledger.tables import INBOX, SCHEDULE
 from topics.envelope import Headers, Received, event_uid, read, value_of
-from topics.errors import EventRefused
+from topics.errors import EventCode, EventRefused
 
 REFUSALS_MAX: Final = 8
 """Refused postings in one batch before it is split: each makes the whole batch be decided again."""
@@ -77,11 +77,15 @@ class Item:
 def read_item(stage: Stage[Any], record: Any) -> Item:
     """A raw Kafka record as an item; total: what cannot be read becomes a refusal."""
     value: bytes | None = record.value
-    headers = [(name, content) for name, content in record.headers if content is not None]
+    headers: Headers = list(record.headers)
     received: Received | None = None
     refusal: Rejected | None = None
     try:
         received = read(stage.source, value, headers)
+        if not record.key:
+            # without it the partition is chance, and order of a key means nothing
+            refusal = Rejected(EventCode.MISSING_KEY, f"the key is the {stage.source.key}")
+            received = None
     except EventRefused as error:
         refusal = Rejected(error.code, error.reason)
     item = Item(
@@ -326,7 +330,9 @@ async def _seal(
 def _schedule_row(stage: Stage[Any], entry: _Live, retry: Retry, at: datetime) -> tuple[Any, ...]:
     item = entry.item
     # in hex: a header may hold any bytes, JSON may not
-    headers = [[name.encode().hex(), value.hex()] for name, value in item.headers if name != "attempt"]
+    headers = [
+        [name.encode().hex(), value.hex()] for name, value in item.headers if name != "attempt" and value is not None
+    ]
     due = at + timedelta(seconds=retry.after_s)
     return (
         stage.name,

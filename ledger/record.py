@@ -22,7 +22,7 @@ import zstandard
 from ledger.errors import JournalBroken
 from ledger.rows import Block, Op
 from ledger.tables import BY_NAME
-from topics.envelope import headers_of
+from topics.envelope import Headers, headers_of
 
 VERSION: Final = 1
 BYTES_MAX: Final = 256 * 1024 * 1024
@@ -42,9 +42,9 @@ class Message(NamedTuple):
     id: str = ""
     type: str = ""
     traceparent: str | None = None
-    headers: Sequence[tuple[str, bytes]] | None = None
+    headers: Headers | None = None
 
-    def kafka_headers(self, source: str, at: datetime) -> list[tuple[str, bytes]]:
+    def kafka_headers(self, source: str, at: datetime) -> Headers:
         if self.headers is not None:
             return [(name, value) for name, value in self.headers]
         return headers_of(self.type, event_id=self.id, source=source, time=at, traceparent=self.traceparent)

@@ -7,6 +7,7 @@ Other headers: `traceparent` (W3C), `attempt` (a repeat of ours, from the schedu
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,8 @@ from topics.catalog import INPUT_BYTES_MAX, Topic
 from topics.errors import EventCode, EventRefused
 from topics.events import Event
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
+"""As Kafka has them: a value may be absent, a name may come twice."""
 
 CONTENT_TYPE: Final = b"application/json"
 EXTERNAL_SOURCE: Final = "external"
@@ -83,9 +85,10 @@ def read(topic: Topic, value: bytes | None, headers: Headers) -> Received:
         raise _refusal(error) from None
     source = attributes.get("ce_source", EXTERNAL_SOURCE)
     event_id = attributes.get("ce_id") or event.identity()
-    return Received(event_id, source, event, _attempt(attributes), attributes.get("traceparent"))
+    return Received(event_id, source, event, _attempt(attributes), _traceparent(attributes))
 
 
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _READ = frozenset({"ce_id", "ce_type", "ce_source", "ce_specversion", "traceparent", "attempt"})
 
 
@@ -101,6 +104,12 @@ def _attributes(headers: Headers) -> dict[str, str]:
         if text is not None and not (0 < len(text) <= ID_LENGTH_MAX and "\0" not in text):
             raise EventRefused(EventCode.BAD_ENVELOPE, f"{name} is empty, too long or has a NUL")
     return found
+
+
+def _traceparent(attributes: dict[str, str]) -> str | None:
+    """W3C: one that is malformed is as none. It goes into every message and row that the event causes."""
+    text = attributes.get("traceparent", "")
+    return text if _TRACEPARENT.fullmatch(text) else None
 
 
 def _attempt(attributes: dict[str, str]) -> int:

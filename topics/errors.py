@@ -6,6 +6,7 @@ EventRefused (code, reason)
  ├── unsupported_version  the event is of a version this program does not know
  ├── missing_id           no ce_id header and nothing in the payload to derive one from
  ├── bad_envelope         a CloudEvents header is not what the binary mode says
+ ├── missing_key          the message has no key; every topic has one (topics/catalog.py)
  └── too_large            the value is over the limit of an input
 """
 
@@ -22,6 +23,7 @@ class EventCode(StrEnum):
     UNSUPPORTED_VERSION = "unsupported_version"
     MISSING_ID = "missing_id"
     BAD_ENVELOPE = "bad_envelope"
+    MISSING_KEY = "missing_key"
     TOO_LARGE = "too_large"
 
 
