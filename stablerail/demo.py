@@ -69,7 +69,7 @@ def run_demo(once: bool) -> int:
     """
     console, directory = Console(), DIRECTORY.absolute()
     try:
-        tools = fetch(console=console if console.is_terminal else None)
+        tools = fetch(console=console)
         _stand_alone(directory)
         demo = _Demo(directory, Parts(directory / "parts", tools), console)
         asyncio.run(_until_signal(demo.run(once)))
