@@ -10,7 +10,6 @@ import asyncio
 import os
 import shutil
 import signal
-import stat
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Any, Final
 
 import asyncpg
 from rich.console import Console
+from rich.markup import escape
 
 import stablerail
 from chain.errors import ChainError
 from ledger.accounts import custody, spendable
 from stablerail.config import ALSO_CALLED, PREFIX, Settings, load_settings
 from stablerail.demo_story import AMOUNT, Story, StoryBroken, describe
-from stablerail.demo_view import Check, places, showing, step, summary
+from stablerail.demo_view import Check, showing, step, summary
 from stablerail.dev.errors import DevError, PartFailed
 from stablerail.dev.fetch import fetch
 from stablerail.dev.parts import Parts
@@ -32,7 +32,7 @@ from stablerail.dev.processes import tail
 from stablerail.dev.stack import Stack
 from stablerail.keys import Scope, create_key
 from stablerail.verify import verify_all
-from stablerail.wiring import connector
+from stablerail.wiring import MOVEMENTS, connector
 from topics.events import Chain, Event
 from topics.money import SCALE, format_amount
 
@@ -138,6 +138,7 @@ class _Demo:
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
         finally:
+            self._console.print("stopping everything", style="dim")
             await asyncio.to_thread(self._stop)
 
     async def _start(self) -> tuple[Story, str, Settings]:
@@ -223,23 +224,21 @@ class _Demo:
     async def _stay(self, story: Story, key: str) -> None:
         """Shows what comes, until it is cancelled."""
         console, url = self._console, self._stack_url
-        scripts = self._write_scripts(story)
+        self._write_files(story, key)
+        bearer = f'-H "Authorization: Bearer $(cat {DIRECTORY / "key"})"'
         console.print()
-        console.print(
-            places(
-                [
-                    ("API", f"{url('api')}/docs"),
-                    ("  key", key),
-                    ("  try", f"curl -H 'Authorization: Bearer {key}' {url('api')}/v1/users/{story.user_id}/deposits"),
-                    *((f"worker {name}", f"{url(name)}/flow") for name in ("onboarding", "deposits", "chains")),
-                    ("metrics", f"/metrics of each, {url('api')}/metrics, {url('bridge')}/metrics"),
-                    ("bridge", f"{url('bridge')}/webhooks/circle, {url('bridge')}/webhooks/kyc/sumsub"),
-                    ("logs", str(self._directory)),
-                    ("deposit again", f"sh {scripts[0]} [ADDRESS [WHOLE_USDC]]"),
-                    ("another customer", f"sh {scripts[1]} CUSTOMER_ID"),
-                ]
-            )
-        )
+        for name, place in (
+            ("API", f"{url('api')}/docs"),
+            ("  key", key),
+            ("  try", f"curl {bearer} {url('api')}/v1/users/{story.user_id}/deposits"),
+            *((f"worker {name}", f"{url(name)}/flow, /metrics, /readyz") for name in MOVEMENTS),
+            ("bridge", f"{url('bridge')}/metrics, /readyz; webhooks to /webhooks/circle and /webhooks/kyc/sumsub"),
+            ("metrics of the API", f"{url('api')}/metrics"),
+            ("logs", f"{DIRECTORY / 'stack'}, {DIRECTORY / 'parts'}"),
+            ("deposit again", f"sh {DIRECTORY / 'deposit.sh'} [ADDRESS [WHOLE_USDC]]"),
+            ("another customer", f"sh {DIRECTORY / 'approve.sh'} CUSTOMER_ID"),
+        ):
+            console.print(f"[dim]{name:18}[/]  {escape(place)}", highlight=False, soft_wrap=True)
         console.print("\nUp until Ctrl-C; what happens meanwhile:", style="bold")
 
         def line(topic: str, event: Event | None, headers: Any) -> None:
@@ -255,19 +254,17 @@ class _Demo:
         assert self._stack is not None
         return self._stack.url(name)
 
-    def _write_scripts(self, story: Story) -> list[Path]:
+    def _write_files(self, story: Story, key: str) -> None:
         usdc = self._parts.usdc
         deposit = DEPOSIT_SCRIPT.format(
             wallet=story.wallet, scale=SCALE, rpc_url=usdc.anvil.rpc_url, payer=usdc.payer, token=usdc.address
         )
         approve = APPROVE_SCRIPT.format(sumsub=self._stack_url("sumsub"))
-        paths = []
-        for name, text in (("deposit.sh", deposit), ("approve.sh", approve)):
+        for name, text in (("key", key), ("deposit.sh", deposit), ("approve.sh", approve)):
             path = self._directory / name
+            path.unlink(missing_ok=True)
+            path.touch(mode=0o600)
             path.write_text(text)
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
-            paths.append(path)
-        return paths
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -105,13 +105,3 @@ def summary(checks: Sequence[Check]) -> RenderableType:
     agree = all(check.holds for check in checks)
     title = "balance, chain and ledger agree" if agree else "they do not agree"
     return Panel(table, title=title, border_style="green" if agree else "red", expand=False, padding=(0, 2))
-
-
-def places(rows: Sequence[tuple[str, str]]) -> RenderableType:
-    """Names and where to find them."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, place in rows:
-        table.add_row(name, Text(place))
-    return table

@@ -125,6 +125,8 @@ class View:
         rows = "".join(_row(figures) for figures in self.figures)
         trouble = "; ".join(f"{part}: {why}" for part, why in self.unready().items())
         state = f'<span class="bad">{escape(trouble)}</span>' if trouble else "ready"
+        if not rows:
+            rows = '<tr><td colspan="10">No stage here: this movement reads no topic.'
         heads = "<th>stage<th>in<th>out<th>refused<th>retried<th>repeats<th>events/s<th>lag<th>oldest<th>partitions"
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
