@@ -150,7 +150,9 @@ async def test_a_worker_killed_at_a_boundary_loses_nothing_and_repeats_nothing(
     await rig.check()
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES, ids=str)
+@pytest.mark.parametrize(
+    "boundary", [COMMIT_REQUEST, COMMIT_REPLY, JOURNAL_REPLY, MARK_COMMIT_REPLY, EMIT_REPLY, ACK_REQUEST], ids=str
+)
 async def test_a_connection_lost_at_a_boundary_is_survived_by_the_same_worker(
     rig: CrashRig, boundary: Boundary
 ) -> None:
@@ -204,7 +206,6 @@ async def test_a_commit_record_that_reaches_the_journal_after_its_worker_died_is
         (JOURNAL_REQUEST, JOURNAL_REQUEST),
         (JOURNAL_REQUEST, EMIT_REPLY),
         (EMIT_REQUEST, EMIT_REQUEST),
-        (EMIT_REQUEST, EMIT_REPLY),
     ],
     ids=str,
 )

@@ -231,6 +231,19 @@ class CrashRig:
         topic = DEPOSITS_NOTIFIED.named(self.prefix)
         return {tp.partition: meta.offset for tp, meta in offsets.items() if tp.topic == topic}
 
+    async def members(self) -> int | None:
+        """How many workers the group has; None while it is finding that out."""
+        (answer,) = await self._admin.describe_consumer_groups([self.group])
+        ((_, _, state, _, _, members, *_),) = answer.groups
+        return len(members) if state in ("Stable", "Empty") else None
+
+    async def open_transactions(self) -> int:
+        """Sessions of workers that hold a transaction open and do nothing."""
+        sql = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+        )
+        return int(await self.database.fetchval(sql))
+
     async def waits_for_lock(self) -> bool:
         """Whether a backend of this database waits for another's lock."""
         sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -359,7 +372,7 @@ class CrashRig:
 def _about(hashes: set[str], messages: Iterable[Message]) -> set[str]:
     """Which of these transactions the messages tell of."""
     credited = [m for m in messages if m.topic == DEPOSITS_CREDITED.name]
-    return {DepositCredited.model_validate_json(message.value).tx_hash for message in credited} & hashes
+    return {DepositCredited.model_validate_json(message.value or b"").tx_hash for message in credited} & hashes
 
 
 class Rigs:

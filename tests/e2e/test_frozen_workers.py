@@ -1,0 +1,172 @@
+"""A worker that stands still (SIGSTOP) where it holds what others need, and wakes after another took its partitions.
+
+The other goes on within seconds, because the server ends a transaction that nobody continues. The woken one can do no
+harm: its commits are refused by the epoch, and all that it can still say was committed.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import pytest_asyncio
+
+from agents.crash import EXIT_BUG
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.postgres import Postgres
+from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Rigs, Worker
+from tests.support.proxies import Hold, Match, Where, commit_after, produce, sql_contains
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SETTINGS = {
+    "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
+    "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "2",
+    "STABLERAIL_DATABASE_LOCK_TIMEOUT_S": "1",
+}
+TAKEN_OVER_S = 20.0
+"""Start of a process, session time-out, idle time-out; the rest is for a machine that others load."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Where the worker stops. `late`: what is held goes on only after the other has finished."""
+
+    name: str
+    proxy: Literal["postgres", "kafka"]
+    where: Where
+    match: Callable[[CrashRig], Match]
+    leaves: Found
+    late: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def hold(self, rig: CrashRig) -> Hold:
+        hold = (rig.postgres if self.proxy == "postgres" else rig.kafka).hold(self.match(rig), self.where)
+        rig.holds.append(hold)
+        return hold
+
+
+def _statement(text: str) -> Callable[[CrashRig], Match]:
+    return lambda _rig: sql_contains(text)
+
+
+def _commit(_rig: CrashRig) -> Match:
+    return commit_after("INSERT INTO inbox", "INSERT INTO outbox")
+
+
+def _journal(rig: CrashRig) -> Match:
+    return produce(rig.topic("journal"))
+
+
+COMMITTED = Found(committed=True)
+ACCOUNTS_LOCKED = Frozen("accounts locked", "postgres", "reply", _statement("JOIN accounts a ON a.id = x.id"), Found())
+FREEZES = [
+    ACCOUNTS_LOCKED,
+    Frozen("rows written", "postgres", "reply", _statement("INSERT INTO entries"), Found()),
+    Frozen("its commit on the way", "postgres", "request", _commit, Found(), late=True),
+    Frozen("relay locked", "postgres", "reply", _statement("FROM relay WHERE id = 1 FOR UPDATE"), COMMITTED),
+    Frozen("relay locked, its record on the way", "kafka", "request", _journal, COMMITTED, late=True),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator[Rigs]:
+    rigs = Rigs(scratch, postgres, kafka, SETTINGS)
+    yield rigs
+    await rigs.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rig(rigs: Rigs) -> CrashRig:
+    """One worker, idle, that owns every partition."""
+    return await rigs.quiet()
+
+
+async def freeze(rig: CrashRig, point: Frozen) -> tuple[Worker, Hold]:
+    """The worker stopped in the middle of a batch, its locks held."""
+    frozen = rig.worker
+    hold = point.hold(rig)
+    batch = await rig.deposit_together()
+    await hold.wait_hit_async(PATIENCE_S)
+    frozen.send_signal(signal.SIGSTOP)
+    if not point.late:
+        assert hold.release(), "the bytes are in its socket; it does not read them"
+    assert await rig.open_transactions() == 1
+    assert await rig.found(batch) == point.leaves
+    await rig.deposit_everywhere()
+    return frozen, hold
+
+
+async def until_back_or_ended(rig: CrashRig, woken: Worker) -> None:
+    """A fenced worker joins the group again, or ends itself for its supervisor to start another."""
+
+    async def back_or_ended() -> bool:
+        return woken.returncode is not None or await rig.members() == 2
+
+    await rig.until(back_or_ended, "the woken worker is back in the group or has ended")
+    assert woken.returncode in (None, EXIT_BUG)
+
+
+async def retire(rig: CrashRig, worker: Worker) -> None:
+    """Stops the one of two workers; the other owns everything again."""
+    if worker.returncode is None:
+        before = await rig.epochs()
+        assert worker.stop(timeout_s=PATIENCE_S) == 0
+        await rig.until_owned(before)
+
+
+@pytest.mark.parametrize("point", FREEZES, ids=str)
+async def test_a_worker_frozen_with_its_locks_delays_the_next_for_seconds_and_does_no_harm_when_it_wakes(
+    rig: CrashRig, point: Frozen
+) -> None:
+    frozen, hold = await freeze(rig, point)
+
+    rig.start_worker()
+    await rig.until_settled(TAKEN_OVER_S)
+
+    if point.late:
+        hold.release()
+    frozen.send_signal(signal.SIGCONT)
+    await rig.deposit_everywhere()
+    await until_back_or_ended(rig, frozen)
+    await rig.deposit_everywhere()
+    await rig.check()
+    await retire(rig, frozen)
+
+
+async def test_a_worker_that_wakes_alone_acknowledges_nothing_that_another_began(rig: CrashRig) -> None:
+    frozen, _ = await freeze(rig, ACCOUNTS_LOCKED)
+    hold = rig.postgres.hold(commit_after("INSERT INTO inbox", "INSERT INTO outbox"))
+    before = await rig.epochs()
+    rig.start_worker()
+    await hold.wait_hit_async(PATIENCE_S)
+    assert all(epoch > before[key] for key, epoch in (await rig.epochs()).items())
+    rig.worker.kill()
+    hold.release()
+
+    async def empty() -> bool:
+        return await rig.members() == 0
+
+    await rig.until(empty, "Kafka has given both up")
+    frozen.send_signal(signal.SIGCONT)
+
+    async def served() -> bool:
+        return frozen.returncode is not None or not await missing(rig)
+
+    await rig.until(served, "the woken worker settles it or ends")
+    rig.workers.remove(frozen)
+    rig.workers.append(frozen)
+    if frozen.returncode is not None:
+        assert frozen.returncode == EXIT_BUG
+        rig.start_worker()
+    await rig.check()
+
+
+async def missing(rig: CrashRig) -> int:
+    return len(rig.sent) - await rig.committed(rig.sent)
