@@ -226,7 +226,9 @@ class Delivery:
         sealed = await self._settle_all(items)
         commit_s = asyncio.get_running_loop().time() - started
         positions = {(item.topic, item.partition): item.offset for item in items}
-        return _Batch(sealed, [d.ack for d in runs], positions, len(items), commit_s)
+        # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere
+        acks = [d.ack for d in runs if (d.run.topic, d.run.partition) in self._epochs]
+        return _Batch(sealed, acks, positions, len(items), commit_s)
 
     async def _finish_forever(self) -> None:
         relay, emitter, clock = self._services.relay, self._services.emitter, asyncio.get_running_loop().time
@@ -300,7 +302,8 @@ class Delivery:
 
     async def _settle_all(self, items: Sequence[Item]) -> list[Sealed]:
         """Settles the items in order, in one transaction when that is possible, in smaller ones when it is not."""
-        todo = [list(items)] if items else []
+        size = self._services.events_max  # the last run may have brought more than there was room for
+        todo = [list(items[start : start + size]) for start in range(0, len(items), size)]
         sealed: list[Sealed] = []
         while todo:
             part = [item for item in todo.pop(0) if (item.topic, item.partition) in self._epochs]
@@ -397,13 +400,16 @@ class Delivery:
     async def _persist(self, action: Callable[[Connection], Awaitable[Any]]) -> Any:
         """Runs a database action until it is done: transient failures wait and run again on a good connection."""
         wait_s = 0.02
+        lost = False
         while True:
             try:
                 if self._connection is None or self._connection.is_closed():
-                    lost, self._connection = self._connection, await self._services.connect()
-                    if lost is not None:
-                        await self._recover()
-                return await action(self._connection)
+                    lost = lost or self._connection is not None
+                    self._connection = await self._services.connect()
+                result = await action(self._connection)
+                if lost:
+                    await self._recover()
+                return result
             except _AGAIN as error:
                 connection = self._connection
                 if isinstance(error, asyncpg.InterfaceError) and connection and not connection.is_closed():
@@ -413,6 +419,7 @@ class Delivery:
                 wait_s = min(wait_s * 2, RETRY_WAIT_S_MAX)
 
     async def _recover(self) -> None:
-        """After a lost connection a commit may have happened without our hearing of it: finish it before going on."""
+        """After a lost connection a commit may have happened without our hearing of it: finish it before going on. Called
+        when an action has locked the same rows again: before that, the server may still be at the commit."""
         await self._services.relay.journal()
         await self._drain(sorted(self._epochs))

@@ -1,0 +1,394 @@
+"""Deliveries on a real PostgreSQL: what is acknowledged and told, whatever happens between the two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agents.delivery import Delivered
+from agents.stage import settle
+from ledger.accounts import buffer, spendable
+from ledger.rows import Connection
+from tests.support import ledger_rig
+from tests.support.ledger_rig import (
+    AT,
+    MOVES,
+    POOL,
+    STAGE,
+    Bench,
+    Worker,
+    assert_holds,
+    balance,
+    connect_to,
+    items,
+    own,
+    record,
+    until,
+)
+from topics.envelope import Received
+
+databases, dsn, connection, bench = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection, ledger_rig.bench
+
+
+async def commits(bench: Bench) -> int:
+    """Batches committed, claims aside."""
+    found: int = await bench.connection.fetchval("SELECT count(*) FROM audit WHERE summary <> '{\"epoch\": 1}'")
+    return found
+
+
+async def until_rows(bench: Bench, query: str, wanted: int) -> None:
+    for _ in range(3_000):
+        if await bench.connection.fetchval(query) == wanted:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{query} is not {wanted}")
+
+
+def told(bench: Bench) -> list[str]:
+    """Ids of the events that were told, in order, without repeats."""
+    return list(dict.fromkeys(event_id for topic, event_id in bench.emitter.told() if topic == "test.told"))
+
+
+def first_times(records: Sequence[tuple[int, bytes]]) -> list[int]:
+    return list(dict.fromkeys(seq for seq, _ in records))
+
+
+# -- the way of a batch ------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_acknowledged_was_committed_journaled_and_told_in_order(bench: Bench) -> None:
+    worker = await bench.start(0, 1)
+    await worker.feed(*(record(n, amount=n + 1) for n in range(20)))
+    await worker.feed(record(0, "bob", partition=1), record(1, "bob", move="refuse", partition=1))
+    await worker.until_acked((0, 19), (1, 1))
+    assert told(bench) == [*(f"0/{n}/told" for n in range(20)), "1/0/told"]
+    assert bench.emitter.told()[-1] == ("test.moves.dlq", "unwanted")
+    assert worker.delivery.positions == {("test.moves", 0): 19, ("test.moves", 1): 1}
+    assert (worker.count("done"), worker.count("rejected")) == (21, 1)
+    assert worker.delivery.messages_emitted == 22
+    await asyncio.wait_for(worker.delivery.drained(), 5)
+    await worker.services.relay.close()
+    assert await bench.connection.fetchval("SELECT count(*) FROM outbox") == 0
+    await assert_holds(bench.connection, emitted=True)
+
+
+async def test_a_redelivery_to_the_next_worker_changes_nothing(bench: Bench) -> None:
+    first = await bench.start()
+    await first.feed(record(0), record(1))
+    await first.until_acked((0, 1))
+    await first.end()
+    second = await bench.start()
+    await second.feed(record(0), record(1), record(2))
+    await second.until_acked((0, 2))
+    assert (second.count("repeat"), second.count("done")) == (2, 1)
+    assert await balance(bench.connection, spendable("ada")) == 3
+    assert told(bench) == ["0/0/told", "0/1/told", "0/2/told"]
+
+
+async def test_two_batches_are_in_flight_and_the_third_waits(bench: Bench) -> None:
+    worker = await bench.start()
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    bench.emitter.gate.clear()
+    for n in (1, 2, 3):
+        await worker.feed(record(n))
+        await until_rows(bench, "SELECT count(*) FROM inbox", min(n, 2) + 1)
+    await asyncio.sleep(0.1)
+    assert await commits(bench) == 3
+    assert worker.acked == [(0, 0)]
+    assert worker.delivery.oldest_ms is not None
+    bench.emitter.gate.set()
+    await worker.until_acked((0, 3))
+    assert told(bench) == [f"0/{n}/told" for n in range(4)]
+    assert worker.acked == [(0, n) for n in range(4)]
+    await until(lambda: worker.delivery.oldest_ms is None, "an empty hand")
+
+
+@pytest.mark.parametrize("limits", [{"events_max": 10}, {"events_max": 2_000, "bytes_max": 400}])
+async def test_a_batch_stays_within_its_limits(bench: Bench, limits: dict[str, int]) -> None:
+    worker = await bench.start(**limits)
+    worker.delivery.revoked({(MOVES.name, 0)})
+    for n in range(0, 60, 3):
+        await worker.feed(record(n), record(n + 1), record(n + 2))
+    await worker.feed(*(record(n) for n in range(60, 100)))
+    worker.delivery.assigned({(MOVES.name, 0)})
+    await worker.until_acked((0, 99))
+    await until(lambda: len(told(bench)) == 100, "every message")
+    sizes = [
+        row[0]
+        for row in await bench.connection.fetch("SELECT (summary->>'done')::int FROM audit WHERE summary ? 'done'")
+    ]
+    assert sum(sizes) == 100
+    if "bytes_max" in limits:
+        assert max(sizes) < 50, "no more runs once the limit is reached"
+    else:
+        assert max(sizes) <= 10
+
+
+async def test_a_lost_answer_of_the_broker_journals_again_and_tells_once(bench: Bench) -> None:
+    worker = await bench.start()
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    bench.emitter.failures = 2
+    await worker.feed(record(1))
+    await worker.until_acked((0, 1))
+    assert len(bench.emitter.journaled) == 3 + 2
+    assert len(first_times(bench.emitter.journaled)) == 3
+    assert [event_id for _, event_id in bench.emitter.told()] == ["0/0/told", "0/1/told"]
+
+
+# -- crashes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_crash_left_untold_is_told_by_the_next_owner_before_anything_new(bench: Bench) -> None:
+    first = await bench.start()
+    bench.emitter.gate.clear()
+    await first.feed(record(0), record(1, move="refuse"))
+    await until(lambda: len(first_times(bench.emitter.journaled)) == 2, "the journal")
+    await first.end()
+    bench.emitter.gate.set()
+    second = await bench.start()
+    await second.feed(record(1, move="refuse"), record(2))
+    await second.until_acked((0, 2))
+    assert [what for _, what in bench.emitter.told()] == ["0/0/told", "unwanted", "0/2/told"]
+    await assert_holds(bench.connection)
+
+
+async def test_a_poison_event_stops_the_process_twice_then_is_a_dead_letter_and_its_neighbours_are_settled(
+    bench: Bench,
+) -> None:
+    run = [record(0), record(1), record(2, move="crash"), record(3, "bob"), record(4)]
+    for _ in range(2):
+        worker = await bench.start()
+        await worker.feed(*run)
+        assert "ZeroDivisionError" in await worker.until_stopped()
+        assert worker.acked == []
+        assert worker.services.unready == {"test_stage": "bug"}
+        await worker.end()
+    assert await bench.outcomes() == ["done", "done"], "those before it"
+    worker = await bench.start()
+    await worker.feed(*run)
+    await worker.until_acked((0, 4))
+    assert not worker.services.stop.stopping
+    assert told(bench) == ["0/0/told", "0/1/told", "0/3/told", "0/4/told"]
+    letters = [m for m in bench.emitter.messages if m.topic == "test.moves.dlq"]
+    assert [(m.value, dict(m.headers or ())["dlq_code"]) for m in letters] == [(run[2].value, b"bug")]
+    assert await bench.connection.fetchval('SELECT count FROM crashes WHERE "offset" = 2') == 3
+    await assert_holds(bench.connection)
+
+
+async def test_many_refusals_in_a_batch_are_settled_in_smaller_ones(bench: Bench) -> None:
+    worker = await bench.start()
+    await worker.feed(*(record(n, move="spend" if n % 2 else "credit", amount=1 + n % 2) for n in range(60)))
+    await worker.until_acked((0, 59))
+    assert worker.count("done") + worker.count("rejected") == 60
+    assert worker.count("rejected") == 15, "every fourth finds two"
+    assert await balance(bench.connection, spendable("ada")) == 0
+    await assert_holds(bench.connection)
+
+
+async def test_a_fuse_stops_the_stage_before_it_commits(bench: Bench) -> None:
+    worker = await bench.start(fuse_run=5)
+    await worker.feed(*(record(n, move="refuse") for n in range(5)))
+    await worker.until_acked((0, 4))
+    await worker.feed(record(5, move="refuse"))
+    await until(lambda: worker.services.unready, "the fuse")
+    assert worker.services.unready == {"test_stage": "fuse: 6 refusals in a row; at most 5"}
+    await worker.feed(record(6))
+    await asyncio.sleep(0.1)
+    assert worker.acked == [(0, 4)]
+    assert await bench.outcomes() == ["rejected"] * 5
+    assert not worker.services.stop.stopping
+    assert worker.services.observer.registry.get_sample_value("stablerail_fuse_blown", {"stage": "test_stage"}) == 1  # type: ignore[attr-defined]
+
+
+# -- the database ------------------------------------------------------------------------------------------------------
+
+
+async def kill_backends(bench: Bench) -> int:
+    rows = await bench.connection.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'stablerail' AND pid <> pg_backend_pid()"
+    )
+    return len(rows)
+
+
+async def test_killed_connections_lose_nothing_and_double_nothing(bench: Bench) -> None:
+    worker = await bench.start(events_max=5)
+    killed = 0
+    for n in range(150):
+        await worker.feed(record(n, f"user{n % 7}"))
+        if n % 30 == 10:
+            await until(lambda n=n: len(worker.acked) > n - 10, "some progress")
+            killed += await kill_backends(bench)
+    await worker.until_acked((0, 149))
+    assert killed >= 5
+    assert told(bench) == [f"0/{n}/told" for n in range(150)]
+    assert await balance(bench.connection, POOL) == -150
+    assert not worker.services.stop.stopping
+    await assert_holds(bench.connection)
+
+
+async def test_a_commit_whose_answer_was_lost_while_it_was_still_running_is_told_before_it_is_acknowledged(
+    bench: Bench,
+) -> None:
+    """The server may commit after the client has lost it and come back: all events are repeats then."""
+    other: Connection = await connect_to(bench.dsn)()
+    begun = other.transaction()
+    lost = False
+
+    async def prepare(_events: Sequence[Received]) -> Any:
+        nonlocal lost
+        if not lost:
+            lost = True
+            await begun.start()
+            epochs = dict(worker.delivery._epochs)
+            await settle(other, STAGE, items(record(0)), epochs, AT, None)
+            worker.delivery._connection.terminate()  # type: ignore[union-attr]
+
+    worker = await bench.start(stage=replace(STAGE, prepare=prepare))
+    await worker.feed(record(0))
+    await until_rows(
+        bench,
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        1,
+    )
+    await begun.commit()
+    await other.close()
+    await worker.until_acked((0, 0))
+    assert told(bench) == ["0/0/told"]
+    assert worker.count("repeat") == 1
+
+
+async def test_a_row_that_is_locked_too_long_is_waited_for(bench: Bench) -> None:
+    worker = await bench.start(lock_timeout_s=0.05)
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    async with bench.connection.transaction():
+        await bench.connection.execute("SELECT 1 FROM accounts FOR UPDATE")
+        await worker.feed(record(1))
+        await asyncio.sleep(0.3)
+        assert worker.acked == [(0, 0)]
+    await worker.until_acked((0, 1))
+    assert await balance(bench.connection, spendable("ada")) == 2
+
+
+async def busy(bench: Bench, moves: str, rounds: int, **changes: Any) -> list[Worker]:
+    """Two workers at once, each with its own partition, over the same accounts in opposite order."""
+    workers = [await bench.start(partition, **changes) for partition in (0, 1)]
+    for n in range(rounds):
+        for partition, worker in enumerate(workers):
+            names = [f"user{n}", f"user{n + 1}"]
+            name, note = names if partition else reversed(names)
+            await worker.feed(record(n, name, 2, moves, note=note, partition=partition))
+    for partition, worker in enumerate(workers):
+        await worker.until_acked((partition, rounds - 1))
+        assert not worker.services.stop.stopping
+    return workers
+
+
+async def test_two_workers_that_make_and_move_the_same_accounts_end_with_the_right_sums(bench: Bench) -> None:
+    await busy(bench, "cross", 40, events_max=3)
+    assert await balance(bench.connection, buffer()) == -40 * 2 * 4
+    assert await balance(bench.connection, spendable("user0")) == 4
+    assert await balance(bench.connection, spendable("user20")) == 8
+    await assert_holds(bench.connection)
+
+
+async def test_two_workers_share_a_hot_account(bench: Bench) -> None:
+    workers = [await bench.start(partition, events_max=50) for partition in (0, 1)]
+    for partition, worker in enumerate(workers):
+        for start in range(0, 500, 50):
+            await worker.feed(
+                *(record(n, f"u{n % 9}-{partition}", partition=partition) for n in range(start, start + 50))
+            )
+    for partition, worker in enumerate(workers):
+        await worker.until_acked((partition, 499))
+    assert await balance(bench.connection, POOL) == -1_000
+    lines = await bench.connection.fetchval("SELECT count(*) FROM entries WHERE account_id = $1", POOL.id)
+    assert lines == 1_000
+    for partition in (0, 1):
+        mine = [event_id for event_id in told(bench) if event_id.startswith(f"{partition}/")]
+        assert mine == [f"{partition}/{n}/told" for n in range(500)]
+    await assert_holds(bench.connection)
+
+
+async def test_two_workers_that_get_the_same_event_by_two_partitions_settle_it_once(bench: Bench) -> None:
+    workers = [await bench.start(partition) for partition in (0, 1)]
+    for n in range(30):
+        for partition, worker in enumerate(workers):
+            await worker.feed(record(n, f"user{n}", id=f"same{n}", partition=partition))
+    for partition, worker in enumerate(workers):
+        await worker.until_acked((partition, 29))
+    assert sum((Counter({k: w.count(k) for k in ("done", "repeat")}) for w in workers), Counter()) == {
+        "done": 30, "repeat": 30,
+    }  # fmt: skip
+    assert await balance(bench.connection, POOL) == -30
+
+
+# -- who owns what -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_fenced_worker_writes_nothing_acknowledges_nothing_and_stops(bench: Bench) -> None:
+    old = await bench.start(0, 1, fenced_s_max=0.5)
+    await old.feed(record(0), record(0, "bob", partition=1))
+    await old.until_acked((0, 0), (1, 0))
+    new = await bench.start(1)
+    await new.feed(record(1, "bob", partition=1))
+    await new.until_acked((1, 1))
+    await old.feed(record(1), record(1, "bob", partition=1), record(2, "bob", partition=1))
+    await old.until_acked((0, 1))
+    assert "fenced" in await old.until_stopped()
+    assert set(old.acked) == {(0, 0), (1, 0), (0, 1)}
+    assert old.delivery.held() == {("test.moves", 0)}
+    assert await balance(bench.connection, spendable("bob")) == 2
+    await assert_holds(bench.connection)
+
+
+async def test_a_fenced_worker_that_is_assigned_again_goes_on(bench: Bench) -> None:
+    worker = await bench.start(fenced_s_max=1.0)
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    await own(bench.connection)
+    await worker.feed(record(1))
+    await until(lambda: worker.delivery._fenced is not None, "the fence")
+    worker.delivery.assigned({(MOVES.name, 0)})
+    await worker.feed(record(1))
+    await worker.until_acked((0, 1))
+    await asyncio.sleep(1.2)
+    assert not worker.services.stop.stopping
+    assert worker.acked == [(0, 0), (0, 1)]
+
+
+async def test_records_of_a_partition_that_went_away_are_dropped(bench: Bench) -> None:
+    worker = await bench.start(0, 1)
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    worker.delivery.revoked({(MOVES.name, 1)})
+    await worker.feed(record(0, "bob", partition=1), record(1))
+    await worker.until_acked((0, 1))
+    assert worker.acked == [(0, 0), (0, 1)]
+    assert await balance(bench.connection, spendable("bob")) is None
+
+
+async def test_an_assignment_bumps_the_epoch_of_what_is_new_only(bench: Bench) -> None:
+    worker = await bench.start(0)
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    worker.delivery.assigned({(MOVES.name, 0), (MOVES.name, 1)})
+    await worker.feed(record(0, partition=1))
+    await worker.until_acked((1, 0))
+    rows = await bench.connection.fetch("SELECT partition, epoch FROM owners ORDER BY partition")
+    assert [tuple(row) for row in rows] == [(0, 1), (1, 1)]
+
+
+async def test_an_unexpected_error_outside_an_event_stops_the_process(bench: Bench) -> None:
+    worker = await bench.start()
+    run: Any = object()
+    await worker.delivery.offer(Delivered(run, lambda: None))
+    assert "AttributeError" in await worker.until_stopped()
