@@ -1,0 +1,171 @@
+"""Stages in the test's own process on real PostgreSQL and Kafka, without Faust: what comes from the topic is offered to
+`Delivery` as the transport would. A second `Process` is another worker as far as the database and the broker can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from agents.crash import Stop
+from agents.delivery import Delivered, Delivery, Services
+from agents.emitter import Emitter
+from agents.outcome import Stage
+from agents.transport import runs
+from ledger.journal import Relay
+from ledger.migrate import upgrade
+from ledger.rows import Connection
+from stablerail.metrics import Metrics
+from stablerail.topics_admin import admin, create_missing
+from topics.catalog import JOURNAL, Topic
+
+SCHEMA = "stablerail"
+
+
+@dataclass
+class Clock:
+    """The wall's time, moved by the test."""
+
+    offset: timedelta = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    def forward(self, seconds: float) -> None:
+        self.offset += timedelta(seconds=seconds)
+
+
+@dataclass
+class Ground:
+    """What the processes of a test share."""
+
+    dsn: str
+    bootstrap: str
+    prefix: str
+    observer: Connection
+    """A connection for the test's own questions."""
+    producer: Any
+    clock: Clock = field(default_factory=Clock)
+
+    async def connect(self, **settings: str) -> Connection:
+        given = {"search_path": SCHEMA, "timezone": "UTC", "jit": "off", "lock_timeout": "10s", **settings}
+        connection: Connection = await asyncpg.connect(self.dsn, server_settings=given)
+        return connection
+
+    @asynccontextmanager
+    async def process(self) -> AsyncIterator[Services]:
+        """Services as one worker process has them."""
+        opened: list[Connection] = []
+
+        async def connect() -> Connection:
+            opened.append(await self.connect())
+            return opened[-1]
+
+        emitter = Emitter(self.bootstrap, self.prefix)
+        await emitter.start()
+        relay = Relay(lambda: self.connect(synchronous_commit="off"), emitter.journal)
+        services = Services(
+            connect=connect,
+            relay=relay,
+            emitter=emitter,
+            observer=Metrics(),
+            stop=Stop(ends=False),
+            clock=self.clock,
+        )
+        try:
+            yield services
+        finally:
+            await relay.close()
+            await emitter.stop()
+            for connection in opened:  # a process's end closes them
+                await connection.close()
+
+    async def send(
+        self, topic: Topic, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = (), partition: int = 0
+    ) -> None:
+        await self.producer.send_and_wait(
+            topic.named(self.prefix), value, key=key, headers=list(headers), partition=partition
+        )
+
+    async def told(self, topic: Topic) -> list[Any]:
+        """Every record of the topic so far."""
+        return await read_topic(self.bootstrap, topic, self.prefix)
+
+
+@asynccontextmanager
+async def ground(dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic]) -> AsyncIterator[Ground]:
+    """A migrated database, and these topics with their dead letters and a journal."""
+    await upgrade(dsn, SCHEMA)
+    async with admin(bootstrap) as client:
+        await create_missing(client, prefix, 1, [*topics, *(topic.dlq for topic in topics), JOURNAL])
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
+    observer = await asyncpg.connect(dsn, server_settings={"search_path": SCHEMA, "timezone": "UTC"})
+    await producer.start()
+    try:
+        yield Ground(dsn, bootstrap, prefix, observer, producer)
+    finally:
+        await producer.stop()
+        await observer.close()
+
+
+@asynccontextmanager
+async def running(stage: Stage[Any], services: Services, at: Ground) -> AsyncIterator[Delivery]:
+    """The stage at work on its topic, from the topic's first record: a new one sees everything again."""
+    topic = stage.source.named(at.prefix)
+    keys = {(topic, partition) for partition in range(stage.source.partitions)}
+    delivery = Delivery(stage, services)
+    consumer = AIOKafkaConsumer(bootstrap_servers=at.bootstrap, auto_offset_reset="earliest", group_id=None)
+    await consumer.start()
+    consumer.assign([TopicPartition(*key) for key in keys])
+
+    async def feed() -> None:
+        while True:
+            for records in (await consumer.getmany(timeout_ms=100)).values():
+                for run in cast("list[Any]", list(runs(records))):
+                    await delivery.offer(Delivered(run, lambda: None))
+
+    tasks = [asyncio.create_task(delivery.work()), asyncio.create_task(feed())]
+    delivery.assigned(keys)
+    try:
+        yield delivery
+        assert services.stop.reason is None, services.stop.reason
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await consumer.stop()
+
+
+async def read_topic(bootstrap: str, topic: Topic, prefix: str) -> list[Any]:
+    """What the topic holds now, each partition in its order."""
+    partitions = [TopicPartition(topic.named(prefix), number) for number in range(topic.partitions)]
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest", group_id=None)
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        found: list[Any] = []
+        for partition, end in (await consumer.end_offsets(partitions)).items():
+            while await consumer.position(partition) < end:
+                found += (await consumer.getmany(partition, timeout_ms=200)).get(partition, [])
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def until(condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 40) -> Any:
+    """Waits for a true answer, and returns it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = await condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        await asyncio.sleep(0.03)
