@@ -16,8 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from ledger.record import Message
-from topics.catalog import JOURNAL, RECORD_BYTES_MAX, by_name
-from topics.envelope import Headers
+from topics.catalog import JOURNAL, RECORD_BYTES_MAX, bytes_max
 from topics.partitioner import partition_of
 
 _log = structlog.get_logger()
@@ -26,6 +25,8 @@ BATCH_BYTES_MAX = RECORD_BYTES_MAX + 500_000
 PART_BYTES_MAX = RECORD_BYTES_MAX - 100_000
 """A commit record over it goes to the journal in parts, headers `part` and `parts`."""
 RETRY_WAIT_S_MAX = 5.0
+ENVELOPE_BYTES = 320
+"""What the headers of an event of ours take, its id apart."""
 
 
 class Emitter:
@@ -109,15 +110,15 @@ class Emitter:
         acks: list[asyncio.Future[Any]] = []
         for (topic, partition), queue in queues.items():
             name = self._prefix + topic
-            limit = by_name(topic).bytes_max  # the broker's limit is on a batch, not on a message
-            batch = producer.create_batch()
+            limit = bytes_max(topic)  # the broker's limit is on a batch, not on a message
+            batch, size = producer.create_batch(), 0
             for message in queue:
-                headers = message.kafka_headers(source, at)
-                fields = {"key": message.key, "value": message.value, "timestamp": None, "headers": headers}
-                full = batch.record_count() > 0 and batch.size() + _size(message, headers) > limit
-                if full or batch.append(**fields) is None:
+                fields: dict[str, Any] = {"key": message.key, "value": message.value, "timestamp": None}
+                fields["headers"] = message.kafka_headers(source, at)
+                size += _size(message)
+                if (size > limit and batch.record_count()) or batch.append(**fields) is None:
                     acks.append(await producer.send_batch(batch, name, partition=partition))
-                    batch = producer.create_batch()
+                    batch, size = producer.create_batch(), _size(message)
                     if batch.append(**fields) is None:
                         raise ValueError(f"a message for {name} is larger than a request may be")
             acks.append(await producer.send_batch(batch, name, partition=partition))
@@ -145,11 +146,9 @@ class Emitter:
         return found
 
 
-def _size(message: Message, headers: Headers) -> int:
+def _size(message: Message) -> int:
     """At least what the message takes in a batch, give or take the framing that the broker's limit leaves room for."""
-    return (
-        len(message.key or b"")
-        + len(message.value or b"")
-        + sum(len(name) + len(value or b"") + 8 for name, value in headers)
-        + 32
-    )
+    size = len(message.key or b"") + len(message.value or b"") + len(message.id) + ENVELOPE_BYTES
+    if message.headers is not None:
+        size += sum(len(name) + len(value or b"") + 8 for name, value in message.headers)
+    return size

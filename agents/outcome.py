@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
@@ -14,8 +14,7 @@ from topics.envelope import Received
 from topics.events import Event
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(NamedTuple):
     """An event to tell, with the id its cause gives it."""
 
     topic: Topic
@@ -51,8 +50,7 @@ class Retry:
     after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """All of it or nothing. An empty Done: there is nothing to do (any more)."""
 
     postings: tuple[Transaction, ...] = ()

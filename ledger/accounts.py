@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
+from weakref import WeakValueDictionary
 
 SYSTEM: Final = "system"
 """The owner of the company's own accounts. Customers' ids are refused when they equal it (`may_own`)."""
@@ -31,33 +32,49 @@ class AccountType(StrEnum):
     """What was reversed after its owner had spent it: owed to us."""
 
 
-class Account(NamedTuple):
-    """One account's name. Its id is derived from it, so a rebuilt database has the same ids."""
+class Account:
+    """One account's name. Its id is derived from it, so a rebuilt database has the same ids.
 
+    Interned: equal names are the same object, so that a fold finds an account by identity.
+    """
+
+    __slots__ = ("__weakref__", "asset", "floor", "id", "owner", "shard", "type")
+
+    id: str
+    """32 hex digits; PostgreSQL's uuid reads them."""
     owner: str
     type: AccountType
-    asset: str = USDC
-    shard: str = ""
+    asset: str
+    shard: str
+    floor: int | None
+    """The lowest balance it may have; None = none."""
 
-    @property
-    def id(self) -> str:
-        """32 hex digits; PostgreSQL's uuid reads them."""
-        return _account_id(self)
+    def __new__(cls, owner: str, type: str, asset: str = USDC, shard: str = "") -> Account:
+        name = (owner, AccountType(type), asset, shard)
+        found = _interned.get(name)
+        if found is None:
+            found = _interned[name] = super().__new__(cls)
+            found.owner, found.type, found.asset, found.shard = name
+            digest = hashlib.blake2b("\0".join(name).encode(), digest_size=16, person=b"account")
+            found.id = digest.hexdigest()
+            found.floor = None if owner == SYSTEM else 0
+        return found
 
-    @property
-    def floor(self) -> int | None:
-        """The lowest balance it may have; None = none."""
-        return None if self.owner == SYSTEM else 0
+    def __reduce__(self) -> tuple[object, ...]:
+        return Account, (self.owner, self.type, self.asset, self.shard)
+
+    def __lt__(self, other: Account) -> bool:
+        return self.id < other.id
+
+    def __repr__(self) -> str:
+        return f"Account({self})"
 
     def __str__(self) -> str:
         shard = f"[{self.shard}]" if self.shard else ""
-        return f"{self.owner}.{self.type.value}{shard}:{self.asset}"
+        return f"{self.owner}.{self.type}{shard}:{self.asset}"
 
 
-@lru_cache(maxsize=200_000)
-def _account_id(account: Account) -> str:
-    name = "\0".join((account.owner, account.type.value, account.asset, account.shard))
-    return hashlib.blake2b(name.encode(), digest_size=16, person=b"account").hexdigest()
+_interned: WeakValueDictionary[tuple[str, AccountType, str, str], Account] = WeakValueDictionary()
 
 
 def may_own(owner: str) -> bool:
@@ -65,14 +82,17 @@ def may_own(owner: str) -> bool:
     return owner != SYSTEM
 
 
+@lru_cache(maxsize=200_000)
 def spendable(user_id: str) -> Account:
     return Account(user_id, AccountType.USDC_BALANCE)
 
 
+@lru_cache(maxsize=1_000)
 def buffer(shard: str = "") -> Account:
     return Account(SYSTEM, AccountType.SYSTEM_BUFFER_USDC, shard=shard)
 
 
+@lru_cache(maxsize=100)
 def custody(chain: str) -> Account:
     return Account(SYSTEM, AccountType.CUSTODY_USDC, shard=chain)
 

@@ -72,6 +72,9 @@ class Entry(NamedTuple):
     balance_after: int
 
 
+_entry = Entry._make
+
+
 @dataclass(slots=True)
 class Balance:
     """A locked account: what it holds and how many entries it has. `stored`: the row exists."""
@@ -92,14 +95,14 @@ class Fold:
 
     def post(self, transaction: Transaction) -> None:
         """Posts one transaction. Raises PostingRefused and changes nothing when it cannot be."""
-        moves = list(_moves(transaction, self.balances))
+        moves = _moves(transaction, self.balances)
         entries, touched, balances = self.entries, self.touched, self.balances
         for seq, (account, direction, amount) in enumerate(moves):
             state = balances[account]
             state.balance += amount if direction == "d" else -amount
             state.version += 1
             touched.add(account)
-            entries.append(Entry(account.id, state.version, transaction.id, seq, direction, amount, state.balance))
+            entries.append(_entry((account.id, state.version, transaction.id, seq, direction, amount, state.balance)))
         self.transactions.append(transaction)
 
 
@@ -114,7 +117,7 @@ def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:
     return found
 
 
-def _moves(transaction: Transaction, balances: dict[Account, Balance]) -> Iterable[tuple[Account, Direction, int]]:
+def _moves(transaction: Transaction, balances: dict[Account, Balance]) -> list[tuple[Account, Direction, int]]:
     """The legs with remainders resolved, checked as a whole before any balance moves."""
     moves: list[tuple[Account, Direction, int]] = []
     difference: dict[str, int] = {}
@@ -152,6 +155,13 @@ def _moves(transaction: Transaction, balances: dict[Account, Balance]) -> Iterab
 
 def try_post(fold: Fold, transactions: Iterable[Transaction]) -> PostingRefused | None:
     """Posts all of one event's transactions or none; the refusal, if any."""
+    transactions = tuple(transactions)
+    if len(transactions) == 1:  # nothing to undo: a refused one has changed nothing
+        try:
+            fold.post(transactions[0])
+        except PostingRefused as refusal:
+            return refusal
+        return None
     done = len(fold.transactions), len(fold.entries)
     saved: dict[Account, tuple[int, int, bool]] = {}
     for transaction in transactions:

@@ -137,6 +137,16 @@ def _column(kind: _Kind, values: Sequence[Any], *, shared: bool) -> str:
     return kind.literal(kind.texts(values))
 
 
+def uuids(values: Iterable[str]) -> str:
+    """A parameter for `$n::text::uuid[]`."""
+    return "{" + ",".join(values) + "}"
+
+
+def texts(values: Sequence[str]) -> str:
+    """A parameter for `$n::text::text[]`."""
+    return _quoted(values)
+
+
 async def write(connection: Connection, blocks: Sequence[Block]) -> None:
     """Writes all blocks by one statement. No table may have the same key twice in them."""
     if blocks:

@@ -8,7 +8,7 @@ from datetime import datetime
 from ledger.accounts import Account
 from ledger.errors import TransactionReused
 from ledger.posting import Balance, Fold, Transaction
-from ledger.rows import Block, Connection, Op, block
+from ledger.rows import Block, Connection, Op, block, uuids
 from ledger.sql import load
 from ledger.tables import ACCOUNTS, ENTRIES, TRANSACTIONS
 
@@ -25,7 +25,7 @@ async def lock_balances(
     """
     wanted = list(accounts)
     balances = {account: Balance() for account in wanted}
-    rows = await connection.fetch(_sql.lock, [account.id for account in wanted])
+    rows = await connection.fetch(_sql.lock, uuids([account.id for account in wanted]))
     for number, balance, version, updated_at in rows:
         balances[wanted[number - 1]] = Balance(int(balance), version, stored=True)
         at = max(at, updated_at)
@@ -48,23 +48,14 @@ def blocks_of(fold: Fold, at: datetime) -> list[Block]:
     """The rows of a fold: transactions, entries, and the accounts as they are after it."""
     if not fold.transactions:
         return []
+    balances = fold.balances
+    touched = sorted(fold.touched)
     return [
-        block(
-            TRANSACTIONS,
-            Op.INSERT,
-            [(t.id, t.kind, t.reference, t.fingerprint(), at) for t in fold.transactions],
-        ),
-        block(
-            ENTRIES,
-            Op.INSERT,
-            [(e[0], e[1], e[2], e[3], e[4], e[5], e[6], at) for e in fold.entries],
-        ),
+        block(TRANSACTIONS, Op.INSERT, [(t.id, t.kind, t.reference, t.fingerprint(), at) for t in fold.transactions]),
+        block(ENTRIES, Op.INSERT, [(*entry, at) for entry in fold.entries]),
         block(
             ACCOUNTS,
             Op.UPSERT,
-            [
-                (a.id, a.owner, a.type.value, a.asset, a.shard, b.balance, b.version, at)
-                for a, b in ((a, fold.balances[a]) for a in sorted(fold.touched))
-            ],
+            [(a.id, a.owner, a.type, a.asset, a.shard, balances[a].balance, balances[a].version, at) for a in touched],
         ),
     ]

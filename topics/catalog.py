@@ -94,3 +94,9 @@ def by_name(name: str) -> Topic:
 
 
 _BY_NAME = {topic.name: topic for topic in TOPICS}
+
+
+def bytes_max(name: str) -> int:
+    """The largest record batch that the topic takes; an undeclared topic (a test's) is taken for an input."""
+    topic = _BY_NAME.get(name)
+    return INPUT_BYTES_MAX if topic is None else topic.bytes_max

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
-from uuid import UUID
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
@@ -28,8 +26,7 @@ EXTERNAL_SOURCE: Final = "external"
 ID_LENGTH_MAX: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message that could be read."""
 
     id: str
@@ -39,14 +36,14 @@ class Received:
     traceparent: str | None
 
     @property
-    def uid(self) -> UUID:
-        """(source, id) in 16 bytes: the inbox's key."""
+    def uid(self) -> str:
+        """(source, id) as 32 hex digits: the inbox's key."""
         return event_uid(self.source, self.id)
 
 
-def event_uid(source: str, event_id: str) -> UUID:
-    """CloudEvents says that source and id together are unique; the inbox stores their digest."""
-    return UUID(bytes=hashlib.blake2b(f"{source}\0{event_id}".encode(), digest_size=16).digest())
+def event_uid(source: str, event_id: str) -> str:
+    """CloudEvents says that source and id together are unique; the inbox stores their digest, 32 hex digits."""
+    return hashlib.blake2b(f"{source}\0{event_id}".encode(), digest_size=16).hexdigest()
 
 
 def headers_of(

@@ -7,6 +7,7 @@ retention has passed. Unknown fields are ignored, so adding an optional field is
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -38,6 +39,7 @@ class Event(BaseModel):
     version: Literal[1] = 1
 
     @classmethod
+    @cache
     def ce_type(cls) -> str:
         """`ce_type` header: io.stablerail.<type>.v<version>."""
         return f"io.stablerail.{cls.type}.v1"

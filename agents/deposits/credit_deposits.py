@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from agents.deposits.deposit import (
@@ -30,7 +31,7 @@ from agents.outcome import Done, Outcome, Rejected, Stage
 from chain.addresses import check_address, check_tx_hash
 from chain.assets import is_supported
 from chain.errors import ChainError
-from ledger.rows import Connection, Row, Table
+from ledger.rows import Connection, Row, Table, texts, uuids
 from ledger.sql import load as load_sql
 from ledger.tables import DEPOSIT_REPORTS, DEPOSITS
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
@@ -40,6 +41,7 @@ from topics.partitioner import partition_of
 
 _sql = load_sql("agents.deposits", "deposits.sql")
 
+_PENDING, _CREDITED, _REVERSED = Status.PENDING.value, Status.CREDITED.value, Status.REVERSED.value
 _RANK = {Evidence.SEEN: 0, Evidence.CONFIRMED: 1, Evidence.COMPLETE: 2}
 WALLETS_CACHED_MAX = 200_000
 """Wallets never change: a bounded cache saves their query. What is not known is asked again."""
@@ -88,8 +90,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, DepositNotified)
     try:
-        to = check_address(event.chain, event.to)
-        tx_hash = check_tx_hash(event.chain, event.tx_hash)
+        to, tx_hash, group_id = _identify(event.chain, event.to, event.tx_hash, event.asset, event.amount)
     except ChainError as error:
         return Rejected(error.code, str(error))
     if not is_supported(event.chain, event.asset):
@@ -99,7 +100,6 @@ def decide(received: Received, facts: Facts) -> Outcome:
     user_id = facts.owners.get((event.chain, to))
     if user_id is None:
         return Rejected("unknown_wallet", f"{to} on {event.chain}")
-    group_id = group_of(event.chain, tx_hash, to, event.asset, event.amount)
     known = facts.reports.get((event.source, event.transfer_id))
     if known is not None and known.group_id != group_id:
         return Rejected("transfer_changed", f"{event.source} reported {event.transfer_id} with other contents before")
@@ -124,13 +124,20 @@ def decide(received: Received, facts: Facts) -> Outcome:
         if facts.policy.buffer_shards > 1:
             shard = str(partition_of(to.encode(), facts.policy.buffer_shards))
         before = Deposit(
-            key, group_id, n, event.chain, tx_hash, to, event.asset, event.amount, user_id, Status.PENDING.value,
+            key, group_id, n, event.chain, tx_hash, to, event.asset, event.amount, user_id, _PENDING,
             0, shard, event.block_hash, event.block_number, event.log_index, None, None, facts.now,
         )  # fmt: skip
         fresh = True
     else:
         fresh = False
     return _advance(event, before, report, facts, fresh=fresh, reported=known is not None)
+
+
+@lru_cache(maxsize=20_000)
+def _identify(chain: str, to: str, tx_hash: str, asset: str, amount: int) -> tuple[str, str, str]:
+    """-> canonical address and hash, group id. Raises ChainError. Remembered: a batch asks twice."""
+    address, canonical = check_address(chain, to), check_tx_hash(chain, tx_hash)
+    return address, canonical, group_of(chain, canonical, address, asset, amount)
 
 
 def _advance(
@@ -141,15 +148,15 @@ def _advance(
     after = deposit
     if not fresh and deposit.status != Status.FINALIZED:
         after = _placed(event, deposit, facts.now)
-    if after.status in (Status.PENDING, Status.REVERSED) and _creditable(event, after, facts.policy):
+    if after.status in (_PENDING, _REVERSED) and _creditable(event, after, facts.policy):
         after = after._replace(
-            status=Status.CREDITED.value, generation=after.generation + 1, credited_at=facts.now, updated_at=facts.now
+            status=_CREDITED, generation=after.generation + 1, credited_at=facts.now, updated_at=facts.now
         )
         posting, emit = credited(after)
         postings.append(posting)
         emits.append(emit)
     if (
-        after.status == Status.CREDITED
+        after.status == _CREDITED
         and event.evidence is Evidence.COMPLETE
         and event.chain not in facts.policy.chains_read
     ):
@@ -221,17 +228,18 @@ class CreditDeposits:
             event = received.event
             assert isinstance(event, DepositNotified)
             try:
-                to = check_address(event.chain, event.to)
-                tx_hash = check_tx_hash(event.chain, event.tx_hash)
+                to, _, group_id = _identify(event.chain, event.to, event.tx_hash, event.asset, event.amount)
             except ChainError:
                 continue  # decide refuses it
             wallets.add((event.chain, to))
-            groups.add(group_of(event.chain, tx_hash, to, event.asset, event.amount))
+            groups.add(group_id)
             transfers.add((event.source, event.transfer_id))
         await self._learn(connection, wallets)
         facts = Facts(at, self._policy, {key: self._owners[key] for key in wallets if key in self._owners})
         pairs = list(transfers)
-        rows = await connection.fetch(_sql.reports, list(groups), [s for s, _ in pairs], [t for _, t in pairs])
+        rows = await connection.fetch(
+            _sql.reports, uuids(groups), texts([s for s, _ in pairs]), texts([t for _, t in pairs])
+        )
         if rows:
             for row in rows:
                 facts.add(Report(*row))

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from agents.outcome import Emit
 from ledger.accounts import SHORTFALL, WORLD, buffer, custody, spendable
 from ledger.posting import Transaction, credit, debit
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED
-from topics.events import Chain, DepositCredited, DepositFinalized
+from topics.events import DepositCredited, DepositFinalized
 
 SCANNER: Final = "scanner"
 """The source name of our own reader of a chain: its reports are the transaction's logs."""
@@ -70,7 +69,6 @@ class Report(NamedTuple):
     reported_at: datetime
 
 
-@lru_cache(maxsize=20_000)
 def group_of(chain: str, tx_hash: str, to: str, asset: str, amount: int) -> str:
     """All equal transfers to an address in a transaction; 32 hex digits. Canonical address and hash."""
     name = f"{chain}\0{tx_hash}\0{to}\0{asset}\0{amount}"
@@ -82,19 +80,21 @@ def deposit_id(group_id: str, n: int) -> str:
     return hashlib.blake2b(f"{group_id}\0{n}".encode(), digest_size=16, person=b"deposit").hexdigest()
 
 
-def _transaction_id(deposit: Deposit, movement: str) -> str:
-    name = f"{deposit.id}\0{movement}\0{deposit.generation}"
+def _transaction_id(deposit_id: str, movement: str, generation: int) -> str:
+    name = f"{deposit_id}\0{movement}\0{generation}"
     return hashlib.blake2b(name.encode(), digest_size=16, person=b"transaction").hexdigest()
 
 
-def _dashed(hex_id: str) -> str:
-    return f"{hex_id[:8]}-{hex_id[8:12]}-{hex_id[12:16]}-{hex_id[16:20]}-{hex_id[20:]}"
+def transaction_ids(deposit_id: str, generation: int) -> list[str]:
+    """Every ledger transaction that a deposit of this generation may have: found by key, not by an index."""
+    movements = ("credit", "final", "reverse")
+    return [_transaction_id(deposit_id, m, g) for g in range(1, generation + 1) for m in movements]
 
 
 def credited(deposit: Deposit) -> tuple[Transaction, Emit]:
     """Debit the customer, credit the buffer; at once."""
     transaction = Transaction(
-        _transaction_id(deposit, "credit"),
+        _transaction_id(deposit.id, "credit", deposit.generation),
         "deposit",
         deposit.id,
         (
@@ -102,24 +102,23 @@ def credited(deposit: Deposit) -> tuple[Transaction, Emit]:
             credit(buffer(deposit.buffer_shard), deposit.amount),
         ),
     )
-    event = DepositCredited.model_construct(
-        version=1,
-        deposit_id=_dashed(deposit.id),
+    event = DepositCredited(
+        deposit_id=deposit.id,
         user_id=deposit.user_id,
-        chain=Chain(deposit.chain),
+        chain=deposit.chain,
         tx_hash=deposit.tx_hash,
         to=deposit.recipient,
         asset=deposit.asset,
         amount=deposit.amount,
-        transaction_id=_dashed(transaction.id),
+        transaction_id=transaction.id,
     )
-    return transaction, Emit(DEPOSITS_CREDITED, deposit.recipient, event, _dashed(transaction.id))
+    return transaction, Emit(DEPOSITS_CREDITED, deposit.recipient, event, transaction.id)
 
 
 def finalized(deposit: Deposit) -> tuple[Transaction, Emit]:
     """The custody mirror: what our wallets hold on that chain at finality."""
     transaction = Transaction(
-        _transaction_id(deposit, "final"),
+        _transaction_id(deposit.id, "final", deposit.generation),
         "deposit_final",
         deposit.id,
         (debit(custody(deposit.chain), deposit.amount), credit(WORLD, deposit.amount)),
@@ -130,7 +129,7 @@ def finalized(deposit: Deposit) -> tuple[Transaction, Emit]:
 def reversed_(deposit: Deposit) -> tuple[Transaction, Emit]:
     """Back from the customer; what the customer no longer has is owed to us (shortfall)."""
     transaction = Transaction(
-        _transaction_id(deposit, "reverse"),
+        _transaction_id(deposit.id, "reverse", deposit.generation),
         "deposit_reversed",
         deposit.id,
         (
@@ -144,14 +143,14 @@ def reversed_(deposit: Deposit) -> tuple[Transaction, Emit]:
 def _ended(deposit: Deposit, transaction: Transaction, outcome: str) -> Emit:
     event = DepositFinalized.model_validate(
         {
-            "deposit_id": _dashed(deposit.id),
+            "deposit_id": deposit.id,
             "user_id": deposit.user_id,
             "chain": deposit.chain,
             "tx_hash": deposit.tx_hash,
             "asset": deposit.asset,
             "amount": deposit.amount,
             "outcome": outcome,
-            "transaction_id": _dashed(transaction.id),
+            "transaction_id": transaction.id,
         }
     )
-    return Emit(DEPOSITS_FINALIZED, deposit.recipient, event, _dashed(transaction.id))
+    return Emit(DEPOSITS_FINALIZED, deposit.recipient, event, transaction.id)

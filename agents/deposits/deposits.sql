@@ -6,12 +6,12 @@ JOIN wallets w ON w.chain = x.chain AND w.address = x.address
 -- name: reports
 SELECT r.source, r.transfer_id, replace(r.group_id::text, '-', ''), replace(r.deposit_id::text, '-', ''),
        r.evidence, r.block_hash, r.block_number, r.log_index, r.reported_at
-FROM unnest($1::uuid[]) AS x(group_id)
+FROM unnest($1::text::uuid[]) AS x(group_id)
 JOIN deposit_reports r ON r.group_id = x.group_id
 UNION
 SELECT r.source, r.transfer_id, replace(r.group_id::text, '-', ''), replace(r.deposit_id::text, '-', ''),
        r.evidence, r.block_hash, r.block_number, r.log_index, r.reported_at
-FROM unnest($2::text[], $3::text[]) AS x(source, transfer_id)
+FROM unnest($2::text::text[], $3::text::text[]) AS x(source, transfer_id)
 JOIN deposit_reports r ON r.source = x.source AND r.transfer_id = x.transfer_id
 
 -- name: locked

@@ -6,7 +6,8 @@ Repeats:  harmless; a deposit that is further on is left alone.
 Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next head.
 
 A deposit that no endpoint shows is first ORPHANED; it is reversed when, at a later head, every endpoint of the chain,
-each past the deposit's depth, still has nothing. A node that is behind is no evidence.
+each past the deposit's depth, still has nothing. A node that is behind is no evidence. Where nobody named a block (it may
+not be mined yet, or not where we look), the depth is counted from the head at which it was first missed.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     emits: list[Emit] = []
     rows: list[tuple[Table, Row]] = []
     for deposit in facts.due.get(event.chain, ()):
-        after, moved = _judge(deposit, facts.findings[deposit.id], facts.now)
+        after, moved = _judge(deposit, facts.findings[deposit.id], event.number, facts.now)
         if after is None:
             continue
         rows.append((DEPOSITS, after))
@@ -72,7 +73,9 @@ def decide(received: Received, facts: Facts) -> Outcome:
     return Done(postings=tuple(postings), upserts=tuple(rows), emits=tuple(emits))
 
 
-def _judge(deposit: Deposit, finding: Finding, now: datetime) -> tuple[Deposit | None, tuple[Transaction, Emit] | None]:
+def _judge(
+    deposit: Deposit, finding: Finding, head: int, now: datetime
+) -> tuple[Deposit | None, tuple[Transaction, Emit] | None]:
     """The deposit after what the chain says, and what it moves; (None, None): nothing changes."""
     if deposit.status not in (Status.CREDITED, Status.ORPHANED):
         return None, None
@@ -90,7 +93,8 @@ def _judge(deposit: Deposit, finding: Finding, now: datetime) -> tuple[Deposit |
         return final, finalized(final)
     if isinstance(finding, Canonical | Moved | Missing):
         if deposit.status == Status.CREDITED:
-            return deposit._replace(status=Status.ORPHANED.value, updated_at=now), None
+            since = head if deposit.block_number is None else deposit.block_number
+            return deposit._replace(status=Status.ORPHANED.value, block_number=since, updated_at=now), None
         if isinstance(finding, Moved):
             return None, None  # fewer equal transfers than we credited, but not final yet
         gone = deposit._replace(status=Status.REVERSED.value, finalized_at=now, updated_at=now)

@@ -57,7 +57,6 @@ CREATE TABLE transactions (
     id uuid PRIMARY KEY,
     kind text NOT NULL, reference text NOT NULL, fingerprint bytea NOT NULL, at timestamptz NOT NULL
 );
-CREATE INDEX transactions_reference ON transactions (reference);
 
 -- (account, version) proves that none is missing, is the statement's order, and the key to distribute by.
 CREATE TABLE entries (

@@ -1,6 +1,6 @@
 -- name: lock
 SELECT x.number, a.balance::text, a.version, a.updated_at
-FROM unnest($1::uuid[]) WITH ORDINALITY AS x(id, number)
+FROM unnest($1::text::uuid[]) WITH ORDINALITY AS x(id, number)
 JOIN accounts a ON a.id = x.id
 ORDER BY a.id
 FOR UPDATE OF a

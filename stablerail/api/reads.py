@@ -14,6 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
+from agents.deposits.deposit import transaction_ids
 from ledger.accounts import USDC, AccountType, may_own
 from ledger.sql import load
 from stablerail.api import models
@@ -77,7 +78,7 @@ async def deposit(connection: Connection, deposit_id: UUID) -> models.DepositHis
     row = await connection.fetchrow(_SQL.deposit, deposit_id)
     if row is None:
         return None
-    transactions = await connection.fetch(_SQL.transactions, deposit_id)
+    transactions = await connection.fetch(_SQL.transactions, transaction_ids(deposit_id.hex, row["generation"]))
     entries: dict[UUID, list[models.Entry]] = defaultdict(list)
     for entry in await connection.fetch(_SQL.entries, row["user_id"], [each["id"] for each in transactions]):
         entries[entry["transaction_id"]].append(_entry(entry))

@@ -43,7 +43,7 @@ ORDER BY reported_at, source, transfer_id
 -- name: transactions
 SELECT id, kind, at
 FROM transactions
-WHERE reference = ANY (ARRAY[$1::uuid::text, replace($1::uuid::text, '-', '')])
+WHERE id = ANY ($1::uuid[])
 ORDER BY at, id
 
 -- name: entries

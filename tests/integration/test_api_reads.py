@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
+from agents.deposits.deposit import transaction_ids
 from ledger.accounts import Account, buffer, spendable
 from ledger.migrate import upgrade
 from ledger.rows import Op, block, write
@@ -180,6 +181,7 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
     await add_account(pool, buffer(), -25_000_000)
     await add_deposits(pool, [{"id": deposit_id, "status": "finalized", "finalized_at": later}])
     group = named(10_000)
+    credit_id, final_id, _ = transaction_ids(deposit_id, 1)
     async with pool.acquire() as connection:
         await write(
             connection,
@@ -197,8 +199,8 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     TRANSACTIONS,
                     Op.INSERT,
                     [
-                        (named(20), "deposit_credited", deposit_id, b"f", NOON),
-                        (named(21), "deposit_finalized", deposit_id, b"f", later),
+                        (credit_id, "deposit_credited", deposit_id, b"f", NOON),
+                        (final_id, "deposit_finalized", deposit_id, b"f", later),
                         (named(22), "deposit_credited", named(8), b"f", later),
                     ],
                 ),
@@ -206,8 +208,8 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     ENTRIES,
                     Op.INSERT,
                     [
-                        (account.id, 1, named(20), 0, "d", 25_000_000, 25_000_000, NOON),
-                        (buffer().id, 1, named(20), 1, "c", 25_000_000, -25_000_000, NOON),
+                        (account.id, 1, credit_id, 0, "d", 25_000_000, 25_000_000, NOON),
+                        (buffer().id, 1, credit_id, 1, "c", 25_000_000, -25_000_000, NOON),
                     ],
                 ),
             ],
@@ -221,7 +223,7 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
         ("circle", "tx-1", "complete"),
     ]
     credited, finalized = answer["transactions"]
-    assert (credited["id"], credited["kind"]) == (named(20), "deposit_credited")
+    assert (credited["id"], credited["kind"]) == (credit_id, "deposit_credited")
     assert credited["entries"] == [
         {
             "account": "usdc_balance",
