@@ -36,7 +36,7 @@ async def _custody(settings: Settings, connection: Connection) -> Result:
             held = sum([await rpc.balance_of(token, address, max(final, 0)) for address in addresses])
             open_ = await connection.fetchval(
                 "SELECT coalesce(sum(amount), 0)::text FROM deposits"
-                " WHERE chain = $1 AND status IN ('credited', 'orphaned') AND block_number <= $2",
+                " WHERE chain = $1 AND status = 'credited' AND block_number <= $2",
                 chain.value,
                 final,
             )

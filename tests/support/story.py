@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -168,6 +171,24 @@ class Story:
             await until(committed, f"{topic.name} settled up to {needed}")
         finally:
             await consumer.stop()
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def command(self, *arguments: str) -> tuple[int, bytes]:
+        """`stablerail …` with the stack's settings: exit code and everything it printed."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "stablerail.cli", *arguments,
+            env={**os.environ, **self.stack.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        printed, _ = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, printed
+
+    async def api_key(self, *scopes: str) -> str:
+        """A new key for the API."""
+        code, printed = await self.command("keys", "create", *[part for scope in scopes for part in ("--scope", scope)])
+        assert code == 0, printed
+        return printed.decode().split()[-1]
 
     # -- the sandboxes -----------------------------------------------------------------------------------------------
 
