@@ -92,7 +92,7 @@ async def add_deposits(pool: asyncpg.Pool, rows: list[dict[str, Any]], user_id: 
     stored = [
         (
             *(each["id"], named(10_000 + number), 0, "MATIC", f"0x{number:064x}", ADDRESS, "USDC"),
-            *(each.get("amount", 25_000_000), user_id, each.get("status", "credited"), 0, ""),
+            *(each.get("amount", 25_000_000), user_id, each.get("status", "credited"), 1, ""),
             *("0x" + "ab" * 32, 100 + number, number),
             *(each.get("credited_at", NOON), each.get("finalized_at"), NOON),
         )
