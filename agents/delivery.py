@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -110,6 +111,10 @@ class Delivered:
 
     run: Run
     ack: Callable[[], Any]
+    term: int = 0
+    """Which assignment of its partition brought it, counted by `Delivery`."""
+    items: list[Item] = field(default_factory=list)
+    """Its records as the stage reads them; filled by `offer`."""
 
 
 class Delivery:
@@ -122,8 +127,10 @@ class Delivery:
         self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
         self._slots = asyncio.Semaphore(services.in_flight)
         self._assigned: set[Key] = set()
+        self._terms: Counter[Key] = Counter()
         self._epochs: dict[Key, int] = {}
         self._connection: Connection | None = None
+        self._in_doubt = False
         self._fenced: asyncio.TimerHandle | None = None
         self._crashes = Crashes(stage.name)
         self._fuse = Fuse(services.fuse_ratio, services.fuse_run, services.fuse_window)
@@ -142,6 +149,8 @@ class Delivery:
         """These partitions (all that we now have) are ours; those that are new are owned before their first event."""
         for key in self._assigned - keys:
             self._epochs.pop(key, None)
+        # what an earlier assignment brought and is still queued comes again, behind what was dropped: never before it
+        self._terms.update(keys - self._assigned)
         self._assigned = set(keys)
         if self._fenced is not None:
             self._fenced.cancel()
@@ -159,7 +168,9 @@ class Delivery:
         return set(self._assigned)
 
     async def offer(self, delivered: Delivered) -> None:
-        """A run of records; waits while enough are queued."""
+        """A run of records; waits while enough are queued. Reads them here, while the batch before waits for PostgreSQL."""
+        delivered.items = [read_item(self.stage, record) for record in delivered.run.records]
+        delivered.term = self._terms[(delivered.run.topic, delivered.run.partition)]
         await self._incoming.put(delivered)
 
     def _expect_rebalance(self) -> None:
@@ -220,15 +231,19 @@ class Delivery:
 
     async def _commit(self, waiting: Sequence[Delivered]) -> _Batch:
         await self._own()
-        runs = [d for d in waiting if (d.run.topic, d.run.partition) in self._epochs]
-        items = [read_item(self.stage, record) for d in runs for record in d.run.records]
+        runs = [d for d in waiting if self._is_ours(d)]
+        items = [item for d in runs for item in d.items]
         started = asyncio.get_running_loop().time()
         sealed = await self._settle_all(items)
         commit_s = asyncio.get_running_loop().time() - started
         positions = {(item.topic, item.partition): item.offset for item in items}
         # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere
-        acks = [d.ack for d in runs if (d.run.topic, d.run.partition) in self._epochs]
+        acks = [d.ack for d in runs if self._is_ours(d)]
         return _Batch(sealed, acks, positions, len(items), commit_s)
+
+    def _is_ours(self, delivered: Delivered) -> bool:
+        key = (delivered.run.topic, delivered.run.partition)
+        return key in self._epochs and delivered.term == self._terms[key]
 
     async def _finish_forever(self) -> None:
         relay, emitter, clock = self._services.relay, self._services.emitter, asyncio.get_running_loop().time
@@ -315,9 +330,10 @@ class Delivery:
                 # another worker owns them: its business now, also what we have read of them
                 self._log.warning("stage.fenced", partitions=[partition for _, partition in error.lost])
                 for key in error.lost:
-                    self._epochs.pop(key, None)
-                    self._assigned.discard(key)
-                self._expect_rebalance()
+                    # no epoch: Kafka took it from us meanwhile, and may have given it back
+                    if self._epochs.pop(key, None) is not None:
+                        self._assigned.discard(key)
+                        self._expect_rebalance()
                 todo.insert(0, part)
                 continue
             except FuseBlown as error:
@@ -400,14 +416,16 @@ class Delivery:
     async def _persist(self, action: Callable[[Connection], Awaitable[Any]]) -> Any:
         """Runs a database action until it is done: transient failures wait and run again on a good connection."""
         wait_s = 0.02
-        lost = False
         while True:
             try:
                 if self._connection is None or self._connection.is_closed():
-                    lost = lost or self._connection is not None
+                    self._in_doubt = self._in_doubt or self._connection is not None
                     self._connection = await self._services.connect()
                 result = await action(self._connection)
-                if lost:
+                if (
+                    self._in_doubt
+                ):  # remembered when the action is refused: fenced from one partition, we keep the others
+                    self._in_doubt = False
                     await self._recover()
                 return result
             except _AGAIN as error:
