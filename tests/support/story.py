@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -141,6 +141,18 @@ class Story:
         """Everything the topic holds now."""
         return await records(self.bootstrap, topic.named(self.prefix))
 
+    async def events(self, topic: Topic) -> list[tuple[ConsumerRecord, dict[str, Any]]]:
+        """The records that hold JSON objects, with these: other tests may have sent anything."""
+        found = []
+        for record in await self.records(topic):
+            try:
+                content = json.loads(record.value or b"")
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(content, dict):
+                found.append((record, content))
+        return found
+
     async def letters(self, topic: Topic, sent: Sequence[Sent]) -> list[list[Letter]]:
         """The dead letters of each message; waits until the stage has settled all of them."""
         await self.settled(topic, sent)
@@ -174,11 +186,11 @@ class Story:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    async def command(self, *arguments: str) -> tuple[int, bytes]:
+    async def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         """`stablerail …` with the stack's settings: exit code and everything it printed."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "stablerail.cli", *arguments,
-            env={**os.environ, **self.stack.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, **self.stack.environment, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         printed, _ = await process.communicate()
         assert process.returncode is not None
@@ -292,7 +304,9 @@ def story(kafka: Kafka, postgres: Postgres, anvil: Anvil, usdc: Usdc, scratch: P
         "STABLERAIL_DATABASE_URL": dsn,
         "STABLERAIL_TOPIC_PREFIX": prefix,
     }
-    stack = Stack(scratch / name, environment)
+    # bad input in bulk is what some tests send; the fuse has its own
+    fuse = {"STABLERAIL_FUSE_RUN_EVENTS_MAX": "100000", "STABLERAIL_FUSE_RATIO_MAX": "1"}
+    stack = Stack(scratch / name, environment, settings=fuse)
     try:
         apart(stack.up)
         yield Story(stack, usdc, dsn, kafka.bootstrap, prefix)

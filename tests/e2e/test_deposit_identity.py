@@ -1,0 +1,298 @@
+"""One deposit, one credit: whoever reports it, how often, in any order, in any words."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+import base58
+import pytest
+
+from agents.deposits import credit_deposits
+from agents.deposits.credit_deposits import DepositPolicy
+from agents.outcome import Stage
+from agents.stage import Settled, read_item, settle
+from ledger.commit import claim_owners
+from ledger.migrate import upgrade
+from ledger.record import Message
+from tests.support.story import Story, message, report, until
+from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
+from topics.envelope import headers_of
+from topics.events import Chain
+
+pytestmark = pytest.mark.timeout(240)
+
+FIVE, NINE = 5_000_000, 9_000_000
+
+
+# -- on the running product ------------------------------------------------------------------------------------------
+
+
+async def test_a_deposit_told_by_webhook_three_times_by_scanner_and_by_an_outside_producer_is_one_credit(
+    story: Story,
+) -> None:
+    user, wallets = await story.customer()
+    address = wallets["MATIC"]
+    # each of the sandbox's next two notifications (confirmed, complete) is delivered twice
+    await story.control("deliveries", {"duplicate": 2})
+    tx_hash = await story.usdc.transfer(address, 25_000_000)
+    outside = report(address, tx_hash=tx_hash)
+    sent = await story.produce(DEPOSITS_NOTIFIED, *[message(address, outside)] * 2)
+    await story.finalized(address, 1)
+    await story.settled(DEPOSITS_NOTIFIED, sent)
+    query = (
+        "SELECT DISTINCT source FROM deposit_reports r JOIN deposits d ON d.id = r.deposit_id WHERE d.recipient = $1"
+    )
+
+    async def all_reported() -> bool:
+        await story.usdc.anvil.mine()
+        return {source for (source,) in await story.rows(query, address)} == {"circle", "scanner", "partner"}
+
+    await until(all_reported, "three reporters")
+    notified = [event for _, event in await story.events(DEPOSITS_NOTIFIED) if event.get("to") == address]
+    assert Counter(event["source"] for event in notified) >= Counter({"circle": 4, "scanner": 1, "partner": 2})
+    assert await story.deposits(address) == [("finalized", 25_000_000, 0, 1)]
+    assert await story.balance(user) == 25_000_000
+    assert await _told(story, DEPOSITS_CREDITED, user) == [25_000_000]
+    assert await _told(story, DEPOSITS_FINALIZED, user) == [25_000_000]
+
+
+async def test_three_transfers_of_one_transaction_two_of_them_equal_are_three_credits(story: Story) -> None:
+    user, wallets = await story.customer()
+    address = wallets["MATIC"]
+    await story.usdc.transfer_many([(address, FIVE), (address, NINE), (address, FIVE)])
+    await story.finalized(address, 3)
+    query = "SELECT count(*) FROM deposit_reports r JOIN deposits d ON d.id = r.deposit_id WHERE d.recipient = $1"
+
+    async def both_reported_all() -> bool:
+        return await story.rows(query, address) == [(6,)]
+
+    await until(both_reported_all, "six reports")
+    assert await story.deposits(address) == [
+        ("finalized", FIVE, 0, 1),
+        ("finalized", FIVE, 1, 1),
+        ("finalized", NINE, 0, 1),
+    ]
+    assert await story.balance(user) == 2 * FIVE + NINE
+    assert sorted(await _told(story, DEPOSITS_CREDITED, user)) == [FIVE, FIVE, NINE]
+
+
+async def test_where_we_do_not_read_the_chain_completion_credits_equal_transfers_and_posts_the_mirror(
+    story: Story,
+) -> None:
+    user, wallets = await story.customer()
+    address, tx_hash = wallets["SOL"], None
+    mirror = await story.balance("system", "custody_usdc", "SOL")
+    ids = []
+    for _ in range(2):
+        transfer = await story.inject(Chain.SOL, address, "5", "CONFIRMED", **({"txHash": tx_hash} if tx_hash else {}))
+        tx_hash = transfer["txHash"]
+        ids.append(transfer["id"])
+
+    async def both_known() -> bool:
+        return len(await story.deposits(address)) == 2
+
+    await until(both_known, "two deposits")
+    # the second equal one rests on the vendor's count alone: not credited yet
+    assert await story.deposits(address) == [("credited", FIVE, 0, 1), ("pending", FIVE, 1, 0)]
+    assert await story.balance(user) == FIVE
+    for transfer_id in ids:
+        await story.control(f"transactions/{transfer_id}/state", {"state": "COMPLETE"})
+
+    async def both_final() -> bool:
+        return await story.deposits(address) == [("finalized", FIVE, 0, 1), ("finalized", FIVE, 1, 1)]
+
+    await until(both_final, "two final deposits")
+    assert await story.balance(user) == 2 * FIVE
+    assert await story.balance("system", "custody_usdc", "SOL") == mirror + 2 * FIVE
+
+
+async def test_an_event_id_with_other_contents_is_one_dead_letter_without_effect(story: Story) -> None:
+    user, wallets = await story.customer()
+    address, event_id = wallets["SOL"], uuid.uuid4().hex
+    first = report(address, chain="SOL", tx_hash=base58.b58encode(uuid.uuid4().bytes * 4).decode(), amount="5.00")
+    other = first | {"amount": "500.00"}
+    sent = await story.produce(
+        DEPOSITS_NOTIFIED,
+        message(address, first, ce_id=event_id, ce_source="partner"),
+        message(address, other, ce_id=event_id, ce_source="partner"),
+        message(address, first, ce_id=event_id, ce_source="partner"),
+    )
+    good, reused, again = await story.letters(DEPOSITS_NOTIFIED, sent)
+    assert (good, again) == ([], [])
+    (letter,) = reused
+    assert letter.ours("code") == "event_id_reused"
+    assert letter.value == json.dumps(other).encode()
+    assert await story.balance(user) == FIVE
+
+
+async def test_what_cannot_be_credited_is_a_dead_letter_as_it_came(story: Story) -> None:
+    user, wallets = await story.customer()
+    cases = [
+        ("below_minimum", {"amount": "0.99"}),
+        ("unsupported_token", {"asset": "MATIC"}),
+        ("unsupported_token", {"asset": "circle:native"}),
+        ("unknown_wallet", {"to": "0x" + "12" * 20}),
+    ]
+    contents = [report(wallets["MATIC"]) | changes for _, changes in cases]
+    sent = await story.produce(
+        DEPOSITS_NOTIFIED,
+        *[message(content["to"], content, ce_id=uuid.uuid4().hex, ce_source="desk", note="k") for content in contents],
+    )
+    letters = await story.letters(DEPOSITS_NOTIFIED, sent)
+    for (code, _), content, (letter,) in zip(cases, contents, letters, strict=True):
+        assert letter.ours("code") == code
+        assert letter.ours("stage") == "credit_deposits"
+        assert (letter.key, letter.value) == (content["to"].encode(), json.dumps(content).encode())
+        assert [name for name, _ in letter.theirs] == ["ce_id", "ce_source", "note"]
+    assert await story.balance(user) == 0
+    assert await story.deposits(wallets["MATIC"]) == []
+
+
+async def test_circles_native_coin_and_dust_are_dead_letters(story: Story) -> None:
+    user, wallets = await story.customer()
+    dust = await story.inject(Chain.SOL, wallets["SOL"], "0.99", "COMPLETE")
+    coin = await story.inject(Chain.SOL, wallets["SOL"], "3", "COMPLETE", tokenId=str(uuid.uuid4()))
+
+    async def codes() -> dict[str, str] | None:
+        found = {}
+        for record, event in await story.events(DEPOSITS_NOTIFIED.dlq):
+            if event.get("transfer_id") in (dust["id"], coin["id"]):
+                found[event["transfer_id"]] = dict(record.headers)["dlq_code"].decode()
+        return found if len(found) == 2 else None
+
+    assert await until(codes, "two dead letters") == {dust["id"]: "below_minimum", coin["id"]: "unsupported_token"}
+    assert await story.balance(user) == 0
+
+
+async def _told(story: Story, topic: Any, user: str) -> list[int]:
+    """Amounts that the topic tells of the customer, by distinct event."""
+    events = {
+        dict(record.headers)["ce_id"]: event for record, event in await story.events(topic) if event["user_id"] == user
+    }
+    return [int(event["amount"].replace(".", "")) for event in events.values()]
+
+
+# -- every order, against PostgreSQL ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Desk:
+    """credit_deposits on a database of its own, one partition, without Kafka: each batch is a commit."""
+
+    connection: Any
+    stage: Stage[Any]
+    epochs: dict[tuple[str, int], int] = field(default_factory=dict)
+    offsets: Iterator[int] = field(default_factory=itertools.count)
+
+    def record(self, content: dict[str, Any], event_id: str, source: str) -> Any:
+        headers = headers_of("io.stablerail.deposits.notified.v1", event_id=event_id, source=source, time=_now())
+        return SimpleNamespace(
+            topic="deposits.notified", partition=0, offset=next(self.offsets), timestamp=1_700_000_000_000,
+            key=content["to"].encode(), value=json.dumps(content).encode(), headers=headers,
+        )  # fmt: skip
+
+    async def settle(self, records: Sequence[Any]) -> Settled:
+        items = [read_item(self.stage, record) for record in records]
+        return await settle(self.connection, self.stage, items, self.epochs, _now(), None)
+
+    async def count(self, query: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self.connection.fetch(query)]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+WALLET = "0x" + "ab" * 20
+
+
+@pytest.fixture
+async def desk(database: str) -> AsyncIterator[Desk]:
+    await upgrade(database, "stablerail")
+    connection = await asyncpg.connect(database, server_settings={"search_path": "stablerail"})
+    try:
+        await connection.execute("INSERT INTO wallets VALUES ('MATIC', $1, 'alice', 'wallet-1', now())", WALLET)
+        stage = credit_deposits.stage(DepositPolicy(minimum=1_000_000, chains_read=frozenset({"MATIC"})))
+        epochs, _ = await claim_owners(connection, stage.name, [("deposits.notified", 0)], _now())
+        yield Desk(connection, stage, epochs)
+    finally:
+        await connection.close()
+
+
+def _six(desk: Desk, number: int) -> list[Any]:
+    """Three transfers of one transaction, as both reporters tell them."""
+    tx_hash, block = f"0x{number:064x}", f"0x{number + 2**200:064x}"
+    found = []
+    for place, amount in enumerate(("5.00", "9.00", "5.00")):
+        common = {"version": 1, "chain": "MATIC", "tx_hash": tx_hash, "to": WALLET, "asset": "USDC", "amount": amount}
+        for source, evidence in (("circle", "complete"), ("scanner", "confirmed")):
+            own: dict[str, Any] = {"source": source, "transfer_id": f"{source}-{number}-{place}", "evidence": evidence}
+            if source == "scanner":
+                own |= {"transfer_id": f"{block}:{place}", "block_hash": block, "block_number": 7, "log_index": place}
+            found.append(desk.record(common | own, own["transfer_id"], source))
+    return found
+
+
+ORDERS = list(itertools.permutations(range(6)))
+
+
+@pytest.mark.parametrize("batch_events", [1, 4, 6])
+async def test_all_720_orders_of_six_reports_of_three_transfers_are_three_credits(
+    desk: Desk, batch_events: int
+) -> None:
+    """All orders side by side, each a transaction of its own: the n-th batch brings the n-th reports of every order."""
+    messages: list[Message] = []
+    told = [[reports[place] for place in order] for order in ORDERS for reports in [_six(desk, ORDERS.index(order))]]
+    for first in range(0, 6, batch_events):
+        batch = [record for reports in told for record in reports[first : first + batch_events]]
+        for start in range(0, len(batch), 2_000):
+            settled = await desk.settle(batch[start : start + 2_000])
+            assert settled.sealed is not None
+            messages.extend(settled.sealed.messages)
+    assert await desk.count("SELECT amount::bigint, n, status, generation, count(*) FROM deposits GROUP BY 1, 2, 3, 4 ORDER BY 1, 2") == [
+        (FIVE, 0, "credited", 1, 720),
+        (FIVE, 1, "credited", 1, 720),
+        (NINE, 0, "credited", 1, 720),
+    ]  # fmt: skip
+    assert len({message.id for message in messages}) == len(messages) == 3 * 720
+    total = 720 * (2 * FIVE + NINE)
+    assert await desk.count("SELECT owner, balance::bigint FROM accounts ORDER BY owner") == [
+        ("alice", total),
+        ("system", -total),
+    ]
+
+
+async def test_a_reused_event_id_that_is_delivered_again_is_one_dead_letter(desk: Desk) -> None:
+    content = report(WALLET)
+    first = desk.record(content, "e-1", "partner")
+    other = desk.record(content | {"amount": "500.00"}, "e-1", "partner")
+    dead: list[Message] = []
+    for batch in ([first], [other], [other], [first, other]):
+        settled = await desk.settle(batch)
+        dead.extend(settled.sealed.messages if settled.sealed else [])
+    (credited, letter) = dead
+    assert credited.topic == DEPOSITS_CREDITED.name
+    assert dict(letter.headers or ())["dlq_code"] == b"event_id_reused"
+    assert await desk.count("SELECT balance::bigint FROM accounts WHERE owner = 'alice'") == [(25_000_000,)]
+
+
+async def test_both_contents_of_a_reused_event_id_in_one_batch_are_one_effect_and_one_dead_letter(desk: Desk) -> None:
+    content = report(WALLET)
+    records = [desk.record(content | {"amount": amount}, "e-1", "partner") for amount in ("5.00", "6.00", "5.00")]
+    settled = await desk.settle(records)
+    assert settled.sealed is not None
+    assert Counter(message.topic for message in settled.sealed.messages) == {
+        DEPOSITS_CREDITED.name: 1,
+        DEPOSITS_NOTIFIED.dlq.name: 1,
+    }
+    assert await desk.count("SELECT balance::bigint FROM accounts WHERE owner = 'alice'") == [(FIVE,)]
+    assert (await desk.settle(records)).sealed is None
