@@ -1,0 +1,45 @@
+"""The benchmarks run and count what they measure; their figures mean nothing here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.postgres import Postgres
+from tests.benchmarks.benchmarks import BENCHMARKS, QUICK
+from tests.benchmarks.parts import Parts, describe
+from tests.benchmarks.records import Comparison, save
+
+pytestmark = pytest.mark.timeout(240)  # a run takes seconds; a machine that others use too may need minutes
+
+
+async def test_each_benchmark_measures_every_side_and_loses_no_deposit(
+    kafka: Kafka, postgres: Postgres, tmp_path: Path
+) -> None:
+    parts = Parts(kafka, postgres, tmp_path)
+    described = await describe(parts)
+    told: list[str] = []
+    records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
+    sides = ["worker", "bare", "plain", "two workers", "worker", "hop and commit"]
+    assert [line.partition(":")[0] for line in told] == sides
+    assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
+    save([record.plain(described) for record in records], tmp_path / "docs")
+    written = json.loads((tmp_path / "docs" / "results.json").read_text())
+    assert [record["name"] for record in written] == sorted(BENCHMARKS)
+    assert written[0]["also"]["journal_bytes_per_event"]["median"] > 0
+    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 4
+
+
+def test_a_missed_goal_is_recorded_as_missed() -> None:
+    missed = Comparison.of("a against b", "events/s", [90.0, 80.0, 85.0], [100.0, 100.0, 90.0], goal=0.95)
+    assert (missed.ratio, missed.met) == (0.85, False)
+    assert (missed.ratio_min, missed.ratio_max) == (0.8, 0.944)
+
+
+def test_a_shorter_time_is_a_better_ratio() -> None:
+    faster = Comparison.of("a against b", "ms", [4.0], [3.0], goal=0.5, less_is_better=True)
+    assert (faster.ratio, faster.met) == (0.75, True)
