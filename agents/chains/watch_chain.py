@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from agents.delivery import Services
-from chain.errors import ChainError, ChainMoved
+from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.rpc import Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
 from chain.scanner import Pass, scan_once
@@ -75,9 +75,16 @@ class WatchChain:
                     await asyncio.sleep(STANDBY_S)
                     continue
                 caught_up = await self.look()
+                self._services.unready.pop(self._writer, None)
                 wait_s = self._watched.interval_s if caught_up else 0.0
             except ChainMoved:
                 wait_s = self._watched.interval_s
+            except (ReorgTooDeep, WrongChainId) as error:
+                # a person must look: a new start block, or the right endpoint
+                self._log.critical("chain.stands", error=error.code, reason=str(error))
+                self._services.unready[self._writer] = error.code
+                self._endpoint += 1
+                wait_s = WAIT_S_MAX
             except _AGAIN as error:
                 self._log.warning("chain.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
                 self._endpoint += 1
