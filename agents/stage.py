@@ -138,10 +138,11 @@ async def settle(
         live, repeats = await _claim(connection, stage, items, at)
         if not live:
             return Settled(None, Counter({("repeat", ""): repeats}), [])
+        claimed_at = at
         outcomes, fold, at = await _decide(connection, stage, live, at, prepared, careful)
         refused = [isinstance(outcome, Rejected) for outcome in outcomes]
         approve(refused)
-        sealed = await _seal(connection, stage, owners, live, outcomes, fold, at)
+        sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at)
     counts = Counter(map(_label, outcomes))
     counts[("repeat", "")] = repeats
     return Settled(sealed, counts, refused)
@@ -289,7 +290,9 @@ async def _seal(
     outcomes: Sequence[Outcome],
     fold: Fold,
     at: datetime,
+    claimed_at: datetime,
 ) -> Sealed:
+    """`claimed_at`: the time in the inbox rows as they were written; `at` may be later (no account's time runs back)."""
     changes = Changes()
     messages: list[Message] = []
     settled: dict[str, inbox.InboxOutcome] = {}
@@ -318,7 +321,7 @@ async def _seal(
         connection,
         stage.name,
         owners,
-        written=_inbox_blocks(stage, live, settled, at),
+        written=_inbox_blocks(stage, live, settled, claimed_at),
         blocks=[*store.blocks_of(fold, at), *changes.blocks()],
         messages=messages,
         at=at,

@@ -74,6 +74,8 @@ def pack(stage: str, topic: str, at: datetime, content: bytes, proof: Sequence[B
 def unpack(record: bytes) -> CommitRecord:
     """Raises JournalBroken for anything that `pack` of this version did not make."""
     try:
+        if zstandard.frame_content_size(record) > BYTES_MAX:  # max_output_size binds only where the frame does not say
+            raise JournalBroken(f"a commit record of more than {BYTES_MAX} bytes")
         version, *rest = msgpack.unpackb(_decompressor.decompress(record, max_output_size=BYTES_MAX))
         if version != VERSION:
             raise JournalBroken(f"a commit record of version {version}; this program reads {VERSION}")

@@ -64,6 +64,10 @@ def _plain(values: Sequence[Any]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
+def _plain_or_empty(values: Sequence[str | None]) -> str:
+    return _plain([value or '""' if value is not None else None for value in values] if "" in values else values)
+
+
 def _quoted(values: Sequence[str | None]) -> str:
     if None in values:
         return "{" + ",".join(["NULL" if value is None else f'"{_escaped(value)}"' for value in values]) + "}"
@@ -112,7 +116,7 @@ _KINDS: Final[dict[str, _Kind]] = {
     "text": _Kind(_same, _quoted, "text"),
     "int": _Kind(_same, _plain, "int8"),
     "numeric": _Kind(_same, _plain, "numeric"),
-    "bytes": _Kind(_hex, _plain, "text", "decode({}, 'hex')"),
+    "bytes": _Kind(_hex, _plain_or_empty, "text", "decode({}, 'hex')"),
     "time": _Kind(_iso, _plain, "timestamptz"),
     "json": _Kind(_json, _quoted, "jsonb"),
 }
@@ -208,6 +212,8 @@ class Changes:
 
     def delete(self, table: Table, key: Row) -> None:
         """`key`: the primary key's values, in its order."""
+        for op in (Op.INSERT, Op.UPSERT):
+            self._of(table, op).pop(key if len(key) > 1 else key[0], None)
         self._of(table, Op.DELETE)[key] = key
 
     def blocks(self) -> list[Block]:

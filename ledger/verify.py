@@ -61,7 +61,9 @@ async def _chain(connection: Connection, rows_max: int) -> Result:
             offending.append(f"{stage} {topic}[{partition}] position {position}")
         heads[key] = (position, head)
         checked += 1
-    for stage, topic, partition, position, head in await connection.fetch(_sql.owner_heads):
-        if heads.get((stage, topic, partition), (0, b"")) != (position, head):
+    owners = {(s, t, p): (position, head) for s, t, p, position, head in await connection.fetch(_sql.owner_heads)}
+    for stage, topic, partition in sorted(heads.keys() | owners.keys()):
+        key = (stage, topic, partition)
+        if heads.get(key, (0, b"")) != owners.get(key):
             offending.append(f"{stage} {topic}[{partition}] ends at another head than its owner row")
     return Result(11, "the audit chain verifies", checked, tuple(offending[:rows_max]))

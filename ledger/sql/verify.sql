@@ -29,16 +29,17 @@ WHERE a.balance IS DISTINCT FROM e.sum OR a.version IS DISTINCT FROM e.last OR e
    OR NOT e.proved
 
 -- name: credited_once
-SELECT d.id, d.status, d.generation, l.credits, l.reversals, l.finals
+SELECT coalesce(replace(d.id::text, '-', ''), l.reference) AS deposit, d.status, d.generation, l.credits, l.reversals,
+       l.finals
 FROM deposits d
-LEFT JOIN (
+FULL JOIN (
     SELECT reference,
            count(*) FILTER (WHERE kind = 'deposit') AS credits,
            count(*) FILTER (WHERE kind = 'deposit_reversed') AS reversals,
            count(*) FILTER (WHERE kind = 'deposit_final') AS finals
-    FROM transactions GROUP BY reference
+    FROM transactions WHERE kind IN ('deposit', 'deposit_reversed', 'deposit_final') GROUP BY reference
 ) AS l ON l.reference = replace(d.id::text, '-', '')
-WHERE coalesce(l.credits, 0) <> d.generation
+WHERE d.id IS NULL OR coalesce(l.credits, 0) <> d.generation
    OR coalesce(l.credits, 0) - coalesce(l.reversals, 0)
       <> CASE WHEN d.status IN ('credited', 'orphaned', 'finalized') THEN 1 ELSE 0 END
    OR coalesce(l.finals, 0) <> CASE WHEN d.status = 'finalized' THEN 1 ELSE 0 END

@@ -110,6 +110,11 @@ async def dump(connection: Connection) -> dict[str, list[str]]:
     }
 
 
+def differences(one: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, set[str]]:
+    """Table -> rows that only one of two dumps has."""
+    return {name: found for name in one if (found := set(one[name]) ^ set(other[name]))}
+
+
 async def rebuild(connection: Connection, records: Sequence[tuple[int, bytes]]) -> None:
     """What a rebuild does: each record once, in the journal's order."""
     done: set[int] = set()

@@ -1,0 +1,264 @@
+"""The relay on a real PostgreSQL: every commit record reaches the journal, whoever publishes it and whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Sequence
+
+import msgpack
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from agents.emitter import PART_BYTES_MAX, Emitter
+from ledger.commit import Sealed, lock_writer, seal
+from ledger.journal import Relay
+from ledger.record import Message, unpack
+from ledger.rows import Connection
+from stablerail.dev.kafka import Kafka
+from stablerail.topics_admin import admin, create_missing
+from tests.support import ledger_rig
+from tests.support.ledger_rig import AT, connect_to
+from topics.catalog import DEPOSITS_CREDITED, JOURNAL
+from topics.partitioner import partition_of
+
+databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+
+
+class Broker:
+    """Keeps what it was sent; may fail after or before it has it, or wait."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, bytes]] = []
+        self.lose_answers = 0
+        self.refuse = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def publish(self, records: Sequence[tuple[int, bytes]]) -> None:
+        await self.gate.wait()
+        if self.refuse:
+            self.refuse -= 1
+            raise KafkaError("away")
+        self.sent += records
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise KafkaError("no answer")
+
+    def seqs(self) -> list[int]:
+        return [seq for seq, _ in self.sent]
+
+
+def relay_of(dsn: str, broker: Broker) -> Relay:
+    return Relay(connect_to(dsn, synchronous_commit="off"), broker.publish, (KafkaError,))
+
+
+async def commit(connection: Connection, writer: str = "cli", size: int = 0) -> Sealed:
+    async with connection.transaction():
+        owners = await lock_writer(connection, writer)
+        messages = [Message("t", None, bytes(itertools.islice(itertools.cycle(range(251)), size)))]
+        return await seal(connection, writer, owners, blocks=[], messages=messages, at=AT, actor="x", summary={})
+
+
+async def left(connection: Connection) -> list[tuple[int, bool]]:
+    return [tuple(row) for row in await connection.fetch("SELECT seq, journaled FROM outbox ORDER BY seq")]
+
+
+async def test_several_callers_share_one_turn(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    made = [await commit(connection) for _ in range(6)]
+    broker.gate.clear()
+    calls = [asyncio.create_task(relay.journal([(s.seq, s.record)])) for s in made[:3]]
+    await asyncio.sleep(0.05)
+    made.append(await commit(connection))  # after the first turn's look
+    calls += [asyncio.create_task(relay.journal([(s.seq, s.record)])) for s in made[3:]]
+    await asyncio.sleep(0.05)
+    broker.gate.set()
+    await asyncio.gather(*calls)
+    assert broker.seqs() == [s.seq for s in made]
+    assert broker.sent == [(s.seq, s.record) for s in made]
+    assert len([size for size in relay.group_sizes if size]) == 2, "one turn for six, one for what came meanwhile"
+    assert await left(connection) == [(s.seq, True) for s in made]
+    relay.emitted([s.seq for s in made])
+    await relay.close()
+    assert await left(connection) == []
+
+
+async def test_records_that_another_process_left_go_too_and_those_it_took_are_not_waited_for(
+    dsn: str, connection: Connection
+) -> None:
+    ours, theirs = Broker(), Broker()
+    relay, other = relay_of(dsn, ours), relay_of(dsn, theirs)
+    old, new = await commit(connection, "a"), await commit(connection, "b")
+    await relay.journal([(new.seq, new.record)])
+    assert ours.sent == [(old.seq, old.record), (new.seq, new.record)], "first what it may depend on"
+    await other.journal([(old.seq, old.record)])
+    assert theirs.sent == []
+    assert other._fresh == {}
+    await relay.journal([(new.seq, new.record)])  # told twice: harmless
+    assert len(ours.sent) == 2
+    await relay.close()
+    await other.close()
+
+
+async def test_two_relays_at_once_publish_every_record_once_and_each_writers_in_order(
+    dsn: str, connection: Connection
+) -> None:
+    broker = Broker()
+
+    async def work(writer: str) -> list[int]:
+        relay, own = relay_of(dsn, broker), await connect_to(dsn)()
+        seqs = []
+        for _ in range(40):
+            sealed = await commit(own, writer)
+            seqs.append(sealed.seq)
+            await relay.journal([(sealed.seq, sealed.record)])
+            assert sealed.seq in broker.seqs(), "it is there when journal returns"
+        await relay.close()
+        await own.close()
+        return seqs
+
+    written = await asyncio.gather(*(work(f"w{n}") for n in range(3)))
+    assert sorted(broker.seqs()) == sorted(seq for seqs in written for seq in seqs), "each once"
+    for seqs in written:
+        assert [seq for seq in broker.seqs() if seq in seqs] == seqs
+    assert [seq for seq, journaled in await left(connection) if not journaled] == []
+
+
+@pytest.mark.parametrize("what", ["refuse", "lose_answers"])
+async def test_a_publish_that_fails_is_done_again(what: str, dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    one, two = await commit(connection), await commit(connection)
+    setattr(broker, what, 2)
+    await relay.journal([(one.seq, one.record), (two.seq, two.record)])
+    assert list(dict.fromkeys(broker.seqs())) == [one.seq, two.seq]
+    assert len(broker.sent) == (2 if what == "refuse" else 6)
+    assert await left(connection) == [(one.seq, True), (two.seq, True)]
+    await relay.close()
+
+
+async def test_a_connection_killed_during_the_turn_repeats_the_records(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    sealed = await commit(connection)
+    broker.gate.clear()
+    call = asyncio.create_task(relay.journal([(sealed.seq, sealed.record)]))
+    killed = 0
+    while not killed:
+        await asyncio.sleep(0.01)
+        rows = await connection.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND application_name = 'stablerail' AND state = 'idle in transaction'"
+        )
+        killed = len(rows)
+    broker.gate.set()
+    await call
+    assert broker.seqs() == [sealed.seq, sealed.seq], "the mark was lost with the connection"
+    assert await left(connection) == [(sealed.seq, True)]
+    await relay.close()
+
+
+async def test_a_lost_mark_repeats_a_record_and_loses_none(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    first = await commit(connection)
+    await relay.journal([(first.seq, first.record)])
+    await connection.execute("UPDATE outbox SET journaled = false")  # as a crash of the server may (synchronous_commit)
+    second = await commit(connection)
+    await relay.journal([(second.seq, second.record)])
+    assert broker.seqs() == [first.seq, first.seq, second.seq]
+    await relay.close()
+
+
+async def test_an_error_that_is_none_of_the_known_ones_is_not_hidden(dsn: str, connection: Connection) -> None:
+    async def broken(_records: Sequence[tuple[int, bytes]]) -> None:
+        raise ZeroDivisionError
+
+    relay = Relay(connect_to(dsn), broken)
+    sealed = await commit(connection)
+    with pytest.raises(ZeroDivisionError):
+        await relay.journal([(sealed.seq, sealed.record)])
+    assert await left(connection) == [(sealed.seq, False)]
+    await relay.close()
+
+
+# -- on Kafka -----------------------------------------------------------------------------------------------------------
+
+
+async def read_all(
+    kafka: Kafka, topic: str, partition: int, wanted: int
+) -> list[tuple[bytes, bytes, dict[str, bytes]]]:
+    if not wanted:
+        return []
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    consumer.assign([TopicPartition(topic, partition)])
+    found = []
+    async with asyncio.timeout(30):
+        while len(found) < wanted:
+            one = await consumer.getone()
+            found.append((one.key, one.value, dict(one.headers)))
+    await consumer.stop()
+    return found
+
+
+async def test_a_record_larger_than_a_message_goes_to_the_journal_in_parts(
+    kafka: Kafka, topic_prefix: str, dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1, [JOURNAL])
+    emitter = Emitter(kafka.bootstrap, topic_prefix)
+    await emitter.start()
+    relay = Relay(connect_to(dsn), emitter.journal, (KafkaError,))
+    noise = random.Random(7).randbytes  # zstd must not shrink it
+    monkeypatch.setattr("ledger.record.msgpack.packb", _with(noise(PART_BYTES_MAX * 2 + 12_345)))
+    large = await commit(connection)
+    monkeypatch.undo()
+    small = await commit(connection)
+    await relay.journal([(large.seq, large.record), (small.seq, small.record)])
+    assert len(large.record) > 2 * PART_BYTES_MAX
+    found = await read_all(kafka, JOURNAL.named(topic_prefix), 0, 4)
+    assert [int.from_bytes(key, "big") for key, _, _ in found] == [large.seq] * 3 + [small.seq]
+    assert [(h.get("part"), h.get("parts")) for _, _, h in found] == [
+        (b"0", b"3"), (b"1", b"3"), (b"2", b"3"), (None, None),
+    ]  # fmt: skip
+    assert b"".join(value for _, value, _ in found[:3]) == large.record
+    assert unpack(found[3][1]).stage == "cli"
+    await relay.close()
+    await emitter.stop()
+
+
+def _with(noise: bytes):  # type: ignore[no-untyped-def]
+    pack = msgpack.Packer().pack
+
+    def packb(value: object) -> bytes:
+        if isinstance(value, list) and len(value) == 2:  # the content
+            return pack([value[0], [["t", None, noise, "", "", None, None]]])
+        return pack(value)
+
+    return packb
+
+
+async def test_messages_of_a_batch_keep_their_order_within_each_partition(kafka: Kafka, topic_prefix: str) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1, [DEPOSITS_CREDITED])
+    emitter = Emitter(kafka.bootstrap, topic_prefix)
+    await emitter.start()
+    sent = [Message(DEPOSITS_CREDITED.name, b"k%d" % (n % 5), b"%d" % n, f"id{n}", "type") for n in range(300)]
+    for start in range(0, 300, 100):
+        await emitter.emit(sent[start : start + 100], "/test", AT)
+    await emitter.emit([], "/test", AT)
+    await emitter.stop()
+    by_key: dict[bytes, list[int]] = {}
+    for partition in range(DEPOSITS_CREDITED.partitions):
+        wanted = [m for m in sent if partition_of(m.key, DEPOSITS_CREDITED.partitions) == partition]
+        for key, value, headers in await read_all(kafka, DEPOSITS_CREDITED.named(topic_prefix), partition, len(wanted)):
+            by_key.setdefault(key, []).append(int(value))
+            assert headers["ce_id"] == b"id" + value
+            assert headers["ce_source"] == b"/test"
+    assert all(numbers == sorted(numbers) for numbers in by_key.values())
+    assert sorted(n for numbers in by_key.values() for n in numbers) == list(range(300))

@@ -1,0 +1,331 @@
+"""Rows and commit records on a real PostgreSQL: every table, every operation, and the same rows again from the record."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import msgpack
+import pytest
+import zstandard
+
+from ledger import record as records
+from ledger.accounts import SHORTFALL, buffer, spendable
+from ledger.commit import claim_owners, lock_owners, lock_writer, seal
+from ledger.errors import JournalBroken
+from ledger.posting import Fold, Transaction, accounts_of, credit, debit
+from ledger.record import Message, pack, pack_content, unpack
+from ledger.rows import Changes, Connection, Op, Table, block, write
+from ledger.store import blocks_of, lock_balances
+from ledger.tables import CALLS, CHAIN_CURSORS, DEPOSITS, ENTRIES, INBOX, JOURNALED, SCHEDULE, WALLET_REQUESTS
+from tests.support import ledger_rig
+from tests.support.ledger_rig import (
+    AT,
+    POOL,
+    Bench,
+    assert_holds,
+    balance,
+    connect_to,
+    differences,
+    dump,
+    rebuild,
+    record,
+    until,
+)
+
+databases, dsn, connection, bench = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection, ledger_rig.bench
+
+FIXED = {
+    ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open",
+    ("wallet_requests", "status"): "requested", ("deposits", "status"): "credited",
+}  # fmt: skip
+
+
+def row(table: Table, n: int, change: int = 0) -> tuple[Any, ...]:
+    """A row whose key is told by n and whose other columns by n and `change`."""
+    made = []
+    for name, kind in table.columns:
+        number = n * 1000 + (0 if name in table.key else change) + 1
+        values: dict[str, Any] = {
+            "uuid": f"{number:032x}", "text": f'tä, {{"x"}} NULL \\ {number}', "int": number, "bool": bool(number % 2),
+            "bytes": number.to_bytes(4, "big") + b"\0\xff", "numeric": 10**30 + number,
+            "time": AT + timedelta(microseconds=number), "json": {"n": number, "deep": ["ü", None, 1.5, {"\\": '"'}]},
+        }  # fmt: skip
+        made.append(FIXED.get((table.name, name), values[kind]))
+    return tuple(made)
+
+
+def key(table: Table, n: int) -> tuple[Any, ...]:
+    names = [name for name, _ in table.columns]
+    return tuple(row(table, n)[names.index(name)] for name in table.key)
+
+
+async def stored(connection: Connection, table: Table) -> list[str]:
+    return (await dump(connection))[table.name]
+
+
+@pytest.mark.parametrize("table", JOURNALED, ids=lambda table: table.name)
+async def test_every_table_is_written_inserted_changed_and_deleted_as_declared(
+    table: Table, connection: Connection
+) -> None:
+    await write(connection, [block(table, Op.INSERT, [row(table, 1), row(table, 2), row(table, 3)])])
+    assert len(await stored(connection, table)) == 3
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await write(connection, [block(table, Op.INSERT, [row(table, 9), row(table, 2)])])
+    changed = [
+        block(table, Op.UPSERT, [row(table, 2, change=5), row(table, 4)]),
+        block(table, Op.DELETE, [key(table, 1)]),
+    ]
+    await write(connection, changed)
+    assert len(await stored(connection, table)) == 3
+    columns = ", ".join(name for name, _ in table.columns)
+    read = await connection.fetch(f"SELECT {columns} FROM {table.name}")
+    kinds = [kind for _, kind in table.columns]
+    back = {tuple(_plain(kind, value) for kind, value in zip(kinds, one, strict=True)) for one in read}
+    wanted = [row(table, 2, change=5), row(table, 3), row(table, 4)]
+    assert back == {tuple(_plain(kind, value) for kind, value in zip(kinds, one, strict=True)) for one in wanted}
+
+
+def _plain(kind: str, value: Any) -> str:
+    if kind == "json":
+        import json
+
+        return json.dumps(json.loads(value) if isinstance(value, str) else value, sort_keys=True)
+    if kind == "uuid":
+        return str(value).replace("-", "")
+    return str(int(value)) if kind == "numeric" else str(value)
+
+
+@pytest.mark.parametrize("table", [WALLET_REQUESTS])
+async def test_nothing_is_kept_as_nothing(table: Table, connection: Connection) -> None:
+    await write(connection, [block(table, Op.INSERT, [("ada", "ETH", "requested", AT, None)])])
+    assert await connection.fetchval("SELECT ready_at FROM wallet_requests") is None
+
+
+async def test_every_kind_of_row_survives_the_record_and_makes_the_same_rows_elsewhere(
+    databases: Callable[[], str], connection: Connection
+) -> None:
+    blocks = [block(table, op, [row(table, n)]) for n, op in ((1, Op.INSERT), (2, Op.UPSERT)) for table in JOURNALED]
+    message = Message("t", None, b"\0\xff", "id", "type", None)
+    letter = Message("t.dlq", b"k", None, headers=[("a", b"\0"), ("a", b"2")])
+    content, digest = pack_content(blocks, [message, letter])
+    kept = unpack(pack("stage", "topic", AT, content, []))
+    assert (kept.stage, kept.topic, kept.at, kept.digest) == ("stage", "topic", AT, digest)
+    assert digest == hashlib.sha256(content).digest()
+    assert [(b.table, b.op, b.columns) for b in kept.blocks] == [(b.table, b.op, b.columns) for b in blocks]
+    assert [m.kafka_headers("s", AT) for m in kept.messages] == [m.kafka_headers("s", AT) for m in (message, letter)]
+    assert [m[:6] for m in kept.messages] == [message[:6], letter[:6]]
+    other: Connection = await connect_to(databases())()
+    await write(connection, blocks)
+    await write(other, kept.blocks)
+    assert await dump(other) == await dump(connection)
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"", b"no zstd", zstandard.compress(b"\xc1"), zstandard.compress(msgpack.packb([2, 1, 2, 3, 4, 5])),
+        zstandard.compress(msgpack.packb([1, "s"])), zstandard.compress(msgpack.packb(7)),
+        zstandard.compress(msgpack.packb([1, "s", "t", "no time", b"", []])),
+        zstandard.compress(msgpack.packb([1, "s", "t", AT.isoformat(), msgpack.packb([[["none", "i", []]], []]), []])),
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_broken_and_nothing_else(damaged: bytes) -> None:
+    with pytest.raises(JournalBroken):
+        unpack(damaged)
+
+
+def test_a_record_that_unpacks_to_too_much_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "BYTES_MAX", 1_000)
+    content, _ = pack_content([], [Message("t", None, bytes(10_000))])
+    with pytest.raises(JournalBroken):
+        unpack(pack("s", "t", AT, content, []))
+
+
+async def test_a_later_write_of_a_key_replaces_the_earlier_one(connection: Connection) -> None:
+    await write(connection, [block(CHAIN_CURSORS, Op.INSERT, [row(CHAIN_CURSORS, 5)])])
+    changes = Changes()
+    changes.insert(INBOX, row(INBOX, 1))
+    changes.upsert(INBOX, row(INBOX, 1, change=2))  # still an insert: another writer's row must be noticed
+    changes.upsert(INBOX, row(INBOX, 2))
+    changes.upsert(INBOX, row(INBOX, 2, change=2))
+    for table in (WALLET_REQUESTS, CHAIN_CURSORS):
+        changes.insert(table, row(table, 3))
+        changes.upsert(table, row(table, 4))
+        for n in (3, 4, 5):
+            changes.delete(table, key(table, n))
+    assert {(b.table.name, b.op) for b in changes.blocks()} == {
+        ("inbox", Op.INSERT), ("inbox", Op.UPSERT), ("wallet_requests", Op.DELETE), ("chain_cursors", Op.DELETE),
+    }  # fmt: skip
+    await write(connection, changes.blocks())
+    attempts = await connection.fetch("SELECT attempt FROM inbox ORDER BY 1")
+    assert [r[0] for r in attempts] == [row(INBOX, n, change=2)[2] for n in (1, 2)]
+    assert await stored(connection, CHAIN_CURSORS) == []
+
+
+NASTY = [
+    "",
+    "NULL",
+    "null",
+    "-",
+    "=",
+    "{",
+    "}",
+    "{}",
+    ",",
+    '"',
+    "\\",
+    '\\"',
+    "a,b",
+    " x ",
+    "\n\t",
+    "ä",
+    "\U0001f4b8",
+    "'; --",
+]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_any_text_is_kept_as_it_is(shared: bool, connection: Connection) -> None:
+    """Also as one value of a whole column, and beside nothing."""
+    for batch in [[text] * 2 for text in NASTY] if shared else [NASTY, [*NASTY, None]]:
+        rows = [
+            (f"{n:032x}", "s", "p", "o", f"{n + 1:032x}", {"t": text}, (text or "").encode(), "open", AT, None)
+            for n, text in enumerate(batch)
+        ]
+        keyed = [("s", f"{n:032x}", 1, "t", None, b"", [], text or "", AT) for n, text in enumerate(batch)]
+        await connection.execute("TRUNCATE calls, schedule, deposits")
+        await write(connection, [block(CALLS, Op.INSERT, rows), block(SCHEDULE, Op.INSERT, keyed)])
+        read = await connection.fetch("SELECT request->>'t', fingerprint FROM calls ORDER BY id")
+        assert [tuple(r) for r in read] == [(text, (text or "").encode()) for text in batch]
+        codes = await connection.fetch("SELECT code FROM schedule ORDER BY event_id")
+        assert [r[0] for r in codes] == [text or "" for text in batch]
+        places = [
+            (f"{n:032x}", f"{n:032x}", n, "c", "t", "r", "a", 1, text or "", "pending", 0, "", text, n if text else None,
+             None, AT if text else None, None, AT)
+            for n, text in enumerate(batch)
+        ]  # fmt: skip
+        await write(connection, [block(DEPOSITS, Op.INSERT, places)])
+        back = await connection.fetch("SELECT user_id, block_hash, block_number, credited_at FROM deposits ORDER BY id")
+        assert [tuple(r) for r in back] == [(p[8], p[12], p[13], p[15]) for p in places]
+
+
+# -- commits -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_database_made_from_the_journal_is_the_same_to_the_row(
+    bench: Bench, databases: Callable[[], str]
+) -> None:
+    workers = [await bench.start(partition, events_max=7) for partition in (0, 1)]
+    moves = ("credit", "spend", "refuse", "cross", "credit", "retry")
+    for n in range(0, 60, 3):
+        for partition, worker in enumerate(workers):
+            await worker.feed(
+                *(record(i, f"u{i % 4}", 3, moves[(i + partition) % 6], note="u9", partition=partition)
+                  for i in range(n, n + 3))
+            )  # fmt: skip
+    for partition, worker in enumerate(workers):
+        await worker.until_acked((partition, 59))
+    assert len(bench.emitter.journaled) > 10
+    other: Connection = await connect_to(databases())()
+    await rebuild(other, [*bench.emitter.journaled, *bench.emitter.journaled])
+    assert differences(await dump(other), await dump(bench.connection)) == {}
+    await assert_holds(other)
+    await other.close()
+
+
+async def test_the_sequence_number_is_drawn_last(dsn: str) -> None:
+    first, second = await connect_to(dsn)(), await connect_to(dsn)()
+
+    async def close(connection: Connection, writer: str) -> int:
+        owners = await lock_writer(connection, writer)
+        done = await seal(connection, writer, owners, blocks=[], messages=[], at=AT, actor="me", summary={})
+        return done.seq
+
+    async with first.transaction():
+        await lock_writer(first, "first")
+        async with second.transaction():
+            earlier = await close(second, "second")
+        later = await close(first, "first")
+    assert earlier < later, "a commit that began before may depend on one that ended before"
+    await first.close()
+    await second.close()
+
+
+async def test_each_commit_links_to_the_one_before(connection: Connection) -> None:
+    heads = []
+    for n in range(3):
+        async with connection.transaction():
+            owners = await lock_writer(connection, "cli")
+            assert (owners[0].topic, owners[0].position) == ("-", n)
+            heads.append(owners[0].head)
+            await seal(connection, "cli", owners, blocks=[], messages=[], at=AT, actor="ops", summary={"n": n})
+    assert heads[0] == b""
+    assert len(set(heads)) == 3
+    await assert_holds(connection)
+
+
+async def test_a_claim_takes_each_partition_once_and_is_a_commit_itself(connection: Connection) -> None:
+    for n in (1, 2):
+        async with connection.transaction():
+            epochs, sealed = await claim_owners(connection, "s", [("t", 1), ("t", 0)], AT)
+        assert epochs == {("t", 0): n, ("t", 1): n}
+        assert [b.table.name for b in unpack(sealed.record).proof] == ["audit", "owners"]
+    async with connection.transaction():
+        owners = await lock_owners(connection, "s", epochs)
+    assert [(o.partition, o.epoch, o.position) for o in owners] == [(0, 2, 2), (1, 2, 2)]
+
+
+async def test_writers_that_cross_each_others_accounts_take_turns_without_a_deadlock(dsn: str) -> None:
+    users = [spendable(f"u{n}") for n in range(6)]
+
+    async def post(worker: int) -> None:
+        connection: Connection = await connect_to(dsn)()
+        for n in range(25):
+            order = users if (n + worker) % 2 else users[::-1]
+            legs = (*(debit(user, 1) for user in order), credit(POOL, len(users)))
+            transaction = Transaction(f"{worker:016x}{n:016x}", "test", "", legs)
+            async with connection.transaction():
+                balances, at = await lock_balances(connection, accounts_of([transaction]), AT)
+                fold = Fold(balances)
+                fold.post(transaction)
+                await write(connection, blocks_of(fold, at))
+        await connection.close()
+
+    setup: Connection = await connect_to(dsn)()
+    first = Transaction("f" * 32, "test", "", (*(debit(u, 1) for u in users), credit(POOL, len(users))))
+    fold = Fold((await lock_balances(setup, accounts_of([first]), AT))[0])
+    fold.post(first)
+    await write(setup, blocks_of(fold, AT))
+    await asyncio.gather(*(post(worker) for worker in range(4)))
+    assert await balance(setup, POOL) == -6 * 101
+    lines = await setup.fetchval("SELECT count(*) FROM entries WHERE account_id = $1", users[0].id)
+    assert lines == 101
+    await setup.close()
+
+
+async def test_the_database_itself_refuses_a_customers_negative_balance(connection: Connection) -> None:
+    for account in (SHORTFALL, buffer("7")):
+        fold = Fold((await lock_balances(connection, {account, POOL}, AT))[0])
+        fold.post(Transaction(account.id, "test", "", (debit(POOL, 5), credit(account, 5))))
+        await write(connection, blocks_of(fold, AT))
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute(
+            "INSERT INTO accounts VALUES ($1, 'ada', 'usdc_balance', 'USDC', '', -1, 1, now())", spendable("ada").id
+        )
+    with pytest.raises(asyncpg.CheckViolationError):
+        await write(connection, [block(ENTRIES, Op.INSERT, [(POOL.id, 99, "1" * 32, 0, "d", 0, 0, AT)])])
+
+
+def test_a_fold_of_nothing_writes_nothing() -> None:
+    assert blocks_of(Fold({}), AT) == []
+
+
+async def test_the_rig_waits_no_longer_than_it_says() -> None:
+    with pytest.raises(AssertionError, match="never did not happen"):
+        await until(lambda: False, "never", timeout_s=0.01)

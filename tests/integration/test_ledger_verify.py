@@ -1,0 +1,155 @@
+"""`verify` finds every kind of damage that somebody with SQL can do, and nothing where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agents.deposits import credit_deposits
+from agents.deposits.credit_deposits import DepositPolicy
+from agents.stage import read_item, settle
+from ledger.rows import Connection
+from ledger.verify import verify
+from tests.support import ledger_rig
+from tests.support.ledger_rig import AT
+from topics.catalog import DEPOSITS_NOTIFIED
+from topics.envelope import value_of
+from topics.events import DepositNotified, Evidence
+
+databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+
+STAGE = credit_deposits.stage(DepositPolicy(minimum=1, chains_read=frozenset({"MATIC"})))
+ADDRESS = "0x" + "1" * 40
+
+
+class Record:
+    """A raw record of deposits.notified."""
+
+    def __init__(self, offset: int, amount: int, chain: str = "ETH", evidence: Evidence = Evidence.COMPLETE) -> None:
+        event = DepositNotified(
+            source="circle", transfer_id=f"t{offset}", chain=chain, tx_hash=f"0x{offset:064x}", to=ADDRESS,
+            asset="USDC", amount=amount, evidence=evidence,
+        )  # fmt: skip
+        self.topic, self.partition, self.offset, self.timestamp = DEPOSITS_NOTIFIED.name, 0, offset, 1_780_000_000_000
+        self.key, self.value, self.headers = ADDRESS.encode(), value_of(event), []
+
+
+async def settle_all(connection: Connection, *records: Any) -> None:
+    epochs = await ledger_rig.own(connection, stage=STAGE.name)
+    moved = {(DEPOSITS_NOTIFIED.name, partition): epoch for (_, partition), epoch in epochs.items()}
+    await connection.execute("UPDATE owners SET topic = $1", DEPOSITS_NOTIFIED.name)
+    await connection.execute("UPDATE audit SET topic = $1", DEPOSITS_NOTIFIED.name)
+    for one in records:
+        await settle(connection, STAGE, [read_item(STAGE, one)], moved, AT, None)
+
+
+@pytest.fixture
+async def books(connection: Connection) -> Connection:
+    """Three deposits of one customer, two of them final."""
+    await connection.execute(
+        "INSERT INTO wallets SELECT c, $1, 'ada', 'w', now() FROM unnest($2::text[]) AS c", ADDRESS, ["ETH", "MATIC"]
+    )
+    await settle_all(connection, Record(0, 5), Record(1, 7), Record(2, 9, "MATIC"), Record(3, 1, "SOL"))
+    await connection.execute("DELETE FROM outbox")
+    return connection
+
+
+async def broken(connection: Connection) -> set[int]:
+    return {result.number for result in await verify(connection) if not result.holds}
+
+
+async def test_undamaged_books_hold_and_say_how_much_was_looked_at(books: Connection) -> None:
+    results = {result.number: result for result in await verify(books)}
+    assert [number for number in results if not results[number].holds] == []
+    assert {number: result.checked for number, result in results.items()} == {
+        1: 5, 2: 4, 3: 4, 5: 3, 9: 5, 10: 4, 11: 5,
+    }  # fmt: skip
+
+
+async def test_an_empty_database_holds(connection: Connection) -> None:
+    assert await broken(connection) == set()
+
+
+ENTRY = "account_id = (SELECT id FROM accounts WHERE owner = 'ada') AND version"
+DAMAGE = {
+    "an entry's amount": ({1, 3}, f"UPDATE entries SET amount = amount + 1 WHERE {ENTRY} = 2"),
+    "an entry's direction": ({1, 3}, f"UPDATE entries SET direction = 'c' WHERE {ENTRY} = 2"),
+    "an entry's balance": ({3}, f"UPDATE entries SET balance_after = balance_after + 1 WHERE {ENTRY} = 2"),
+    "two entries that cancel out": (
+        {3}, "UPDATE entries SET amount = amount + 1 WHERE transaction_id ="
+        f" (SELECT transaction_id FROM entries WHERE {ENTRY} = 2)",
+    ),
+    "an entry deleted": ({1, 3}, f"DELETE FROM entries WHERE {ENTRY} = 2"),
+    "the last entry deleted": ({1, 3}, f"DELETE FROM entries WHERE {ENTRY} = 3"),
+    "a whole transaction's entries deleted": (
+        {3}, f"DELETE FROM entries WHERE transaction_id = (SELECT transaction_id FROM entries WHERE {ENTRY} = 2)",
+    ),
+    "an entry inserted": (
+        {1, 3},
+        "INSERT INTO entries SELECT account_id, 4, transaction_id, 9, 'd', 1, balance_after + 1, at"
+        f" FROM entries WHERE {ENTRY} = 3",
+    ),
+    "an entry and its balance inserted": (
+        {1, 2},
+        "WITH e AS (INSERT INTO entries SELECT account_id, 4, transaction_id, 9, 'd', 1, balance_after + 1, at"
+        f" FROM entries WHERE {ENTRY} = 3)"
+        " UPDATE accounts SET balance = balance + 1, version = 4 WHERE owner = 'ada'",
+    ),
+    "a balance": ({2, 3}, "UPDATE accounts SET balance = balance + 1 WHERE owner = 'ada'"),
+    "two balances that cancel out": (
+        {3}, "UPDATE accounts SET balance = balance + CASE owner WHEN 'ada' THEN 1 ELSE -1 END"
+        " WHERE type IN ('usdc_balance', 'system_buffer_usdc')",
+    ),
+    "an account's version": ({3}, "UPDATE accounts SET version = version + 1 WHERE owner = 'ada'"),
+    "a gap of versions": (
+        {3},
+        f"WITH e AS (UPDATE entries SET version = 4 WHERE {ENTRY} = 3)"
+        " UPDATE accounts SET version = 4 WHERE owner = 'ada'",
+    ),
+    "an account deleted": ({1, 2, 3}, "DELETE FROM accounts WHERE owner = 'ada'"),
+    "a deposit's second credit": (
+        {5}, "INSERT INTO transactions SELECT gen_random_uuid(), kind, reference, fingerprint, at"
+        " FROM transactions WHERE kind = 'deposit' LIMIT 1",
+    ),
+    "a credit without its deposit's generation": ({5}, "UPDATE deposits SET generation = 2 WHERE chain = 'MATIC'"),
+    "a deposit that claims to be final": ({5}, "UPDATE deposits SET status = 'finalized' WHERE chain = 'MATIC'"),
+    "a deposit that claims to be reversed": ({5}, "UPDATE deposits SET status = 'reversed' WHERE chain = 'MATIC'"),
+    "a deposit row deleted": ({5}, "DELETE FROM deposits WHERE chain = 'MATIC'"),
+    "a record that nobody emitted": (
+        {9}, "INSERT INTO outbox (stage, topic, partitions, at, record)"
+        " VALUES ('s', 't', '{0}', now() - interval '2 minutes', '')",
+    ),
+    "an event scheduled that is done": (
+        {10}, "INSERT INTO schedule SELECT stage, event_id, 2, 't', NULL, '', '[]', 'x', now() FROM inbox LIMIT 1",
+    ),
+    "an event scheduled that nobody has seen": (
+        {10}, "INSERT INTO schedule VALUES ('s', gen_random_uuid(), 2, 't', NULL, '', '[]', 'x', now())",
+    ),
+    "an audit row's digest": ({11}, "UPDATE audit SET digest = 'x' WHERE position = 2"),
+    "an audit row's head": ({11}, "UPDATE audit SET head = 'x' WHERE position = 2"),
+    "an audit row deleted": ({11}, "DELETE FROM audit WHERE position = 2"),
+    "the first audit row deleted": ({11}, "DELETE FROM audit WHERE position = 1"),
+    "the last audit row deleted": ({11}, "DELETE FROM audit WHERE position = 5"),
+    "all audit rows deleted": ({11}, "DELETE FROM audit"),
+    "audit rows reordered": (
+        {11},
+        "UPDATE audit a SET digest = b.digest, head = b.head FROM audit b"
+        " WHERE (a.position, b.position) IN ((2, 3), (3, 2))",
+    ),
+    "an audit row inserted": (
+        {11}, "INSERT INTO audit SELECT stage, topic, partition, 6, at, actor, summary, digest, head"
+        " FROM audit WHERE position = 5",
+    ),
+    "an owner's head": ({11}, "UPDATE owners SET head = 'x'"),
+    "an owner row deleted": ({11}, "DELETE FROM owners"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "statement"), DAMAGE.values(), ids=[name.replace(" ", "_") for name in DAMAGE])
+async def test_damage_is_found(wanted: set[int], statement: str, books: Connection) -> None:
+    done = await books.execute(statement)
+    assert not done.endswith(" 0"), "the damage was done"
+    assert await broken(books) == wanted
+    for result in await verify(books, rows_max=1):
+        assert len(result.offending) == (result.number in wanted)
