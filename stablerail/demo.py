@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
+from aiohttp import ClientError
+from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
 
@@ -43,6 +45,7 @@ EXIT_INTERRUPTED: Final = 130
 _BALANCE: Final = (
     "SELECT sum(CASE direction WHEN 'd' THEN amount ELSE -amount END)::text FROM entries WHERE account_id = $1"
 )
+_FAILURES: Final = (DevError, StoryBroken, ChainError, asyncpg.PostgresError, KafkaError, ClientError, OSError)
 
 DEPOSIT_SCRIPT: Final = """\
 #!/bin/sh
@@ -74,8 +77,9 @@ def run_demo(once: bool) -> int:
         demo = _Demo(directory, Parts(directory / "parts", tools), console)
         asyncio.run(_until_signal(demo.run(once)))
         return demo.code
-    except (DevError, StoryBroken, ChainError, asyncpg.PostgresError, OSError) as error:
-        console.print(f"✗ {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except _FAILURES as error:
+        where = f"; logs: {DIRECTORY}" if isinstance(error, StoryBroken) else ""
+        console.print(f"✗ {error}{where}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -136,7 +140,7 @@ class _Demo:
                 for task in beside:
                     task.cancel()
         except BaseExceptionGroup as group_error:
-            raise _first(group_error) from None
+            raise self._ended() or _first(group_error) from None
         finally:
             self._console.print("stopping everything", style="dim")
             await asyncio.to_thread(self._stop)
@@ -169,14 +173,20 @@ class _Demo:
 
     async def _guard(self) -> None:
         """Raises PartFailed when a part or program ends by itself."""
-        assert self._stack is not None
         while True:
-            if ended := self._parts.failure():
-                raise PartFailed(f"{ended} ended by itself", f"logs: {self._parts.directory}")
-            for name, child in self._stack.children.items():
-                if (code := child.returncode) is not None:
-                    raise PartFailed(f"{name} ended by itself with {code}: {tail(child.log)}", f"log: {child.log}")
+            if failed := self._ended():
+                raise failed
             await asyncio.sleep(0.3)
+
+    def _ended(self) -> PartFailed | None:
+        """The part or program that ended by itself: the cause of whatever else went wrong."""
+        assert self._stack is not None
+        if part := self._parts.failure():
+            return PartFailed(f"{part} ended by itself", f"logs: {self._parts.directory}")
+        for name, child in self._stack.children.items():
+            if (code := child.returncode) is not None:
+                return PartFailed(f"{name} ended by itself with {code}: {tail(child.log)}", f"log: {child.log}")
+        return None
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
