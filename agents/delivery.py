@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -126,7 +127,7 @@ class Delivery:
         self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
         self._slots = asyncio.Semaphore(services.in_flight)
         self._assigned: set[Key] = set()
-        self._terms: dict[Key, int] = {}
+        self._terms: Counter[Key] = Counter()
         self._epochs: dict[Key, int] = {}
         self._connection: Connection | None = None
         self._in_doubt = False
@@ -146,10 +147,7 @@ class Delivery:
 
     def assigned(self, keys: set[Key]) -> None:
         """These partitions (all that we now have) are ours; those that are new are owned before their first event."""
-        for key in self._assigned - keys:
-            self._epochs.pop(key, None)
-        # what an earlier assignment brought and is still queued comes again, behind what was dropped: never before it
-        self._terms.update({key: self._terms.get(key, -1) + 1 for key in keys - self._assigned})
+        self.revoked(self._assigned - keys)
         self._assigned = set(keys)
         if self._fenced is not None:
             self._fenced.cancel()
@@ -159,6 +157,8 @@ class Delivery:
     def revoked(self, keys: set[Key]) -> None:
         """These partitions may be another's: their next assignment bumps the epoch again."""
         self._assigned -= keys
+        # what is still queued of them would go before what is dropped of them now; it all comes again, in order
+        self._terms.update(keys)
         for key in keys:
             self._epochs.pop(key, None)
 
@@ -169,7 +169,7 @@ class Delivery:
     async def offer(self, delivered: Delivered) -> None:
         """A run of records; waits while enough are queued. Reads them here, while the batch before waits for PostgreSQL."""
         delivered.items = [read_item(self.stage, record) for record in delivered.run.records]
-        delivered.term = self._terms.get((delivered.run.topic, delivered.run.partition), 0)
+        delivered.term = self._terms[(delivered.run.topic, delivered.run.partition)]
         await self._incoming.put(delivered)
 
     def _expect_rebalance(self) -> None:
@@ -242,7 +242,7 @@ class Delivery:
 
     def _is_ours(self, delivered: Delivered) -> bool:
         key = (delivered.run.topic, delivered.run.partition)
-        return key in self._epochs and delivered.term == self._terms.get(key, 0)
+        return key in self._epochs and delivered.term == self._terms[key]
 
     async def _finish_forever(self) -> None:
         relay, emitter, clock = self._services.relay, self._services.emitter, asyncio.get_running_loop().time
