@@ -59,7 +59,7 @@ async def run(parts: Parts, side: Side, load: Workload, limit_s: float) -> Run:
     """Raises TimeoutError, RuntimeError when a process ended, AssertionError when anything was lost or repeated."""
     async with asyncio.timeout(limit_s), place(parts) as here:
         await sides.start(here, side)
-        reader = AIOKafkaConsumer(bootstrap_servers=here.bootstrap, auto_offset_reset="earliest")
+        reader = AIOKafkaConsumer(bootstrap_servers=here.bootstrap, auto_offset_reset="earliest", fetch_max_wait_ms=50)
         await reader.start()
         database = await asyncpg.connect(here.dsn)
         try:
@@ -170,6 +170,8 @@ class _Measured:
     async def _records(self, begin: dict[TopicPartition, int]) -> AsyncIterator[Any]:
         ends = await self._reader.end_offsets(list(begin))
         left = {tp for tp in begin if begin[tp] < ends[tp]}
+        if not left:
+            return
         self._reader.assign(list(begin))
         for tp, offset in begin.items():
             self._reader.seek(tp, offset)
