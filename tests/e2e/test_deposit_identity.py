@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import uuid
@@ -192,17 +193,18 @@ class Desk:
     stage: Stage[Any]
     epochs: dict[tuple[str, int], int] = field(default_factory=dict)
     offsets: Iterator[int] = field(default_factory=itertools.count)
+    partition: int = 0
 
     def record(self, content: dict[str, Any], event_id: str, source: str) -> Any:
         headers = headers_of("io.stablerail.deposits.notified.v1", event_id=event_id, source=source, time=_now())
         return SimpleNamespace(
-            topic="deposits.notified", partition=0, offset=next(self.offsets), timestamp=1_700_000_000_000,
+            topic="deposits.notified", partition=self.partition, offset=next(self.offsets), timestamp=1_700_000_000_000,
             key=content["to"].encode(), value=json.dumps(content).encode(), headers=headers,
         )  # fmt: skip
 
-    async def settle(self, records: Sequence[Any]) -> Settled:
+    async def settle(self, records: Sequence[Any], *, careful: bool = False) -> Settled:
         items = [read_item(self.stage, record) for record in records]
-        return await settle(self.connection, self.stage, items, self.epochs, _now(), None)
+        return await settle(self.connection, self.stage, items, self.epochs, _now(), None, careful=careful)
 
     async def count(self, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self.connection.fetch(query)]
@@ -296,3 +298,63 @@ async def test_both_contents_of_a_reused_event_id_in_one_batch_are_one_effect_an
     }
     assert await desk.count("SELECT balance::bigint FROM accounts WHERE owner = 'alice'") == [(FIVE,)]
     assert (await desk.settle(records)).sealed is None
+
+
+async def test_a_vendors_count_of_equal_transfers_is_not_enough_on_a_chain_we_read(desk: Desk) -> None:
+    common = {
+        "version": 1,
+        "chain": "MATIC",
+        "tx_hash": "0x" + "77" * 32,
+        "to": WALLET,
+        "asset": "USDC",
+        "amount": "5.00",
+    }
+
+    def told(source: str, transfer_id: str, **fields: Any) -> Any:
+        content = common | {"source": source, "transfer_id": transfer_id, "evidence": "confirmed", **fields}
+        return desk.record(content, f"{transfer_id} {content['evidence']}", source)
+
+    query = "SELECT n, status FROM deposits ORDER BY n"
+    for evidence in ("confirmed", "complete"):
+        await desk.settle([told("circle", "a", evidence=evidence), told("circle", "b", evidence=evidence)])
+        assert await desk.count(query) == [(0, "credited"), (1, "pending")]
+    place = {"block_hash": "0x" + "88" * 32, "block_number": 7}
+    for index in (3, 4):
+        await desk.settle([told("scanner", f"{place['block_hash']}:{index}", log_index=index, **place)])
+    assert await desk.count(query) == [(0, "credited"), (1, "credited")]
+    assert await desk.count("SELECT balance::bigint FROM accounts WHERE owner = 'alice'") == [(2 * FIVE,)]
+
+
+async def test_an_attempt_that_a_producer_claims_opens_no_settled_event_again(desk: Desk) -> None:
+    record = desk.record(report(WALLET, amount="5.00"), "e-1", "partner")
+    assert (await desk.settle([record])).sealed is not None
+    for attempt in (b"1", b"2", b"31999"):
+        record.headers = [*record.headers, ("attempt", attempt)]
+        assert (await desk.settle([record])).sealed is None
+
+
+async def test_two_workers_that_settle_one_deposit_at_once_credit_it_once(desk: Desk, database: str) -> None:
+    """A producer with keys of its own spreads one deposit over partitions, and so over workers."""
+    other = await asyncpg.connect(database, server_settings={"search_path": "stablerail"})
+    try:
+        epochs, _ = await claim_owners(other, desk.stage.name, [("deposits.notified", 1)], _now())
+        desks = (desk, Desk(other, desk.stage, epochs, partition=1))
+        for number in range(20):
+            tx_hash = f"0x{number:064x}"
+            batches = [
+                [one.record(report(WALLET, tx_hash=tx_hash, source=source, amount="5.00"), f"{number}", source)]
+                for one, source in zip(desks, ("circle", "partner"), strict=True)
+            ]
+            outcomes = await asyncio.gather(
+                *(one.settle(batch) for one, batch in zip(desks, batches, strict=True)), return_exceptions=True
+            )
+            for one, batch, outcome in zip(desks, batches, outcomes, strict=True):
+                if isinstance(outcome, asyncpg.UniqueViolationError):
+                    assert (await one.settle(batch, careful=True)).sealed is not None
+                else:
+                    assert isinstance(outcome, Settled)
+    finally:
+        await other.close()
+    assert await desk.count("SELECT count(*), sum(generation)::int FROM deposits") == [(20, 20)]
+    assert await desk.count("SELECT count(*) FROM deposit_reports") == [(40,)]
+    assert await desk.count("SELECT balance::bigint FROM accounts WHERE owner = 'alice'") == [(20 * FIVE,)]

@@ -217,3 +217,19 @@ async def test_a_transfer_told_before_it_is_mined_is_waited_for_as_long_as_final
     assert await story.deposits(address) == [("finalized", FIVE, 0, 1)]
     assert (await story.balance(user), await story.balance(victim)) == (FIVE, 0)
     await shore.verified()
+
+
+async def test_a_head_that_no_endpoint_has_reached_judges_nothing(shore: Shore) -> None:
+    user, address = await shore.wallet()
+    tx_hash, _ = await shore.paid((address, FIVE))
+    await shore.until_statuses(address, "credited")
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    seen = await shore.head()
+    heads = [
+        {"chain": "MATIC", "chain_id": shore.anvil.chain_id, "number": number, "block_hash": tx_hash, "timestamp_s": 1}
+        for number in (seen + DEPTH + 1, 2**63 - 1, 0)
+    ]
+    sent = await shore.story.produce(CHAIN_HEADS, *[message("MATIC", head) for head in heads])
+    await shore.story.settled(CHAIN_HEADS, sent)
+    assert await shore.statuses(address) == ["credited"]
+    assert await shore.story.balance(user) == FIVE

@@ -25,6 +25,7 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
+from agents import lenient_records
 from connectors.circle.chains import to_circle
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.kafka import Kafka
@@ -228,7 +229,8 @@ async def until(condition: Callable[[], Awaitable[T | None]], what: str, *, paus
 
 
 async def records(bootstrap: str, topic: str) -> list[ConsumerRecord]:
-    """Everything a topic holds now, without a group."""
+    """Everything a topic holds now, without a group; also what only lenient consumers can read."""
+    lenient_records.install()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         enable_auto_commit=False,
