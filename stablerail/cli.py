@@ -31,7 +31,7 @@ EXIT_CONFIG = 78
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    err.print(message, style="red", markup=False, highlight=False)
+    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -54,12 +54,14 @@ def _run(action: Callable[[], Awaitable[Any]]) -> Any:
     import asyncpg
     from aiokafka.errors import KafkaError
 
+    from chain.errors import ChainError
+
     async def main() -> Any:
         return await action()
 
     try:
         return asyncio.run(main())
-    except (OSError, asyncpg.PostgresError, KafkaError) as error:
+    except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
         _fail(f"{type(error).__name__}: {error}")
 
 
@@ -204,6 +206,8 @@ def keys_create(
         try:
             made = await create_key(connection, [Scope(one) for one in scope], name)
             return made.token.get_secret_value()
+        except ValueError as error:
+            _fail(str(error))
         finally:
             await connection.close()
 

@@ -28,7 +28,8 @@ async def supervise(
         for index, movement in enumerate(movements)
     ]
     codes = await asyncio.gather(*keepers)
-    return max(codes, default=0)
+    # one that SIGTERM met before it could listen had nothing in hand
+    return max((abs(code) for code in codes if code != -signal.SIGTERM), default=0)
 
 
 async def _keep(movement: str, port: int, stopping: asyncio.Event, wait_s_max: float, shutdown_timeout_s: float) -> int:

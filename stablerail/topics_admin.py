@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from topics.catalog import TOPICS, Topic
+
+VISIBLE_S_MAX: Final = 30.0
+"""A broker that has made a topic shows it within milliseconds, unless the controller is changing."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ def _drift(topic: Topic, partitions: int, config: dict[str, str]) -> Iterable[st
 async def create_missing(
     admin: AIOKafkaAdminClient, prefix: str, replication_factor: int, topics: Iterable[Topic] = TOPICS
 ) -> list[Topic]:
-    """Creates what is missing; what exists is left as it is. Raises KafkaError when the broker refuses."""
+    """Creates what is missing; what exists is left as it is. Returns what it made, once everybody can see it: a consumer
+    that starts before that finds no partitions. Raises KafkaError when the broker refuses, TimeoutError when the topics
+    do not appear."""
     missing = [state.topic for state in await inspect(admin, prefix, topics) if not state.exists]
     if not missing:
         return []
@@ -66,11 +73,17 @@ async def create_missing(
             for topic in missing
         ]
     )
+    others = set()
     for name, code, *reason in answer.topic_errors:
         error = for_code(code)
-        if code and error is not TopicAlreadyExistsError:
+        if error is TopicAlreadyExistsError:
+            others.add(name)
+        elif code:
             raise error(f"{name}: {reason[0] if reason else ''}")
-    return missing
+    async with asyncio.timeout(VISIBLE_S_MAX):
+        while not all(state.exists for state in await inspect(admin, prefix, missing)):
+            await asyncio.sleep(0.05)
+    return [topic for topic in missing if topic.named(prefix) not in others]
 
 
 @asynccontextmanager

@@ -1,0 +1,207 @@
+"""The command line: what it says when something is missing, and its exit codes, on real parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from aiokafka.admin import NewTopic
+from click.testing import Result
+from typer.testing import CliRunner
+
+from stablerail.cli import app
+from stablerail.dev.kafka import Kafka
+from stablerail.topics_admin import admin, inspect
+from tests.support import ledger_rig
+from tests.support.ledger_rig import connect_to
+from topics.catalog import KYC_APPROVED
+
+databases, dsn = ledger_rig.databases, ledger_rig.dsn
+
+SECRET = "s3cret-of-nobody"
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings but the test's own, room for whole lines; logging as before afterwards: its stream is the runner's."""
+    for name in list(os.environ):
+        if name.startswith("STABLERAIL_") and not name.startswith("STABLERAIL_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    def invoke(*arguments: str, **environment: str) -> Result:
+        for name, value in environment.items():
+            monkeypatch.setenv(f"STABLERAIL_{name.upper()}", value)
+        return CliRunner().invoke(app, arguments)
+
+    return invoke
+
+
+def test_config_prints_every_setting_and_no_secret(run: Callable[..., Result]) -> None:
+    result = run(
+        "config",
+        database_url=f"postgresql://user:{SECRET}@db.example/ledger",
+        circle_api_key=f"TEST_API_KEY:1:{SECRET}",
+        circle_entity_secret="ab" * 32,
+        rpc_urls='{"ETH": ["https://rpc.example/v1/' + SECRET + '"]}',
+    )
+    assert result.exit_code == 0
+    assert SECRET not in result.output
+    assert "ab" * 32 not in result.output
+    assert "postgresql://user:********@db.example/ledger" in result.output
+    assert "STABLERAIL_WORKER_UNASSIGNED_TIMEOUT_S" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["migrate"], {}, "STABLERAIL_DATABASE_URL"),
+        (["verify"], {}, "STABLERAIL_DATABASE_URL"),
+        (["api"], {}, "STABLERAIL_DATABASE_URL"),
+        (["bridge"], {}, "STABLERAIL_SUMSUB_WEBHOOK_SECRET"),
+        (["keys", "list"], {}, "STABLERAIL_DATABASE_URL"),
+        (["worker", "deposits"], {}, "STABLERAIL_DATABASE_URL"),
+        (["worker", "onboarding"], {"database_url": "postgresql://u:p@h/d"}, "STABLERAIL_CIRCLE_ENTITY_SECRET"),
+        (["worker"], {}, "STABLERAIL_CIRCLE_API_KEY"),
+        (["config"], {"deposit_minimum": SECRET}, "STABLERAIL_DEPOSIT_MINIMUM"),
+        (["config"], {"depsit_minimum": "1"}, "did you mean STABLERAIL_DEPOSIT_MINIMUM"),
+        (["topics", "list"], {"kafka_bootstrap": SECRET}, "STABLERAIL_KAFKA_BOOTSTRAP"),
+    ],
+)
+def test_a_wrong_or_missing_setting_is_named_and_ends_the_program_with_78(
+    run: Callable[..., Result], arguments: list[str], environment: dict[str, str], named: str
+) -> None:
+    result = run(*arguments, **environment)
+    assert result.exit_code == 78
+    assert named in result.output
+    assert SECRET not in result.output
+
+
+def test_an_unknown_movement_is_named_with_those_there_are(run: Callable[..., Result]) -> None:
+    result = run("worker", "deposits", "depositz", database_url="postgresql://u:p@h/d")
+    assert result.exit_code == 2
+    assert "unknown movement depositz; there are onboarding, deposits, chains" in result.output
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["verify"], ["keys", "list"], ["topics", "list"]])
+def test_what_cannot_be_reached_is_said_in_one_line(run: Callable[..., Result], command: list[str]) -> None:
+    result = run(*command, database_url=f"postgresql://u:{SECRET}@127.0.0.1:1/d", kafka_bootstrap="127.0.0.1:1")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), "no traceback"
+    assert SECRET not in result.output
+    assert len(result.output.strip().splitlines()) <= 2
+
+
+def test_migrate_makes_the_schema_and_changes_nothing_the_second_time(
+    run: Callable[..., Result], database: str
+) -> None:
+    for _ in range(2):
+        result = run("migrate", database_url=database)
+        assert result.exit_code == 0
+        assert "newest revision" in result.output
+    assert run("verify").exit_code == 0
+    assert run("verify", database_schema="other").exit_code == 1, "a schema that is not there"
+
+
+def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_once(run: Callable[..., Result], dsn: str) -> None:
+    made = run("keys", "create", "--scope", "read", "--scope", "admin", "--name", "console", database_url=dsn)
+    assert made.exit_code == 0
+    token = made.output.strip()
+    prefix, key_id, secret = token.split("_")
+    assert prefix == "sr"
+    listed = run("keys", "list")
+    assert key_id in listed.output
+    assert "admin, read" in listed.output
+    assert secret not in listed.output
+    assert run("keys", "revoke", key_id).exit_code == 0
+    again = run("keys", "revoke", key_id)
+    assert (again.exit_code, isinstance(again.exception, SystemExit)) == (1, True)
+    assert run("keys", "create", "--scope", "write").exit_code == 2
+    nameless = run("keys", "create", "--scope", "read", "--name", "")
+    assert (nameless.exit_code, isinstance(nameless.exception, SystemExit)) == (1, True)
+    assert "printable name" in nameless.output
+
+
+def test_verify_says_what_is_broken_by_its_exit_code(run: Callable[..., Result], dsn: str) -> None:
+    good = run("verify", database_url=dsn)
+    assert good.exit_code == 0
+    assert good.output.count("holds") == 7
+
+    async def damage() -> None:
+        connection = await connect_to(dsn)()
+        await connection.execute(
+            "INSERT INTO accounts VALUES (gen_random_uuid(), 'ada', 'usdc_balance', 'USDC', '', 5, 1, now())"
+        )
+        await connection.close()
+
+    asyncio.run(damage())
+    bad = run("verify")
+    assert bad.exit_code == 1
+    assert bad.output.count("BROKEN") == 2
+    assert "ada" not in bad.output or "difference" in bad.output
+
+
+def test_verify_says_in_one_line_that_a_chain_cannot_be_read(run: Callable[..., Result], dsn: str) -> None:
+    result = run(
+        "verify",
+        database_url=dsn,
+        rpc_urls='{"MATIC": ["http://127.0.0.1:1/' + SECRET + '"]}',
+        usdc_contracts='{"MATIC": "0x' + "1" * 40 + '"}',
+        rpc_timeout_s="1",
+    )
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), "no traceback"
+    assert SECRET not in result.output
+
+
+def test_topics_are_created_once_and_listed(run: Callable[..., Result], kafka: Kafka, topic_prefix: str) -> None:
+    missing = run("topics", "list", kafka_bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    assert missing.exit_code == 1
+    assert missing.output.count("missing") > 10
+    made = run("topics", "create")
+    assert made.exit_code == 0
+    assert f"created {topic_prefix}deposits.notified" in made.output
+    assert "missing" not in made.output
+    again = run("topics", "create")
+    assert again.exit_code == 0
+    assert "created" not in again.output
+    good = run("topics", "list")
+    assert good.exit_code == 0
+    assert topic_prefix + "journal" in good.output
+
+
+def test_a_topic_that_differs_is_left_as_it_is_and_told_by_the_exit_code(
+    run: Callable[..., Result], kafka: Kafka, topic_prefix: str
+) -> None:
+    async def make() -> None:
+        async with admin(kafka.bootstrap) as client:
+            configs = {"retention.ms": "1000", "cleanup.policy": "compact"}
+            await client.create_topics([NewTopic(f"{topic_prefix}kyc.approved", 6, 1, topic_configs=configs)])
+            while not (await inspect(client, topic_prefix, [KYC_APPROVED]))[0].exists:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(make())
+    made = run("topics", "create", kafka_bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    drifted = run("topics", "list")
+    assert (made.exit_code, drifted.exit_code) == (0, 1)
+    for difference in (
+        "partitions 6, declared 4",
+        "retention.ms 1000, declared 604800000",
+        "cleanup.policy compact, declared delete",
+    ):
+        assert difference in made.output
+        assert difference in drifted.output

@@ -1,0 +1,229 @@
+"""Workers as processes on real Kafka and PostgreSQL: what they show, how they end, and what they say when they cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import NewTopic
+
+from stablerail.dev.fetch import Tools
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.processes import Child, free_port, tail
+from stablerail.topics_admin import admin, create_missing
+from tests.support import ledger_rig
+from tests.support.ledger_rig import connect_to
+from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED
+
+databases, dsn = ledger_rig.databases, ledger_rig.dsn
+
+WAIT_S = 60.0
+
+
+class Program:
+    """`stablerail worker …` as a child, and its pages."""
+
+    def __init__(self, directory: Path, environment: dict[str, str], *arguments: str) -> None:
+        self.port = free_port()
+        self.log = directory / f"{self.port}.log"
+        command = [sys.executable, "-m", "stablerail.cli", "worker", *arguments, "--port", str(self.port)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STABLERAIL_")}
+        own = {
+            "STABLERAIL_DATADIR": str(directory),
+            "STABLERAIL_LOG_FORMAT": "json",
+            "STABLERAIL_WORKER_UNASSIGNED_TIMEOUT_S": "2",
+            "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
+        }
+        self.child = Child(command, log=self.log, env={**inherited, **own, **environment})
+
+    async def get(self, path: str, *, json_wanted: bool = False) -> tuple[int, str]:
+        """Status and body; (0, "") where nobody listens."""
+        headers = {"accept": "application/json"} if json_wanted else {}
+        async with aiohttp.ClientSession() as session:
+            try:
+                async with session.get(f"http://127.0.0.1:{self.port}{path}", headers=headers) as answer:
+                    return answer.status, await answer.text()
+            except (aiohttp.ClientError, OSError):
+                return 0, ""
+
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        while not (found := await condition()):
+            said = tail(self.log)
+            assert self.child.returncode is None, f"the worker ended with {self.child.returncode}: {said}"
+            assert asyncio.get_running_loop().time() < deadline, f"{what} did not happen: {said}"
+            await asyncio.sleep(0.1)
+        return found
+
+    async def until_assigned(self) -> None:
+        async def assigned() -> bool:
+            status, body = await self.get("/flow", json_wanted=True)
+            return status == 200 and all(figures["partitions"] for figures in json.loads(body))
+
+        await self.until(assigned, "the assignment")
+
+    async def until_unready(self) -> dict[str, str]:
+        async def trouble() -> dict[str, str]:
+            status, body = await self.get("/readyz")
+            found: dict[str, str] = json.loads(body)["trouble"] if status == 503 else {}
+            return found
+
+        return dict(await self.until(trouble, "being unready"))
+
+
+@pytest.fixture
+async def start(kafka: Kafka, dsn: str, topic_prefix: str, tmp_path: Path) -> AsyncIterator[Callable[..., Program]]:
+    started: list[Program] = []
+
+    def make(*arguments: str, **environment: str) -> Program:
+        base = {
+            "STABLERAIL_KAFKA_BOOTSTRAP": kafka.bootstrap,
+            "STABLERAIL_DATABASE_URL": dsn,
+            "STABLERAIL_TOPIC_PREFIX": topic_prefix,
+        }
+        started.append(Program(tmp_path, {**base, **environment}, *(arguments or ("deposits",))))
+        return started[-1]
+
+    yield make
+    for program in started:
+        if program.child.returncode is None:
+            await asyncio.to_thread(program.child.kill)
+
+
+def listening(port: int) -> set[str]:
+    """Addresses that have the port open, from the kernel."""
+    found = set()
+    for file, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{file}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port:
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                found.add(socket.inet_ntop(family, b"".join(words)))
+    return found
+
+
+async def test_a_worker_shows_itself_on_loopback_only_and_ends_well_on_sigterm(
+    start: Callable[..., Program], kafka: Kafka, topic_prefix: str, dsn: str
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1)
+    worker = start()
+    await worker.until_assigned()
+    assert listening(worker.port) == {"127.0.0.1"}
+    assert json.loads((await worker.get("/healthz"))[1]) == {"status": "ok"}
+    assert await worker.get("/readyz") == (200, json.dumps({"status": "ready", "trouble": {}}, separators=(",", ":")))
+
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
+    await producer.start()
+    for n in range(20):
+        await producer.send(DEPOSITS_NOTIFIED.named(topic_prefix), b"not json", key=b"%d" % n)
+    await producer.stop()
+
+    async def refused() -> bool:
+        figures = json.loads((await worker.get("/flow", json_wanted=True))[1])
+        return any(f["stage"] == "credit_deposits" and f["refused"] == f["events_in"] == 20 for f in figures)
+
+    await worker.until(refused, "twenty refusals")
+    status, page = await worker.get("/flow")
+    assert status == 200
+    assert "credit_deposits" in page
+    assert "finalize_deposits" in page
+    status, metrics = await worker.get("/metrics")
+    assert status == 200
+    assert 'stablerail_stage_events_total{outcome="rejected",stage="credit_deposits"} 20.0' in metrics
+    assert 'stablerail_dead_letters_total{code="not_json",topic="deposits.notified.dlq"} 20.0' in metrics
+    assert 'stablerail_worker_ready{movement="deposits"} 1.0' in metrics
+    for path in ("/table/", "/router/", "/table/x/y", "/graph/", "/stats/x"):
+        assert (await worker.get(path))[0] == 404, path
+
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=30) == 0
+    connection = await connect_to(dsn)()
+    assert await connection.fetchval("SELECT count(*) FROM inbox WHERE outcome = 'rejected'") == 20
+    assert await connection.fetchval("SELECT count(*) FROM outbox") == 0, "nothing is left for another"
+    await connection.close()
+    assert "worker.stopped" in worker.log.read_text()
+
+
+async def test_a_worker_whose_topics_are_missing_says_so(start: Callable[..., Program]) -> None:
+    worker = start()
+    trouble = await worker.until_unready()
+    assert "no partition" in trouble["assignment"]
+    assert (await worker.get("/healthz"))[0] == 200, "a restart would not help"
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=30) == 0
+
+
+async def test_of_two_workers_for_one_partition_the_idle_one_says_so_and_takes_over(
+    start: Callable[..., Program], kafka: Kafka, topic_prefix: str
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        topics = [CHAIN_HEADS, DEPOSITS_NOTIFIED]
+        await client.create_topics([NewTopic(topic.named(topic_prefix), 1, 1) for topic in topics])
+        await create_missing(client, topic_prefix, 1)
+    first = start()
+    await first.until_assigned()
+    second = start()
+    troubles = await asyncio.wait(
+        [asyncio.create_task(program.until_unready()) for program in (first, second)],
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    assert "no partition" in troubles[0].pop().result()["assignment"]
+    for task in troubles[1]:
+        task.cancel()
+    idle, busy = (first, second) if (await first.get("/readyz"))[0] == 503 else (second, first)
+    assert (await busy.get("/readyz"))[0] == 200
+    assert await asyncio.to_thread(busy.child.stop, timeout_s=30) == 0
+    await idle.until_assigned()
+
+    async def ready() -> bool:
+        return (await idle.get("/readyz"))[0] == 200
+
+    await idle.until(ready, "being ready")
+
+
+async def test_a_worker_that_the_broker_refuses_for_its_session_timeout_says_so(
+    start: Callable[..., Program], tools: Tools, tmp_path: Path, topic_prefix: str
+) -> None:
+    with Kafka(tmp_path / "strict", tools, props={"group.min.session.timeout.ms": 6000}) as strict:
+        async with admin(strict.bootstrap) as client:
+            await create_missing(client, topic_prefix, 1)
+        worker = start(STABLERAIL_KAFKA_BOOTSTRAP=strict.bootstrap)
+        trouble = await worker.until_unready()
+        assert "no partition" in trouble["assignment"]
+        assert "InvalidSessionTimeout" in worker.log.read_text()
+
+
+async def test_a_worker_waits_for_a_database_and_a_broker_that_come_later(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    worker = start(STABLERAIL_KAFKA_BOOTSTRAP="127.0.0.1:1")
+
+    async def waits() -> bool:
+        return "worker.waits" in worker.log.read_text()
+
+    await worker.until(waits, "saying that it waits")
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=30) != 70
+
+
+async def test_every_movement_under_one_supervisor_ends_on_sigterm(
+    start: Callable[..., Program], kafka: Kafka, topic_prefix: str
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1)
+    program = start("chains", "deposits")
+    second = Program.__new__(Program)
+    second.__dict__ = {**program.__dict__, "port": program.port + 1}
+    await second.until_assigned()
+    assert (await program.get("/readyz"))[0] == 200
+    assert await asyncio.to_thread(program.child.stop, timeout_s=60) == 0
+    assert (await program.get("/healthz"))[0] == (await second.get("/healthz"))[0] == 0
+    assert program.log.read_text().count('"worker.stopped"') == 2

@@ -1,0 +1,96 @@
+"""The supervisor over real processes: a stand-in for the worker that crashes, waits or does not listen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from stablerail.supervisor import supervise
+from tests.support.ledger_rig import until
+
+# `python -m stablerail.cli` finds this one first: the working directory stands before everything else.
+STAND_IN = """
+import os, signal, sys, time
+_, command, movement, option, port = sys.argv
+signal.signal(signal.SIGTERM, signal.SIG_IGN if movement == "deaf" else signal.SIG_DFL)
+if movement == "steady":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if movement == "failing_at_the_end":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(70))
+with open("starts", "a") as log:
+    log.write(f"{command} {movement} {option} {port} {os.getpid()} {time.monotonic()}\\n")
+if movement == "crashing":
+    sys.exit(70)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "stablerail").mkdir()
+    (tmp_path / "stablerail" / "__init__.py").touch()
+    (tmp_path / "stablerail" / "cli.py").write_text(STAND_IN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    (tmp_path / "starts").touch()
+    return tmp_path / "starts"
+
+
+def lines(starts: Path, movement: str) -> list[list[str]]:
+    return [line.split() for line in starts.read_text().splitlines() if line.split()[1] == movement]
+
+
+def run(*movements: str, wait_s_max: float = 0.6, shutdown_timeout_s: float = 5) -> asyncio.Task[int]:
+    return asyncio.create_task(
+        supervise(movements, 7000, restart_wait_s_max=wait_s_max, shutdown_timeout_s=shutdown_timeout_s)
+    )
+
+
+def alive(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_a_crashed_child_is_restarted_with_back_off_and_the_others_go_on(starts: Path) -> None:
+    task = run("crashing", "steady")
+    await until(lambda: len(lines(starts, "crashing")) >= 4 and lines(starts, "steady"), "three restarts")
+    times = [float(line[5]) for line in lines(starts, "crashing")]
+    waits = [after - before for before, after in pairwise(times)]
+    assert waits[0] >= 0.5
+    assert all(wait >= 0.6 for wait in waits[1:]), "doubled, up to the limit"
+    assert len(lines(starts, "steady")) == 1
+    assert [line[:4] for line in lines(starts, "steady")] == [["worker", "steady", "--port", "7001"]]
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(task, 20) == 0
+    assert not alive(lines(starts, "steady")[0][4])
+
+
+async def test_a_signal_ends_all_and_the_worst_exit_code_is_told(starts: Path) -> None:
+    task = run("steady", "failing_at_the_end", "early")
+    await until(lambda: len(starts.read_text().splitlines()) == 3, "three starts")
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await asyncio.wait_for(task, 20) == 70
+    assert not any(alive(line.split()[4]) for line in starts.read_text().splitlines())
+
+
+async def test_a_child_that_does_not_listen_is_killed_after_its_time(
+    starts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = run("deaf", shutdown_timeout_s=-4.5)  # and five seconds more for what a worker does last
+    await until(lambda: lines(starts, "deaf"), "the start")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(task, 20) == 1
+    assert not alive(lines(starts, "deaf")[0][4])
+
+
+async def test_a_child_killed_by_an_operator_is_started_again(starts: Path) -> None:
+    task = run("steady")
+    await until(lambda: lines(starts, "steady"), "the start")
+    os.kill(int(lines(starts, "steady")[0][4]), signal.SIGKILL)
+    await until(lambda: len(lines(starts, "steady")) == 2, "another start")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(task, 20) == 0
