@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -129,7 +129,8 @@ async def running(stage: Stage[Any], services: Services, at: Ground) -> AsyncIte
     async def feed() -> None:
         while True:
             for records in (await consumer.getmany(timeout_ms=100)).values():
-                for run in cast("list[Any]", list(runs(records))):
+                run: Any
+                for run in runs(records):
                     await delivery.offer(Delivered(run, lambda: None))
 
     tasks = [asyncio.create_task(delivery.work()), asyncio.create_task(feed())]
