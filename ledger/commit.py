@@ -7,8 +7,8 @@
 | seal: rows | every changed row, the audit rows and the owner rows, one statement | one round trip; unique conflicts surface here |
 | seal: record | one row of `outbox`, last | its sequence number is drawn after every lock and read, so a record never precedes what it depends on |
 
-The chain: head' = SHA-256(head ‖ digest of the commit's content), one link per owner row, kept in `audit` and in the
-journal. An edited, deleted, inserted or reordered row breaks it.
+The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for), one link per owner row, kept in
+`audit` and in the journal. An edited, deleted, inserted or reordered row breaks it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
+import orjson
 
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.record import Message, pack, pack_content
@@ -120,10 +121,16 @@ async def seal(
     return Sealed(seq, record, stage, at, messages)
 
 
+def link(head: bytes, digest: bytes, at: datetime, actor: str, summary: Any) -> bytes:
+    """The next head. `summary` as JSON values: text keys and integers, so that it is the same when it is read back."""
+    about = orjson.dumps([at.astimezone(UTC).isoformat(), actor, summary], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(head + digest + about).digest()
+
+
 def _proof(
     stage: str, owners: Sequence[Owner], digest: bytes, at: datetime, actor: str, summary: dict[str, Any]
 ) -> list[Block]:
-    heads = [hashlib.sha256(owner.head + digest).digest() for owner in owners]
+    heads = [link(owner.head, digest, at, actor, summary) for owner in owners]
     audit = [
         (stage, o.topic, o.partition, o.position + 1, at, actor, summary, digest, head)
         for o, head in zip(owners, heads, strict=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
+import orjson
+
+from ledger.commit import link
 from ledger.rows import Connection
 from ledger.sql import load
 
@@ -48,15 +50,16 @@ async def verify(connection: Connection, *, rows_max: int = 5) -> list[Result]:
 
 
 async def _chain(connection: Connection, rows_max: int) -> Result:
-    """11: each audit row's head follows from the one before and its digest, positions have no gap, and the owner rows
+    """11: each audit row's head follows from the one before and the row itself, positions have no gap, and the owner rows
     hold the last head."""
     heads: dict[tuple[str, str, int], tuple[int, bytes]] = {}
     offending: list[str] = []
     checked = 0
-    async for stage, topic, partition, position, digest, head in connection.cursor(_sql.audit_chain, prefetch=1_000):
+    async for row in connection.cursor(_sql.audit_chain, prefetch=1_000):
+        stage, topic, partition, position, at, actor, summary, digest, head = row
         key = (stage, topic, partition)
         last_position, last_head = heads.get(key, (0, b""))
-        expected = hashlib.sha256(last_head + digest).digest()
+        expected = link(last_head, digest, at, actor, orjson.loads(summary))
         if position != last_position + 1 or head != expected:
             offending.append(f"{stage} {topic}[{partition}] position {position}")
         heads[key] = (position, head)

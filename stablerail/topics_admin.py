@@ -81,7 +81,7 @@ async def create_missing(
         elif code:
             raise error(f"{name}: {reason[0] if reason else ''}")
     async with asyncio.timeout(VISIBLE_S_MAX):
-        while not all(state.exists for state in await inspect(admin, prefix, missing)):
+        while not all(state.exists for state in await inspect(admin, prefix, missing)):  # noqa: ASYNC110  (a broker)
             await asyncio.sleep(0.05)
     return [topic for topic in missing if topic.named(prefix) not in others]
 

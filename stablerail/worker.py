@@ -26,6 +26,7 @@ from agents.crash import EXIT_BUG, Stop, exit_now
 from agents.delivery import Delivered, Delivery, Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
+from ledger.commit import TRANSIENT
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.views import View, mount
@@ -177,7 +178,7 @@ async def _until_up(shared: Services) -> None:
             connection = await shared.connect()
             await connection.close()
             return
-        except (KafkaError, OSError) as error:
+        except (KafkaError, *TRANSIENT) as error:
             _log.warning("worker.waits", error=type(error).__name__)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, START_WAIT_S_MAX)

@@ -62,7 +62,9 @@ WHERE s.event_id IS NOT NULL AND (i.outcome IS DISTINCT FROM 'retry' OR s.attemp
 SELECT count(*) FROM inbox
 
 -- name: audit_chain
-SELECT stage, topic, partition, position, digest, head FROM audit ORDER BY stage, topic, partition, position
+SELECT stage, topic, partition, position, at, actor, summary, digest, head
+FROM audit
+ORDER BY stage, topic, partition, position
 
 -- name: owner_heads
 SELECT stage, topic, partition, position, head FROM owners

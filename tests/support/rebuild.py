@@ -5,14 +5,15 @@ The product's own command comes later; this shows that the journal holds everyth
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import orjson
 
+from ledger.commit import link
 from ledger.errors import JournalBroken
 from ledger.migrate import upgrade
 from ledger.record import CommitRecord, unpack
@@ -94,15 +95,16 @@ Heads = dict[tuple[str, str, int], tuple[int, int, bytes]]
 async def _check_links(connection: Connection, seq: int, record: CommitRecord, heads: Heads) -> None:
     """What the record made of the owner rows follows from what they were and from its contents."""
     rows = await connection.fetch(
-        "SELECT o.stage, o.topic, o.partition, o.epoch, o.position, o.head, a.digest, a.head"
+        "SELECT o.stage, o.topic, o.partition, o.epoch, o.position, o.head,"
+        " a.digest, a.at, a.actor, a.summary, a.head"
         " FROM owners o LEFT JOIN audit a USING (stage, topic, partition, position)"
     )
     links = [(tuple(row[:3]), *row[3:]) for row in map(tuple, rows) if heads.get(row[:3]) != row[3:6]]
     if not links:
         raise JournalBroken(f"record {seq} has no link in any chain")
-    for key, epoch, position, head, digest, audited in links:
+    for key, epoch, position, head, digest, at, actor, summary, audited in links:
         last_epoch, last_position, last_head = heads.get(key, (0, 0, b""))
-        expected = hashlib.sha256(last_head + record.digest).digest()
+        expected = link(last_head, record.digest, at, actor, orjson.loads(summary)) if audited is not None else None
         if (position, digest) != (last_position + 1, record.digest) or not head == audited == expected:
             raise JournalBroken(f"record {seq} is not the next of {key} after position {last_position}")
         if epoch < last_epoch:
