@@ -22,8 +22,10 @@ if movement == "steady":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 if movement == "failing_at_the_end":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(70))
+with open("/proc/self/stat") as stat:
+    born_s = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 with open("starts", "a") as log:
-    log.write(f"{command} {movement} {option} {port} {os.getpid()} {time.monotonic()}\\n")
+    log.write(f"{command} {movement} {option} {port} {os.getpid()} {born_s}\\n")
 if movement == "crashing":
     sys.exit(70)
 time.sleep(60)
@@ -60,8 +62,8 @@ async def test_a_crashed_child_is_restarted_with_back_off_and_the_others_go_on(s
     await until(lambda: len(lines(starts, "crashing")) >= 4 and lines(starts, "steady"), "three restarts")
     times = [float(line[5]) for line in lines(starts, "crashing")]
     waits = [after - before for before, after in pairwise(times)]
-    assert waits[0] >= 0.5
-    assert all(wait >= 0.6 for wait in waits[1:]), "doubled, up to the limit"
+    assert waits[0] > 0.48  # the kernel's clock has hundredths
+    assert all(wait > 0.58 for wait in waits[1:]), "doubled, up to the limit"
     assert len(lines(starts, "steady")) == 1
     assert [line[:4] for line in lines(starts, "steady")] == [["worker", "steady", "--port", "7001"]]
     os.kill(os.getpid(), signal.SIGTERM)
