@@ -116,7 +116,8 @@ class Proxy(ABC):
         """Carry one connection to its end."""
 
     def _bind(self, port: int) -> socket.socket:
-        sock = socket.socket()
+        # The protocol is named, or asyncio does not set TCP_NODELAY on what is accepted: 40 ms for each reply in pieces.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((self.host, port))
         return sock
