@@ -61,7 +61,8 @@ class View:
         self._unassigned_s = unassigned_s
         self._assigned_at = time.monotonic()
         self._last: dict[str, tuple[float, int]] = {}
-        self.figures = [StageFigures(d.stage.name, d.stage.source.name) for d in movement.deliveries]
+        self._stages = movement.stages()
+        self.figures = [StageFigures(name, lanes[0].stage.source.name) for name, lanes in self._stages.items()]
         self.stopping = False
 
     def unready(self) -> dict[str, str]:
@@ -77,31 +78,31 @@ class View:
     async def measure(self) -> None:
         """Never returns."""
         while True:
-            for delivery, figures in zip(self._movement.deliveries, self.figures, strict=True):
-                await self._measure(delivery, figures)
+            for lanes, figures in zip(self._stages.values(), self.figures, strict=True):
+                self._measure(lanes, figures)
             self.metrics.worker_ready(self._name, ready=not self.unready())
             await asyncio.sleep(MEASURE_S)
 
-    async def _measure(self, delivery: Delivery, figures: StageFigures) -> None:
-        now, name = time.monotonic(), delivery.stage.name
+    def _measure(self, lanes: list[Delivery], figures: StageFigures) -> None:
+        now, name = time.monotonic(), figures.stage
         counts = {kind: self._count(name, kind) for kind in KINDS}
         figures.events_in = sum(counts.values())
-        figures.events_out = delivery.messages_emitted
+        figures.events_out = sum(lane.messages_emitted for lane in lanes)
         figures.refused = counts["rejected"] + counts["reused"]
         figures.retried, figures.repeats = counts["retry"], counts["repeat"]
         then, before = self._last.get(name, (now, figures.events_in))
         figures.rate_per_s = (figures.events_in - before) / (now - then) if now > then else 0.0
         self._last[name] = (now, figures.events_in)
-        held = delivery.held()
-        figures.partitions = len(held)
-        if held:
+        figures.lag = figures.partitions = 0
+        for lane in lanes:
+            for topic, partition in lane.held():
+                waiting = self._waiting(lane, topic, partition)
+                self.metrics.lag(name, partition, waiting)
+                figures.lag += waiting
+                figures.partitions += 1
+        if figures.partitions:
             self._assigned_at = now
-        figures.lag = 0
-        for topic, partition in held:
-            waiting = self._waiting(delivery, topic, partition)
-            self.metrics.lag(name, partition, waiting)
-            figures.lag += waiting
-        oldest = delivery.oldest_ms
+        oldest = min((lane.oldest_ms for lane in lanes if lane.oldest_ms is not None), default=None)
         figures.oldest_age_s = max(time.time() - oldest / 1000, 0.0) if oldest is not None else 0.0
         self.metrics.oldest_event_age(name, figures.oldest_age_s)
         figures.trouble = self._shared.unready.get(name, "")

@@ -18,7 +18,6 @@ from agents.deposits.finalize_deposits import ChainReader
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
-from agents.outcome import Stage
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient
@@ -91,6 +90,13 @@ class Movement:
     """Loops beside the stages: performers, watchers."""
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
+    def stages(self) -> dict[str, list[Delivery]]:
+        """Stage name -> its lanes."""
+        found: dict[str, list[Delivery]] = {}
+        for delivery in self.deliveries:
+            found.setdefault(delivery.stage.name, []).append(delivery)
+        return found
+
 
 def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
     """The endpoints of a chain that we read."""
@@ -147,11 +153,10 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
-    stages: tuple[Stage[Any], ...] = (
-        credit_deposits.stage(deposit_policy(settings)),
-        finalize_deposits.stage(readers, shared.connect),
-    )
-    movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    credit = credit_deposits.stage(deposit_policy(settings))
+    # while one lane waits for PostgreSQL the other decides
+    movement.deliveries.extend(Delivery(credit, shared) for _ in range(settings.stage_lanes))
+    movement.deliveries.append(Delivery(finalize_deposits.stage(readers, shared.connect), shared))
     return movement
 
 
