@@ -10,6 +10,7 @@ Tried and kept: 2,000 events of all partitions in one transaction, `send_batch`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from typing import Any
@@ -144,6 +145,7 @@ class Plain:
 
 
 async def main() -> None:
+    gc.set_threshold(100_000, 50, 100)  # as the worker has it
     bootstrap, prefix = os.environ["STABLERAIL_KAFKA_BOOTSTRAP"], os.environ["STABLERAIL_TOPIC_PREFIX"]
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
