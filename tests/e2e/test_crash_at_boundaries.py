@@ -132,6 +132,8 @@ async def held_at(rig: CrashRig, boundary: Boundary) -> tuple[Hold, list[Sent], 
             return await rig.committed(behind)
 
         await rig.until(second_batch, "another batch is in flight behind the held one")
+    if boundary.kind != "OffsetCommit":
+        await rig.time_to_acknowledge()
     return hold, batch, frame
 
 
