@@ -167,7 +167,13 @@ class Acting:
             self._observe("retry", started)
             return
         self._observe("refused" if isinstance(reply, Refused) else "ok", started)
-        sealed = await self._conclude_call(call, reply)
+        now = self._services.clock()
+        outcome = self._conclude(call, reply, now)
+        if isinstance(outcome, Retry):
+            log.warning("call.again_later", error=outcome.code)
+            await self._again(call, outcome.after_s, outcome.code)
+            return
+        sealed = await self._conclude_call(call, outcome, now)
         if sealed is not None:
             await self._services.relay.journal([(sealed.seq, sealed.record)])
             await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
@@ -190,13 +196,13 @@ class Acting:
         finally:
             await connection.close()
 
-    async def _conclude_call(self, call: StoredCall, reply: dict[str, Any] | Refused) -> Sealed | None:
-        """One commit; None when another performer concluded first, or the reply asks for another time."""
+    async def _conclude_call(self, call: StoredCall, outcome: Done | Rejected, now: datetime) -> Sealed | None:
+        """One commit; None when another performer concluded first."""
         while True:
             connection = await self._services.connect()
             try:
                 async with connection.transaction():
-                    return await self._conclude_in(connection, call, reply)
+                    return await self._conclude_in(connection, call, outcome, now)
             except _AGAIN as error:
                 self._log.warning("conclude.retry", error=type(error).__name__)
                 await asyncio.sleep(0.2)
@@ -204,18 +210,12 @@ class Acting:
                 await connection.close()
 
     async def _conclude_in(
-        self, connection: Connection, call: StoredCall, reply: dict[str, Any] | Refused
+        self, connection: Connection, call: StoredCall, outcome: Done | Rejected, now: datetime
     ) -> Sealed | None:
         writer = f"{self._stage.name}.conclude"
         owners = await lock_writer(connection, writer)
         row = await connection.fetchrow(_sql.lock_open, call.id)
         if row is None:
-            return None
-        now = self._services.clock()
-        outcome = self._conclude(call, reply, now)
-        if isinstance(outcome, Retry):
-            until = now + timedelta(seconds=outcome.after_s)
-            await connection.execute(_sql.again, call.id, until, outcome.code)
             return None
         changes = Changes()
         messages: list[Message] = []

@@ -1,0 +1,193 @@
+"""Calls to a partner under a lease, on real PostgreSQL and Kafka, with a partner whose answers the test gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from agents.acting import Acting, CallPolicy, StoredCall
+from agents.delivery import Services
+from agents.onboarding import provision_wallets
+from connectors.errors import RateLimited
+from ledger.verify import verify
+from stablerail.dev.kafka import Kafka
+from tests.support.in_process import SCHEMA, Ground, ground, running, until
+from tests.support.rebuild import differences, rebuild
+from topics.catalog import WALLETS_PROVISIONED, WALLETS_REQUESTED
+from topics.envelope import value_of
+from topics.events import Chain, WalletsProvisioned, WalletsRequested
+
+POLICY = CallPolicy(timeout_s=20, lease_s=60, rate_per_s=100, poll_s=0.05, retry_first_s=1)
+
+
+class Partner:
+    """Answers from a list; the last one for ever. An event is waited for before the answer after it."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.heard: list[StoredCall] = []
+
+    async def __call__(self, call: StoredCall) -> dict[str, Any]:
+        self.heard.append(call)
+        while isinstance(self.answers[0], asyncio.Event):
+            await self.answers.pop(0).wait()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return {
+            "wallets": [
+                {
+                    "id": f"id-{chain}",
+                    "address": address(call.request["user_id"]),
+                    "ref_id": call.request["user_id"],
+                    "chain": chain,
+                }
+                for chain in answer
+            ]
+        }
+
+
+def address(user: str) -> str:
+    return "0x" + user.encode().hex().ljust(40, "0")
+
+
+BOTH = ("ETH", "MATIC")
+
+
+@pytest.fixture
+async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Ground]:
+    async with ground(database, kafka.bootstrap, topic_prefix, [WALLETS_REQUESTED, WALLETS_PROVISIONED]) as it:
+        yield it
+
+
+@asynccontextmanager
+async def performing(services: Services, partner: Partner) -> AsyncIterator[None]:
+    """A process's performers."""
+    acting = Acting(provision_wallets.stage(), partner, provision_wallets.conclude, services, asyncio.Event(), POLICY)
+    task = asyncio.create_task(acting.work())
+    try:
+        yield
+        assert services.stop.reason is None, services.stop.reason
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def intend(at: Ground, user: str = "kim") -> None:
+    """One call, intended by the stage."""
+    event = WalletsRequested(user_id=user, chains=(Chain.ETH, Chain.MATIC))
+    async with at.process() as services, running(provision_wallets.stage(), services, at):
+        await at.send(WALLETS_REQUESTED, user.encode(), value_of(event))
+        await until(
+            lambda: at.observer.fetchval("SELECT count(*) FROM calls WHERE request ->> 'user_id' = $1", user),
+            "the intent",
+        )
+
+
+async def concluded(at: Ground, user: str = "kim") -> bool:
+    query = "SELECT count(*) FROM calls WHERE state = 'concluded' AND request ->> 'user_id' = $1"
+    count: int = await at.observer.fetchval(query, user)
+    return count == 1
+
+
+async def check(at: Ground, *partners: Partner) -> None:
+    """One conclusion, told once, whatever was heard under one key; and the journal holds it."""
+    assert len({(c.idempotency_key, str(c.request)) for partner in partners for c in partner.heard}) == 1
+    rows = await at.observer.fetch("SELECT chain, address FROM wallets WHERE user_id = 'kim' ORDER BY chain")
+    assert [tuple(row) for row in rows] == [(chain, address("kim")) for chain in BOTH]
+    told = [WalletsProvisioned.model_validate_json(r.value) for r in await at.told(WALLETS_PROVISIONED)]
+    (news,) = [event for event in told if event.user_id == "kim"]
+    assert [w.wallet_id for w in news.wallets] == ["id-ETH", "id-MATIC"]
+    assert await at.observer.fetchval("SELECT count(*) FROM leases") == 0
+    assert not [result for result in await verify(at.observer) if not result.holds]
+
+
+async def lease(at: Ground) -> Any:
+    return await at.observer.fetchrow("SELECT until, attempts, last_error FROM leases")
+
+
+async def test_a_reply_that_lacks_a_chain_is_no_failure_and_asked_for_again(
+    at: Ground, postgres: Any, database: str
+) -> None:
+    partner = Partner(["ETH"], BOTH)
+    await intend(at)
+    async with at.process() as services, performing(services, partner):
+        await until(lambda: has_error(at, "wallet_missing"), "the first reply is judged")
+        assert await at.observer.fetchval("SELECT count(*) FROM wallets") == 0
+        empty = postgres.create_database(f"{database}_rebuilt")
+        try:
+            await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
+            assert await differences(database, empty) == {}
+        finally:
+            postgres.drop_database(f"{database}_rebuilt")
+        at.clock.forward(10)
+        await until(lambda: concluded(at), "the conclusion")
+        await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+    assert len(partner.heard) == 2
+    await check(at, partner)
+
+
+async def has_error(at: Ground, error: str) -> bool:
+    row = await lease(at)
+    return row is not None and row[2] == error
+
+
+async def test_a_partner_that_says_when_is_not_asked_before(at: Ground) -> None:
+    partner = Partner(RateLimited(retry_after_s=120.0), BOTH)
+    await intend(at)
+    async with at.process() as services, performing(services, partner):
+        await until(lambda: has_error(at, "RateLimited"), "the refusal is noted")
+        due, attempts, _ = await lease(at)
+        assert (due - at.clock()).total_seconds() > 110
+        assert attempts == 1
+        at.clock.forward(100)
+        await asyncio.sleep(4 * POLICY.poll_s)
+        assert len(partner.heard) == 1
+        at.clock.forward(30)
+        await until(lambda: concluded(at), "the conclusion")
+        await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+    await check(at, partner)
+
+
+async def test_two_performers_make_a_call_once(at: Ground) -> None:
+    gate = asyncio.Event()
+    one, two = Partner(gate, BOTH), Partner(gate, BOTH)
+    await intend(at)
+    async with at.process() as a, at.process() as b, performing(a, one), performing(b, two):
+
+        async def asked() -> bool:
+            return bool(one.heard or two.heard)
+
+        await until(asked, "one of them asks")
+        await asyncio.sleep(4 * POLICY.poll_s)
+        gate.set()
+        await until(lambda: concluded(at), "the conclusion")
+        await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+    assert len(one.heard) + len(two.heard) == 1
+    await check(at, one, two)
+
+
+async def test_a_performer_that_answers_after_its_lease_changes_nothing_twice(at: Ground) -> None:
+    gate = asyncio.Event()
+    slow, quick = Partner(gate, BOTH), Partner(BOTH)
+    await intend(at)
+    async with at.process() as frozen, performing(frozen, slow):
+
+        async def asked() -> bool:
+            return bool(slow.heard)
+
+        await until(asked, "the first performer asks")
+        at.clock.forward(POLICY.lease_s + 1)
+        async with at.process() as other, performing(other, quick):
+            await until(lambda: concluded(at), "the second performer's conclusion")
+            await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+        gate.set()
+        await intend(at, "lee")  # taken when the first performer is through with what it had
+        await until(lambda: concluded(at, "lee"), "its next call")
+    assert ([c.request["user_id"] for c in slow.heard], len(quick.heard)) == (["kim", "lee"], 1)
+    slow.heard.pop()
+    await check(at, slow, quick)
