@@ -1,4 +1,4 @@
-"""What the sweeper finishes, and what it leaves alone, on real PostgreSQL and Kafka."""
+"""What the sweeper finishes for writers that are gone, on real PostgreSQL and Kafka."""
 
 from __future__ import annotations
 
@@ -8,72 +8,136 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agents.delivery import Services
-from agents.sweeper import Sweeper
+from agents.sweeper import ABANDONED_S, Sweeper
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.record import Message
+from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
-from tests.support.in_process import Ground, ground, until
-from topics.catalog import WALLETS_PROVISIONED
-
-WRITER = "somebody.conclude"
+from tests.support.in_process import Ground, ground, read_topic, until
+from tests.support.rebuild import assemble
+from topics.catalog import JOURNAL, WALLETS_REQUESTED
+from topics.envelope import value_of
+from topics.events import Chain, WalletsRequested
 
 
 @pytest.fixture
 async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Ground]:
-    async with ground(database, kafka.bootstrap, topic_prefix, [WALLETS_PROVISIONED]) as it:
+    async with ground(database, kafka.bootstrap, topic_prefix, [WALLETS_REQUESTED]) as it:
         yield it
 
 
-async def commit(at: Ground) -> Sealed:
-    """A commit of a writer that consumes no topic, with one message to tell."""
+async def commit(at: Ground, name: str) -> Sealed:
+    """A commit with one message by a writer that does no more: nothing is journaled or emitted."""
+    event = WalletsRequested(user_id=name, chains=(Chain.ETH,))
+    message = Message(WALLETS_REQUESTED.name, b"k", value_of(event), name, event.ce_type())
     connection = await at.connect()
     try:
         async with connection.transaction():
-            owners = await lock_writer(connection, WRITER)
-            message = Message(WALLETS_PROVISIONED.name, b"ada", b"{}", "the only one", "io.test")
-            now = at.clock()
+            owners = await lock_writer(connection, "api")
             return await seal(
-                connection, WRITER, owners, blocks=[], messages=[message], at=now, actor=WRITER, summary={}
+                connection, "api", owners, blocks=[], messages=[message], at=at.clock(), actor="test", summary={}
             )
     finally:
         await connection.close()
 
 
-async def tell(services: Services, sealed: Sealed) -> None:
-    """What every writer does after its commit."""
-    await services.relay.journal([(sealed.seq, sealed.record)])
-    await services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-    services.relay.emitted([sealed.seq])
+async def told(at: Ground) -> list[str]:
+    return [WalletsRequested.model_validate_json(record.value).user_id for record in await at.told(WALLETS_REQUESTED)]
 
 
-async def outbox_is_empty(at: Ground) -> bool:
-    return bool(await at.observer.fetchval("SELECT count(*) = 0 FROM outbox"))
+async def journaled(at: Ground) -> list[int]:
+    return [seq for seq, _ in assemble(await read_topic(at.bootstrap, JOURNAL, at.prefix))]
 
 
-async def test_what_an_idle_process_has_told_is_not_told_again_by_the_process_that_sweeps(at: Ground) -> None:
-    async with at.process() as idle, at.process() as other:
-        leader, own = Sweeper(other, interval_s=0.05), Sweeper(idle, interval_s=0.05)
-        assert await leader._lead()
-        await tell(idle, await commit(at))
-        sweeping = asyncio.create_task(own.work())
+async def waiting(at: Ground) -> int:
+    count: int = await at.observer.fetchval("SELECT count(*) FROM outbox")
+    return count
+
+
+async def swept(at: Ground, names: list[str], records: list[Sealed]) -> None:
+    """Each message was told, each record journaled, in their order, and nothing waits."""
+    assert await told(at) == names
+    assert await journaled(at) == [record.seq for record in records]
+    assert await waiting(at) == 0
+    assert not [result for result in await verify(at.observer) if not result.holds]
+
+
+async def test_records_of_a_writer_that_died_after_its_commit_are_journaled_and_emitted(at: Ground) -> None:
+    records = [await commit(at, name) for name in ("one", "two", "three")]
+    at.clock.forward(ABANDONED_S + 1)
+    async with at.process() as services:
+        await Sweeper(services).sweep()
+        await Sweeper(services).sweep()
+    await swept(at, ["one", "two", "three"], records)
+
+
+async def test_a_record_of_a_writer_that_died_before_it_emitted_is_emitted(at: Ground) -> None:
+    records = [await commit(at, "one")]
+    async with at.process() as gone:
+        await gone.relay.journal([(records[0].seq, records[0].record)])
+    assert (await told(at), await waiting(at)) == ([], 1)
+    at.clock.forward(ABANDONED_S + 1)
+    async with at.process() as services:
+        await Sweeper(services).sweep()
+    await swept(at, ["one"], records)
+
+
+async def test_what_a_living_writer_has_just_committed_is_left_to_it(at: Ground) -> None:
+    record = await commit(at, "one")
+    async with at.process() as services:
+        await Sweeper(services).sweep()
+        assert (await told(at), await waiting(at)) == ([], 1)
+        await finish(services, record)
+        await services.relay.tidy()
+        at.clock.forward(ABANDONED_S + 1)
+        await Sweeper(services).sweep()
+    await swept(at, ["one"], [record])
+
+
+async def finish(services: Services, record: Sealed) -> None:
+    """What a writer does after its commit."""
+    await services.relay.journal([(record.seq, record.record)])
+    await services.emitter.emit(record.messages, record.stage, record.at)
+    services.relay.emitted([record.seq])
+
+
+async def test_an_idle_worker_leaves_nothing_for_the_sweeper_to_repeat(at: Ground) -> None:
+    record = await commit(at, "one")
+    async with at.process() as services:
+        await finish(services, record)
+        assert await waiting(at) == 1
+        task = asyncio.create_task(Sweeper(services, interval_s=0.05).work())
         try:
-            await until(lambda: outbox_is_empty(at), "the record's row is gone although nothing else is committed")
+            await until(lambda: nothing_waits(at), "the emitted record is gone")
         finally:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
-        at.clock.forward(60)
-        await leader.sweep()
-        assert len(await at.told(WALLETS_PROVISIONED)) == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    await swept(at, ["one"], [record])
 
 
-async def test_what_a_process_committed_and_never_told_is_told_once(at: Ground) -> None:
-    await commit(at)
-    async with at.process() as other:
-        sweeper = Sweeper(other)
-        await sweeper.sweep()
-        assert await at.told(WALLETS_PROVISIONED) == [], "its owner may still be about to tell it"
-        at.clock.forward(60)
-        await sweeper.sweep()
-        await sweeper.sweep()
-        assert [record.value for record in await at.told(WALLETS_PROVISIONED)] == [b"{}"]
-        assert await outbox_is_empty(at)
+async def nothing_waits(at: Ground) -> bool:
+    return await waiting(at) == 0
+
+
+async def test_two_sweepers_at_once_lose_nothing_and_repeat_at_most(at: Ground) -> None:
+    names = [f"n{number}" for number in range(20)]
+    records = [await commit(at, name) for name in names]
+    at.clock.forward(ABANDONED_S + 1)
+    async with at.process() as one, at.process() as two:
+        await asyncio.gather(Sweeper(one).sweep(), Sweeper(two).sweep())
+    assert list(dict.fromkeys(await told(at))) == names
+    assert await journaled(at) == [record.seq for record in records]
+    assert await waiting(at) == 0
+
+
+async def test_another_sweeper_leads_when_the_first_is_gone(at: Ground) -> None:
+    async with at.process() as second:
+        async with at.process() as first:
+            assert await Sweeper(first)._lead()
+            standby = Sweeper(second)
+            assert not await standby._lead()
+
+        async def leads() -> bool:  # PostgreSQL lets the lock go when it notices that the connection ended
+            return await standby._lead()
+
+        await until(leads, "the other leads")
