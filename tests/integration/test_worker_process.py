@@ -22,7 +22,7 @@ from stablerail.dev.processes import Child, free_port, tail
 from stablerail.topics_admin import admin, create_missing
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to
-from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED
+from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED, TOPICS
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
@@ -227,3 +227,13 @@ async def test_every_movement_under_one_supervisor_ends_on_sigterm(
     assert await asyncio.to_thread(program.child.stop, timeout_s=60) == 0
     assert (await program.get("/healthz"))[0] == (await second.get("/healthz"))[0] == 0
     assert program.log.read_text().count('"worker.stopped"') == 2
+
+
+async def test_a_worker_of_which_one_stage_has_no_topic_says_so(
+    start: Callable[..., Program], kafka: Kafka, topic_prefix: str
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1, [topic for topic in TOPICS if topic is not CHAIN_HEADS])
+    worker = start()
+    trouble = await worker.until_unready()
+    assert "no partition" in trouble["assignment"]
