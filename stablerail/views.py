@@ -55,13 +55,13 @@ class View:
     ) -> None:
         self._name = name
         self._app = app
-        self._movement = movement
         self._shared = shared
         self.metrics = metrics
         self._unassigned_s = unassigned_s
-        self._assigned_at = time.monotonic()
         self._last: dict[str, tuple[float, int]] = {}
         self._stages = movement.stages()
+        # per stage: where one topic is missing, the others' partitions come all the same
+        self._assigned_at = dict.fromkeys(self._stages, time.monotonic())
         self.figures = [StageFigures(name, lanes[0].stage.source.name) for name, lanes in self._stages.items()]
         self.stopping = False
 
@@ -70,9 +70,10 @@ class View:
         found = dict(self._shared.unready)
         if self.stopping:
             found["worker"] = "stopping"
-        without = time.monotonic() - self._assigned_at
-        if self._movement.deliveries and without > self._unassigned_s:
-            found["assignment"] = f"no partition for {without:.0f} s"
+        without = {stage: time.monotonic() - at for stage, at in self._assigned_at.items()}
+        idle = [f"{name} has no partition for {s:.0f} s" for name, s in without.items() if s > self._unassigned_s]
+        if idle:
+            found["assignment"] = ", ".join(idle)
         return found
 
     async def measure(self) -> None:
@@ -101,7 +102,7 @@ class View:
                 figures.lag += waiting
                 figures.partitions += 1
         if figures.partitions:
-            self._assigned_at = now
+            self._assigned_at[name] = now
         oldest = min((lane.oldest_ms for lane in lanes if lane.oldest_ms is not None), default=None)
         figures.oldest_age_s = max(time.time() - oldest / 1000, 0.0) if oldest is not None else 0.0
         self.metrics.oldest_event_age(name, figures.oldest_age_s)

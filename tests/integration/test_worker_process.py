@@ -236,4 +236,4 @@ async def test_a_worker_of_which_one_stage_has_no_topic_says_so(
         await create_missing(client, topic_prefix, 1, [topic for topic in TOPICS if topic is not CHAIN_HEADS])
     worker = start()
     trouble = await worker.until_unready()
-    assert "no partition" in trouble["assignment"]
+    assert "finalize_deposits has no partition" in trouble["assignment"]
