@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -38,6 +38,8 @@ REFUSALS_MAX: Final = 8
 """Refused postings in one batch before it is split: each makes the whole batch be decided again."""
 PARKED: Final = "parked"
 """Schedule code of an event that waits behind another of its key."""
+SENT: Final = "sent"
+"""Schedule code of an event that was sent again and not settled since."""
 PARKED_STEP_S: Final = 0.001
 """Between parked events of a key, so that they are due in their order."""
 REUSED: Final = "event_id_reused"
@@ -239,12 +241,14 @@ def _decide_all(
     for index, entry in enumerate(live):
         item = entry.item
         before = waiting.get(item.key) if item.key is not None else None
+        if before is not None and entry.again:
+            before = replace(before, sent=before.sent - {entry.uid})
         outcome: Outcome
         if entry.refusal is not None:
             outcome = entry.refusal
         elif index in refused:
             outcome = refused[index]
-        elif before is not None and (before.head or not entry.again):
+        elif before is not None and (before.head or (before.waits and not entry.again)):
             outcome = Retry(PARKED, before.after_s + PARKED_STEP_S)
         else:
             assert item.received is not None
@@ -252,18 +256,30 @@ def _decide_all(
         if isinstance(outcome, Done):
             stage.fold(facts, outcome)
         elif isinstance(outcome, Retry) and stage.ordered and item.key is not None:
-            waiting[item.key] = _Parked(outcome.after_s, head=True)
+            head = outcome.code != PARKED or (before is not None and before.head)
+            before = _Parked(outcome.after_s, head, True, before.sent if before else frozenset())
+        if before is not None and item.key is not None:
+            waiting[item.key] = before
         outcomes.append(outcome)
     return outcomes
 
 
 @dataclass(frozen=True, slots=True)
 class _Parked:
-    """A key that has events in the schedule: how long until the last is due, and whether one waits for its own sake
-    (not only behind another)."""
+    """A key that has events in the schedule."""
 
     after_s: float
+    """Until the last is due."""
     head: bool
+    """One waits for its own sake, not only behind another."""
+    rows: bool
+    """Some wait."""
+    sent: frozenset[str]
+    """Those that are on their way again: newcomers may not overtake them."""
+
+    @property
+    def waits(self) -> bool:
+        return self.rows or bool(self.sent)
 
 
 async def _parked_keys(
@@ -273,13 +289,18 @@ async def _parked_keys(
         return {}
     keys = list({entry.item.key for entry in live if entry.item.key is not None})
     rows = await connection.fetch(
-        "SELECT key, max(available_at), bool_or(code <> $3) FROM schedule"
-        " WHERE stage = $1 AND key = ANY($2::bytea[]) GROUP BY key",
+        "SELECT key, max(available_at) FILTER (WHERE code <> $4), coalesce(bool_or(code NOT IN ($3, $4)), false),"
+        " array_agg(replace(event_id::text, '-', '')) FILTER (WHERE code = $4)"
+        " FROM schedule WHERE stage = $1 AND key = ANY($2::bytea[]) GROUP BY key",
         stage.name,
         keys,
         PARKED,
+        SENT,
     )
-    return {key: _Parked(max((due - at).total_seconds(), 0.0), head) for key, due, head in rows}
+    return {
+        key: _Parked(max((due - at).total_seconds(), 0.0) if due else 0.0, head, due is not None, frozenset(sent or ()))
+        for key, due, head, sent in rows
+    }
 
 
 async def _seal(
@@ -298,6 +319,8 @@ async def _seal(
     settled: dict[str, inbox.InboxOutcome] = {}
     for entry, outcome in zip(live, outcomes, strict=True):
         item = entry.item
+        if entry.again and not isinstance(outcome, Retry):
+            changes.delete(SCHEDULE, (stage.name, entry.uid))
         if isinstance(outcome, Done):
             for table, row in outcome.inserts:
                 changes.insert(table, row)

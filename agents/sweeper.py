@@ -2,10 +2,11 @@
 
 | what | how |
 | --- | --- |
-| rows of `schedule` that are due | deleted, and sent to their topic again with their attempt's number, in one commit |
+| rows of `schedule` that are due | marked, and sent to their topic again with their attempt's number, in one commit |
 | commit records that were not journaled | the relay takes them |
 | commit records of the API and of owners that are gone, not emitted for a while | emitted, then deleted |
 
+The stage deletes a row when it settles the repeat: until then newcomers of its key may not overtake it.
 The next owner of a partition finishes what its last one left before that (delivery.py); here is what has no next owner.
 """
 
@@ -20,6 +21,7 @@ import orjson
 import structlog
 
 from agents.delivery import Services
+from agents.stage import SENT
 from ledger.commit import TRANSIENT, lock_writer, seal
 from ledger.record import Message, unpack
 from ledger.rows import Changes, Connection
@@ -84,18 +86,19 @@ class Sweeper:
 
     async def _due(self, connection: Connection) -> bool:
         now = self._services.clock()
-        if not await connection.fetchval(_sql.any_due, now):
+        if not await connection.fetchval(_sql.any_due, now, SENT):
             return False
         async with connection.transaction():
             owners = await lock_writer(connection, WRITER)
-            rows = await connection.fetch(_sql.due, now, DUE_MAX)
+            rows = await connection.fetch(_sql.due, now, DUE_MAX, SENT)
             if not rows:
                 return False
             changes = Changes()
             messages: list[Message] = []
-            for stage, event_id, *message in rows:
-                changes.delete(SCHEDULE, (stage, event_id))
-                messages.append(_again(*message))
+            for stage, event_id, attempt, topic, key, value, packed, due in rows:
+                headers = orjson.loads(packed)
+                changes.upsert(SCHEDULE, (stage, event_id, attempt, topic, key, value, headers, SENT, due))
+                messages.append(_again(attempt, topic, key, value, headers))
             sealed = await seal(
                 connection,
                 WRITER,
@@ -120,7 +123,7 @@ class Sweeper:
             _log.info("sweeper.finished", writer=record.stage, messages=len(record.messages))
 
 
-def _again(attempt: int, topic: str, key: bytes | None, value: bytes, headers: str) -> Message:
+def _again(attempt: int, topic: str, key: bytes | None, value: bytes, headers: list[list[str]]) -> Message:
     """The message as it came, with the number of its attempt."""
-    pairs = [(bytes.fromhex(name).decode(), bytes.fromhex(content)) for name, content in orjson.loads(headers)]
+    pairs = [(bytes.fromhex(name).decode(), bytes.fromhex(content)) for name, content in headers]
     return Message(topic, key, value, headers=[*pairs, ("attempt", str(attempt).encode())])

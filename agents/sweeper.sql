@@ -2,12 +2,12 @@
 SELECT pg_try_advisory_lock(hashtext(current_schema() || ' sweeper'))
 
 -- name: any_due
-SELECT EXISTS (SELECT 1 FROM schedule WHERE available_at <= $1)
+SELECT EXISTS (SELECT 1 FROM schedule WHERE available_at <= $1 AND code <> $2)
 
 -- name: due
-SELECT stage, replace(event_id::text, '-', ''), attempt, topic, key, value, headers
+SELECT stage, replace(event_id::text, '-', ''), attempt, topic, key, value, headers, available_at
 FROM schedule
-WHERE available_at <= $1
+WHERE available_at <= $1 AND code <> $3
 ORDER BY available_at
 LIMIT $2
 FOR UPDATE

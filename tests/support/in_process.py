@@ -138,6 +138,7 @@ async def running(stage: Stage[Any], services: Services, at: Ground) -> AsyncIte
     try:
         yield delivery
         assert services.stop.reason is None, services.stop.reason
+        await delivery.drained()
     finally:
         for task in tasks:
             task.cancel()
