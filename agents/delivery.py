@@ -196,11 +196,9 @@ class Delivery:
             self._services.stop(f"{self.stage.name}: {errors.exceptions[0]!r}", errors.exceptions[0])
 
     async def drained(self) -> None:
-        """Returns when nothing is in flight (graceful stop)."""
+        """Returns when nothing is in flight; no batch starts after it (graceful stop)."""
         for _ in range(self._services.in_flight):
             await self._slots.acquire()
-        for _ in range(self._services.in_flight):
-            self._slots.release()
 
     async def _commit_forever(self) -> None:
         while True:

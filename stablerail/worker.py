@@ -45,6 +45,16 @@ def run_worker(movement: str, settings: Settings, port: int) -> int:
     return uvloop.run(_Worker(movement, settings, port).run())
 
 
+class _FaustWorker(faust.Worker):
+    """Faust stops its consumer at once on SIGTERM; what is in flight has to be acknowledged through it first."""
+
+    finish: Callable[[], Awaitable[None]]
+
+    async def _stop_on_signal(self, signal: Any) -> None:
+        await self.finish()
+        await super()._stop_on_signal(signal)
+
+
 class _Worker:
     def __init__(self, movement: str, settings: Settings, port: int) -> None:
         self._name = movement
@@ -64,31 +74,33 @@ class _Worker:
             attach(app, lanes, settings.topic_prefix)
         app.producer_only = not movement.deliveries  # a consumer without topics does not start
         mount(app, view)
-        worker = faust.Worker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
+        worker = _FaustWorker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
         worker.spinner = None
+        worker.finish = partial(self._finish, view, movement)
         for loop in (*(d.work for d in movement.deliveries), *movement.workers, Sweeper(shared).work, view.measure):
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))
         _log.info("worker.starts", movement=self._name, port=self._port)
         try:
             await worker.start()
         finally:
-            view.stopping = True
             code = await self._stop(worker, movement, shared)
         return code
 
-    async def _stop(self, worker: Any, movement: Movement, shared: Services) -> int:
+    async def _finish(self, view: View, movement: Movement) -> None:
         """Finishes what is in flight, within the limit; what is left is delivered again to the next owner."""
+        view.stopping = True
         limit_s = self._settings.worker_shutdown_timeout_s
-        loop = asyncio.get_running_loop()
         # Faust's own stop may hang (facts: one of thirteen did); then the process ends anyway
-        loop.call_later(limit_s, exit_now, EXIT_BUG)
-        if worker.crash_reason:
-            _log.critical("worker.crashed", movement=self._name, exc_info=worker.crash_reason)
-            exit_now(EXIT_BUG)
+        asyncio.get_running_loop().call_later(limit_s, exit_now, EXIT_BUG)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s * 0.8):
                 for delivery in movement.deliveries:
                     await delivery.drained()
+
+    async def _stop(self, worker: Any, movement: Movement, shared: Services) -> int:
+        if worker.crash_reason:
+            _log.critical("worker.crashed", movement=self._name, exc_info=worker.crash_reason)
+            exit_now(EXIT_BUG)
         await worker.stop()
         for task in self._tasks:
             task.cancel()
