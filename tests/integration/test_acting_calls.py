@@ -16,7 +16,7 @@ from connectors.errors import RateLimited
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
-from tests.support.rebuild import differences, rebuild
+from tests.support.rebuild import differences, empty_database, rebuild
 from topics.catalog import WALLETS_PROVISIONED, WALLETS_REQUESTED
 from topics.envelope import value_of
 from topics.events import Chain, WalletsProvisioned, WalletsRequested
@@ -111,19 +111,16 @@ async def lease(at: Ground) -> Any:
 
 
 async def test_a_reply_that_lacks_a_chain_is_no_failure_and_asked_for_again(
-    at: Ground, postgres: Any, database: str
+    at: Ground,
 ) -> None:
     partner = Partner(["ETH"], BOTH)
     await intend(at)
     async with at.process() as services, performing(services, partner):
         await until(lambda: has_error(at, "wallet_missing"), "the first reply is judged")
         assert await at.observer.fetchval("SELECT count(*) FROM wallets") == 0
-        empty = postgres.create_database(f"{database}_rebuilt")
-        try:
+        async with empty_database(at.dsn) as empty:
             await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
-            assert await differences(database, empty) == {}
-        finally:
-            postgres.drop_database(f"{database}_rebuilt")
+            assert await differences(at.dsn, empty) == {}
         at.clock.forward(10)
         await until(lambda: concluded(at), "the conclusion")
         await until(lambda: at.told(WALLETS_PROVISIONED), "the news")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,7 +16,7 @@ from ledger.rows import Connection
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
-from tests.support.rebuild import differences, rebuild
+from tests.support.rebuild import differences, empty_database, rebuild
 from topics.catalog import KYC_APPROVED, WALLETS_REQUESTED
 from topics.envelope import Received, event_uid, headers_of, value_of
 from topics.events import Chain, KycApproved, WalletsRequested
@@ -97,14 +95,9 @@ async def sweep(services: Services) -> None:
 async def clean(at: Ground) -> None:
     """The invariants hold, and the journal holds all of it."""
     assert not [result for result in await verify(at.observer) if not result.holds]
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    await at.observer.execute(f"CREATE DATABASE {name}")
-    empty = urlsplit(at.dsn)._replace(path=f"/{name}").geturl()
-    try:
+    async with empty_database(at.dsn) as empty:
         await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
         assert await differences(at.dsn, empty) == {}
-    finally:
-        await at.observer.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_an_event_for_later_waits_in_the_schedule_until_it_is_due_and_comes_again_with_its_attempt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,9 +14,9 @@ from ledger.commit import Sealed, lock_writer, seal
 from ledger.record import Message
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
-from tests.support.in_process import Ground, ground, read_topic, until
-from tests.support.rebuild import assemble
-from topics.catalog import JOURNAL, WALLETS_REQUESTED
+from tests.support.in_process import SCHEMA, Ground, ground, read_topic, until
+from tests.support.rebuild import assemble, differences, empty_database, rebuild
+from topics.catalog import JOURNAL, RECORD_BYTES_MAX, WALLETS_REQUESTED
 from topics.envelope import value_of
 from topics.events import Chain, WalletsRequested
 
@@ -26,16 +27,16 @@ async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Gr
         yield it
 
 
-async def commit(at: Ground, name: str) -> Sealed:
+async def commit(at: Ground, name: str, *others: Message) -> Sealed:
     """A commit with one message by a writer that does no more: nothing is journaled or emitted."""
     event = WalletsRequested(user_id=name, chains=(Chain.ETH,))
-    message = Message(WALLETS_REQUESTED.name, b"k", value_of(event), name, event.ce_type())
+    messages = [Message(WALLETS_REQUESTED.name, b"k", value_of(event), name, event.ce_type()), *others]
     connection = await at.connect()
     try:
         async with connection.transaction():
             owners = await lock_writer(connection, "api")
             return await seal(
-                connection, "api", owners, blocks=[], messages=[message], at=at.clock(), actor="test", summary={}
+                connection, "api", owners, blocks=[], messages=messages, at=at.clock(), actor="test", summary={}
             )
     finally:
         await connection.close()
@@ -141,3 +142,20 @@ async def test_another_sweeper_leads_when_the_first_is_gone(at: Ground) -> None:
             return await standby._lead()
 
         await until(leads, "the other leads")
+
+
+async def test_a_record_in_parts_that_was_journaled_twice_is_rebuilt_once(at: Ground) -> None:
+    letters = [Message(WALLETS_REQUESTED.dlq.name, b"k", os.urandom(1_000_000), headers=[]) for _ in range(9)]
+    small, large = await commit(at, "one"), await commit(at, "two", *letters)
+    assert len(large.record) > RECORD_BYTES_MAX
+    async with at.process() as services:
+        await finish(services, small)
+        await finish(services, large)
+        await services.emitter.journal([(large.seq, large.record)])  # its mark was lost
+        await finish(services, await commit(at, "three"))
+        await services.relay.tidy()
+    async with empty_database(at.dsn) as empty:
+        report = await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
+        assert (report.records, report.repeats, report.messages) == (3, 1, 3 + len(letters))
+        assert await differences(at.dsn, empty) == {}
+    assert len(await at.told(WALLETS_REQUESTED.dlq)) == len(letters)

@@ -5,10 +5,13 @@ The product's own command comes later; this shows that the journal holds everyth
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
@@ -138,6 +141,19 @@ async def _rows(dsn: str, schema: str, table: str) -> Counter[str]:
     connection = await connect(dsn, schema)
     try:
         return Counter(row[0] for row in await connection.fetch(f"SELECT t::text FROM {table} t"))
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def empty_database(beside: str) -> AsyncIterator[str]:
+    """The DSN of one more database on the same server."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    connection = await asyncpg.connect(beside)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+        yield urlsplit(beside)._replace(path=f"/{name}").geturl()
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
 
