@@ -56,9 +56,8 @@ class Comparison:
         over, under = (other, mine) if less_is_better else (mine, other)
         rounds = [a / b for a, b in zip(over.runs, under.runs, strict=True)]
         ratio = over.median / under.median
-        return cls(
-            compares, unit, mine, other, *(round(x, 3) for x in (ratio, min(rounds), max(rounds))), goal, ratio >= goal
-        )
+        low, high = round(min(rounds), 3), round(max(rounds), 3)
+        return cls(compares, unit, mine, other, round(ratio, 3), low, high, goal, ratio >= goal)
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ async def main() -> None:
                 for run in runs(records):
                     await delivery.offer(Delivered(run, partial(ack, run)))
 
-    tasks = [asyncio.create_task(work) for work in (delivery.work(), commit(), consume())]
-    waiting = asyncio.create_task(stopping.wait())
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work) for work in (delivery.work(), commit(), consume())]
+    waiting: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
     done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()

@@ -103,7 +103,12 @@ class Plain:
         rows = await self._connection.fetch(LOCK, sorted({HOT, *accounts}))
         state = {row[0]: [row[1], row[2]] for row in rows}
         hot = state[HOT]
-        account_ids, versions, transaction_ids, seqs, amounts, balances = [], [], [], [], [], []
+        account_ids: list[int] = []
+        versions: list[int] = []
+        transaction_ids: list[str] = []
+        seqs: list[int] = []
+        amounts: list[int] = []
+        balances: list[int] = []
         messages = []
         for event, account in zip(events, accounts, strict=True):
             amount, own = base_units(event.amount), state[account]
