@@ -30,9 +30,9 @@ from aiolimiter import AsyncLimiter
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
-from agents.delivery import Services
 from agents.intents import CONCLUDED, idempotency_key
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
+from agents.services import Services
 from connectors.errors import ConnectorError, RateLimited, Refused
 from ledger.commit import TRANSIENT, Sealed, lock_writer, seal
 from ledger.record import Message
@@ -44,6 +44,10 @@ from topics.envelope import value_of
 _log = structlog.get_logger()
 _sql = load("agents", "acting.sql")
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+
+
+CREDENTIALS_REFUSED: Final = (401, 403)
+"""Our mistake, not the event's: the call waits until an operator has put the key right."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +164,17 @@ class Acting:
             async with self._limiter, breaker, asyncio.timeout(self._policy.timeout_s):
                 reply = await self._perform(call)
         except Refused as error:
+            if error.status in CREDENTIALS_REFUSED:
+                self._services.unready[self._stage.name] = f"{self._stage.partner} refuses our credentials"
+                await self._again(call, None, error.code)
+                return
             reply = error
         except (ConnectorError, OpenedState, TimeoutError) as error:
             log.warning("call.again_later", error=getattr(error, "code", type(error).__name__))
             await self._again(call, getattr(error, "retry_after_s", None), type(error).__name__)
             self._observe("retry", started)
             return
+        self._services.unready.pop(self._stage.name, None)
         self._observe("refused" if isinstance(reply, Refused) else "ok", started)
         now = self._services.clock()
         outcome = self._conclude(call, reply, now)

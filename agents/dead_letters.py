@@ -11,7 +11,7 @@ from agents.outcome import Rejected, Stage
 from ledger.record import Message
 
 if TYPE_CHECKING:
-    from agents.stage import Item
+    from agents.item import Item
 
 PREFIX: Final = "dlq_"
 REASON_LENGTH_MAX: Final = 500

@@ -19,18 +19,17 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import asyncpg
 import structlog
 
-from agents.crash import Crashes, Stop
-from agents.emitter import Emitter
-from agents.fuse import WINDOW, Fuse, FuseBlown
+from agents.crash import Crashes
+from agents.fuse import Fuse, FuseBlown
+from agents.item import Item, read_item
 from agents.outcome import Rejected, Stage
-from agents.stage import REUSED, Item, Settled, SplitBatch, read_item, settle
-from ledger import journal
+from agents.services import Services
+from agents.stage import REUSED, Settled, SplitBatch, settle
 from ledger.commit import TRANSIENT, Sealed, claim_owners
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.record import unpack
@@ -50,59 +49,15 @@ Key = tuple[str, int]
 """(topic, partition), the topic as the broker names it."""
 
 
-class Observer(Protocol):
-    """Where figures go; stablerail/metrics.py has the real one."""
-
-    def event_settled(
-        self, stage: str, outcome: Literal["done", "rejected", "retry", "repeat", "reused"], events: int = 1
-    ) -> None: ...
-    def refused(self, stage: str, code: str, events: int = 1) -> None: ...
-    def dead_letter(self, topic: str, code: str, events: int = 1) -> None: ...
-    def batch(
-        self, stage: str, events: int, *, commit_s: float, journal_s: float, emit_s: float, ack_s: float
-    ) -> None: ...
-    def fuse(self, stage: str, *, blown: bool) -> None: ...
-    def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None: ...
-    def outbox_rows(self, rows: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Services:
-    """What a stage runs on; one per process."""
-
-    connect: Callable[[], Awaitable[Connection]]
-    relay: journal.Relay
-    emitter: Emitter
-    observer: Observer
-    stop: Stop
-    events_max: int = 2_000
-    bytes_max: int = 8_000_000
-    in_flight: int = 2
-    fenced_s_max: float = 20.0
-    """How long a fenced worker waits for Kafka to say what it owns: above two session time-outs."""
-    fuse_ratio: float = 0.5
-    fuse_run: int = 500
-    fuse_window: int = WINDOW
-    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    unready: dict[str, str] = field(default_factory=dict)
-    """Stage -> why it does not work; /readyz says so."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    sealed: list[Sealed]
-    acks: list[Callable[[], Any]]
-    positions: dict[Key, int]
-    events: int
-    commit_s: float
-
-
 class Run(Protocol):
     """Consecutive records of one partition, as transport.py brings them."""
 
-    topic: str
-    partition: int
-    records: Sequence[Any]
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def records(self) -> Sequence[Any]: ...
 
 
 @dataclass(slots=True)
@@ -115,6 +70,15 @@ class Delivered:
     """Which assignment of its partition brought it, counted by `Delivery`."""
     items: list[Item] = field(default_factory=list)
     """Its records as the stage reads them; filled by `offer`."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    sealed: list[Sealed]
+    acks: list[Callable[[], Any]]
+    positions: dict[Key, int]
+    events: int
+    commit_s: float
 
 
 class Delivery:

@@ -21,7 +21,8 @@ from topics.partitioner import partition_of
 
 _log = structlog.get_logger()
 
-BATCH_BYTES_MAX = RECORD_BYTES_MAX + 500_000
+BATCH_BYTES_MAX = RECORD_BYTES_MAX
+"""Below what the largest topics take: several commit records must not share a batch that the broker refuses."""
 PART_BYTES_MAX = RECORD_BYTES_MAX - 100_000
 """A commit record over it goes to the journal in parts, headers `part` and `parts`."""
 RETRY_WAIT_S_MAX = 5.0

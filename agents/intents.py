@@ -19,7 +19,7 @@ from ledger.rows import Changes
 from ledger.tables import CALL_MEMBERS, CALLS
 
 if TYPE_CHECKING:
-    from agents.stage import Item
+    from agents.item import Item
 
 OPEN = "open"
 CONCLUDED = "concluded"

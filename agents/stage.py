@@ -15,7 +15,6 @@ A batch that fails for one event's sake is split by the caller (delivery.py) unt
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,24 +23,19 @@ from typing import Any, Final, Literal
 
 from agents.dead_letters import dead_letter
 from agents.intents import intent_rows
+from agents.item import Item
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
+from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, lock_owners, seal
 from ledger.posting import Fold, accounts_of, try_post
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, block
 from ledger.tables import INBOX, SCHEDULE
-from topics.envelope import Headers, Received, event_uid, read, value_of
-from topics.errors import EventCode, EventRefused
+from topics.envelope import value_of
 
 REFUSALS_MAX: Final = 8
 """Refused postings in one batch before it is split: each makes the whole batch be decided again."""
-PARKED: Final = "parked"
-"""Schedule code of an event that waits behind another of its key."""
-SENT: Final = "sent"
-"""Schedule code of an event that was sent again and not settled since."""
-PARKED_STEP_S: Final = 0.001
-"""Between parked events of a key, so that they are due in their order."""
 REUSED: Final = "event_id_reused"
 """Dead-letter code: the id was settled with other contents."""
 
@@ -51,61 +45,6 @@ Kind = Literal["done", "rejected", "retry", "repeat"]
 
 class SplitBatch(Exception):
     """Too many refusals in one batch; smaller ones are cheaper."""
-
-
-@dataclass(slots=True)
-class Item:
-    """One message on its way through a stage."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    received: Received | None
-    refusal: Rejected | None
-    uid: str
-    fingerprint: bytes
-    attempt: int
-
-    @property
-    def position_uid(self) -> str:
-        """An id for a message that has none of its own: where it stands."""
-        return event_uid("kafka", f"{self.topic}/{self.partition}/{self.offset}")
-
-
-def read_item(stage: Stage[Any], record: Any) -> Item:
-    """A raw Kafka record as an item; total: what cannot be read becomes a refusal."""
-    value: bytes | None = record.value
-    headers: Headers = list(record.headers)
-    received: Received | None = None
-    refusal: Rejected | None = None
-    try:
-        received = read(stage.source, value, headers)
-        if not record.key:
-            # without it the partition is chance, and order of a key means nothing
-            refusal = Rejected(EventCode.MISSING_KEY, f"the key is the {stage.source.key}")
-            received = None
-    except EventRefused as error:
-        refusal = Rejected(error.code, error.reason)
-    item = Item(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        key=record.key,
-        value=value,
-        headers=headers,
-        received=received,
-        refusal=refusal,
-        uid="",
-        fingerprint=hashlib.blake2b(value or b"", digest_size=16).digest(),
-        attempt=received.attempt if received else 1,
-    )
-    item.uid = received.uid if received else item.position_uid
-    return item
 
 
 @dataclass(slots=True)
@@ -203,7 +142,7 @@ async def _decide(
 ) -> tuple[list[Outcome], Fold, datetime]:
     """Outcomes in the items' order and the ledger's fold of their postings."""
     events = [entry.item.received for entry in live if entry.refusal is None and entry.item.received]
-    parked = await _parked_keys(connection, stage, live, at)
+    parked = await parked_keys(connection, stage, [entry.item for entry in live], at)
     refused: dict[int, Outcome] = {}
     fold = Fold({})
     while True:
@@ -233,7 +172,7 @@ def _decide_all(
     stage: Stage[Any],
     live: Sequence[_Live],
     facts: Any,
-    parked: dict[bytes, _Parked],
+    parked: dict[bytes, Parked],
     refused: dict[int, Outcome],
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
@@ -257,50 +196,11 @@ def _decide_all(
             stage.fold(facts, outcome)
         elif isinstance(outcome, Retry) and stage.ordered and item.key is not None:
             head = outcome.code != PARKED or (before is not None and before.head)
-            before = _Parked(outcome.after_s, head, True, before.sent if before else frozenset())
+            before = Parked(outcome.after_s, head, True, before.sent if before else frozenset())
         if before is not None and item.key is not None:
             waiting[item.key] = before
         outcomes.append(outcome)
     return outcomes
-
-
-@dataclass(frozen=True, slots=True)
-class _Parked:
-    """A key that has events in the schedule."""
-
-    after_s: float
-    """Until the last is due."""
-    head: bool
-    """One waits for its own sake, not only behind another."""
-    rows: bool
-    """Some wait."""
-    sent: frozenset[str]
-    """Those that are on their way again: newcomers may not overtake them."""
-
-    @property
-    def waits(self) -> bool:
-        return self.rows or bool(self.sent)
-
-
-async def _parked_keys(
-    connection: Connection, stage: Stage[Any], live: Sequence[_Live], at: datetime
-) -> dict[bytes, _Parked]:
-    if not stage.ordered:
-        return {}
-    keys = list({entry.item.key for entry in live if entry.item.key is not None})
-    rows = await connection.fetch(
-        "SELECT key, max(available_at) FILTER (WHERE code <> $4), coalesce(bool_or(code NOT IN ($3, $4)), false),"
-        " array_agg(replace(event_id::text, '-', '')) FILTER (WHERE code = $4)"
-        " FROM schedule WHERE stage = $1 AND key = ANY($2::bytea[]) GROUP BY key",
-        stage.name,
-        keys,
-        PARKED,
-        SENT,
-    )
-    return {
-        key: _Parked(max((due - at).total_seconds(), 0.0) if due else 0.0, head, due is not None, frozenset(sent or ()))
-        for key, due, head, sent in rows
-    }
 
 
 async def _seal(

@@ -20,8 +20,8 @@ import asyncpg
 import orjson
 import structlog
 
-from agents.delivery import Services
-from agents.stage import SENT
+from agents.parking import SENT
+from agents.services import Services
 from ledger.commit import TRANSIENT, lock_writer, seal
 from ledger.record import Message, unpack
 from ledger.rows import Changes, Connection

@@ -51,7 +51,7 @@ ROOM_WAIT_S: Final = 1.0
 # While one partition's buffer is full a poll of the others is short: the full one may have room any moment.
 CROWDED_POLL_S: Final = 0.02
 # aiokafka has one fetch per broker in the air: a busy partition waits while it waits for idle ones, 1.5 s in Faust.
-FETCH_WAIT_MS: Final = 100
+FETCH_WAIT_MS: Final = 20
 # A rebalance must not hang on a coordinator that is gone; what stays uncommitted is delivered again.
 REVOKE_COMMIT_S: Final = 2.0
 

@@ -14,6 +14,7 @@ sequence numbers they have seen. The commit's own connection never does.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
@@ -44,7 +45,8 @@ class Relay:
         self._lock = asyncio.Lock()
         self._fresh: dict[int, bytes] = {}
         self._emitted: list[int] = []
-        self.group_sizes: list[int] = []
+        self.group_sizes: deque[int] = deque(maxlen=1_000)
+        """Records per turn, the last thousand."""
 
     async def journal(self, records: Sequence[tuple[int, bytes]] = ()) -> None:
         """Returns when these records (just committed by the caller) and all before them are in the journal."""

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from faust.types import TP
 
-from agents.delivery import Delivery, Services
+from agents.delivery import Delivery
+from agents.services import Services
 from stablerail.metrics import Metrics
 from stablerail.wiring import Movement
 

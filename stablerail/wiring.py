@@ -11,13 +11,14 @@ import asyncpg
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
 from agents.crash import Stop
-from agents.delivery import Delivery, Services
+from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
+from agents.services import Services
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient

@@ -23,7 +23,8 @@ from aiokafka.errors import KafkaError
 from mode import CrashingSupervisor
 
 from agents.crash import EXIT_BUG, Stop, exit_now
-from agents.delivery import Delivered, Delivery, Services
+from agents.delivery import Delivered, Delivery
+from agents.services import Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
 from ledger.commit import TRANSIENT

@@ -16,7 +16,7 @@ import asyncpg
 import orjson
 import structlog
 
-from agents.delivery import Services
+from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.rpc import Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin

@@ -19,8 +19,9 @@ import pytest
 
 from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
+from agents.item import read_item
 from agents.outcome import Stage
-from agents.stage import Settled, read_item, settle
+from agents.stage import Settled, settle
 from ledger.commit import claim_owners
 from ledger.migrate import upgrade
 from ledger.record import Message

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agents.acting import Acting, CallPolicy, StoredCall
-from agents.delivery import Services
 from agents.onboarding import provision_wallets
+from agents.services import Services
 from connectors.errors import RateLimited
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka

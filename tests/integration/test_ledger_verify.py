@@ -8,7 +8,8 @@ import pytest
 
 from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
-from agents.stage import read_item, settle
+from agents.item import read_item
+from agents.stage import settle
 from ledger.rows import Connection
 from ledger.verify import verify
 from tests.support import ledger_rig

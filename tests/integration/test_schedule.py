@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agents.delivery import Services
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
+from agents.services import Services
 from agents.sweeper import Sweeper
 from ledger.rows import Connection
 from ledger.verify import verify

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agents.delivery import Services
+from agents.services import Services
 from agents.sweeper import ABANDONED_S, Sweeper
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.record import Message

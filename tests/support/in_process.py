@@ -16,9 +16,10 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery, Services
+from agents.delivery import Delivered, Delivery
 from agents.emitter import Emitter
 from agents.outcome import Stage
+from agents.services import Services
 from agents.transport import runs
 from ledger.journal import Relay
 from ledger.migrate import upgrade

@@ -19,9 +19,10 @@ from aiokafka.errors import KafkaError
 from structlog.testing import capture_logs
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery, Services
+from agents.delivery import Delivered, Delivery
+from agents.item import Item, read_item
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
-from agents.stage import Item, read_item
+from agents.services import Services
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.commit import claim_owners
 from ledger.journal import Relay

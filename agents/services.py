@@ -1,0 +1,52 @@
+"""What every stage of a process runs on, and how its figures leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from agents.crash import Stop
+from agents.emitter import Emitter
+from agents.fuse import WINDOW
+from ledger import journal
+from ledger.rows import Connection
+
+
+class Observer(Protocol):
+    """Where figures go; stablerail/metrics.py has the real one."""
+
+    def event_settled(
+        self, stage: str, outcome: Literal["done", "rejected", "retry", "repeat", "reused"], events: int = 1
+    ) -> None: ...
+    def refused(self, stage: str, code: str, events: int = 1) -> None: ...
+    def dead_letter(self, topic: str, code: str, events: int = 1) -> None: ...
+    def batch(
+        self, stage: str, events: int, *, commit_s: float, journal_s: float, emit_s: float, ack_s: float
+    ) -> None: ...
+    def fuse(self, stage: str, *, blown: bool) -> None: ...
+    def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None: ...
+    def outbox_rows(self, rows: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a stage runs on; one per process."""
+
+    connect: Callable[[], Awaitable[Connection]]
+    relay: journal.Relay
+    emitter: Emitter
+    observer: Observer
+    stop: Stop
+    events_max: int = 2_000
+    bytes_max: int = 8_000_000
+    in_flight: int = 2
+    fenced_s_max: float = 20.0
+    """How long a fenced worker waits for Kafka to say what it owns: above two session time-outs."""
+    fuse_ratio: float = 0.5
+    fuse_run: int = 500
+    fuse_window: int = WINDOW
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    unready: dict[str, str] = field(default_factory=dict)
+    """Stage -> why it does not work; /readyz says so."""
