@@ -28,7 +28,10 @@ VERSION: Final = 1
 BYTES_MAX: Final = 256 * 1024 * 1024
 """What a record may unpack to: a bound for readers, far above what 2,000 events of limited size can cause."""
 
-_compressor = zstandard.ZstdCompressor(level=1)
+# a wider window than level 1's own: ids and hashes repeat from column to column, half a megabyte apart
+_compressor = zstandard.ZstdCompressor(
+    compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=22, hash_log=18)
+)
 _decompressor = zstandard.ZstdDecompressor()
 
 

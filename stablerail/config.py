@@ -169,7 +169,6 @@ class Settings(BaseSettings):
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
 
     stage_batch_events_max: int = Field(2_000, ge=1, le=10_000, description="most events in one transaction")
-    stage_lanes: int = Field(1, ge=1, le=8, description="batches of a busy stage that are settled side by side")
     stage_batches_in_flight_max: int = Field(2, ge=1, le=4, description="batches between commit and acknowledgement")
     fuse_ratio_max: float = Field(0.5, gt=0, le=1, description="refused share of the window that stops a stage")
     fuse_window_events: int = Field(1_000, ge=10, description="events the share is taken over")

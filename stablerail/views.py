@@ -59,11 +59,11 @@ class View:
         self._shared = shared
         self.metrics = metrics
         self._unassigned_s = unassigned_s
+        self._deliveries = movement.deliveries
         self._last: dict[str, tuple[float, int]] = {}
-        self._stages = movement.stages()
         # per stage: where one topic is missing, the others' partitions come all the same
-        self._assigned_at = dict.fromkeys(self._stages, time.monotonic())
-        self.figures = [StageFigures(name, lanes[0].stage.source.name) for name, lanes in self._stages.items()]
+        self._assigned_at = {delivery.stage.name: time.monotonic() for delivery in movement.deliveries}
+        self.figures = [StageFigures(d.stage.name, d.stage.source.name) for d in movement.deliveries]
         self.stopping = False
 
     def unready(self) -> dict[str, str]:
@@ -80,31 +80,31 @@ class View:
     async def measure(self) -> None:
         """Never returns."""
         while True:
-            for lanes, figures in zip(self._stages.values(), self.figures, strict=True):
-                self._measure(lanes, figures)
+            for delivery, figures in zip(self._deliveries, self.figures, strict=True):
+                self._measure(delivery, figures)
             self.metrics.worker_ready(self._name, ready=not self.unready())
             await asyncio.sleep(MEASURE_S)
 
-    def _measure(self, lanes: list[Delivery], figures: StageFigures) -> None:
-        now, name = time.monotonic(), figures.stage
+    def _measure(self, delivery: Delivery, figures: StageFigures) -> None:
+        now, name = time.monotonic(), delivery.stage.name
         counts = {kind: self._count(name, kind) for kind in KINDS}
         figures.events_in = sum(counts.values())
-        figures.events_out = sum(lane.messages_emitted for lane in lanes)
+        figures.events_out = delivery.messages_emitted
         figures.refused = counts["rejected"] + counts["reused"]
         figures.retried, figures.repeats = counts["retry"], counts["repeat"]
         then, before = self._last.get(name, (now, figures.events_in))
         figures.rate_per_s = (figures.events_in - before) / (now - then) if now > then else 0.0
         self._last[name] = (now, figures.events_in)
-        figures.lag = figures.partitions = 0
-        for lane in lanes:
-            for topic, partition in lane.held():
-                waiting = self._waiting(lane, topic, partition)
-                self.metrics.lag(name, partition, waiting)
-                figures.lag += waiting
-                figures.partitions += 1
-        if figures.partitions:
+        held = delivery.held()
+        figures.partitions = len(held)
+        if held:
             self._assigned_at[name] = now
-        oldest = min((lane.oldest_ms for lane in lanes if lane.oldest_ms is not None), default=None)
+        figures.lag = 0
+        for topic, partition in held:
+            waiting = self._waiting(delivery, topic, partition)
+            self.metrics.lag(name, partition, waiting)
+            figures.lag += waiting
+        oldest = delivery.oldest_ms
         figures.oldest_age_s = max(time.time() - oldest / 1000, 0.0) if oldest is not None else 0.0
         self.metrics.oldest_event_age(name, figures.oldest_age_s)
         figures.trouble = self._shared.unready.get(name, "")

@@ -18,6 +18,7 @@ from agents.deposits.finalize_deposits import ChainReader
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
+from agents.outcome import Stage
 from agents.services import Services
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
@@ -50,6 +51,8 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
                 "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
                 "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
                 "jit": "off",  # our statements are short; compiling them costs more than running them
+                # a custom plan would parse every array literal once more, only to plan the same
+                "plan_cache_mode": "force_generic_plan",
                 **server_settings,
             },
         )
@@ -90,13 +93,6 @@ class Movement:
     workers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Loops beside the stages: performers, watchers."""
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
-
-    def stages(self) -> dict[str, list[Delivery]]:
-        """Stage name -> its lanes."""
-        found: dict[str, list[Delivery]] = {}
-        for delivery in self.deliveries:
-            found.setdefault(delivery.stage.name, []).append(delivery)
-        return found
 
 
 def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
@@ -154,10 +150,11 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
-    credit = credit_deposits.stage(deposit_policy(settings))
-    # while one lane waits for PostgreSQL the other decides
-    movement.deliveries.extend(Delivery(credit, shared) for _ in range(settings.stage_lanes))
-    movement.deliveries.append(Delivery(finalize_deposits.stage(readers, shared.connect), shared))
+    stages: tuple[Stage[Any], ...] = (
+        credit_deposits.stage(deposit_policy(settings)),
+        finalize_deposits.stage(readers, shared.connect),
+    )
+    movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     return movement
 
 

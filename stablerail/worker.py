@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.views import View, mount
 from stablerail.wiring import NEEDS, Movement, build, services
+from topics.catalog import Topic
 
 _log = structlog.get_logger()
 
@@ -71,8 +72,8 @@ class _Worker:
         movement = await build(self._name, settings, shared, self._metrics)
         app = faust_app(self._name, settings, self._port)
         view = View(self._name, app, movement, shared, self._metrics, settings.worker_unassigned_timeout_s)
-        for lanes in movement.stages().values():
-            attach(app, lanes, settings.topic_prefix)
+        for delivery in movement.deliveries:
+            attach(app, delivery, settings.topic_prefix)
         app.producer_only = not movement.deliveries  # a consumer without topics does not start
         mount(app, view)
         worker = _FaustWorker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
@@ -153,29 +154,23 @@ def faust_app(movement: str, settings: Settings, port: int) -> Any:
     return app
 
 
-def attach(app: Any, lanes: Sequence[Delivery], prefix: str) -> None:
-    """Makes a stage an agent of the app, and tells its lanes which partitions they have: each partition has one lane."""
-    stage = lanes[0].stage
-    name = stage.source.named(prefix)
-
-    def lane(partition: int) -> Delivery:
-        return lanes[partition % len(lanes)]
+def attach(app: Any, delivery: Delivery, prefix: str) -> None:
+    """Makes the stage an agent of the app, and tells it which partitions it has."""
+    source: Topic = delivery.stage.source
+    name = source.named(prefix)
 
     async def agent(stream: Any) -> None:
         async for event in stream.noack().events():
-            await lane(event.value.partition).offer(Delivered(event.value, partial(ack, app, event)))
+            await delivery.offer(Delivered(event.value, partial(ack, app, event)))
 
     async def assigned(sender: Any, **_: Any) -> None:
         held = {(tp.topic, tp.partition) for tp in sender.consumer.assignment() if tp.topic == name}
-        for one in lanes:
-            one.assigned({key for key in held if lane(key[1]) is one})
+        delivery.assigned(held)
 
     async def revoked(_sender: Any, revoked: Any, **_: Any) -> None:
-        gone = {(tp.topic, tp.partition) for tp in revoked if tp.topic == name}
-        for one in lanes:
-            one.revoked({key for key in gone if lane(key[1]) is one})
+        delivery.revoked({(tp.topic, tp.partition) for tp in revoked if tp.topic == name})
 
-    app.agent(batched_topic(app, name), name=stage.name)(agent)
+    app.agent(batched_topic(app, name), name=delivery.stage.name)(agent)
     app.on_rebalance_complete.connect(assigned, weak=False)
     app.on_partitions_revoked.connect(revoked, weak=False)
 
