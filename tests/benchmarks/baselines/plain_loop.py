@@ -4,7 +4,7 @@ identity, history, audit or dead letters; keys that are integers, and one index 
 
 poll -> decode -> one transaction (claim, lock, fold, write, outbox rows) -> publish -> delete outbox rows -> acknowledge
 
-Tried and kept: 2,000 events of all partitions in one transaction, `send_batch`. Its database is what STABLERAIL_DATABASE_URL says.
+2,000 events of all partitions in one transaction, whole record batches to the broker. Its database is what STABLERAIL_DATABASE_URL says.
 """
 
 from __future__ import annotations
