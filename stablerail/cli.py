@@ -23,8 +23,9 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(keys_app, name="keys")
 app.add_typer(dev_app, name="dev")
 
-out = Console()
-err = Console(stderr=True)
+# piped into a file or another program nothing is wrapped
+out = Console(width=None if sys.stdout.isatty() else 240)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
 
 EXIT_CONFIG = 78
 """EX_CONFIG."""
@@ -101,7 +102,7 @@ def worker(
     if len(chosen) == 1:
         from stablerail.worker import run_worker
 
-        raise typer.Exit(run_worker(chosen[0], settings, first))
+        run_worker(chosen[0], settings, first)
     from stablerail.supervisor import supervise
 
     code = asyncio.run(

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 import structlog
@@ -37,14 +37,16 @@ from topics.catalog import Topic
 _log = structlog.get_logger()
 
 START_WAIT_S_MAX = 5.0
+FAUST_STOP_S = 8.0
+"""For Faust to leave its group and commit once our part is done."""
 
 
-def run_worker(movement: str, settings: Settings, port: int) -> int:
-    """Runs until SIGTERM or a crash; the process's exit code."""
+def run_worker(movement: str, settings: Settings, port: int) -> NoReturn:
+    """Runs until SIGTERM (exit code 0) or a crash (EXIT_BUG), and ends the process."""
     settings.require(*NEEDS[movement])
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
-    return uvloop.run(_Worker(movement, settings, port).run())
+    uvloop.run(_Worker(movement, settings, port).run())
 
 
 class _FaustWorker(faust.Worker):
@@ -65,7 +67,7 @@ class _Worker:
         self._metrics = Metrics()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def run(self) -> int:
+    async def run(self) -> NoReturn:
         settings = self._settings
         shared = services(settings, self._metrics, Stop())
         await _until_up(shared)
@@ -78,28 +80,31 @@ class _Worker:
         mount(app, view)
         worker = _FaustWorker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
         worker.spinner = None
-        worker.finish = partial(self._finish, view, movement)
+        worker.finish = partial(self._finish, view, movement, app)
         for loop in (*(d.work for d in movement.deliveries), *movement.workers, Sweeper(shared).work, view.measure):
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))
         _log.info("worker.starts", movement=self._name, port=self._port)
         try:
             await worker.start()
         finally:
-            code = await self._stop(worker, movement, shared)
-        return code
+            await self._stop(worker, movement, shared)
 
-    async def _finish(self, view: View, movement: Movement) -> None:
+    async def _finish(self, view: View, movement: Movement, app: Any) -> None:
         """Finishes what is in flight, within the limit; what is left is delivered again to the next owner."""
         view.stopping = True
         limit_s = self._settings.worker_shutdown_timeout_s
-        # Faust's own stop may hang (facts: one of thirteen did); then the process ends anyway
-        asyncio.get_running_loop().call_later(limit_s, exit_now, EXIT_BUG)
+        loop = asyncio.get_running_loop()
+        loop.call_later(limit_s, exit_now, EXIT_BUG)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s * 0.8):
                 for delivery in movement.deliveries:
                     await delivery.drained()
+                if movement.deliveries:
+                    await app.consumer.commit()  # what is acknowledged; Faust's timer may come too late
+                # nothing is left to lose; Faust's own stop now and then hangs, and must not keep the partitions
+                loop.call_later(FAUST_STOP_S, exit_now, 0)
 
-    async def _stop(self, worker: Any, movement: Movement, shared: Services) -> int:
+    async def _stop(self, worker: Any, movement: Movement, shared: Services) -> NoReturn:
         if worker.crash_reason:
             _log.critical("worker.crashed", movement=self._name, exc_info=worker.crash_reason)
             exit_now(EXIT_BUG)
@@ -114,7 +119,7 @@ class _Worker:
                 for close in movement.closing:
                     await close()
         _log.info("worker.stopped", movement=self._name)
-        return 0
+        exit_now(0)  # all is done; a thread of Faust's that did not notice would keep the process
 
 
 def faust_app(movement: str, settings: Settings, port: int) -> Any:
