@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
@@ -45,6 +47,27 @@ def exit_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class Watchdog(threading.Thread):
+    """Ends a process whose event loop stands still: it neither works nor gives its partitions back.
+
+    `beat` from the loop; a daemon thread looks. A process that was frozen and woken may be ended too: it starts afresh.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._limit_s = limit_s
+        self._beaten_at = time.monotonic()
+
+    def beat(self) -> None:
+        self._beaten_at = time.monotonic()
+
+    def run(self) -> None:
+        while (still_s := time.monotonic() - self._beaten_at) < self._limit_s:
+            time.sleep(min(self._limit_s - still_s, 1.0))
+        structlog.get_logger().critical("process.stops", reason=f"the event loop stood still for {still_s:.0f} s")
+        exit_now(EXIT_BUG)
 
 
 class Crashes:

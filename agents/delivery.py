@@ -35,6 +35,7 @@ from ledger.errors import Fenced, RecordTooLarge
 from ledger.record import unpack
 from ledger.rows import Connection
 from ledger.sql import load
+from topics.envelope import trace_id
 
 _log = structlog.get_logger()
 _sql = load("ledger", "sql/journal.sql")
@@ -42,6 +43,8 @@ _sql = load("ledger", "sql/journal.sql")
 CONFLICTS_MAX: Final = 20
 """Unique conflicts of one batch before they count as a bug: real ones end when the other writer has committed."""
 RETRY_WAIT_S_MAX: Final = 2.0
+LOGGED_MAX: Final = 20
+"""Refused events of one batch that are logged one by one; the counters have all of them."""
 
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
@@ -325,6 +328,16 @@ class Delivery:
                 observer.refused(name, code, events)
             if kind == "rejected":
                 observer.dead_letter(self.stage.source.dlq.name, code, events)
+        for item, outcome in settled.told[:LOGGED_MAX]:
+            received = item.received
+            self._log.info(
+                "event.refused" if isinstance(outcome, Rejected) else "event.later",
+                code=outcome.code,
+                event_id=received.id if received else None,
+                trace_id=trace_id(received.traceparent) if received else None,
+                partition=item.partition,
+                offset=item.offset,
+            )
 
     async def _settle(self, items: Sequence[Item]) -> Settled:
         """One transaction, tried again in place while the failure is a known transient one."""
@@ -368,6 +381,7 @@ class Delivery:
         self._log.error(
             "event.crashed", offset=item.offset, partition=item.partition, times=times, exc_info=error,
             event_id=item.received.id if item.received else None,
+            trace_id=trace_id(item.received.traceparent) if item.received else None,
         )  # fmt: skip
         if times < Crashes.MAX:
             self._services.unready[self.stage.name] = "bug"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -56,6 +56,8 @@ class Settled:
     """(done | rejected | retry | repeat, code) -> events."""
     refused: list[bool]
     """For each event that was not a repeat: whether it was refused. The fuse judges it."""
+    told: list[tuple[Item, Rejected | Retry]] = field(default_factory=list)
+    """The events that were not done, for the log."""
 
 
 async def settle(
@@ -86,7 +88,8 @@ async def settle(
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at)
     counts = Counter(map(_label, outcomes))
     counts[("repeat", "")] = repeats
-    return Settled(sealed, counts, refused)
+    told = [(e.item, o) for e, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
+    return Settled(sealed, counts, refused, told)
 
 
 @dataclass(slots=True)

@@ -188,6 +188,9 @@ class Settings(BaseSettings):
     worker_port: Port = Field(6066, description="first worker's web port; each further movement takes the next")
     worker_shutdown_timeout_s: Seconds = Field(60, gt=0, description="after SIGTERM a worker may finish for this long")
     worker_unassigned_timeout_s: Seconds = Field(30, gt=0, description="without a partition for this long = not ready")
+    worker_stalled_s_max: Seconds = Field(
+        60, gt=0, description="a worker whose event loop stands still so long is ended"
+    )
     worker_restart_wait_max_s: Seconds = Field(30, gt=0, description="longest wait before a crashed worker restarts")
     bridge_host: str = Field("127.0.0.1", min_length=1, description="address the webhook bridge listens on")
     bridge_port: Port = Field(8081, description="port of the webhook bridge")

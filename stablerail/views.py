@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -65,6 +66,8 @@ class View:
         self._assigned_at = {delivery.stage.name: time.monotonic() for delivery in movement.deliveries}
         self.figures = [StageFigures(d.stage.name, d.stage.source.name) for d in movement.deliveries]
         self.stopping = False
+        self.beat: Callable[[], None] = lambda: None
+        """Called with every measurement: the event loop lives."""
 
     def unready(self) -> dict[str, str]:
         """Stage or part -> why it does not work; empty when ready."""
@@ -82,6 +85,7 @@ class View:
         while True:
             for delivery, figures in zip(self._deliveries, self.figures, strict=True):
                 self._measure(delivery, figures)
+            self.beat()
             self.metrics.worker_ready(self._name, ready=not self.unready())
             await asyncio.sleep(MEASURE_S)
 

@@ -22,7 +22,7 @@ import uvloop
 from aiokafka.errors import KafkaError
 from mode import CrashingSupervisor
 
-from agents.crash import EXIT_BUG, Stop, exit_now
+from agents.crash import EXIT_BUG, Stop, Watchdog, exit_now
 from agents.delivery import Delivered, Delivery
 from agents.services import Services
 from agents.sweeper import Sweeper
@@ -81,6 +81,9 @@ class _Worker:
         worker = _FaustWorker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
         worker.spinner = None
         worker.finish = partial(self._finish, view, movement, app)
+        watchdog = Watchdog(settings.worker_stalled_s_max)
+        view.beat = watchdog.beat
+        watchdog.start()
         for loop in (*(d.work for d in movement.deliveries), *movement.workers, Sweeper(shared).work, view.measure):
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))
         _log.info("worker.starts", movement=self._name, port=self._port)

@@ -137,3 +137,8 @@ def _refusal(error: ValidationError) -> EventRefused:
     if where == "version":
         return EventRefused(EventCode.UNSUPPORTED_VERSION, first["msg"][:200])
     return EventRefused(EventCode.WRONG_SCHEMA, f"{where}: {first['msg'][:200]}")
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """The 32 hex digits that all lines and spans of one trace share; None without a trace."""
+    return traceparent.split("-")[1] if traceparent is not None else None
