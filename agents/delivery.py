@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -30,7 +30,7 @@ from agents.item import Item, read_item
 from agents.outcome import Rejected, Stage
 from agents.services import Services
 from agents.stage import REUSED, Settled, SplitBatch, settle
-from ledger.commit import TRANSIENT, Sealed, claim_owners
+from ledger.commit import TRANSIENT, Sealed, claim_owners, lost_not_cancelled
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.record import unpack
 from ledger.rows import Connection
@@ -157,8 +157,8 @@ class Delivery:
         """Runs until cancelled. Anything unexpected stops the process: nothing unfinished is acknowledged."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._commit_forever())
-                group.create_task(self._finish_forever())
+                group.create_task(_endless(self._commit_forever()))
+                group.create_task(_endless(self._finish_forever()))
         except* Exception as errors:
             self._services.stop(f"{self.stage.name}: {errors.exceptions[0]!r}", errors.exceptions[0])
 
@@ -395,8 +395,10 @@ class Delivery:
             try:
                 if self._connection is None or self._connection.is_closed():
                     self._in_doubt = self._in_doubt or self._connection is not None
-                    self._connection = await self._services.connect()
-                result = await action(self._connection)
+                    with lost_not_cancelled():
+                        self._connection = await self._services.connect()
+                with lost_not_cancelled():
+                    result = await action(self._connection)
                 if (
                     self._in_doubt
                 ):  # remembered when the action is refused: fenced from one partition, we keep the others
@@ -416,3 +418,10 @@ class Delivery:
         when an action has locked the same rows again: before that, the server may still be at the commit."""
         await self._services.relay.journal()
         await self._drain(sorted(self._epochs))
+
+
+async def _endless(loop: Coroutine[Any, Any, None]) -> None:
+    """A loop that ends by itself would leave a process that looks well and does nothing: that is an error."""
+    with lost_not_cancelled():
+        await loop
+    raise RuntimeError("a loop ended")

@@ -13,8 +13,10 @@ The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -151,3 +153,16 @@ TRANSIENT: Final[tuple[type[Exception], ...]] = (
     OSError,  # ConnectionError and TimeoutError are OSErrors
 )
 """Errors after which the same transaction is run again: another writer was first, or the server was away."""
+
+
+@contextmanager
+def lost_not_cancelled() -> Iterator[None]:
+    """asyncpg cancels what waits for a connection that dies while it is made, and nobody cancelled our task: that is a
+    lost connection. Taken for a cancellation it would end a loop of ours without a word."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise ConnectionResetError("the connection was lost while it was made") from None

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import asyncpg
 import structlog
 
-from ledger.commit import TRANSIENT
+from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
 
@@ -57,7 +57,8 @@ class Relay:
                 if records and not any(seq in self._fresh for seq, _ in records):
                     return  # another caller's turn took ours along
                 try:
-                    await self._turn()
+                    with lost_not_cancelled():
+                        await self._turn()
                     for seq, _ in records:  # visible and not waiting: another process's relay may have taken them
                         self._fresh.pop(seq, None)
                     return

@@ -27,7 +27,7 @@ from agents.delivery import Delivered, Delivery
 from agents.services import Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
-from ledger.commit import TRANSIENT
+from ledger.commit import TRANSIENT, lost_not_cancelled
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.views import View, mount
@@ -185,7 +185,9 @@ def attach(app: Any, delivery: Delivery, prefix: str) -> None:
 
 async def _forever(loop: Callable[[], Awaitable[None]], shared: Services) -> None:
     try:
-        await loop()
+        with lost_not_cancelled():
+            await loop()
+        shared.stop(f"{loop}: ended")
     except Exception as error:
         shared.stop(f"{loop}: {error!r}", error)
 
