@@ -407,6 +407,8 @@ class Delivery:
                 return result
             except _AGAIN as error:
                 connection = self._connection
+                if isinstance(error, asyncpg.InternalClientError) and connection:
+                    connection.terminate()
                 if isinstance(error, asyncpg.InterfaceError) and connection and not connection.is_closed():
                     raise
                 self._log.warning("database.retry", error=type(error).__name__)

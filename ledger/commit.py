@@ -147,6 +147,7 @@ TRANSIENT: Final[tuple[type[Exception], ...]] = (
     asyncpg.LockNotAvailableError,
     asyncpg.UniqueViolationError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InternalClientError,  # the driver lost count of a connection that was killed; it must not be used again
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
