@@ -17,11 +17,12 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-
 setup: .venv/installed
 
 # The stamp is written last, so that an installation which was cut off is done again.
+# --no-deps: the locks name everything; resolving again, pip asks for the newest of `coverage[toml]`, which they do not hash.
 .venv/installed: $(LOCKS) pyproject.toml
 	@$(if $(PYTHON),,echo "no Python 3.11 or newer found: install one, or run make PYTHON=/path/to/python" >&2; exit 1)
 	@$(PYTHON) -m venv .venv
 	@echo "Installing the locked dependencies into .venv; the first time takes a minute or two."
-	@$(PIP) install --quiet --require-hashes $(LOCKS:%=-r %)
+	@$(PIP) install --quiet --require-hashes --no-deps $(LOCKS:%=-r %)
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
