@@ -28,7 +28,7 @@ from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, lock_owners, seal
-from ledger.posting import Fold, accounts_of, try_post
+from ledger.posting import Fold, try_post
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, block
 from ledger.tables import INBOX, SCHEDULE
@@ -147,7 +147,7 @@ async def _decide(
     events = [entry.item.received for entry in live if entry.refusal is None and entry.item.received]
     parked = await parked_keys(connection, stage, [entry.item for entry in live], at)
     refused: dict[int, Outcome] = {}
-    fold = Fold({})
+    fold = Fold({}, at)
     while True:
         facts = await stage.load(connection, events, prepared, at) if events else None
         outcomes = _decide_all(stage, live, facts, parked, refused)
@@ -155,8 +155,8 @@ async def _decide(
         if not postings:
             return outcomes, fold, at
         known = await store.already_posted(connection, postings) if careful else {}
-        balances, at = await store.lock_balances(connection, accounts_of(postings), at)
-        fold = Fold(balances)
+        fold = await store.lock(connection, postings, at)
+        at = fold.at
         for index, outcome in enumerate(outcomes):
             if not isinstance(outcome, Done) or not outcome.postings:
                 continue
@@ -248,7 +248,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold, at), *changes.blocks()],
+        blocks=[*store.blocks_of(fold), *changes.blocks()],
         messages=messages,
         at=at,
         actor=stage.name,
