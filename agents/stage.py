@@ -154,14 +154,17 @@ async def _decide(
         postings = [p for outcome in outcomes if isinstance(outcome, Done) for p in outcome.postings]
         if not postings:
             return outcomes, fold, at
-        known = await store.already_posted(connection, postings) if careful else {}
         fold = await store.lock(connection, postings, at)
         at = fold.at
+        known = await store.already_posted(connection, postings) if careful else {}
         for index, outcome in enumerate(outcomes):
             if not isinstance(outcome, Done) or not outcome.postings:
                 continue
             other = next((r for p in outcome.postings if (r := known.get(p.id)) is not None), None)
             refusal = other or try_post(fold, [p for p in outcome.postings if p.id not in known])
+            if refusal is not None and not careful and await store.already_posted(connection, outcome.postings):
+                careful = True  # refused for what it did itself the first time: the money is spent, the hold has ended
+                break
             if refusal is not None:
                 refused[index] = outcome.if_refused or Rejected(refusal.code, str(refusal))
                 break

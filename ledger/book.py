@@ -15,6 +15,7 @@ again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from ledger.accounts import Account, refusal_of
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.holds import expire
-from ledger.posting import Entry, Fold, Marks, Transaction, post_together
+from ledger.posting import Entry, Fold, Marks, Refused, Transaction, post_together
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.store import Posted
@@ -38,6 +39,7 @@ _sql = load("ledger", "sql/store.sql")
 TRIES_MAX: Final = 20
 """A batch that met other writers so often is given back with the database's error: something holds the locks."""
 
+_ID: Final = re.compile("[0-9a-f]{32}")
 _AGAIN: Final = (
     asyncpg.UniqueViolationError,
     asyncpg.DeadlockDetectedError,
@@ -104,29 +106,23 @@ async def _post(
     actor: str,
     about: dict[str, Any],
 ) -> Batch:
-    commit = connection.transaction()
-    await commit.start()
     try:
-        owners = await lock_writer(connection, writer)
-        results, fold = await settle(connection, requests, at, careful=careful)
-        if not fold.transactions:
-            await commit.rollback()
-            return Batch(results, None)
-        summary = {**about, "posted": len(fold.transactions)}
-        sealed = await seal(
-            connection, writer, owners,
-            blocks=store.blocks_of(fold), messages=[], at=fold.at, actor=actor, summary=summary,
-        )  # fmt: skip
-    except BaseException:
-        await _roll_back(connection, commit)
-        raise
-    await commit.commit()
+        async with connection.transaction():
+            owners = await lock_writer(connection, writer)
+            results, fold = await settle(connection, requests, at, careful=careful)
+            if not fold.transactions:
+                raise _Unchanged
+            sealed = await seal(
+                connection, writer, owners, blocks=store.blocks_of(fold), messages=[],
+                at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
+            )  # fmt: skip
+    except _Unchanged:
+        return Batch(results, None)
     return Batch(results, sealed)
 
 
-async def _roll_back(connection: Connection, commit: Any) -> None:
-    if not connection.is_closed():
-        await commit.rollback()
+class _Unchanged(Exception):
+    """Nothing is to be committed, not even an owner row that was made."""
 
 
 async def settle(
@@ -142,8 +138,9 @@ async def settle(
     results = judge(fold, requests, known)
     if not careful and any(isinstance(result, PostingRefused) for result in results):
         # a repeat may be refused for what its first time did: the money is spent, the hold has ended
-        known = await store.read_posted(connection, {t.id for t in transactions})
-        if known:
+        refused = {t.id for t, result in zip(transactions, results, strict=True) if isinstance(result, PostingRefused)}
+        if await store.read_posted(connection, refused):
+            known = await store.read_posted(connection, {t.id for t in transactions})
             fold = await store.lock(connection, transactions, at)
             results = judge(fold, requests, known)
     return results, fold
@@ -166,18 +163,25 @@ def _judge_group(
 ) -> list[Result]:
     results: dict[int, Result] = {}
     fresh: dict[str, Transaction] = {}
+    refused: Refused | None = None
     for place, transaction in enumerate(group):
         first = _first(transaction, known, here, fresh)
         if first is None:
             fresh.setdefault(transaction.id, transaction)
-        elif isinstance(first, TransactionReused):
-            return _refused(group, transaction, first)
-        else:
+        elif isinstance(first, Posted):
             results[place] = first
+        else:
+            refused = refused or Refused(transaction, first)
     start = len(fold.entries)
-    refused = post_together(fold, list(fresh.values())) if fresh else None
+    if refused is None and fresh:
+        refused = post_together(fold, list(fresh.values()))
     if refused is not None:
-        return _refused(group, *refused)
+        for place, transaction in enumerate(group):
+            itself = transaction is refused.transaction
+            results.setdefault(
+                place, refused.refusal if itself else GroupRefused(refused.transaction.id, refused.refusal)
+            )
+        return [results[place] for place in range(len(group))]
     if fresh:
         for posted in _posted(fold, start, fresh):
             here[posted.transaction_id] = fresh[posted.transaction_id], posted
@@ -207,13 +211,6 @@ def _first(
     return here[id][1]._replace(existed=True) if id in here else None
 
 
-def _refused(group: tuple[Transaction, ...], refused: Transaction, refusal: PostingRefused) -> list[Result]:
-    return [
-        refusal if transaction is refused else GroupRefused(refused.id, refusal)
-        for transaction in group
-    ]  # fmt: skip
-
-
 def _posted(fold: Fold, start: int, fresh: dict[str, Transaction]) -> Iterable[Posted]:
     entries: dict[str, list[Entry]] = {id: [] for id in fresh}
     for row in fold.entries[start:]:
@@ -230,9 +227,10 @@ def _members(request: Request) -> tuple[Transaction, ...]:
 def _check_texts(transaction: Transaction) -> None:
     """ValueError for what PostgreSQL could not store: it would end the whole batch."""
     id, kind, reference, legs, _ = transaction
-    texts = [kind, reference, *(account.owner + account.shard for account, *_ in legs)]
-    if len(id) != 32 or int(id, 16) < 0 or any("\0" in text for text in texts):
-        raise ValueError(f"transaction {id!r}: ids are 32 hex digits, and no text has a NUL")
+    if not _ID.fullmatch(id):
+        raise ValueError(f"{id!r} is no transaction id: 32 hex digits, small letters")
+    if "\0" in kind + reference or any("\0" in account.owner + account.shard for account, *_ in legs):
+        raise ValueError(f"transaction {id}: a text with a NUL")
 
 
 async def expire_due(connection: Connection, writer: str, at: datetime, *, holds_max: int = 1_000) -> Batch:
@@ -247,21 +245,25 @@ async def close_account(
 ) -> tuple[datetime, Sealed | None]:
     """Closes an account for good: postings to it are refused from then on. When it was closed, and the commit (None: it
     was closed before). Raises UnknownAccount, or AccountInUse while it has a balance or an open hold."""
-    async with connection.transaction():
-        owners = await lock_writer(connection, writer)
-        balances, at = await store.lock_balances(connection, (account,), at)
-        held = balances[account]
-        if not held.stored:
-            raise refusal_of(account) or UnknownAccount(str(account))
-        if held.closed_at is not None:
-            return held.closed_at, None
-        holds = await connection.fetchval(_sql.count_open_holds, account.id)
-        if held.balance or holds:
-            raise AccountInUse(str(account), held.balance, holds)
-        held.closed_at = at
-        sealed = await seal(
-            connection, writer, owners,
-            blocks=[block(ACCOUNTS, Op.UPSERT, [store.account_row(account, held, at)])], messages=[],
-            at=at, actor=actor, summary={"closed": str(account), "reason": reason},
-        )  # fmt: skip
+    try:
+        async with connection.transaction():
+            owners = await lock_writer(connection, writer)
+            balances, at = await store.lock_balances(connection, (account,), at)
+            held = balances[account]
+            if not held.stored:
+                raise refusal_of(account) or UnknownAccount(str(account))
+            if held.closed_at is not None:
+                raise _Unchanged
+            holds = await connection.fetchval(_sql.count_open_holds, account.id)
+            if held.balance or holds:
+                raise AccountInUse(str(account), held.balance, holds)
+            held.closed_at = at
+            sealed = await seal(
+                connection, writer, owners,
+                blocks=[block(ACCOUNTS, Op.UPSERT, [store.account_row(account, held, at)])], messages=[],
+                at=at, actor=actor, summary={"closed": str(account), "reason": reason},
+            )  # fmt: skip
+    except _Unchanged:
+        assert held.closed_at is not None
+        return held.closed_at, None
     return at, sealed
