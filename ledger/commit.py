@@ -4,8 +4,8 @@
 | --- | --- | --- |
 | lock_owners | owner rows, in order, before anything else | whoever lost the partition stops here; commits of one partition are a sequence |
 | … | inbox, facts, account locks, decisions | under the owner lock, so what was read stays true |
-| seal: rows | every changed row, the audit rows and the owner rows, one statement | one round trip; unique conflicts surface here |
-| seal: record | one row of `outbox`, last | its sequence number is drawn after every lock and read, so a record never precedes what it depends on |
+| seal: rows | every changed row of a large commit, one statement | PostgreSQL writes while the record is packed |
+| seal: record | what is left, audit and owner rows, then a row of `outbox`, in the last statement | its number follows all it depends on |
 
 The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for), one link per owner row, kept in
 `audit` and in the journal. An edited, deleted, inserted or reordered row breaks it.
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 import asyncpg
@@ -26,7 +27,7 @@ import orjson
 
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.record import Message, pack, pack_content
-from ledger.rows import Block, Connection, Op, block, write
+from ledger.rows import Block, Connection, Op, block, write, write_then
 from ledger.sql import load
 from ledger.tables import AUDIT, OWNERS
 
@@ -34,6 +35,9 @@ _sql = load("ledger", "sql/commit.sql")
 
 RECORD_BYTES_MAX: Final = 64 * 1024 * 1024
 """A compressed record over it is refused; a batch of many events is split instead."""
+OVERLAP_MIN: Final = 32 * 1024
+"""Bytes of rows from which a statement of their own is worth its round trip: it runs while the record is packed."""
+MESSAGES_AT_ONCE: Final = 100
 NO_TOPIC: Final = "-"
 """The `topic` of writers that consume none: API, CLI, sweeper, performers, watchers."""
 
@@ -100,7 +104,7 @@ async def seal(
     owners: Sequence[Owner],
     *,
     blocks: Sequence[Block],
-    messages: Sequence[Message],
+    messages: Iterable[Message],
     at: datetime,
     actor: str,
     summary: dict[str, Any],
@@ -108,19 +112,36 @@ async def seal(
 ) -> Sealed:
     """The end of a transaction: writes `blocks`, audit and owner rows, then the commit record.
 
-    `written` are rows that the transaction has written already (the inbox claim); they belong to the record too. Raises
-    RecordTooLarge, or asyncpg's errors for conflicts; the caller rolls back and runs again.
+    `messages` may be made as they are taken. `written` are rows that the transaction has written already (the inbox claim);
+    they belong to the record too. Raises RecordTooLarge, or asyncpg's errors for conflicts; the caller rolls back and runs
+    again.
     """
-    content, digest = pack_content([*written, *blocks], messages)
-    proof = _proof(stage, owners, digest, at, actor, summary)
-    topic = owners[0].topic
-    record = pack(stage, topic, at, content, proof)
+    early = blocks if sum(len(column) for b in blocks for column in b.columns) >= OVERLAP_MIN else ()
+    writing = asyncio.ensure_future(write(connection, early))
+    try:
+        said = await _taken(messages)
+        content, digest = pack_content([*written, *blocks], said)
+        proof = _proof(stage, owners, digest, at, actor, summary)
+        topic = owners[0].topic
+        record = pack(stage, topic, at, content, proof)
+    finally:
+        await writing
     if len(record) > RECORD_BYTES_MAX:
         raise RecordTooLarge(f"{len(record)} bytes; at most {RECORD_BYTES_MAX}")
-    await write(connection, [*blocks, *proof])
+    late = [*(() if early else blocks), *proof]
     partitions = [owner.partition for owner in owners]
-    seq: int = await connection.fetchval(_sql.insert_record, stage, topic, partitions, at, record)
-    return Sealed(seq, record, stage, at, messages)
+    seq: int = await write_then(connection, late, _sql.insert_record, stage, topic, partitions, at, record)
+    return Sealed(seq, record, stage, at, said)
+
+
+async def _taken(messages: Iterable[Message]) -> list[Message]:
+    """Made in slices, between which the loop sends on what PostgreSQL is to write."""
+    taken: list[Message] = []
+    coming = iter(messages)
+    while some := list(islice(coming, MESSAGES_AT_ONCE)):
+        taken += some
+        await asyncio.sleep(0)
+    return taken
 
 
 def link(head: bytes, digest: bytes, at: datetime, actor: str, summary: Any) -> bytes:

@@ -6,6 +6,7 @@ list of blocks; the commit record holds that list; a rebuild applies it again.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,9 +31,9 @@ class Op(StrEnum):
     """By key."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """A journaled table. `spec` is "column:type …" in the order of its rows; `key` names the primary key's columns."""
+    """A journaled table, equal to itself only. `spec` is "column:type …" in the order of its rows; `key` names the primary key's columns."""
 
     name: str
     key: tuple[str, ...]
@@ -49,7 +50,7 @@ class Block:
     op: Op
     columns: list[str]
     """Each column as one string: `{…}` a PostgreSQL array literal, `=…` one value for every row, `-` NULL for every row.
-    The first column is always an array: it says how many rows there are."""
+    One at least is an array: it says how many rows there are."""
 
 
 @cache
@@ -134,16 +135,38 @@ def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
     return Block(table, op, columns)
 
 
+def columns(table: Table, op: Op, *values: Any) -> Block:
+    """As `block`, for INSERT and UPSERT, of columns: a list of values, or one value that all rows share."""
+    made: list[str] = []
+    counted = False
+    for (_, kind), value in zip(table.columns, values, strict=True):
+        if isinstance(value, list):
+            made.append(_column(_KINDS[kind], value, shared=counted))
+            counted = True
+        else:
+            made.append(_shared(_KINDS[kind], value))
+    return Block(table, op, made)
+
+
 def _column(kind: _Kind, values: Sequence[Any], *, shared: bool) -> str:
     first = values[0]
-    if shared and values.count(first) == len(values):
-        return "-" if first is None else f"={kind.texts((first,))[0]}"
+    if shared and values[-1] == first and values.count(first) == len(values):
+        return _shared(kind, first)
     return kind.literal(kind.texts(values))
+
+
+def _shared(kind: _Kind, value: Any) -> str:
+    return "-" if value is None else f"={kind.texts((value,))[0]}"
 
 
 def uuids(values: Iterable[str]) -> str:
     """A parameter for `$n::text::uuid[]`."""
     return "{" + ",".join(values) + "}"
+
+
+def numbers(values: Iterable[int]) -> str:
+    """A parameter for `$n::text::int[]`."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def texts(values: Sequence[str]) -> str:
@@ -154,14 +177,26 @@ def texts(values: Sequence[str]) -> str:
 async def write(connection: Connection, blocks: Sequence[Block]) -> None:
     """Writes all blocks by one statement. No table may have the same key twice in them."""
     if blocks:
-        sql = _statement(tuple((b.table, b.op, "".join([column[0] for column in b.columns])) for b in blocks))
-        values = [column if column[0] == "{" else column[1:] for b in blocks for column in b.columns if column != "-"]
-        await connection.execute(sql, *values)
+        await connection.execute(_statement(_shape(blocks), "", 0), *_values(blocks))
+
+
+async def write_then(connection: Connection, blocks: Sequence[Block], query: str, *args: Any) -> Any:
+    """As `write`, and `query` in the same statement; returns its first value. Its `{written}` becomes a condition that holds
+    when every row is written. At least one block."""
+    return await connection.fetchval(_statement(_shape(blocks), query, len(args)), *args, *_values(blocks))
+
+
+def _shape(blocks: Sequence[Block]) -> tuple[tuple[Table, Op, str], ...]:
+    return tuple((b.table, b.op, "".join([column[0] for column in b.columns])) for b in blocks)
+
+
+def _values(blocks: Sequence[Block]) -> list[str]:
+    return [column if column[0] == "{" else column[1:] for b in blocks for column in b.columns if column != "-"]
 
 
 @lru_cache(maxsize=1_000)
-def _statement(shape: tuple[tuple[Table, Op, str], ...]) -> str:
-    parts, number = [], 1
+def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int) -> str:
+    parts, number = [], before + 1
     for index, (table, op, forms) in enumerate(shape):
         kinds = dict(table.columns)
         names = table.key if op is Op.DELETE else tuple(kinds)
@@ -175,8 +210,10 @@ def _statement(shape: tuple[tuple[Table, Op, str], ...]) -> str:
             )
             number += form != "-"
         source = f"unnest({', '.join(arrays.values())}) AS x({', '.join(arrays)})"
-        parts.append(f"w{index} AS ({_one(table, op, read, source)})")
-    return f"WITH {', '.join(parts)} SELECT 1"
+        parts.append(f"w{index} AS ({_one(table, op, read, source)}{' RETURNING 1' if query else ''})")
+    # a query that does not look at them would run before them
+    written = " + ".join(f"(SELECT count(*) FROM w{index})" for index in range(len(shape)))  # noqa: S608
+    return f"WITH {', '.join(parts)} {query.replace('{written}', f'{written} >= 0') or 'SELECT 1'}"
 
 
 def _one(table: Table, op: Op, read: dict[str, str], source: str) -> str:
@@ -197,30 +234,34 @@ class Changes:
     earlier one (a fold), so that each key stands once in the statement."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[Table, Op], dict[Any, Row]] = {}
+        self._inserts: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
+        self._upserts: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
+        self._deletes: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
 
     def insert(self, table: Table, row: Row) -> None:
-        self._of(table, Op.INSERT)[_key_of(table)(row)] = row
+        self._inserts[table][_key_of(table)(row)] = row
 
     def upsert(self, table: Table, row: Row) -> None:
         key = _key_of(table)(row)
-        fresh = self._rows.get((table, Op.INSERT))
+        fresh = self._inserts.get(table)
         if fresh is not None and key in fresh:
             fresh[key] = row  # made in this very commit: it stays an insert, so that another writer's is noticed
         else:
-            self._of(table, Op.UPSERT)[key] = row
+            self._upserts[table][key] = row
 
     def delete(self, table: Table, key: Row) -> None:
         """`key`: the primary key's values, in its order."""
-        for op in (Op.INSERT, Op.UPSERT):
-            self._of(table, op).pop(key if len(key) > 1 else key[0], None)
-        self._of(table, Op.DELETE)[key] = key
+        for rows in (self._inserts, self._upserts):
+            rows[table].pop(key if len(key) > 1 else key[0], None)
+        self._deletes[table][key] = key
 
     def blocks(self) -> list[Block]:
-        return [block(table, op, list(rows.values())) for (table, op), rows in self._rows.items() if rows]
-
-    def _of(self, table: Table, op: Op) -> dict[Any, Row]:
-        return self._rows.setdefault((table, op), {})
+        return [
+            block(table, op, list(rows.values()))
+            for op, tables in ((Op.INSERT, self._inserts), (Op.UPSERT, self._upserts), (Op.DELETE, self._deletes))
+            for table, rows in tables.items()
+            if rows
+        ]
 
 
 @cache

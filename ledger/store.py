@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from operator import attrgetter
 
 from ledger.accounts import Account
 from ledger.errors import TransactionReused
@@ -13,6 +14,7 @@ from ledger.sql import load
 from ledger.tables import ACCOUNTS, ENTRIES, TRANSACTIONS
 
 _sql = load("ledger", "sql/store.sql")
+_id = attrgetter("id")
 
 
 async def lock_balances(
@@ -49,7 +51,7 @@ def blocks_of(fold: Fold, at: datetime) -> list[Block]:
     if not fold.transactions:
         return []
     balances = fold.balances
-    touched = sorted(fold.touched)
+    touched = sorted(fold.touched, key=_id)
     return [
         block(TRANSACTIONS, Op.INSERT, [(t.id, t.kind, t.reference, t.fingerprint(), at) for t in fold.transactions]),
         block(ENTRIES, Op.INSERT, [(*entry, at) for entry in fold.entries]),

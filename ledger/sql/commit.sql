@@ -14,4 +14,6 @@ ORDER BY o.topic, o.partition
 FOR UPDATE OF o
 
 -- name: insert_record
-INSERT INTO outbox (stage, topic, partitions, at, record) VALUES ($1, $2, $3, $4, $5) RETURNING seq
+INSERT INTO outbox (stage, topic, partitions, at, record)
+SELECT $1::text, $2::text, $3::int[], $4::timestamptz, $5::bytea WHERE {written}
+RETURNING seq
