@@ -43,6 +43,8 @@ _sql = load("ledger", "sql/journal.sql")
 CONFLICTS_MAX: Final = 20
 """Unique conflicts of one batch before they count as a bug: real ones end when the other writer has committed."""
 RETRY_WAIT_S_MAX: Final = 2.0
+QUEUED_RUNS_MAX: Final = 12
+"""Read ahead of the batch in PostgreSQL: three batches; what is read much earlier has left the caches again."""
 LOGGED_MAX: Final = 20
 """Refused events of one batch that are logged one by one; the counters have all of them."""
 
@@ -90,7 +92,7 @@ class Delivery:
     def __init__(self, stage: Stage[Any], services: Services) -> None:
         self.stage = stage
         self._services = services
-        self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=64)
+        self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=QUEUED_RUNS_MAX)
         self._left_over: Delivered | None = None
         self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
         self._slots = asyncio.Semaphore(services.in_flight)
