@@ -29,7 +29,7 @@ from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, lock_owners, seal
 from ledger.errors import PostingRefused
-from ledger.posting import Fold, Transaction, accounts_of, try_post
+from ledger.posting import Fold, Transaction, try_post
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
 from ledger.tables import INBOX, SCHEDULE
@@ -137,20 +137,23 @@ async def _decide(
     events = [item.received for item in live if item.refusal is None and item.received]
     parked = await parked_keys(connection, stage, live, at)
     refused: dict[int, Outcome] = {}
-    fold = Fold({})
+    fold = Fold({}, at)
     while True:
         facts = await stage.load(connection, events, prepared, at) if events else None
         outcomes = _decide_all(stage, live, facts, parked, refused)
         postings = [p for outcome in outcomes if isinstance(outcome, Done) for p in outcome.postings]
         if not postings:
             return outcomes, fold, at
+        fold = await store.lock(connection, postings, at)
+        at = fold.at
         known = await store.already_posted(connection, postings) if careful else {}
-        balances, at = await store.lock_balances(connection, accounts_of(postings), at)
-        fold = Fold(balances)
         for index, outcome in enumerate(outcomes):
             if not isinstance(outcome, Done) or not outcome.postings:
                 continue
             refusal = _post(fold, outcome.postings, known)
+            if refusal is not None and not careful and await store.already_posted(connection, outcome.postings):
+                careful = True  # refused for what it did itself the first time: the money is spent, the hold has ended
+                break
             if refusal is not None:
                 refused[index] = outcome.if_refused or Rejected(refusal.code, str(refusal))
                 break
@@ -239,7 +242,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold, at), *changes.blocks()],
+        blocks=[*store.blocks_of(fold), *changes.blocks()],
         messages=_messages(stage, live, outcomes, at),
         at=at,
         actor=stage.name,

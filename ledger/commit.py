@@ -93,8 +93,10 @@ async def claim_owners(
 
 async def lock_writer(connection: Connection, writer: str) -> list[Owner]:
     """The owner row of a writer without a topic (API, CLI, sweeper, performers): made when missing, then locked."""
-    await connection.execute(_sql.make_owners, writer, [NO_TOPIC], [0])
     rows = await connection.fetch(_sql.lock_owners, writer, [NO_TOPIC], [0])
+    if not rows:
+        await connection.execute(_sql.make_owners, writer, [NO_TOPIC], [0])
+        rows = await connection.fetch(_sql.lock_owners, writer, [NO_TOPIC], [0])
     return [Owner(*row) for row in rows]
 
 

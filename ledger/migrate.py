@@ -1,8 +1,16 @@
-"""Alembic migrations, run from code: `stablerail migrate`, tests and the demo use the same function."""
+"""Alembic migrations, run from code: `stablerail migrate`, tests and the demo use the same function.
+
+A roll-out without downtime: `pre` while the old version works, then the new version everywhere, then `post`. Each change
+is at most two revisions, NNNN_pre and NNNN_post, on two branches of Alembic: a pre follows the pre before it, a post the post
+before it, and each post depends on its pre. No file waits for a lock longer than LOCK_WAIT_MS, because every writer would
+wait behind it: it gives up and tries again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from importlib.resources import files
+from typing import Final, Literal
 
 import asyncpg
 from alembic import command
@@ -11,26 +19,48 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+Part = Literal["all", "pre", "post"]
 
-async def upgrade(database_url: str, schema: str) -> None:
-    """Makes the schema when missing and brings it to the newest revision. Safe to run from many processes at once."""
+LOCK_WAIT_MS: Final = 1_000
+TRIES_MAX: Final = 30
+"""At most so often a revision that did not get its lock is tried; the last one's error is raised."""
+_TARGETS: Final = {"all": "heads", "pre": "pre@head", "post": "post@head"}
+
+
+async def upgrade(database_url: str, schema: str, part: Part = "all") -> None:
+    """Makes the schema when missing and brings it to the newest revision (`pre`: what may be done before a roll-out).
+    Safe to run from many processes at once, and while workers write."""
     connection = await asyncpg.connect(database_url)
     try:
         # one at a time: two first starts would both create the tables
         await connection.execute("SELECT pg_advisory_lock(hashtext($1))", f"migrate {schema}")
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}")
-        await _run(database_url, schema)
+        await run_to(database_url, schema, _TARGETS[part])
     finally:
         await connection.close()
 
 
-async def _run(database_url: str, schema: str) -> None:
+async def run_to(database_url: str, schema: str, revision: str) -> None:
+    """Upgrades to an Alembic revision, each in a transaction of its own."""
+    tries = 1
+    while True:
+        try:
+            await _run(database_url, schema, revision)
+            break
+        except asyncpg.LockNotAvailableError:
+            if tries == TRIES_MAX:
+                raise
+        tries += 1
+        await asyncio.sleep(LOCK_WAIT_MS / 1_000)  # who waited behind us goes first
+
+
+async def _run(database_url: str, schema: str, revision: str) -> None:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         poolclass=NullPool,
         async_creator=lambda: asyncpg.connect(
             database_url,
-            server_settings={"search_path": _quoted(schema)},
+            server_settings={"search_path": _quoted(schema), "lock_timeout": str(LOCK_WAIT_MS)},
         ),
     )
 
@@ -39,7 +69,7 @@ async def _run(database_url: str, schema: str) -> None:
         config.set_main_option("script_location", str(files("ledger.migrations")))
         config.attributes["connection"] = connection
         config.attributes["schema"] = schema
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
     try:
         async with engine.connect() as connection:

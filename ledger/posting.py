@@ -6,24 +6,25 @@
 | fold | each transaction in order: check, then move balances and versions | a refused one leaves no trace for its neighbours; the next sees the one before |
 
 One writer that folds a hot account in memory beats many connections that fight for its row. The single posting is the
-batch of one.
+batch of one. What a transaction does beside moving money is its operation: ledger/holds.py, ledger/reversals.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Protocol
 
-from ledger.accounts import Account
-from ledger.errors import InsufficientFunds, PostingRefused, Unbalanced
+from ledger.accounts import AMOUNT_MAX, OUT_OF_REACH, Account, refusal_of
+from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, PostingRefused, Unbalanced
 
 Direction = Literal["d", "c"]
 
 
 class Leg(NamedTuple):
-    """`amount` base units, above zero, to the debit or the credit side of `account`."""
+    """`amount` base units, 1 to AMOUNT_MAX, to the debit or the credit side of `account`."""
 
     account: Account
     direction: Direction
@@ -50,14 +51,57 @@ class Transaction(NamedTuple):
     reference: str
     """What it is about: a deposit's id."""
     legs: tuple[Leg, ...]
+    operation: Operation | None = None
 
-    def fingerprint(self) -> bytes:
-        """16 bytes over the contents: the same id with another fingerprint is refused."""
-        legs = "\n".join(
+    def fingerprint(self) -> str:
+        """32 hex digits over the contents: the same id with another fingerprint is refused."""
+        _, kind, reference, legs, operation = self
+        parts = [
             f"{account.id} {direction} {amount} {remainder.id if remainder else ''}"
-            for account, direction, amount, remainder in self.legs
-        )
-        return hashlib.blake2b(f"{self.kind}\0{self.reference}\0{legs}".encode(), digest_size=16).digest()
+            for account, direction, amount, remainder in legs
+        ]
+        if operation is not None:
+            parts.append(operation.contents())
+        contents = f"{kind}\0{reference}\0" + "\n".join(parts)
+        return hashlib.blake2b(contents.encode(), digest_size=16).hexdigest()
+
+
+StateKey = tuple[str, str]
+"""(table, id) of a state row."""
+
+
+class Marks(NamedTuple):
+    """Columns of `transactions`: what its operation was. For a plain one all are None."""
+
+    hold_id: str | None = None
+    hold_step: Literal["open", "capture", "void", "expire"] | None = None
+    reverses: str | None = None
+
+
+class State(Protocol):
+    """A locked state row and what the fold has made of it: a hold, or what is left of a transaction."""
+
+    def accounts(self) -> Iterable[Account]:
+        """What an operation on it may touch."""
+
+
+class Operation(Protocol):
+    """What a transaction does to a state row while it moves money."""
+
+    def marks(self, transaction_id: str) -> Marks:
+        """What stays of it on the transaction's row."""
+
+    def key(self, transaction_id: str) -> StateKey:
+        """The state row, locked before any account."""
+
+    def contents(self) -> str:
+        """All of it, for the fingerprint."""
+
+    def accounts(self) -> Iterable[Account]:
+        """The accounts it names itself."""
+
+    def apply(self, transaction: Transaction, fold: Fold) -> tuple[Sequence[Leg], State]:
+        """All legs of the transaction, and the state after it. Raises PostingRefused."""
 
 
 class Entry(NamedTuple):
@@ -70,9 +114,7 @@ class Entry(NamedTuple):
     direction: Direction
     amount: int
     balance_after: int
-
-
-_entry = Entry._make
+    at: datetime
 
 
 @dataclass(slots=True)
@@ -82,99 +124,202 @@ class Balance:
     balance: int = 0
     version: int = 0
     stored: bool = False
+    closed_at: datetime | None = None
+
+
+Move = tuple[Account, Direction, int]
 
 
 @dataclass(slots=True)
 class Fold:
-    """Balances under our locks and what a batch has made of them."""
+    """Balances and state rows under our locks, and what a batch has made of them."""
 
     balances: dict[Account, Balance]
+    at: datetime
+    """Of everything in it: not before the last entry of any of its accounts."""
+    states: dict[StateKey, Any] = field(default_factory=dict)
     transactions: list[Transaction] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[tuple[Any, ...]] = field(default_factory=list)
+    """Rows of `entries`: what Entry names, as plain tuples, for speed."""
     touched: set[Account] = field(default_factory=set)
+    changed: set[StateKey] = field(default_factory=set)
 
     def post(self, transaction: Transaction) -> None:
         """Posts one transaction. Raises PostingRefused and changes nothing when it cannot be."""
-        moves = _moves(transaction, self.balances)
-        entries, touched, balances = self.entries, self.touched, self.balances
+        key, _, _, legs, operation = transaction
+        if operation is None and len(legs) == 2:
+            # nearly all are such a pair. Whatever is odd about one is told by `_post`
+            (one, side, amount, rest), (other, other_side, same, other_rest) = legs
+            if (
+                amount == same
+                and side != other_side
+                and 0 < amount <= AMOUNT_MAX
+                and one is not other
+                and one.asset == other.asset
+                and rest is None
+                and other_rest is None
+            ):
+                first, second = self.balances[one], self.balances[other]
+                change = amount if side == "d" else -amount
+                after, then = first.balance + change, second.balance - change
+                if (
+                    one.floor <= after <= AMOUNT_MAX
+                    and other.floor <= then <= AMOUNT_MAX
+                    and first.closed_at is None
+                    and second.closed_at is None
+                ):
+                    first.balance, second.balance = after, then
+                    first.version += 1
+                    second.version += 1
+                    at = self.at
+                    self.entries += (
+                        (one.id, first.version, key, 0, side, amount, after, at),
+                        (other.id, second.version, key, 1, other_side, amount, then, at),
+                    )
+                    self.touched.add(one)
+                    self.touched.add(other)
+                    self.transactions.append(transaction)
+                    return
+        self._post(transaction)
+
+    def _post(self, transaction: Transaction) -> None:
+        operation, state = transaction.operation, None
+        legs: Sequence[Leg] = transaction.legs
+        if operation is not None:
+            legs, state = operation.apply(transaction, self)
+        moves = _moves(legs, self.balances)
         for seq, (account, direction, amount) in enumerate(moves):
-            state = balances[account]
-            state.balance += amount if direction == "d" else -amount
-            state.version += 1
-            touched.add(account)
-            entries.append(_entry((account.id, state.version, transaction.id, seq, direction, amount, state.balance)))
+            held = self.balances[account]
+            held.balance += amount if direction == "d" else -amount
+            held.version += 1
+            self.touched.add(account)
+            line = (account.id, held.version, transaction.id, seq, direction, amount, held.balance, self.at)
+            self.entries.append(line)
+        if operation is not None:
+            key = operation.key(transaction.id)
+            self.states[key] = state
+            self.changed.add(key)
         self.transactions.append(transaction)
 
 
 def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:
-    """Every account that the transactions may touch."""
+    """Every account that the transactions name."""
     found: set[Account] = set()
-    for transaction in transactions:
-        for account, _, _, remainder in transaction.legs:
+    for _, _, _, legs, operation in transactions:
+        for account, _, _, remainder in legs:
             found.add(account)
             if remainder is not None:
                 found.add(remainder)
+        if operation is not None:
+            found.update(operation.accounts())
     return found
 
 
-def _moves(transaction: Transaction, balances: dict[Account, Balance]) -> list[tuple[Account, Direction, int]]:
+def _moves(legs: Iterable[Leg], balances: dict[Account, Balance]) -> list[Move]:
     """The legs with remainders resolved, checked as a whole before any balance moves."""
-    moves: list[tuple[Account, Direction, int]] = []
-    difference: dict[str, int] = {}
-    running: dict[Account, int] = {}
-
-    def move(account: Account, direction: Direction, amount: int, before: int) -> None:
-        change = amount if direction == "d" else -amount
-        moves.append((account, direction, amount))
-        difference[account.asset] = difference.get(account.asset, 0) + change
-        running[account] = before + change
-
-    for account, direction, amount, remainder in transaction.legs:
-        if amount <= 0:
-            raise Unbalanced(account.asset, amount)
-        before = running[account] if account in running else balances[account].balance
-        if direction == "c" and remainder is not None and account.floor is not None:
+    moves: list[Move] = []
+    after: dict[Account, int] = {}
+    for account, direction, amount, remainder in legs:
+        if not 0 < amount <= AMOUNT_MAX:
+            raise AmountOutOfRange(amount, AMOUNT_MAX)
+        refusal = refusal_of(account) if account.floor == OUT_OF_REACH else None
+        if refusal is not None:
+            raise refusal
+        taken = amount
+        if direction == "c" and remainder is not None:
+            before = after[account] if account in after else balances[account].balance
             taken = min(amount, max(before - account.floor, 0))
-            if taken:
-                move(account, "c", taken, before)
-            if taken < amount:
-                rest_before = running[remainder] if remainder in running else balances[remainder].balance
-                move(remainder, "c", amount - taken, rest_before)
-        else:
-            move(account, direction, amount, before)
+        for target, part in ((account, taken), (remainder, amount - taken)):
+            if part and target is not None:
+                before = after[target] if target in after else balances[target].balance
+                after[target] = before + (part if direction == "d" else -part)
+                moves.append((target, direction, part))
+    for account in after:
+        closed_at = balances[account].closed_at
+        if closed_at is not None:
+            raise ClosedAccount(str(account), closed_at)
+    difference: dict[str, int] = {}
+    for account, direction, amount in moves:
+        difference[account.asset] = difference.get(account.asset, 0) + (amount if direction == "d" else -amount)
     for asset, rest in difference.items():
         if rest:
             raise Unbalanced(asset, rest)
-    for account, after in running.items():
-        floor = account.floor
-        if floor is not None and after < floor:
+    for account, balance in after.items():
+        if balance < account.floor == 0:
             held = balances[account].balance
-            raise InsufficientFunds(str(account), held - floor, held - after)
+            raise InsufficientFunds(str(account), held, held - balance)
+        if abs(balance) > AMOUNT_MAX:
+            raise AmountOutOfRange(balance, AMOUNT_MAX)
     return moves
 
 
-def try_post(fold: Fold, transactions: Iterable[Transaction]) -> PostingRefused | None:
-    """Posts all of one event's transactions or none; the refusal, if any."""
-    transactions = tuple(transactions)
+class Refused(NamedTuple):
+    """Which of an event's transactions was refused, and why."""
+
+    transaction: Transaction
+    refusal: PostingRefused
+
+
+def post_together(fold: Fold, transactions: Sequence[Transaction]) -> Refused | None:
+    """Posts all of the transactions or none."""
     if len(transactions) == 1:  # nothing to undo: a refused one has changed nothing
         try:
             fold.post(transactions[0])
         except PostingRefused as refusal:
-            return refusal
+            return Refused(transactions[0], refusal)
         return None
-    done = len(fold.transactions), len(fold.entries)
-    saved: dict[Account, tuple[int, int, bool]] = {}
+    undo = _Undo(fold)
     for transaction in transactions:
-        for account in accounts_of((transaction,)):
-            state = fold.balances[account]
-            saved.setdefault(account, (state.balance, state.version, account in fold.touched))
+        undo.remember(transaction)
         try:
             fold.post(transaction)
         except PostingRefused as refusal:
-            for account, (balance, version, touched) in saved.items():
-                fold.balances[account].balance, fold.balances[account].version = balance, version
-                if not touched:
-                    fold.touched.discard(account)
-            del fold.transactions[done[0] :], fold.entries[done[1] :]
-            return refusal
+            undo.undo()
+            return Refused(transaction, refusal)
     return None
+
+
+def try_post(fold: Fold, transactions: Iterable[Transaction]) -> PostingRefused | None:
+    """Posts all of one event's transactions or none; the refusal, if any."""
+    refused = post_together(fold, tuple(transactions))
+    return refused.refusal if refused else None
+
+
+class _Undo:
+    """The fold as it was, as far as some transactions can change it."""
+
+    def __init__(self, fold: Fold) -> None:
+        self._fold = fold
+        self._lengths = len(fold.transactions), len(fold.entries)
+        self._accounts: dict[Account, tuple[int, int, bool]] = {}
+        self._states: dict[StateKey, tuple[State | None, bool]] = {}
+
+    def remember(self, transaction: Transaction) -> None:
+        """To be called before the transaction is posted."""
+        fold = self._fold
+        accounts = accounts_of((transaction,))
+        if transaction.operation is not None:
+            key = transaction.operation.key(transaction.id)
+            state: State | None = fold.states.get(key)
+            self._states.setdefault(key, (state, key in fold.changed))
+            # what it may touch is told by its state, or (made by this batch) is touched already
+            accounts |= fold.touched if state is None else {*state.accounts()}
+        for account in accounts:
+            held = fold.balances[account]
+            self._accounts.setdefault(account, (held.balance, held.version, account in fold.touched))
+
+    def undo(self) -> None:
+        fold = self._fold
+        for account, (balance, version, touched) in self._accounts.items():
+            fold.balances[account].balance, fold.balances[account].version = balance, version
+            if not touched:
+                fold.touched.discard(account)
+        for key, (state, changed) in self._states.items():
+            if not changed:
+                fold.changed.discard(key)
+            if state is None:
+                fold.states.pop(key, None)
+            else:
+                fold.states[key] = state
+        transactions, entries = self._lengths
+        del fold.transactions[transactions:], fold.entries[entries:]

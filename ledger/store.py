@@ -1,63 +1,184 @@
-"""Balances under lock, and the rows of what a fold made of them."""
+"""State rows and balances under lock, what is known of a transaction id, and the rows of what a fold made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
+from typing import Any, NamedTuple
 
 from ledger.accounts import Account
 from ledger.errors import TransactionReused
-from ledger.posting import Balance, Fold, Transaction
-from ledger.rows import Block, Connection, Op, block, uuids
+from ledger.holds import HOLDS, Hold
+from ledger.posting import Balance, Entry, Fold, Marks, StateKey, Transaction, accounts_of
+from ledger.reversals import REVERSALS, Line, Original, captured_from
+from ledger.rows import Block, Connection, Op, Row, block, uuids
 from ledger.sql import load
 from ledger.tables import ACCOUNTS, ENTRIES, TRANSACTIONS
+from ledger.tables import HOLDS as HOLDS_TABLE
+from ledger.tables import REVERSALS as REVERSALS_TABLE
 
 _sql = load("ledger", "sql/store.sql")
 _id = attrgetter("id")
 
 
+async def lock(connection: Connection, transactions: Sequence[Transaction], at: datetime) -> Fold:
+    """Locks what the transactions need, state rows before accounts, each sorted; a fold over it. Its time is not before
+    the last entry of any of the accounts.
+
+    An account that another writer makes at the same moment is not seen: its first entry's key then conflicts, and the
+    transaction runs again. So it is for the first reversals of one transaction.
+    """
+    states = await _lock_states(connection, transactions)
+    accounts = accounts_of(transactions)
+    for state in states.values():
+        accounts.update(state.accounts())
+    balances, at = await lock_balances(connection, accounts, at)
+    return Fold(balances, at, states)
+
+
 async def lock_balances(
     connection: Connection, accounts: Iterable[Account], at: datetime
 ) -> tuple[dict[Account, Balance], datetime]:
-    """Locks the accounts, sorted; missing ones are empty. Also a time not before any of their last entries.
-
-    An account that another writer makes at the same moment is not seen: its first entry's key then conflicts, and the
-    transaction runs again.
-    """
+    """Locks the accounts, sorted; missing ones are empty. Also a time not before any of their last entries."""
     wanted = list(accounts)
     balances = {account: Balance() for account in wanted}
-    rows = await connection.fetch(_sql.lock, uuids([account.id for account in wanted]))
-    for number, balance, version, updated_at in rows:
-        balances[wanted[number - 1]] = Balance(int(balance), version, stored=True)
-        at = max(at, updated_at)
+    rows = await connection.fetch(_sql.lock_accounts, uuids([account.id for account in wanted]))
+    for number, balance, version, updated_at, closed_at in rows:
+        balances[wanted[number - 1]] = Balance(int(balance), version, True, closed_at)
+        if updated_at > at:
+            at = updated_at
     return balances, at
+
+
+async def _lock_states(connection: Connection, transactions: Iterable[Transaction]) -> dict[StateKey, Hold | Original]:
+    """A hold that is only now opened has no row, and needs none: its opening's id is unique."""
+    keys = {t.operation.key(t.id) for t in transactions if t.operation is not None}
+    states: dict[StateKey, Hold | Original] = {}
+    holds = [id for table, id in keys if table == HOLDS]
+    if holds:
+        for id, *row in await connection.fetch(_sql.lock_holds, uuids(holds)):
+            amount, remaining, captured, state, expires_at, created_at, ended_at, version = row[8:]
+            states[HOLDS, id] = Hold(
+                id, Account(*row[:4]), Account(*row[4:8]), int(amount), int(remaining), int(captured),
+                state, expires_at, created_at, ended_at, version, stored=True,
+            )  # fmt: skip
+    originals = {id for table, id in keys if table == REVERSALS}
+    if originals:
+        lines: dict[str, list[Line]] = {}
+        for id, seq, owner, type, asset, shard, direction, amount, undone in await connection.fetch(
+            _sql.lock_reversals, uuids(originals)
+        ):
+            account = Account(owner, type, asset, shard)
+            lines.setdefault(id, []).append(Line(seq, account, direction, int(amount), int(undone)))
+        found = [Original(id, tuple(some), Marks(), stored=True) for id, some in lines.items()]
+        found += await _read_originals(connection, originals - lines.keys())
+        states.update({(REVERSALS, original.id): original for original in found})
+    return states
+
+
+async def _read_originals(connection: Connection, ids: set[str]) -> list[Original]:
+    """Transactions of which nothing was reversed before."""
+    posted = await read_posted(connection, ids) if ids else {}
+    if not posted:
+        return []
+    names = {entry.account_id for each in posted.values() for entry in each.entries}
+    captured = {each.marks.hold_id for each in posted.values() if each.marks.hold_step == "capture"}
+    sources: dict[str, str] = {}
+    if captured:
+        rows = await connection.fetch(_sql.sources_of, uuids(id for id in captured if id))
+        sources = {hold_id: source_id for hold_id, source_id in rows}  # noqa: C416  (records are no tuples)
+    rows = await connection.fetch(_sql.accounts_named, uuids(names | set(sources.values())))
+    accounts = {id: Account(*name) for id, *name in rows}
+    originals = []
+    for id, each in posted.items():
+        lines = tuple(Line(e.seq, accounts[e.account_id], e.direction, e.amount) for e in each.entries)
+        if each.marks.hold_step == "capture":
+            lines = captured_from(lines, accounts[sources[each.marks.hold_id or ""]])
+        originals.append(Original(id, lines, each.marks, stored=False))
+    return originals
+
+
+class Posted(NamedTuple):
+    """A transaction as it was posted first. `existed`: before this call, or before this place in its batch."""
+
+    transaction_id: str
+    at: datetime
+    entries: tuple[Entry, ...]
+    fingerprint: str
+    marks: Marks
+    existed: bool
+
+
+async def read_posted(connection: Connection, ids: Iterable[str]) -> dict[str, Posted]:
+    """Those of the transactions that exist."""
+    rows = await connection.fetch(_sql.known, uuids(ids))
+    if not rows:
+        return {}
+    times = list({row[2] for row in rows})
+    entries: dict[str, list[Entry]] = {}
+    for id, seq, account_id, version, direction, amount, balance, at in await connection.fetch(
+        _sql.entries_of, times, uuids([row[0] for row in rows])
+    ):
+        entry = Entry(account_id, version, id, seq, direction, int(amount), int(balance), at)
+        entries.setdefault(id, []).append(entry)
+    return {
+        id: Posted(id, at, tuple(entries[id]), fingerprint, Marks(*marks), existed=True)
+        for id, fingerprint, at, *marks in rows
+    }
 
 
 async def already_posted(
     connection: Connection, transactions: Iterable[Transaction]
 ) -> dict[str, TransactionReused | None]:
     """Of these transactions, those whose id exists: None when its contents are the same, else the refusal."""
-    wanted = {transaction.id: transaction for transaction in transactions}
-    rows = await connection.fetch(_sql.known, list(wanted))
+    wanted = {transaction.id: transaction.fingerprint() for transaction in transactions}
+    rows = await connection.fetch(_sql.known, uuids(wanted))
     return {
-        key: None if fingerprint == wanted[key].fingerprint() else TransactionReused(transaction_id)
-        for key, transaction_id, fingerprint in rows
+        id: None if fingerprint == wanted[id] else TransactionReused(id, fingerprint, wanted[id])
+        for id, fingerprint, *_ in rows
     }
 
 
-def blocks_of(fold: Fold, at: datetime) -> list[Block]:
-    """The rows of a fold: transactions, entries, and the accounts as they are after it."""
+def blocks_of(fold: Fold) -> list[Block]:
+    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it."""
     if not fold.transactions:
         return []
-    balances = fold.balances
+    at, balances = fold.at, fold.balances
     touched = sorted(fold.touched, key=_id)
-    return [
-        block(TRANSACTIONS, Op.INSERT, [(t.id, t.kind, t.reference, t.fingerprint(), at) for t in fold.transactions]),
-        block(ENTRIES, Op.INSERT, [(*entry, at) for entry in fold.entries]),
-        block(
-            ACCOUNTS,
-            Op.UPSERT,
-            [(a.id, a.owner, a.type, a.asset, a.shard, balances[a].balance, balances[a].version, at) for a in touched],
-        ),
+    blocks = [
+        block(TRANSACTIONS, Op.INSERT, [_transaction_row(transaction, at) for transaction in fold.transactions]),
+        block(ENTRIES, Op.INSERT, fold.entries),
+        block(ACCOUNTS, Op.UPSERT, [account_row(account, balances[account], at) for account in touched]),
     ]
+    rows: dict[tuple[str, Op], list[Row]] = {}
+    for key in sorted(fold.changed):
+        state = fold.states[key]
+        op = Op.UPSERT if state.stored else Op.INSERT
+        rows.setdefault((key[0], op), []).extend(_state_rows(state))
+    tables = {HOLDS: HOLDS_TABLE, REVERSALS: REVERSALS_TABLE}
+    return blocks + [block(tables[table], op, some) for (table, op), some in rows.items()]
+
+
+_NO_MARKS = Marks()
+
+
+def _transaction_row(transaction: Transaction, at: datetime) -> Row:
+    id, kind, reference, _, operation = transaction
+    marks = _NO_MARKS if operation is None else operation.marks(id)
+    return (id, kind, reference, transaction.fingerprint(), at, *marks)
+
+
+def account_row(account: Account, held: Balance, at: datetime) -> Row:
+    return (
+        account.id, account.owner, account.type, account.asset, account.shard,
+        held.balance, held.version, at, held.closed_at,
+    )  # fmt: skip
+
+
+def _state_rows(state: Any) -> list[Row]:
+    if isinstance(state, Hold):
+        id, source, pending, *rest, _ = state
+        return [(id, source.id, pending.id, *rest)]
+    assert isinstance(state, Original)
+    return [(state.id, line.seq, line.account.id, *line[2:]) for line in state.lines]

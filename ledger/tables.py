@@ -33,13 +33,28 @@ SCHEDULE: Final = Table(
 ACCOUNTS: Final = Table(
     "accounts",
     ("id",),
-    "id:uuid owner:text type:text asset:text shard:text balance:numeric version:int updated_at:time",
+    "id:uuid owner:text type:text asset:text shard:text balance:numeric version:int updated_at:time closed_at:time",
 )
-TRANSACTIONS: Final = Table("transactions", ("id",), "id:uuid kind:text reference:text fingerprint:bytes at:time")
+TRANSACTIONS: Final = Table(
+    "transactions",
+    ("id",),
+    "id:uuid kind:text reference:text fingerprint:uuid at:time hold_id:uuid hold_step:text reverses:uuid",
+)
 ENTRIES: Final = Table(
     "entries",
     ("account_id", "version"),
     "account_id:uuid version:int transaction_id:uuid seq:int direction:text amount:numeric balance_after:numeric at:time",
+)
+HOLDS: Final = Table(
+    "holds",
+    ("id",),
+    "id:uuid source_id:uuid pending_id:uuid amount:numeric remaining:numeric captured:numeric state:text expires_at:time"
+    " created_at:time ended_at:time version:int",
+)
+REVERSALS: Final = Table(
+    "reversals",
+    ("transaction_id", "seq"),
+    "transaction_id:uuid seq:int account_id:uuid direction:text amount:numeric reversed:numeric",
 )
 CALLS: Final = Table(
     "calls",
@@ -80,6 +95,8 @@ JOURNALED: Final = (
     ACCOUNTS,
     TRANSACTIONS,
     ENTRIES,
+    HOLDS,
+    REVERSALS,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -76,13 +76,17 @@ def config() -> None:
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    only: Annotated[
+        Literal["pre", "post"] | None, typer.Option(help="pre: before a roll-out; post: when no old process is left")
+    ] = None,
+) -> None:
     """Bring the database schema to the newest revision."""
     from ledger.migrate import upgrade
 
     settings = _settings("database_url")
-    _run(lambda: upgrade(settings.secret("database_url"), settings.database_schema))
-    out.print(f"schema {settings.database_schema} is at the newest revision")
+    _run(lambda: upgrade(settings.secret("database_url"), settings.database_schema, only or "all"))
+    out.print(f"schema {settings.database_schema} is at the newest {f'{only} ' if only else ''}revision")
 
 
 @app.command()

@@ -83,7 +83,7 @@ async def add_wallet(pool: asyncpg.Pool, user_id: str = "user_42") -> None:
 
 
 async def add_account(pool: asyncpg.Pool, account: Account, balance: int) -> None:
-    row = (account.id, account.owner, account.type.value, account.asset, account.shard, balance, 1, NOON)
+    row = (account.id, account.owner, account.type.value, account.asset, account.shard, balance, 1, NOON, None)
     async with pool.acquire() as connection:
         await write(connection, [block(ACCOUNTS, Op.UPSERT, [row])])
 
@@ -199,9 +199,9 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     TRANSACTIONS,
                     Op.INSERT,
                     [
-                        (credit_id, "deposit_credited", deposit_id, b"f", NOON),
-                        (final_id, "deposit_finalized", deposit_id, b"f", later),
-                        (named(22), "deposit_credited", named(8), b"f", later),
+                        (credit_id, "deposit_credited", deposit_id, named(0), NOON, None, None, None),
+                        (final_id, "deposit_finalized", deposit_id, named(0), later, None, None, None),
+                        (named(22), "deposit_credited", named(8), named(0), later, None, None, None),
                     ],
                 ),
                 block(

@@ -88,12 +88,12 @@ DAMAGE = {
     ),
     "an entry inserted": (
         {1, 3},
-        "INSERT INTO entries SELECT account_id, 4, transaction_id, 9, 'd', 1, balance_after + 1, at"
+        "INSERT INTO entries SELECT account_id, transaction_id, 4, at, 9, 'd', 1, balance_after + 1"
         f" FROM entries WHERE {ENTRY} = 3",
     ),
     "an entry and its balance inserted": (
         {1, 2},
-        "WITH e AS (INSERT INTO entries SELECT account_id, 4, transaction_id, 9, 'd', 1, balance_after + 1, at"
+        "WITH e AS (INSERT INTO entries SELECT account_id, transaction_id, 4, at, 9, 'd', 1, balance_after + 1"
         f" FROM entries WHERE {ENTRY} = 3)"
         " UPDATE accounts SET balance = balance + 1, version = 4 WHERE owner = 'ada'",
     ),
@@ -110,7 +110,7 @@ DAMAGE = {
     ),
     "an account deleted": ({1, 2, 3}, "DELETE FROM accounts WHERE owner = 'ada'"),
     "a deposit's second credit": (
-        {5}, "INSERT INTO transactions SELECT gen_random_uuid(), kind, reference, fingerprint, at"
+        {5}, "INSERT INTO transactions SELECT gen_random_uuid(), fingerprint, at, kind, reference"
         " FROM transactions WHERE kind = 'deposit' LIMIT 1",
     ),
     "a credit without its deposit's generation": ({5}, "UPDATE deposits SET generation = 2 WHERE chain = 'MATIC'"),

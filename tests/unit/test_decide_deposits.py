@@ -16,7 +16,7 @@ from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.deposit import Deposit, deposit_id, group_of
 from agents.outcome import Done, Outcome, Rejected
 from chain.evidence import Canonical, Doubt, Finding, Missing, Moved, Undecided
-from ledger.accounts import SHORTFALL, Account
+from ledger.accounts import SHORTFALL, SYSTEM, Account
 from ledger.posting import Balance, Fold, accounts_of, try_post
 from ledger.tables import DEPOSITS
 from topics.envelope import Received
@@ -82,7 +82,7 @@ class Books:
         credit_deposits.fold(self.facts, done)
         for account in accounts_of(done.postings):
             self.balances[account]
-        fold = Fold(dict(self.balances))
+        fold = Fold(dict(self.balances), NOW)
         assert try_post(fold, done.postings) is None, "no rule of ours is refused by the ledger"
         for transaction in done.postings:
             assert transaction.id not in self.ids, "money ids are unique for ever"
@@ -107,7 +107,7 @@ class Books:
             assert finals == (deposit.status == "finalized")
         assert sum(b.balance for b in self.balances.values()) == 0
         owed = sum(d.amount for d in self.facts.deposits.values() if d.status in ("credited", "orphaned", "finalized"))
-        customers = sum(b.balance for a, b in self.balances.items() if a.floor is not None)
+        customers = sum(b.balance for a, b in self.balances.items() if a.owner != SYSTEM)
         assert customers + self.balances[SHORTFALL].balance == owed
 
 
@@ -165,7 +165,7 @@ def test_no_story_credits_a_transfer_twice_or_reverses_what_was_not_credited(
             if (event.chain, event.to) not in OWNERS or event.amount < USDC:
                 assert isinstance(outcome, Rejected)
         books.check()
-    paid = {a.owner for a in books.balances if a.floor is not None}
+    paid = {a.owner for a in books.balances if a.owner != SYSTEM}
     assert paid <= {"ada", "bob"}
 
 

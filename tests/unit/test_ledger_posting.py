@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.accounts import SHORTFALL, Account, AccountType, buffer, custody, may_own, spendable
-from ledger.errors import InsufficientFunds, PostingRefused, Unbalanced
-from ledger.posting import Balance, Fold, Leg, Transaction, accounts_of, credit, debit, try_post
+from ledger.accounts import AMOUNT_MAX, SHORTFALL, Account, AccountType, buffer, custody, may_own, spendable
+from ledger.accounts import SYSTEM as SYSTEM_OWNER
+from ledger.errors import AmountOutOfRange, InsufficientFunds, PostingRefused, Unbalanced
+from ledger.posting import Balance, Entry, Fold, Leg, Transaction, accounts_of, credit, debit, try_post
 
 USERS = tuple(spendable(name) for name in ("ada", "bob", "cyd"))
 SYSTEM = (buffer(), buffer("1"), custody("MATIC"), SHORTFALL)
-OTHER_ASSET = Account("system", AccountType.SUSPENSE_USDC, asset="EURC")
+OTHER_ASSET = Account(SYSTEM_OWNER, AccountType.SYSTEM_BUFFER_FIAT)
+AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 accounts = st.sampled_from((*USERS, *SYSTEM))
 amounts = st.integers(1, 50)
@@ -50,7 +53,7 @@ def groups(draw: st.DrawFn) -> list[list[Transaction]]:
 
 
 def empty(transactions: Iterable[Transaction]) -> Fold:
-    return Fold({account: Balance() for account in accounts_of(transactions)})
+    return Fold({account: Balance() for account in accounts_of(transactions)}, AT)
 
 
 def state(fold: Fold) -> object:
@@ -58,10 +61,14 @@ def state(fold: Fold) -> object:
     return balances, list(fold.transactions), list(fold.entries), set(fold.touched)
 
 
+def lines(fold: Fold) -> list[Entry]:
+    return [Entry(*row) for row in fold.entries]
+
+
 def proved(fold: Fold) -> dict[str, tuple[int, int]]:
     """Each account as its lines tell it, every line checked against the one before."""
     told: dict[str, tuple[int, int]] = {}
-    for entry in fold.entries:
+    for entry in lines(fold):
         balance, version = told.get(entry.account_id, (0, 0))
         balance += entry.amount if entry.direction == "d" else -entry.amount
         assert entry.amount > 0
@@ -80,9 +87,9 @@ def test_whatever_is_posted_sums_to_zero_proves_itself_and_leaves_no_customer_be
         refusal = try_post(fold, group)
         if refusal is not None:
             assert state(fold) == before, "a refused event leaves a trace"
-        assert all(b.balance >= 0 for a, b in fold.balances.items() if a.floor is not None)
+        assert all(b.balance >= 0 for a, b in fold.balances.items() if a.owner != SYSTEM_OWNER)
     sums: defaultdict[str, int] = defaultdict(int)
-    for entry in fold.entries:
+    for entry in lines(fold):
         sums[entry.transaction_id] += entry.amount if entry.direction == "d" else -entry.amount
     assert set(sums) == {t.id for t in fold.transactions}
     assert not any(sums.values())
@@ -101,7 +108,7 @@ def test_batches_cut_anyhow_make_the_same_ledger(events: list[list[Transaction]]
     start = 0
     while start < len(events):
         end = data.draw(st.integers(start + 1, len(events)))
-        part = Fold(parts.balances)  # a new transaction of the database, on the balances the last one left
+        part = Fold(parts.balances, AT)  # a new transaction of the database, on the balances the last one left
         for group, answer in zip(events[start:end], answers[start:end], strict=True):
             assert type(try_post(part, group)) is type(answer)
         entries += part.entries
@@ -112,7 +119,7 @@ def test_batches_cut_anyhow_make_the_same_ledger(events: list[list[Transaction]]
 
 def test_an_overdraft_says_what_is_there_and_what_was_wanted() -> None:
     ada = spendable("ada")
-    fold = Fold({ada: Balance(30, 4, stored=True), buffer(): Balance(-30, 9)})
+    fold = Fold({ada: Balance(30, 4, stored=True), buffer(): Balance(-30, 9)}, AT)
     refusal = try_post(fold, [Transaction("1" * 32, "test", "", (debit(buffer(), 31), credit(ada, 31)))])
     assert isinstance(refusal, InsufficientFunds)
     assert (refusal.account, refusal.available, refusal.wanted) == ("ada.usdc_balance:USDC", 30, 31)
@@ -121,7 +128,7 @@ def test_an_overdraft_says_what_is_there_and_what_was_wanted() -> None:
 
 def test_the_second_posting_of_an_event_undoes_the_first_when_it_is_refused() -> None:
     ada, bob = spendable("ada"), spendable("bob")
-    fold = Fold({ada: Balance(), bob: Balance(), buffer(): Balance()})
+    fold = Fold({ada: Balance(), bob: Balance(), buffer(): Balance()}, AT)
     good = Transaction("1" * 32, "test", "", (debit(ada, 5), credit(buffer(), 5)))
     bad = Transaction("2" * 32, "test", "", (debit(buffer(), 6), credit(bob, 6)))
     before = state(fold)
@@ -133,7 +140,7 @@ def test_the_second_posting_of_an_event_undoes_the_first_when_it_is_refused() ->
 @pytest.mark.parametrize(("held", "taken", "owed"), [(50, 50, 0), (30, 30, 20), (0, 0, 50)])
 def test_a_remainder_takes_what_the_customer_no_longer_has(held: int, taken: int, owed: int) -> None:
     ada = spendable("ada")
-    fold = Fold({ada: Balance(held, 1), buffer(): Balance(-held, 1), SHORTFALL: Balance()})
+    fold = Fold({ada: Balance(held, 1), buffer(): Balance(-held, 1), SHORTFALL: Balance()}, AT)
     legs_ = (debit(buffer(), 50), credit(ada, 50, remainder=SHORTFALL))
     fold.post(Transaction("1" * 32, "deposit_reversed", "", legs_))
     assert fold.balances[ada].balance == held - taken
@@ -144,20 +151,20 @@ def test_a_remainder_takes_what_the_customer_no_longer_has(held: int, taken: int
 
 def test_a_remainder_that_is_a_customers_has_a_floor_too() -> None:
     ada, bob = spendable("ada"), spendable("bob")
-    fold = Fold({ada: Balance(10, 1), bob: Balance(5, 1), buffer(): Balance(-15, 2)})
+    fold = Fold({ada: Balance(10, 1), bob: Balance(5, 1), buffer(): Balance(-15, 2)}, AT)
     with pytest.raises(InsufficientFunds):
         fold.post(Transaction("1" * 32, "test", "", (debit(buffer(), 20), credit(ada, 20, remainder=bob))))
 
 
 @pytest.mark.parametrize("amount", [0, -1])
 def test_an_amount_that_is_not_above_zero_is_refused(amount: int) -> None:
-    fold = Fold({buffer(): Balance(), SHORTFALL: Balance()})
-    with pytest.raises(Unbalanced):
+    fold = Fold({buffer(): Balance(), SHORTFALL: Balance()}, AT)
+    with pytest.raises(AmountOutOfRange):
         fold.post(Transaction("1" * 32, "test", "", (debit(buffer(), amount), credit(SHORTFALL, amount))))
 
 
 def test_each_asset_balances_by_itself() -> None:
-    fold = Fold({buffer(): Balance(), OTHER_ASSET: Balance()})
+    fold = Fold({buffer(): Balance(), OTHER_ASSET: Balance()}, AT)
     with pytest.raises(Unbalanced) as refusal:
         fold.post(Transaction("1" * 32, "test", "", (debit(buffer(), 5), credit(OTHER_ASSET, 5))))
     assert isinstance(refusal.value, PostingRefused)
@@ -189,7 +196,7 @@ def test_an_accounts_id_never_changes() -> None:
 
 
 def test_only_the_companys_accounts_may_go_below_zero_and_no_customer_is_the_company() -> None:
-    assert [a.floor for a in (*USERS, *SYSTEM)] == [0] * len(USERS) + [None] * len(SYSTEM)
+    assert [a.floor for a in (*USERS, *SYSTEM)] == [0] * len(USERS) + [-AMOUNT_MAX] * len(SYSTEM)
     assert not may_own("system")
     assert may_own("System")
     assert str(buffer("3")) == "system.system_buffer_usdc[3]:USDC"

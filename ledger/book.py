@@ -1,0 +1,269 @@
+"""The ledger's own door: a batch of transactions in, a result for each out. For the API, the command line, sweepers, people;
+a stage posts within its own commit (agents/stage.py) through the same fold.
+
+| phase | what | why there |
+| --- | --- | --- |
+| owner row | of the writer, locked | its commits are a sequence: one audit chain |
+| lock | holds and reversals, then accounts, each sorted | one lock order everywhere |
+| ids | looked up only when one was refused or the first try met one that exists | a look-up of random ids costs more than the rest; the unique key tells |
+| fold | each request in order | a refused one leaves no trace for its neighbours |
+| seal | rows, audit, commit record | ledger/commit.py |
+
+A look-up comes after the locks: whoever posted the same id before has ended by then, or its unique key stops us and we run
+again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from ledger import store
+from ledger.accounts import Account, refusal_of
+from ledger.commit import Sealed, lock_writer, seal
+from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
+from ledger.holds import expire
+from ledger.posting import Entry, Fold, Marks, Refused, Transaction, post_together
+from ledger.rows import Connection, Op, block
+from ledger.sql import load
+from ledger.store import Posted
+from ledger.tables import ACCOUNTS
+
+_sql = load("ledger", "sql/store.sql")
+
+TRIES_MAX: Final = 20
+"""A batch that met other writers so often is given back with the database's error: something holds the locks."""
+
+_ID: Final = re.compile("[0-9a-f]{32}")
+_AGAIN: Final = (
+    asyncpg.UniqueViolationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+)
+"""Another writer was first; the same batch is run again."""
+
+
+class Atomic(NamedTuple):
+    """Transactions that stand or fall together."""
+
+    transactions: tuple[Transaction, ...]
+
+
+Request = Transaction | Atomic
+Result = Posted | PostingRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    results: list[Result]
+    """One for each transaction, in the order of the requests; a group's in its own order."""
+    sealed: Sealed | None
+    """The commit, for the relay; None when nothing was new. Acknowledge when it is journaled."""
+
+
+async def post(
+    connection: Connection,
+    writer: str,
+    requests: Sequence[Request],
+    at: datetime,
+    *,
+    actor: str = "",
+    about: dict[str, Any] | None = None,
+) -> Batch:
+    """Posts the batch in a transaction of its own. `writer` names the audit chain: writers that run at once have names of
+    their own. `actor` (else the writer) and `about` (text and integers) go into the chain.
+
+    An id that exists with the same contents is answered with the first result (`existed`), with other contents with
+    TransactionReused; in the same batch too. The id of what was refused is not used up. After an error of the database,
+    whatever it was, the same batch may be sent again.
+    """
+    for request in requests:
+        for transaction in _members(request):
+            _check_texts(transaction)
+    careful = False
+    for tries in range(1, TRIES_MAX + 1):
+        try:
+            return await _post(connection, writer, requests, at, careful, actor or writer, about or {})
+        except _AGAIN as error:
+            if tries == TRIES_MAX:
+                raise
+            careful = careful or isinstance(error, asyncpg.UniqueViolationError)
+    raise AssertionError("unreachable")
+
+
+async def _post(
+    connection: Connection,
+    writer: str,
+    requests: Sequence[Request],
+    at: datetime,
+    careful: bool,
+    actor: str,
+    about: dict[str, Any],
+) -> Batch:
+    try:
+        async with connection.transaction():
+            owners = await lock_writer(connection, writer)
+            results, fold = await settle(connection, requests, at, careful=careful)
+            if not fold.transactions:
+                raise _Unchanged
+            sealed = await seal(
+                connection, writer, owners, blocks=store.blocks_of(fold), messages=[],
+                at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
+            )  # fmt: skip
+    except _Unchanged:
+        return Batch(results, None)
+    return Batch(results, sealed)
+
+
+class _Unchanged(Exception):
+    """Nothing is to be committed, not even an owner row that was made."""
+
+
+async def settle(
+    connection: Connection, requests: Sequence[Request], at: datetime, *, careful: bool = False
+) -> tuple[list[Result], Fold]:
+    """The batch's part inside a transaction: locks, folds, writes nothing. For a commit that has rows of its own; it locks
+    its state rows before, seals `store.blocks_of(fold)`, and runs again with `careful` after a unique conflict."""
+    transactions = [transaction for request in requests for transaction in _members(request)]
+    fold = await store.lock(connection, transactions, at)
+    known: dict[str, Posted] = {}
+    if careful:
+        known = await store.read_posted(connection, {t.id for t in transactions})
+    results = judge(fold, requests, known)
+    if not careful and any(isinstance(result, PostingRefused) for result in results):
+        # a repeat may be refused for what its first time did: the money is spent, the hold has ended
+        refused = {t.id for t, result in zip(transactions, results, strict=True) if isinstance(result, PostingRefused)}
+        if await store.read_posted(connection, refused):
+            known = await store.read_posted(connection, {t.id for t in transactions})
+            fold = await store.lock(connection, transactions, at)
+            results = judge(fold, requests, known)
+    return results, fold
+
+
+def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted]) -> list[Result]:
+    """Folds the requests in order. `known`: those of their ids that exist. Pure."""
+    here: dict[str, tuple[Transaction, Posted]] = {}
+    results: list[Result] = []
+    for request in requests:
+        results += _judge_group(fold, _members(request), known, here)
+    return results
+
+
+def _judge_group(
+    fold: Fold,
+    group: tuple[Transaction, ...],
+    known: dict[str, Posted],
+    here: dict[str, tuple[Transaction, Posted]],
+) -> list[Result]:
+    results: dict[int, Result] = {}
+    fresh: dict[str, Transaction] = {}
+    refused: Refused | None = None
+    for place, transaction in enumerate(group):
+        first = _first(transaction, known, here, fresh)
+        if first is None:
+            fresh.setdefault(transaction.id, transaction)
+        elif isinstance(first, Posted):
+            results[place] = first
+        else:
+            refused = refused or Refused(transaction, first)
+    start = len(fold.entries)
+    if refused is None and fresh:
+        refused = post_together(fold, list(fresh.values()))
+    if refused is not None:
+        for place, transaction in enumerate(group):
+            itself = transaction is refused.transaction
+            results.setdefault(
+                place, refused.refusal if itself else GroupRefused(refused.transaction.id, refused.refusal)
+            )
+        return [results[place] for place in range(len(group))]
+    if fresh:
+        for posted in _posted(fold, start, fresh):
+            here[posted.transaction_id] = fresh[posted.transaction_id], posted
+    for place, transaction in enumerate(group):
+        if place not in results:
+            posted = here[transaction.id][1]
+            again = fresh.pop(transaction.id, None) is None
+            results[place] = posted._replace(existed=True) if again else posted
+    return [results[place] for place in range(len(group))]
+
+
+def _first(
+    transaction: Transaction,
+    known: dict[str, Posted],
+    here: dict[str, tuple[Transaction, Posted]],
+    fresh: dict[str, Transaction],
+) -> Posted | TransactionReused | None:
+    """What an id was used for before: in the database, in this batch, in this group. None: for nothing, or for this very
+    transaction in this group."""
+    id = transaction.id
+    if id in known:
+        stored, given = known[id].fingerprint, transaction.fingerprint()
+        return known[id] if stored == given else TransactionReused(id, stored, given)
+    other = here[id][0] if id in here else fresh.get(id)
+    if other is not None and other != transaction:
+        return TransactionReused(id, other.fingerprint(), transaction.fingerprint())
+    return here[id][1]._replace(existed=True) if id in here else None
+
+
+def _posted(fold: Fold, start: int, fresh: dict[str, Transaction]) -> Iterable[Posted]:
+    entries: dict[str, list[Entry]] = {id: [] for id in fresh}
+    for row in fold.entries[start:]:
+        entries[row[2]].append(Entry._make(row))
+    for id, transaction in fresh.items():
+        marks = Marks() if transaction.operation is None else transaction.operation.marks(id)
+        yield Posted(id, fold.at, tuple(entries[id]), transaction.fingerprint(), marks, existed=False)
+
+
+def _members(request: Request) -> tuple[Transaction, ...]:
+    return request.transactions if isinstance(request, Atomic) else (request,)
+
+
+def _check_texts(transaction: Transaction) -> None:
+    """ValueError for what PostgreSQL could not store: it would end the whole batch."""
+    id, kind, reference, legs, _ = transaction
+    if not _ID.fullmatch(id):
+        raise ValueError(f"{id!r} is no transaction id: 32 hex digits, small letters")
+    if "\0" in kind + reference or any("\0" in account.owner + account.shard for account, *_ in legs):
+        raise ValueError(f"transaction {id}: a text with a NUL")
+
+
+async def expire_due(connection: Connection, writer: str, at: datetime, *, holds_max: int = 1_000) -> Batch:
+    """Gives back what is held by holds whose time has come, the oldest first. A hold that was captured or voided meanwhile is
+    refused HoldEnded and left alone. Fewer than `holds_max` results: none is left."""
+    rows = await connection.fetch(_sql.holds_due, at, holds_max)
+    return await post(connection, writer, [expire(id, "hold_expired", reference) for id, reference in rows], at)
+
+
+async def close_account(
+    connection: Connection, writer: str, account: Account, at: datetime, *, actor: str, reason: str
+) -> tuple[datetime, Sealed | None]:
+    """Closes an account for good: postings to it are refused from then on. When it was closed, and the commit (None: it
+    was closed before). Raises UnknownAccount, or AccountInUse while it has a balance or an open hold."""
+    try:
+        async with connection.transaction():
+            owners = await lock_writer(connection, writer)
+            balances, at = await store.lock_balances(connection, (account,), at)
+            held = balances[account]
+            if not held.stored:
+                raise refusal_of(account) or UnknownAccount(str(account))
+            if held.closed_at is not None:
+                raise _Unchanged
+            holds = await connection.fetchval(_sql.count_open_holds, account.id)
+            if held.balance or holds:
+                raise AccountInUse(str(account), held.balance, holds)
+            held.closed_at = at
+            sealed = await seal(
+                connection, writer, owners,
+                blocks=[block(ACCOUNTS, Op.UPSERT, [store.account_row(account, held, at)])], messages=[],
+                at=at, actor=actor, summary={"closed": str(account), "reason": reason},
+            )  # fmt: skip
+    except _Unchanged:
+        assert held.closed_at is not None
+        return held.closed_at, None
+    return at, sealed

@@ -1,0 +1,154 @@
+"""The ledger's schema goes up while workers of the version before write, and nothing of theirs fails."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from ledger.accounts import Account, AccountType, buffer, spendable
+from ledger.book import post
+from ledger.commit import lock_writer, seal
+from ledger.holds import hold
+from ledger.migrate import run_to, upgrade
+from ledger.posting import Transaction, credit, debit
+from ledger.record import unpack
+from ledger.rows import Connection, Op, Table, block, write
+from ledger.tables import ENTRIES
+from tests.support.ledger_rig import AT, assert_holds, connect_to, differences, dump, until
+
+# as writers of revision 0001 know them
+OLD_ACCOUNTS = Table(
+    "accounts",
+    ("id",),
+    "id:uuid owner:text type:text asset:text shard:text balance:numeric version:int updated_at:time",
+)
+OLD_TRANSACTIONS = Table("transactions", ("id",), "id:uuid kind:text reference:text fingerprint:uuid at:time")
+OLD_LOCK = """
+SELECT x.number, a.balance::text, a.version
+FROM unnest($1::text::uuid[]) WITH ORDINALITY AS x(id, number)
+JOIN accounts a ON a.id = x.id
+ORDER BY a.id
+FOR UPDATE OF a
+"""
+
+
+async def old_post(connection: Connection, writer: str, number: int) -> None:
+    """A deposit as the program of revision 0001 posts it."""
+    accounts = [spendable(f"user {number % 5}"), buffer()]
+    async with connection.transaction():
+        owners = await lock_writer(connection, writer)
+        found = await connection.fetch(OLD_LOCK, "{" + ",".join(account.id for account in accounts) + "}")
+        held = {accounts[place - 1]: (int(balance), version) for place, balance, version in found}
+        id = Transaction("", writer, str(number), ()).fingerprint()
+        entries, rows = [], []
+        for seq, (account, direction, change) in enumerate(zip(accounts, "dc", (7, -7), strict=True)):
+            balance, version = held.get(account, (0, 0))
+            entries.append((account.id, version + 1, id, seq, direction, 7, balance + change, AT))
+            name = (account.id, account.owner, account.type, account.asset, account.shard)
+            rows.append((*name, balance + change, version + 1, AT))
+        blocks = [
+            block(OLD_TRANSACTIONS, Op.INSERT, [(id, "test", "", id, AT)]),
+            block(ENTRIES, Op.INSERT, entries),
+            block(OLD_ACCOUNTS, Op.UPSERT, rows),
+        ]
+        await seal(connection, writer, owners, blocks=blocks, messages=[], at=AT, actor=writer, summary={})
+
+
+async def test_the_schema_goes_up_while_the_version_before_writes(database: str) -> None:
+    await upgrade_to(database, "0001")
+    connection: Connection = await connect_to(database)()
+    for number in range(20):
+        await old_post(connection, "before", number)
+    done = [0] * 4
+    stop = False
+
+    async def work(writer: int) -> None:
+        mine: Connection = await connect_to(database)()
+        number = 0
+        while not stop:
+            number += 1
+            try:
+                await old_post(mine, f"old {writer}", number)
+            except asyncpg.UniqueViolationError:
+                continue  # two made the same account: it runs again, as the program does
+            done[writer] += 1
+        await mine.close()
+
+    async def more(than: int) -> None:
+        reached = [count + than for count in done]
+        await until(lambda: ended() or all(count >= wanted for count, wanted in zip(done, reached, strict=True)))
+
+    def ended() -> bool:
+        return any(worker.done() for worker in workers)
+
+    workers = [asyncio.create_task(work(writer)) for writer in range(4)]
+    await more(5)
+    await upgrade(database, "stablerail", "pre")
+    await more(5)
+    # the new version is rolled out beside them
+    legs = (debit(spendable("new"), 5), credit(buffer(), 5))
+    pending = Account("new", AccountType.PENDING_WITHDRAWAL)
+    aside = hold("2" * 32, "test", "", source=spendable("new"), pending=pending, amount=2)
+    both = await post(connection, "new", [Transaction("1" * 32, "test", "", legs), aside], AT)
+    assert both.sealed
+    await more(5)
+    assert not ended(), "nothing of the version before has failed"
+    stop = True
+    await asyncio.gather(*workers)
+    await upgrade(database, "stablerail", "post")
+    await assert_holds(connection)
+    revisions = await connection.fetch("SELECT version_num FROM alembic_version")
+    await upgrade(database, "stablerail")
+    assert revisions == await connection.fetch("SELECT version_num FROM alembic_version"), "all of it was done"
+    assert await connection.fetchval("SELECT count(*) FROM transactions") == 20 + sum(done) + 2
+    unchecked = await connection.fetchval("SELECT count(*) FROM pg_constraint WHERE NOT convalidated")
+    assert unchecked == 0
+    await connection.close()
+
+
+async def upgrade_to(database: str, revision: str) -> None:
+    connection = await asyncpg.connect(database)
+    await connection.execute("CREATE SCHEMA stablerail")
+    await connection.close()
+    await run_to(database, "stablerail", revision)
+
+
+async def test_a_migration_does_not_make_writers_wait_behind_a_long_transaction(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.migrate.LOCK_WAIT_MS", 50)
+    await upgrade_to(database, "0001")
+    slow: Connection = await connect_to(database)()
+    connection: Connection = await connect_to(database)()
+    reading = slow.transaction()
+    await reading.start()
+    await slow.fetch("SELECT 1 FROM accounts")
+    migration = asyncio.create_task(upgrade(database, "stablerail", "pre"))
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+    seen = 0
+    while seen < 3:  # it waits, gives up, waits again; in between writers write
+        seen += bool(await connection.fetchval(waiting))
+    assert not migration.done()
+    await old_post(connection, "old", 1)
+    await reading.rollback()
+    await migration
+    await assert_holds(connection)
+    for each in (slow, connection):
+        await each.close()
+
+
+async def test_a_rebuild_reads_records_of_the_version_before(database: str) -> None:
+    await upgrade(database, "stablerail")
+    connection: Connection = await connect_to(database)()
+    for number in range(3):
+        await old_post(connection, "old", number)
+    before = await dump(connection)
+    records = [row[0] for row in await connection.fetch("SELECT record FROM outbox ORDER BY seq")]
+    await connection.execute("TRUNCATE accounts, transactions, entries, owners, audit")
+    for packed in records:
+        record = unpack(packed)
+        await write(connection, [*record.blocks, *record.proof])
+    assert differences(before, await dump(connection)) == {}
+    await connection.close()
