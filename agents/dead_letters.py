@@ -28,12 +28,12 @@ def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime)
         "offset": str(item.offset),
         "attempts": str(item.attempt),
         "code_version": _code_version(),
-        "first_at": _time(item.timestamp_ms, at),
+        "first_at": _time(item.record.timestamp, at),
         "last_at": at.isoformat(),
     }
-    theirs = [(name, value) for name, value in item.headers if not name.startswith(PREFIX)]
+    theirs = [(name, value) for name, value in item.record.headers if not name.startswith(PREFIX)]
     headers = [*theirs, *((PREFIX + name, text.encode()) for name, text in ours.items())]
-    return Message(stage.source.dlq.name, item.key, item.value, headers=headers)
+    return Message(stage.source.dlq.name, item.key, item.record.value, headers=headers)
 
 
 @cache

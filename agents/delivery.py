@@ -43,6 +43,8 @@ _sql = load("ledger", "sql/journal.sql")
 CONFLICTS_MAX: Final = 20
 """Unique conflicts of one batch before they count as a bug: real ones end when the other writer has committed."""
 RETRY_WAIT_S_MAX: Final = 2.0
+QUEUED_RUNS_MAX: Final = 12
+"""Read ahead of the batch in PostgreSQL: three batches; what is read much earlier has left the caches again."""
 LOGGED_MAX: Final = 20
 """Refused events of one batch that are logged one by one; the counters have all of them."""
 
@@ -90,7 +92,8 @@ class Delivery:
     def __init__(self, stage: Stage[Any], services: Services) -> None:
         self.stage = stage
         self._services = services
-        self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=64)
+        self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=QUEUED_RUNS_MAX)
+        self._left_over: Delivered | None = None
         self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
         self._slots = asyncio.Semaphore(services.in_flight)
         self._assigned: set[Key] = set()
@@ -179,17 +182,22 @@ class Delivery:
             self._finishing.put_nowait(batch)
 
     async def _gather(self) -> list[Delivered]:
+        """What waits, up to the limit; a run that would pass it is the first of the next batch."""
         events = size = 0
         found: list[Delivered] = []
-        first = await self._incoming.get()
+        first, self._left_over = self._left_over or await self._incoming.get(), None
         while True:
             if first is not None:
+                run = first.run
+                size += sum(len(record.value or b"") for record in run.records)
+                if found and (events + len(run.records) > self._services.events_max or size > self._services.bytes_max):
+                    self._left_over = first
+                    return found
+                events += len(run.records)
                 found.append(first)
                 if self.oldest_ms is None:
-                    self.oldest_ms = first.run.records[0].timestamp
-                events += len(first.run.records)
-                size += sum(len(record.value or b"") for record in first.run.records)
-            if events >= self._services.events_max or size >= self._services.bytes_max or self._incoming.empty():
+                    self.oldest_ms = run.records[0].timestamp
+            if self._incoming.empty():
                 return found
             first = self._incoming.get_nowait()
 
@@ -242,7 +250,7 @@ class Delivery:
                         emit_s=emit_s,
                         ack_s=clock() - started - emit_s,
                     )
-            if self._incoming.empty() and self._finishing.empty():
+            if self._left_over is None and self._incoming.empty() and self._finishing.empty():
                 self.oldest_ms = None
 
     # -- owning ------------------------------------------------------------------------------------------------------

@@ -114,13 +114,13 @@ class Emitter:
             limit = bytes_max(topic)  # the broker's limit is on a batch, not on a message
             batch, size = producer.create_batch(), 0
             for message in queue:
-                fields: dict[str, Any] = {"key": message.key, "value": message.value, "timestamp": None}
-                fields["headers"] = message.kafka_headers(source, at)
+                headers = message.kafka_headers(source, at)
                 size += _size(message)
-                if (size > limit and batch.record_count()) or batch.append(**fields) is None:
+                full = size > limit and batch.record_count()
+                if full or batch.append(timestamp=None, key=message.key, value=message.value, headers=headers) is None:
                     acks.append(await producer.send_batch(batch, name, partition=partition))
                     batch, size = producer.create_batch(), _size(message)
-                    if batch.append(**fields) is None:
+                    if batch.append(timestamp=None, key=message.key, value=message.value, headers=headers) is None:
                         raise ValueError(f"a message for {name} is larger than a request may be")
             acks.append(await producer.send_batch(batch, name, partition=partition))
         await asyncio.gather(*acks)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.outcome import Rejected, Stage
-from topics.envelope import Headers, Received, event_uid, read
+from agents.transport import Record
+from topics.envelope import Received, event_uid, read
 from topics.errors import EventCode, EventRefused
 
 
@@ -15,52 +16,54 @@ from topics.errors import EventCode, EventRefused
 class Item:
     """One message on its way through a stage."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
+    record: Record
     received: Received | None
     refusal: Rejected | None
     uid: str
-    fingerprint: bytes
+    """By which the inbox knows it; 32 hex digits."""
+    fingerprint: str
+    """Of its bytes; 32 hex digits."""
     attempt: int
+    again: bool = False
+    """Its inbox row exists: it is a repeat that we scheduled."""
+
+    @property
+    def topic(self) -> str:
+        return self.record.topic
+
+    @property
+    def partition(self) -> int:
+        return self.record.partition
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset
+
+    @property
+    def key(self) -> bytes | None:
+        return self.record.key
 
     @property
     def position_uid(self) -> str:
         """An id for a message that has none of its own: where it stands."""
-        return event_uid("kafka", f"{self.topic}/{self.partition}/{self.offset}")
+        return position_uid(self.record)
 
 
-def read_item(stage: Stage[Any], record: Any) -> Item:
+def position_uid(record: Record) -> str:
+    return event_uid("kafka", f"{record.topic}/{record.partition}/{record.offset}")
+
+
+def read_item(stage: Stage[Any], record: Record) -> Item:
     """A raw Kafka record as an item; total: what cannot be read becomes a refusal."""
-    value: bytes | None = record.value
-    headers: Headers = list(record.headers)
-    received: Received | None = None
-    refusal: Rejected | None = None
+    value = record.value
+    fingerprint = hashlib.blake2b(value or b"", digest_size=16).hexdigest()
     try:
-        received = read(stage.source, value, headers)
-        if not record.key:
-            # without it the partition is chance, and order of a key means nothing
-            refusal = Rejected(EventCode.MISSING_KEY, f"the key is the {stage.source.key}")
-            received = None
+        received = read(stage.source, value, record.headers)
     except EventRefused as error:
-        refusal = Rejected(error.code, error.reason)
-    item = Item(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        key=record.key,
-        value=value,
-        headers=headers,
-        received=received,
-        refusal=refusal,
-        uid="",
-        fingerprint=hashlib.blake2b(value or b"", digest_size=16).digest(),
-        attempt=received.attempt if received else 1,
-    )
-    item.uid = received.uid if received else item.position_uid
-    return item
+        return Item(record, None, Rejected(error.code, error.reason), position_uid(record), fingerprint, 1)
+    if not record.key:
+        # without it the partition is chance, and order of a key means nothing
+        refusal = Rejected(EventCode.MISSING_KEY, f"the key is the {stage.source.key}")
+        return Item(record, None, refusal, position_uid(record), fingerprint, 1)
+    stage.ahead(received)
+    return Item(record, received, None, received.uid, fingerprint, received.attempt)

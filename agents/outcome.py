@@ -74,6 +74,9 @@ async def _nothing(_events: Sequence[Received]) -> Any:
 def _unfolded(_facts: Any, _done: Done) -> None: ...
 
 
+def _unread(_received: Received) -> None: ...
+
+
 @dataclass(frozen=True)
 class Stage(Generic[F]):
     """One arrow of the flow.
@@ -89,6 +92,8 @@ class Stage(Generic[F]):
     load: Callable[[Connection, Sequence[Received], Any, datetime], Awaitable[F]]
     decide: Callable[[Received, F], Outcome]
     fold: Callable[[F, Done], None] = _unfolded
+    ahead: Callable[[Received], None] = _unread
+    """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing
     ordered: bool = False
     """Events of a key that waits in the schedule wait behind it."""

@@ -16,7 +16,7 @@ A batch that fails for one event's sake is split by the caller (delivery.py) unt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -28,9 +28,10 @@ from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, lock_owners, seal
-from ledger.posting import Fold, try_post
+from ledger.errors import PostingRefused
+from ledger.posting import Fold, Transaction, try_post
 from ledger.record import Message
-from ledger.rows import Block, Changes, Connection, Op, block
+from ledger.rows import Block, Changes, Connection, Op, columns
 from ledger.tables import INBOX, SCHEDULE
 from topics.envelope import value_of
 
@@ -78,42 +79,31 @@ async def settle(
     """
     async with connection.transaction():
         owners = await lock_owners(connection, stage.name, epochs)
-        live, repeats = await _claim(connection, stage, items, at)
+        live = await _claim(connection, stage, items, at)
+        repeats = len(items) - len(live)
         if not live:
             return Settled(None, Counter({("repeat", ""): repeats}), [])
         claimed_at = at
         outcomes, fold, at = await _decide(connection, stage, live, at, prepared, careful)
         refused = [isinstance(outcome, Rejected) for outcome in outcomes]
         approve(refused)
-        sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at)
-    counts = Counter(map(_label, outcomes))
+        counts = Counter(map(_label, outcomes))
+        sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)
+    told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
-    told = [(e.item, o) for e, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     return Settled(sealed, counts, refused, told)
 
 
-@dataclass(slots=True)
-class _Live:
-    """An item that is ours to settle now. `again`: its inbox row exists (a scheduled repeat)."""
-
-    item: Item
-    refusal: Rejected | None
-    again: bool
-    uid: str
-
-
-async def _claim(
-    connection: Connection, stage: Stage[Any], items: Sequence[Item], at: datetime
-) -> tuple[list[_Live], int]:
+async def _claim(connection: Connection, stage: Stage[Any], items: Sequence[Item], at: datetime) -> list[Item]:
+    """Those that are ours to settle now."""
     chosen: dict[str, Item] = {}
     for item in items:
-        other = chosen.get(item.uid)
-        if other is None or item.attempt > other.attempt:
+        other = chosen.setdefault(item.uid, item)
+        if other is not item and item.attempt > other.attempt:
             chosen[item.uid] = item
-    claims = [inbox.Claim(item.uid, item.attempt, item.fingerprint) for item in chosen.values()]
-    claimed = await inbox.claim(connection, stage.name, claims, at)
-    if len(claimed.fresh) == len(items):
-        return [_Live(item, item.refusal, False, item.uid) for item in items], 0
+    claimed = await inbox.claim(connection, stage.name, list(chosen.values()), at)
+    if claimed.all_fresh and len(chosen) == len(items):
+        return list(items)
     true = {uid: claimed.known.get(uid, item.fingerprint) for uid, item in chosen.items()}
     reused = [item for item in items if item.fingerprint != true[item.uid]]
     marks: frozenset[str] = frozenset()
@@ -121,31 +111,31 @@ async def _claim(
         # settled under the message's own position, so that its redelivery is a repeat
         positions = [inbox.Claim(item.position_uid, 1, item.fingerprint) for item in reused]
         marks = (await inbox.claim(connection, stage.name, positions, at)).fresh
-    live: list[_Live] = []
+    live: list[Item] = []
     odd = {id(item) for item in reused}
     for item in items:
         if id(item) in odd:
             if item.position_uid in marks:
                 refusal = Rejected(REUSED, "this id was settled before with other contents")
-                live.append(_Live(item, refusal, False, item.position_uid))
+                live.append(replace(item, refusal=refusal, uid=item.position_uid))
         elif chosen[item.uid] is item and item.uid in claimed.fresh:
-            live.append(_Live(item, item.refusal, False, item.uid))
+            live.append(item)
         elif chosen[item.uid] is item and item.uid in claimed.again:
-            live.append(_Live(item, item.refusal, True, item.uid))
-    return live, len(items) - len(live)
+            live.append(replace(item, again=True))
+    return live
 
 
 async def _decide(
     connection: Connection,
     stage: Stage[Any],
-    live: Sequence[_Live],
+    live: Sequence[Item],
     at: datetime,
     prepared: Any,
     careful: bool,
 ) -> tuple[list[Outcome], Fold, datetime]:
     """Outcomes in the items' order and the ledger's fold of their postings."""
-    events = [entry.item.received for entry in live if entry.refusal is None and entry.item.received]
-    parked = await parked_keys(connection, stage, [entry.item for entry in live], at)
+    events = [item.received for item in live if item.refusal is None and item.received]
+    parked = await parked_keys(connection, stage, live, at)
     refused: dict[int, Outcome] = {}
     fold = Fold({}, at)
     while True:
@@ -160,8 +150,7 @@ async def _decide(
         for index, outcome in enumerate(outcomes):
             if not isinstance(outcome, Done) or not outcome.postings:
                 continue
-            other = next((r for p in outcome.postings if (r := known.get(p.id)) is not None), None)
-            refusal = other or try_post(fold, [p for p in outcome.postings if p.id not in known])
+            refusal = _post(fold, outcome.postings, known)
             if refusal is not None and not careful and await store.already_posted(connection, outcome.postings):
                 careful = True  # refused for what it did itself the first time: the money is spent, the hold has ended
                 break
@@ -174,26 +163,35 @@ async def _decide(
             raise SplitBatch
 
 
+def _post(
+    fold: Fold, postings: Sequence[Transaction], known: Mapping[str, PostingRefused | None]
+) -> PostingRefused | None:
+    """All of an event's postings or none. `known`: those whose id exists, with the refusal where the contents differ."""
+    if not known:
+        return try_post(fold, postings)
+    other = next((refusal for p in postings if (refusal := known.get(p.id)) is not None), None)
+    return other or try_post(fold, [p for p in postings if p.id not in known])
+
+
 def _decide_all(
     stage: Stage[Any],
-    live: Sequence[_Live],
+    live: Sequence[Item],
     facts: Any,
     parked: dict[bytes, Parked],
     refused: dict[int, Outcome],
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
     waiting = dict(parked)
-    for index, entry in enumerate(live):
-        item = entry.item
-        before = waiting.get(item.key) if item.key is not None else None
-        if before is not None and entry.again:
-            before = replace(before, sent=before.sent - {entry.uid})
+    for index, item in enumerate(live):
+        before = waiting.get(item.key) if waiting and item.key is not None else None
+        if before is not None and item.again:
+            before = replace(before, sent=before.sent - {item.uid})
         outcome: Outcome
-        if entry.refusal is not None:
-            outcome = entry.refusal
+        if item.refusal is not None:
+            outcome = item.refusal
         elif index in refused:
             outcome = refused[index]
-        elif before is not None and (before.head or (before.waits and not entry.again)):
+        elif before is not None and (before.head or (before.waits and not item.again)):
             outcome = Retry(PARKED, before.after_s + PARKED_STEP_S)
         else:
             assert item.received is not None
@@ -213,38 +211,31 @@ async def _seal(
     connection: Connection,
     stage: Stage[Any],
     owners: Sequence[Owner],
-    live: Sequence[_Live],
+    live: Sequence[Item],
     outcomes: Sequence[Outcome],
     fold: Fold,
     at: datetime,
     claimed_at: datetime,
+    counts: Counter[tuple[Kind, str]],
 ) -> Sealed:
     """`claimed_at`: the time in the inbox rows as they were written; `at` may be later (no account's time runs back)."""
     changes = Changes()
-    messages: list[Message] = []
     settled: dict[str, inbox.InboxOutcome] = {}
-    for entry, outcome in zip(live, outcomes, strict=True):
-        item = entry.item
-        if entry.again and not isinstance(outcome, Retry):
-            changes.delete(SCHEDULE, (stage.name, entry.uid))
+    for item, outcome in zip(live, outcomes, strict=True):
+        if item.again and not isinstance(outcome, Retry):
+            changes.delete(SCHEDULE, (stage.name, item.uid))
         if isinstance(outcome, Done):
             for table, row in outcome.inserts:
                 changes.insert(table, row)
             for table, row in outcome.upserts:
                 changes.upsert(table, row)
-            trace = item.received.traceparent if item.received else None
-            messages.extend(
-                Message(e.topic.name, e.key.encode(), value_of(e.event), e.id, e.event.ce_type(), trace)
-                for e in outcome.emits
-            )
             if outcome.calls:
-                intent_rows(changes, stage, item, entry.uid, outcome.calls, at)
+                intent_rows(changes, stage, item, item.uid, outcome.calls, at)
         elif isinstance(outcome, Rejected):
-            settled[entry.uid] = "rejected"
-            messages.append(dead_letter(stage, item, outcome, at))
+            settled[item.uid] = "rejected"
         else:
-            settled[entry.uid] = "retry"
-            changes.upsert(SCHEDULE, _schedule_row(stage, entry, outcome, at))
+            settled[item.uid] = "retry"
+            changes.upsert(SCHEDULE, _schedule_row(stage, item, outcome, at))
     await inbox.settle(connection, stage.name, settled)
     return await seal(
         connection,
@@ -252,27 +243,38 @@ async def _seal(
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
         blocks=[*store.blocks_of(fold), *changes.blocks()],
-        messages=messages,
+        messages=_messages(stage, live, outcomes, at),
         at=at,
         actor=stage.name,
-        summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in Counter(map(_label, outcomes)).items()},
+        summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in counts.items()},
     )
 
 
-def _schedule_row(stage: Stage[Any], entry: _Live, retry: Retry, at: datetime) -> tuple[Any, ...]:
-    item = entry.item
+def _messages(stage: Stage[Any], live: Sequence[Item], outcomes: Sequence[Outcome], at: datetime) -> Iterator[Message]:
+    for item, outcome in zip(live, outcomes, strict=True):
+        if isinstance(outcome, Done):
+            trace = item.received.traceparent if item.received else None
+            for topic, key, event, event_id in outcome.emits:
+                yield Message(topic.name, key.encode(), value_of(event), event_id, event.ce_type(), trace, None)
+        elif isinstance(outcome, Rejected):
+            yield dead_letter(stage, item, outcome, at)
+
+
+def _schedule_row(stage: Stage[Any], item: Item, retry: Retry, at: datetime) -> tuple[Any, ...]:
     # in hex: a header may hold any bytes, JSON may not
     headers = [
-        [name.encode().hex(), value.hex()] for name, value in item.headers if name != "attempt" and value is not None
+        [name.encode().hex(), value.hex()]
+        for name, value in item.record.headers
+        if name != "attempt" and value is not None
     ]
     due = at + timedelta(seconds=retry.after_s)
     return (
         stage.name,
-        entry.uid,
+        item.uid,
         item.attempt + 1,
         stage.source.name,
         item.key,
-        item.value or b"",
+        item.record.value or b"",
         headers,
         retry.code,
         due,
@@ -280,15 +282,24 @@ def _schedule_row(stage: Stage[Any], entry: _Live, retry: Retry, at: datetime) -
 
 
 def _inbox_blocks(
-    stage: Stage[Any], live: Sequence[_Live], settled: dict[str, inbox.InboxOutcome], at: datetime
+    stage: Stage[Any], live: Sequence[Item], settled: dict[str, inbox.InboxOutcome], at: datetime
 ) -> list[Block]:
-    rows: dict[Op, list[tuple[Any, ...]]] = {Op.INSERT: [], Op.UPSERT: []}
-    name = stage.name
-    for entry in live:
-        item = entry.item
-        row = (name, entry.uid, item.attempt, item.fingerprint, settled.get(entry.uid, "done"), at)
-        rows[Op.UPSERT if entry.again else Op.INSERT].append(row)
-    return [block(INBOX, op, some) for op, some in rows.items() if some]
+    fresh = [item for item in live if not item.again]
+    again = [item for item in live if item.again]
+    return [
+        columns(
+            INBOX,
+            op,
+            stage.name,
+            [item.uid for item in some],
+            [item.attempt for item in some],
+            [item.fingerprint for item in some],
+            [settled.get(item.uid, "done") for item in some] if settled else "done",
+            at,
+        )
+        for op, some in ((Op.INSERT, fresh), (Op.UPSERT, again))
+        if some
+    ]
 
 
 def _label(outcome: Outcome) -> tuple[Kind, str]:

@@ -6,12 +6,12 @@ Claimed first with ON CONFLICT, never pre-read with `= ANY` (facts: a cached pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from ledger.rows import Connection, uuids
+from ledger.rows import Connection, numbers, uuids
 from ledger.sql import load
 
 _sql = load("ledger", "sql/inbox.sql")
@@ -22,41 +22,57 @@ InboxOutcome = Literal["done", "rejected", "retry"]
 class Claim(NamedTuple):
     """An event as the inbox knows it."""
 
-    event_id: str
+    uid: str
     """32 hex digits."""
     attempt: int
-    fingerprint: bytes
+    fingerprint: str
+    """Of its contents; 32 hex digits."""
+
+
+class Claimable(Protocol):
+    """What is claimed: a `Claim`, or whatever has its fields."""
+
+    @property
+    def uid(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
+    all_fresh: bool
     fresh: frozenset[str]
     """Ours to settle for the first time."""
-    again: frozenset[str]
+    again: frozenset[str] = frozenset()
     """Ours to settle: a repeat that we scheduled."""
-    known: dict[str, bytes]
+    known: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what was settled before: a message with the same one is a repeat, with another one an error of
     the producer."""
 
 
-async def claim(connection: Connection, stage: str, claims: Sequence[Claim], at: datetime) -> Claimed:
+async def claim(connection: Connection, stage: str, claims: Sequence[Claimable], at: datetime) -> Claimed:
     """Claims events with distinct ids."""
-    ids, attempts, fingerprints = zip(*claims, strict=True)
-    rows = await connection.fetch(
+    ids = [c.uid for c in claims]
+    row = await connection.fetchrow(
         _sql.claim,
         stage,
         uuids(ids),
-        "{" + ",".join(map(str, attempts)) + "}",
-        "{" + ",".join([fingerprint.hex() for fingerprint in fingerprints]) + "}",
+        numbers([c.attempt for c in claims]),
+        uuids([c.fingerprint for c in claims]),
         at,
+        len(claims),
     )
-    if len(rows) == len(claims) and not any(again for _, again in rows):
-        return Claimed(frozenset(ids), frozenset(), {})
-    again = frozenset(event_id.hex for event_id, again in rows if again)
-    fresh = frozenset(event_id.hex for event_id, again in rows if not again)
-    missing = [c.event_id for c in claims if c.event_id not in fresh and c.event_id not in again]
-    known = {event_id.hex: fingerprint for event_id, fingerprint in await connection.fetch(_sql.known, stage, missing)}
-    return Claimed(fresh, again, known)
+    assert row is not None
+    fresh, again = row
+    if fresh is None:
+        return Claimed(True, frozenset(ids))
+    ours = frozenset(uid.hex for uid in fresh)
+    repeats = frozenset(uid.hex for uid in again)
+    missing = [uid for uid in ids if uid not in ours and uid not in repeats]
+    known = {uid.hex: fingerprint.hex for uid, fingerprint in await connection.fetch(_sql.known, stage, missing)}
+    return Claimed(False, ours, repeats, known)
 
 
 async def settle(connection: Connection, stage: str, outcomes: dict[str, InboxOutcome]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ledger.accounts import Account
@@ -18,6 +19,7 @@ from ledger.tables import HOLDS as HOLDS_TABLE
 from ledger.tables import REVERSALS as REVERSALS_TABLE
 
 _sql = load("ledger", "sql/store.sql")
+_id = attrgetter("id")
 
 
 async def lock(connection: Connection, transactions: Sequence[Transaction], at: datetime) -> Fold:
@@ -143,7 +145,7 @@ def blocks_of(fold: Fold) -> list[Block]:
     if not fold.transactions:
         return []
     at, balances = fold.at, fold.balances
-    touched = sorted(fold.touched)
+    touched = sorted(fold.touched, key=_id)
     blocks = [
         block(TRANSACTIONS, Op.INSERT, [_transaction_row(transaction, at) for transaction in fold.transactions]),
         block(ENTRIES, Op.INSERT, fold.entries),

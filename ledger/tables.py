@@ -23,7 +23,7 @@ AUDIT: Final = Table(
 INBOX: Final = Table(
     "inbox",
     ("stage", "event_id"),
-    "stage:text event_id:uuid attempt:int fingerprint:bytes outcome:text at:time",
+    "stage:text event_id:uuid attempt:int fingerprint:uuid outcome:text at:time",
 )
 SCHEDULE: Final = Table(
     "schedule",
@@ -76,15 +76,14 @@ WALLETS: Final = Table(
 DEPOSITS: Final = Table(
     "deposits",
     ("id",),
-    "id:uuid group_id:uuid n:int chain:text tx_hash:text recipient:text asset:text amount:numeric user_id:text"
+    "id:uuid n:int chain:text tx_hash:text recipient:text asset:text amount:numeric user_id:text"
     " status:text generation:int buffer_shard:text block_hash:text block_number:int log_index:int"
     " credited_at:time finalized_at:time updated_at:time",
 )
 DEPOSIT_REPORTS: Final = Table(
     "deposit_reports",
-    ("source", "transfer_id"),
-    "source:text transfer_id:text group_id:uuid deposit_id:uuid evidence:text block_hash:text block_number:int"
-    " log_index:int reported_at:time",
+    ("id",),
+    "id:uuid source:text transfer_id:text group_id:uuid deposit_id:uuid evidence:text block_hash:text reported_at:time",
 )
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 

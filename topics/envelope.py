@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from topics.catalog import INPUT_BYTES_MAX, Topic
 from topics.errors import EventCode, EventRefused
@@ -50,22 +52,27 @@ def headers_of(
     event_type: str, *, event_id: str, source: str, time: datetime, traceparent: str | None = None
 ) -> list[tuple[str, bytes]]:
     """The headers of a message of ours. `event_type` is `Event.ce_type()`; `time` is aware."""
-    headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", event_id.encode()),
-        ("ce_type", event_type.encode()),
-        ("ce_source", source.encode()),
-        ("ce_time", time.isoformat().encode()),
-        ("content-type", CONTENT_TYPE),
-    ]
+    headers = [("ce_id", event_id.encode()), *_shared_headers(event_type, source, time)]
     if traceparent is not None:
         headers.append(("traceparent", traceparent.encode()))
     return headers
 
 
+@lru_cache(maxsize=100)
+def _shared_headers(event_type: str, source: str, time: datetime) -> tuple[tuple[str, bytes], ...]:
+    """What all messages of a commit have alike."""
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_type", event_type.encode()),
+        ("ce_source", source.encode()),
+        ("ce_time", time.isoformat().encode()),
+        ("content-type", CONTENT_TYPE),
+    )
+
+
 def value_of(event: Event) -> bytes:
     """The event's JSON."""
-    return event.model_dump_json().encode()
+    return to_json(event)
 
 
 def read(topic: Topic, value: bytes | None, headers: Headers) -> Received:
@@ -74,54 +81,64 @@ def read(topic: Topic, value: bytes | None, headers: Headers) -> Received:
         raise EventRefused(EventCode.NOT_JSON, "the message has no value")
     if len(value) > INPUT_BYTES_MAX:
         raise EventRefused(EventCode.TOO_LARGE, f"{len(value)} bytes; at most {INPUT_BYTES_MAX}")
-    attributes = _attributes(headers)
-    model = _model(topic, attributes.get("ce_type"))
+    attributes = {name: text for name, text in headers if text is not None}
+    model = _model(topic, attributes)
+    raw_id, raw_source = attributes.get("ce_id"), attributes.get("ce_source")
+    event_id = _name("ce_id", raw_id) if raw_id is not None else None
+    source = _source(raw_source) if raw_source is not None else EXTERNAL_SOURCE
+    attempt = _attempt(attributes["attempt"]) if "attempt" in attributes else 1
+    traceparent = _traceparent(attributes["traceparent"]) if "traceparent" in attributes else None
     try:
-        event = model.model_validate_json(value)
+        event: Event = model.__pydantic_validator__.validate_json(
+            value
+        )  # what model_validate_json calls, two checks later
     except ValidationError as error:
         raise _refusal(error) from None
-    source = attributes.get("ce_source", EXTERNAL_SOURCE)
-    event_id = attributes.get("ce_id") or event.identity()
-    return Received(event_id, source, event, _attempt(attributes), _traceparent(attributes))
+    return Received(event_id if event_id is not None else event.identity(), source, event, attempt, traceparent)
 
 
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_READ = frozenset({"ce_id", "ce_type", "ce_source", "ce_specversion", "traceparent", "attempt"})
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def _attributes(headers: Headers) -> dict[str, str]:
+def _name(header: str, raw: bytes) -> str:
     try:
-        found = {name: value.decode() for name, value in headers if name in _READ and value is not None}
+        text = raw.decode()
     except UnicodeDecodeError:
-        raise EventRefused(EventCode.BAD_ENVELOPE, "a CloudEvents header is not UTF-8") from None
-    if found.get("ce_specversion", "1.0") != "1.0":
-        raise EventRefused(EventCode.BAD_ENVELOPE, "ce_specversion is not 1.0")
-    for name in ("ce_id", "ce_source"):
-        text = found.get(name)
-        if text is not None and not (0 < len(text) <= ID_LENGTH_MAX and "\0" not in text):
-            raise EventRefused(EventCode.BAD_ENVELOPE, f"{name} is empty, too long or has a NUL")
-    return found
+        raise EventRefused(EventCode.BAD_ENVELOPE, f"{header} is not UTF-8") from None
+    if not 0 < len(text) <= ID_LENGTH_MAX or "\0" in text:
+        raise EventRefused(EventCode.BAD_ENVELOPE, f"{header} is empty, too long or has a NUL")
+    return text
 
 
-def _traceparent(attributes: dict[str, str]) -> str | None:
+@lru_cache(maxsize=1_000)
+def _source(raw: bytes) -> str:
+    return _name("ce_source", raw)
+
+
+def _traceparent(raw: bytes) -> str | None:
     """W3C: one that is malformed is as none. It goes into every message and row that the event causes."""
-    text = attributes.get("traceparent", "")
-    return text if _TRACEPARENT.fullmatch(text) else None
+    return raw.decode() if _TRACEPARENT.fullmatch(raw) else None
 
 
-def _attempt(attributes: dict[str, str]) -> int:
-    text = attributes.get("attempt", "1")
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 32_000 and len(text) <= 5):
+def _attempt(raw: bytes) -> int:
+    if not (raw.isdigit() and 0 < len(raw) <= 5 and 0 < int(raw) < 32_000):
         raise EventRefused(EventCode.BAD_ENVELOPE, "attempt is not a number from 1 to 31999")
-    return int(text)
+    return int(raw)
 
 
-def _model(topic: Topic, ce_type: str | None) -> type[Event]:
-    if ce_type is None or (len(topic.models) == 1 and ce_type == topic.models[0].ce_type()):
-        return topic.models[0]
-    for model in topic.models:
-        if model.ce_type() == ce_type:
-            return model
+@cache
+def _models(topic: Topic) -> dict[bytes | None, type[Event]]:
+    return {None: topic.models[0], **{model.ce_type().encode(): model for model in topic.models}}
+
+
+def _model(topic: Topic, attributes: Mapping[str, bytes]) -> type[Event]:
+    if attributes.get("ce_specversion", b"1.0") != b"1.0":
+        raise EventRefused(EventCode.BAD_ENVELOPE, "ce_specversion is not 1.0")
+    raw = attributes.get("ce_type")
+    model = _models(topic).get(raw)
+    if model is not None:
+        return model
+    ce_type = (raw or b"").decode(errors="replace")
     known = ", ".join(model.ce_type() for model in topic.models)
     code = EventCode.WRONG_SCHEMA
     if any(ce_type.rpartition(".")[0] == model.ce_type().rpartition(".")[0] for model in topic.models):

@@ -15,7 +15,7 @@ from agents.outcome import Emit
 from ledger.accounts import SHORTFALL, WORLD, buffer, custody, spendable
 from ledger.posting import Transaction, credit, debit
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED
-from topics.events import DepositCredited, DepositFinalized
+from topics.events import Chain, DepositCredited, DepositFinalized
 
 SCANNER: Final = "scanner"
 """The source name of our own reader of a chain: its reports are the transaction's logs."""
@@ -35,8 +35,8 @@ class Deposit(NamedTuple):
     """A row of `deposits`."""
 
     id: str
-    group_id: str
     n: int
+    """Which of its group's equal transfers, from 0."""
     chain: str
     tx_hash: str
     recipient: str
@@ -58,26 +58,36 @@ class Deposit(NamedTuple):
 class Report(NamedTuple):
     """A row of `deposit_reports`: who said so, and how sure."""
 
+    id: str
     source: str
     transfer_id: str
     group_id: str
     deposit_id: str
     evidence: str
     block_hash: str | None
-    block_number: int | None
-    log_index: int | None
+    """In which block our reader saw it; of other sources the deposit's own row says where it is."""
     reported_at: datetime
 
 
+GROUP_DIGITS: Final = 28
+EQUAL_MAX: Final = 1 << 16
+"""Equal transfers of one transaction that have ids: more than any block has room for."""
+
+
 def group_of(chain: str, tx_hash: str, to: str, asset: str, amount: int) -> str:
-    """All equal transfers to an address in a transaction; 32 hex digits. Canonical address and hash."""
+    """All equal transfers to an address in a transaction; 32 hex digits, the id of the first. Canonical address and hash."""
     name = f"{chain}\0{tx_hash}\0{to}\0{asset}\0{amount}"
-    return hashlib.blake2b(name.encode(), digest_size=16, person=b"deposit").hexdigest()
+    return hashlib.blake2b(name.encode(), digest_size=GROUP_DIGITS // 2, person=b"deposit").hexdigest() + "0000"
 
 
 def deposit_id(group_id: str, n: int) -> str:
-    """The n-th (from 0) transfer of a group; 32 hex digits, unique for ever."""
-    return hashlib.blake2b(f"{group_id}\0{n}".encode(), digest_size=16, person=b"deposit").hexdigest()
+    """The n-th transfer of a group, 0 ≤ n < EQUAL_MAX; 32 hex digits, unique for ever."""
+    return f"{group_id[:GROUP_DIGITS]}{n:04x}" if n else group_id
+
+
+def report_id(source: str, transfer_id: str) -> str:
+    """A source's transfer; 32 hex digits."""
+    return hashlib.blake2b(f"{source}\0{transfer_id}".encode(), digest_size=16, person=b"report").hexdigest()
 
 
 def _transaction_id(deposit_id: str, movement: str, generation: int) -> str:
@@ -102,10 +112,10 @@ def credited(deposit: Deposit) -> tuple[Transaction, Emit]:
             credit(buffer(deposit.buffer_shard), deposit.amount),
         ),
     )
-    event = DepositCredited(
+    event = DepositCredited.known(
         deposit_id=deposit.id,
         user_id=deposit.user_id,
-        chain=deposit.chain,
+        chain=Chain(deposit.chain),
         tx_hash=deposit.tx_hash,
         to=deposit.recipient,
         asset=deposit.asset,

@@ -4,18 +4,18 @@ FROM unnest($1::text[], $2::text[]) AS x(chain, address)
 JOIN wallets w ON w.chain = x.chain AND w.address = x.address
 
 -- name: reports
-SELECT r.source, r.transfer_id, replace(r.group_id::text, '-', ''), replace(r.deposit_id::text, '-', ''),
-       r.evidence, r.block_hash, r.block_number, r.log_index, r.reported_at
+SELECT replace(r.id::text, '-', ''), r.source, r.transfer_id, replace(r.group_id::text, '-', ''),
+       replace(r.deposit_id::text, '-', ''), r.evidence, r.block_hash, r.reported_at
 FROM unnest($1::text::uuid[]) AS x(group_id)
 JOIN deposit_reports r ON r.group_id = x.group_id
 UNION
-SELECT r.source, r.transfer_id, replace(r.group_id::text, '-', ''), replace(r.deposit_id::text, '-', ''),
-       r.evidence, r.block_hash, r.block_number, r.log_index, r.reported_at
-FROM unnest($2::text::text[], $3::text::text[]) AS x(source, transfer_id)
-JOIN deposit_reports r ON r.source = x.source AND r.transfer_id = x.transfer_id
+SELECT replace(r.id::text, '-', ''), r.source, r.transfer_id, replace(r.group_id::text, '-', ''),
+       replace(r.deposit_id::text, '-', ''), r.evidence, r.block_hash, r.reported_at
+FROM unnest($2::text::uuid[]) AS x(id)
+JOIN deposit_reports r ON r.id = x.id
 
 -- name: locked
-SELECT replace(d.id::text, '-', ''), replace(d.group_id::text, '-', ''), d.n, d.chain, d.tx_hash, d.recipient, d.asset,
+SELECT replace(d.id::text, '-', ''), d.n, d.chain, d.tx_hash, d.recipient, d.asset,
        d.amount::text, d.user_id, d.status, d.generation, d.buffer_shard, d.block_hash, d.block_number, d.log_index,
        d.credited_at, d.finalized_at, d.updated_at
 FROM unnest($1::uuid[]) AS x(id)

@@ -13,7 +13,7 @@ CREATE TABLE audit (
 
 CREATE TABLE inbox (
     stage text NOT NULL, event_id uuid NOT NULL, attempt int NOT NULL,
-    fingerprint bytea NOT NULL, outcome text NOT NULL CHECK (outcome IN ('done', 'rejected', 'retry')),
+    fingerprint uuid NOT NULL, outcome text NOT NULL CHECK (outcome IN ('done', 'rejected', 'retry')),
     at timestamptz NOT NULL,
     PRIMARY KEY (stage, event_id)
 );
@@ -103,8 +103,9 @@ CREATE TABLE wallets (
 );
 CREATE INDEX wallets_user ON wallets (user_id);
 
+-- The id is the group's (the same for all equal transfers of a transaction to an address) with n in its last two bytes.
 CREATE TABLE deposits (
-    id uuid PRIMARY KEY, group_id uuid NOT NULL, n int NOT NULL,
+    id uuid PRIMARY KEY, n int NOT NULL,
     chain text NOT NULL, tx_hash text NOT NULL, recipient text NOT NULL, asset text NOT NULL,
     amount numeric(38, 0) NOT NULL, user_id text NOT NULL,
     status text NOT NULL CHECK (status IN ('pending', 'credited', 'orphaned', 'finalized', 'reversed')),
@@ -115,10 +116,11 @@ CREATE TABLE deposits (
 CREATE INDEX deposits_open ON deposits (chain, block_number) WHERE status IN ('credited', 'orphaned');
 CREATE INDEX deposits_user ON deposits (user_id, credited_at);
 
+-- The id is made of source and transfer id: two short keys instead of texts.
 CREATE TABLE deposit_reports (
+    id uuid PRIMARY KEY,
     source text NOT NULL, transfer_id text NOT NULL, group_id uuid NOT NULL, deposit_id uuid NOT NULL,
-    evidence text NOT NULL, block_hash text, block_number bigint, log_index int, reported_at timestamptz NOT NULL,
-    PRIMARY KEY (source, transfer_id)
+    evidence text NOT NULL, block_hash text, reported_at timestamptz NOT NULL
 );
 CREATE INDEX deposit_reports_group ON deposit_reports (group_id);
 

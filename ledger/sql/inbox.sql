@@ -1,12 +1,19 @@
 -- name: claim
-INSERT INTO inbox AS i (stage, event_id, attempt, fingerprint, outcome, at)
-SELECT $1, x.event_id, x.attempt, decode(x.fingerprint, 'hex'), 'done', $5
-FROM unnest($2::text::uuid[], $3::text::int[], $4::text::text[]) AS x(event_id, attempt, fingerprint)
-ORDER BY x.event_id
-ON CONFLICT (stage, event_id) DO UPDATE
-SET attempt = excluded.attempt, outcome = excluded.outcome, at = excluded.at
-WHERE i.outcome = 'retry' AND i.attempt < excluded.attempt AND i.fingerprint = excluded.fingerprint
-RETURNING i.event_id, (xmax <> 0)
+-- One row: NULL when all are new, which is nearly always; else which are new and which are repeats that we scheduled.
+WITH claimed AS (
+    INSERT INTO inbox AS i (stage, event_id, attempt, fingerprint, outcome, at)
+    SELECT $1, x.event_id, x.attempt, x.fingerprint, 'done', $5
+    FROM unnest($2::text::uuid[], $3::text::int[], $4::text::uuid[]) AS x(event_id, attempt, fingerprint)
+    ORDER BY x.event_id
+    ON CONFLICT (stage, event_id) DO UPDATE
+    SET attempt = excluded.attempt, outcome = excluded.outcome, at = excluded.at
+    WHERE i.outcome = 'retry' AND i.attempt < excluded.attempt AND i.fingerprint = excluded.fingerprint
+    RETURNING i.event_id, (xmax <> 0) AS again
+)
+SELECT CASE WHEN count(*) FILTER (WHERE NOT again) < $6::int
+            THEN coalesce(array_agg(event_id) FILTER (WHERE NOT again), '{}') END,
+       coalesce(array_agg(event_id) FILTER (WHERE again), '{}')
+FROM claimed
 
 -- name: known
 SELECT i.event_id, i.fingerprint

@@ -93,9 +93,7 @@ class Report(Answer):
     source: str = Field(examples=["circle"])
     transfer_id: str = Field(description="the source's own id of the transfer")
     evidence: str = Field(description="seen, confirmed or complete", examples=["confirmed"])
-    block_hash: str | None
-    block_number: int | None
-    log_index: int | None
+    block_hash: str | None = Field(description="in which block our own reader saw it")
     reported_at: datetime
 
 

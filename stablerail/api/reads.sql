@@ -35,9 +35,9 @@ FROM deposits
 WHERE id = $1
 
 -- name: reports
-SELECT source, transfer_id, evidence, block_hash, block_number, log_index, reported_at
+SELECT source, transfer_id, evidence, block_hash, reported_at
 FROM deposit_reports
-WHERE deposit_id = $1 AND group_id = (SELECT group_id FROM deposits WHERE id = $1)
+WHERE deposit_id = $1 AND group_id = (left($1::uuid::text, 32) || '0000')::uuid
 ORDER BY reported_at, source, transfer_id
 
 -- name: transactions

@@ -11,7 +11,7 @@ from tests.benchmarks import end_to_end, latency, workload
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
-from tests.benchmarks.sides import BARE, HOP_AND_COMMIT, PLAIN, TWO_WORKERS, WORKER, Side
+from tests.benchmarks.sides import BARE, HOP_AND_COMMIT, LAB, PLAIN, TWO_WORKERS, WORKER, Side
 
 R = TypeVar("R")
 Told = Callable[[str], None]
@@ -50,7 +50,7 @@ async def deposits_end_to_end(parts: Parts, plan: Plan, told: Told) -> Record:
     load = workload.make(plan.events, plan.wallets)
     await parts.prepare(load.addresses)
     found = await _in_turn(
-        (WORKER, BARE, PLAIN, TWO_WORKERS),
+        (WORKER, BARE, LAB, PLAIN, TWO_WORKERS),
         plan.repeats,
         lambda side: end_to_end.run(parts, side, load, plan.run_s_max),
         lambda run: f"{run.rate:,.0f} events/s",
@@ -71,7 +71,11 @@ async def deposits_end_to_end(parts: Parts, plan: Plan, told: Told) -> Record:
         ),
         {
             "plain_loop": Comparison.of(
-                "the worker against a plain loop: decode, inbox, fold, outbox rows; no journal, no deposits",
+                "the worker against the prototype's plain loop: decode, inbox, fold, outbox rows; no journal, no deposits",
+                *(unit, rates[WORKER.name], rates[LAB.name], 1.0),
+            ),
+            "tuned_plain_loop": Comparison.of(
+                "the worker against the same plain loop made as fast as it goes",
                 *(unit, rates[WORKER.name], rates[PLAIN.name], 1.0),
             ),
             "two_workers": Comparison.of(

@@ -38,6 +38,7 @@ BARE = Side("bare", "baseline", "tests.benchmarks.baselines.bare_delivery", coun
 PLAIN = Side(
     "plain", "baseline", "tests.benchmarks.baselines.plain_loop", count="SELECT count(*) FROM plain.transactions"
 )
+LAB = Side("lab", "baseline", "tests.benchmarks.baselines.lab_loop", count="SELECT count(*) FROM plain.transactions")
 HOP_AND_COMMIT = Side(
     "hop and commit",
     "baseline",

@@ -83,7 +83,7 @@ async def add_wallet(pool: asyncpg.Pool, user_id: str = "user_42") -> None:
 
 
 async def add_account(pool: asyncpg.Pool, account: Account, balance: int) -> None:
-    row = (account.id, account.owner, account.type.value, account.asset, account.shard, balance, 1, NOON)
+    row = (account.id, account.owner, account.type.value, account.asset, account.shard, balance, 1, NOON, None)
     async with pool.acquire() as connection:
         await write(connection, [block(ACCOUNTS, Op.UPSERT, [row])])
 
@@ -91,7 +91,7 @@ async def add_account(pool: asyncpg.Pool, account: Account, balance: int) -> Non
 async def add_deposits(pool: asyncpg.Pool, rows: list[dict[str, Any]], user_id: str = "user_42") -> None:
     stored = [
         (
-            *(each["id"], named(10_000 + number), 0, "MATIC", f"0x{number:064x}", ADDRESS, "USDC"),
+            *(each["id"], 0, "MATIC", f"0x{number:064x}", ADDRESS, "USDC"),
             *(each.get("amount", 25_000_000), user_id, each.get("status", "credited"), 1, ""),
             *("0x" + "ab" * 32, 100 + number, number),
             *(each.get("credited_at", NOON), each.get("finalized_at"), NOON),
@@ -180,7 +180,7 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
     await add_account(pool, account, 25_000_000)
     await add_account(pool, buffer(), -25_000_000)
     await add_deposits(pool, [{"id": deposit_id, "status": "finalized", "finalized_at": later}])
-    group = named(10_000)
+    group = deposit_id[:28] + "0000"
     credit_id, final_id, _ = transaction_ids(deposit_id, 1)
     async with pool.acquire() as connection:
         await write(
@@ -190,18 +190,18 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     DEPOSIT_REPORTS,
                     Op.INSERT,
                     [
-                        ("circle", "tx-1", group, deposit_id, "complete", None, None, None, later),
-                        ("scanner", "0xab:3", group, deposit_id, "confirmed", "0x" + "ab" * 32, 100, 3, NOON),
-                        ("circle", "tx-2", group, named(8), "complete", None, None, None, later),
+                        (named(31), "circle", "tx-1", group, deposit_id, "complete", None, later),
+                        (named(32), "scanner", "0xab:3", group, deposit_id, "confirmed", "0x" + "ab" * 32, NOON),
+                        (named(33), "circle", "tx-2", group, named(8), "complete", None, later),
                     ],
                 ),
                 block(
                     TRANSACTIONS,
                     Op.INSERT,
                     [
-                        (credit_id, "deposit_credited", deposit_id, b"f", NOON),
-                        (final_id, "deposit_finalized", deposit_id, b"f", later),
-                        (named(22), "deposit_credited", named(8), b"f", later),
+                        (credit_id, "deposit_credited", deposit_id, named(0), NOON, None, None, None),
+                        (final_id, "deposit_finalized", deposit_id, named(0), later, None, None, None),
+                        (named(22), "deposit_credited", named(8), named(0), later, None, None, None),
                     ],
                 ),
                 block(

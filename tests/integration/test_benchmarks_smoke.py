@@ -24,14 +24,14 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(
     described = await describe(parts)
     told: list[str] = []
     records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
-    sides = ["worker", "bare", "plain", "two workers", "worker", "hop and commit"]
+    sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit"]
     assert [line.partition(":")[0] for line in told] == sides
     assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
     save([record.plain(described) for record in records], tmp_path / "docs")
     written = json.loads((tmp_path / "docs" / "results.json").read_text())
     assert [record["name"] for record in written] == sorted(BENCHMARKS)
     assert written[0]["also"]["journal_bytes_per_event"]["median"] > 0
-    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 4
+    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5
 
 
 def test_a_missed_goal_is_recorded_as_missed() -> None:

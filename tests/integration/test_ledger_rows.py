@@ -209,13 +209,13 @@ async def test_any_text_is_kept_as_it_is(shared: bool, connection: Connection) -
         codes = await connection.fetch("SELECT code FROM schedule ORDER BY event_id")
         assert [r[0] for r in codes] == [text or "" for text in batch]
         places = [
-            (f"{n:032x}", f"{n:032x}", n, "c", "t", "r", "a", 1, text or "", "pending", 0, "", text, n if text else None,
+            (f"{n:032x}", n, "c", "t", "r", "a", 1, text or "", "pending", 0, "", text, n if text else None,
              None, AT if text else None, None, AT)
             for n, text in enumerate(batch)
         ]  # fmt: skip
         await write(connection, [block(DEPOSITS, Op.INSERT, places)])
         back = await connection.fetch("SELECT user_id, block_hash, block_number, credited_at FROM deposits ORDER BY id")
-        assert [tuple(r) for r in back] == [(p[8], p[12], p[13], p[15]) for p in places]
+        assert [tuple(r) for r in back] == [(p[7], p[11], p[12], p[14]) for p in places]
 
 
 # -- commits -----------------------------------------------------------------------------------------------------------

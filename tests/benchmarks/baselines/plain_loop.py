@@ -72,6 +72,10 @@ def base_units(text: str) -> int:
 
 
 class Plain:
+    schema = SCHEMA
+    write = WRITE
+    batch_events = BATCH_EVENTS
+
     def __init__(self, connection: Any, producer: Any, topic_out: str) -> None:
         self._connection = connection
         self._producer = producer
@@ -79,7 +83,7 @@ class Plain:
         self._accounts: dict[str, int] = {}
 
     async def prepare(self) -> None:
-        await self._connection.execute(SCHEMA)
+        await self._connection.execute(self.schema)
         addresses = [row[0] for row in await self._connection.fetch(WALLETS)]
         self._accounts = {address: number for number, address in enumerate(addresses, 1)}
         await self._connection.execute(ACCOUNTS, len(addresses))
@@ -124,7 +128,7 @@ class Plain:
             balances += (hot[0], own[0])
             messages.append((event.to.encode(), _encode(Credited(event.transfer_id, event.to, amount, own[0], own[1]))))
         written = await self._connection.fetch(
-            WRITE,
+            self.write,
             [event.transfer_id for event in events],
             *(account_ids, versions, transaction_ids, seqs, amounts, balances),
             *(list(state), [s[0] for s in state.values()], [s[1] for s in state.values()]),
@@ -149,7 +153,7 @@ class Plain:
         await asyncio.gather(*acks)
 
 
-async def main() -> None:
+async def main(loop: type[Plain] = Plain) -> None:
     gc.set_threshold(100_000, 50, 100)  # as the worker has it
     bootstrap, prefix = os.environ["STABLERAIL_KAFKA_BOOTSTRAP"], os.environ["STABLERAIL_TOPIC_PREFIX"]
     stopping = asyncio.Event()
@@ -168,11 +172,11 @@ async def main() -> None:
     )
     await producer.start()
     await consumer.start()
-    plain = Plain(connection, producer, f"{prefix}deposits.credited")
+    plain = loop(connection, producer, f"{prefix}deposits.credited")
     await plain.prepare()
     try:
         while not stopping.is_set():
-            polled = await consumer.getmany(timeout_ms=200, max_records=BATCH_EVENTS)
+            polled = await consumer.getmany(timeout_ms=200, max_records=loop.batch_events)
             if polled:
                 await plain.handle(polled)
                 await consumer.commit()
