@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -42,12 +43,18 @@ async def lock_balances(
 ) -> tuple[dict[Account, Balance], datetime]:
     """Locks the accounts, sorted; missing ones are empty. Also a time not before any of their last entries."""
     wanted = list(accounts)
-    balances = {account: Balance() for account in wanted}
+    balances: dict[Account, Balance] = {}
     rows = await connection.fetch(_sql.lock_accounts, uuids([account.id for account in wanted]))
     for number, balance, version, updated_at, closed_at in rows:
         balances[wanted[number - 1]] = Balance(int(balance), version, True, closed_at)
         if updated_at > at:
             at = updated_at
+    if len(balances) < len(wanted):
+        for account in wanted:
+            if account not in balances:
+                if "\0" in account.owner + account.shard:
+                    raise ValueError(f"account {str(account)!r}: a text with a NUL, which PostgreSQL cannot store")
+                balances[account] = Balance()
     return balances, at
 
 
@@ -104,10 +111,15 @@ class Posted(NamedTuple):
 
     transaction_id: str
     at: datetime
-    entries: tuple[Entry, ...]
+    lines: tuple[tuple[Any, ...], ...]
+    """What `entries` are made of: most callers look at none."""
     fingerprint: str
     marks: Marks
     existed: bool
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(map(Entry._make, self.lines))
 
 
 async def read_posted(connection: Connection, ids: Iterable[str]) -> dict[str, Posted]:
@@ -145,12 +157,18 @@ def blocks_of(fold: Fold) -> list[Block]:
     if not fold.transactions:
         return []
     at, balances = fold.at, fold.balances
-    touched = sorted(fold.touched, key=_id)
     blocks = [
-        block(TRANSACTIONS, Op.INSERT, [_transaction_row(transaction, at) for transaction in fold.transactions]),
+        block(TRANSACTIONS, Op.INSERT, [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at))]),
         block(ENTRIES, Op.INSERT, fold.entries),
-        block(ACCOUNTS, Op.UPSERT, [account_row(account, balances[account], at) for account in touched]),
     ]
+    known, fresh = [], []
+    for account in sorted(fold.touched, key=_id):
+        held = balances[account]
+        if held.stored:
+            known.append((account.id, held.balance, held.version, at, held.closed_at))
+        else:
+            fresh.append(account_row(account, held, at))
+    blocks += [block(ACCOUNTS, op, some) for op, some in ((Op.UPDATE, known), (Op.INSERT, fresh)) if some]
     rows: dict[tuple[str, Op], list[Row]] = {}
     for key in sorted(fold.changed):
         state = fold.states[key]
@@ -163,10 +181,10 @@ def blocks_of(fold: Fold) -> list[Block]:
 _NO_MARKS = Marks()
 
 
-def _transaction_row(transaction: Transaction, at: datetime) -> Row:
+def _transaction_row(transaction: Transaction, fingerprint: str, at: datetime) -> Row:
     id, kind, reference, _, operation = transaction
     marks = _NO_MARKS if operation is None else operation.marks(id)
-    return (id, kind, reference, transaction.fingerprint(), at, *marks)
+    return (id, kind, reference, fingerprint, at, *marks)
 
 
 def account_row(account: Account, held: Balance, at: datetime) -> Row:

@@ -47,6 +47,16 @@ class Sizes:
     large_entries: int
 
 
+FULL: Final = Sizes(
+    users=10_000, hot=102_000, naive=3_000, single=1_500, floor=42_000, growth=102_000,
+    small_entries=10_000, large_entries=10_000_000,
+)  # fmt: skip
+QUICK: Final = Sizes(
+    users=500, hot=4_000, naive=200, single=50, floor=3_000, growth=4_000, small_entries=1_000, large_entries=20_000
+)
+"""Two batches more than are measured."""
+
+
 class Transfer(NamedTuple):
     """From the hot account to a user. Both ids random, 32 hex digits."""
 
@@ -103,10 +113,10 @@ async def copy(connection: Connection, table: str, columns: Iterable[str], lines
 
 
 @asynccontextmanager
-async def database(postgres: Postgres, name: str) -> AsyncIterator[str]:
+async def database(postgres: Postgres, name: str, template: str = TEMPLATE) -> AsyncIterator[str]:
     """The DSN of a fresh copy of the template; gone afterwards."""
     postgres.drop_database(name)
-    dsn = postgres.create_database(name, template=TEMPLATE)
+    dsn = postgres.create_database(name, template=template)
     postgres.execute("CHECKPOINT")
     try:
         yield dsn
@@ -127,7 +137,7 @@ async def seconds(post: Callable[[list[Transfer]], Awaitable[None]], work: Itera
 async def check(connection: Connection, schema: str, transfers: int) -> None:
     """Raises RuntimeError unless each transfer is there once and all accounts sum to zero."""
     found = await connection.fetchrow(
-        f"SELECT (SELECT count(*) FROM {schema}.entries), (SELECT count(*) FROM {schema}.transactions),"  # noqa: S608
+        f"SELECT (SELECT count(*) FROM {schema}.entries), (SELECT count(*) FROM {schema}.transactions),"
         f" (SELECT sum(balance)::bigint FROM {schema}.accounts)"
     )
     if found is None or tuple(found) != (2 * transfers, transfers, 0):

@@ -22,9 +22,7 @@ INSERT = """INSERT INTO plain.entries (account_id, transaction_id, at, direction
 ($6::text::uuid, $2::text::uuid, $3, 'c', $4::text::numeric, $7::text::numeric)"""
 
 
-async def post_all(
-    connections: Sequence[Connection], hot: str, transfers: Iterable[Transfer], at: datetime
-) -> None:
+async def post_all(connections: Sequence[Connection], hot: str, transfers: Iterable[Transfer], at: datetime) -> None:
     """Each connection takes the next transfer when it is done with one."""
     coming = iter(transfers)
     await asyncio.gather(*(_post_from(connection, hot, coming, at) for connection in connections))

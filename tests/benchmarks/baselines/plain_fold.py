@@ -48,7 +48,9 @@ class Overdrawn(Exception):
 async def post(connection: Connection, hot: str, transfers: Sequence[Transfer], at: datetime) -> None:
     """Posts a batch from the hot account, in a transaction of its own."""
     async with connection.transaction():
-        claimed = await connection.fetch(CLAIM, _array([t[0] for t in transfers]), at, _array([t[1] for t in transfers]))
+        claimed = await connection.fetch(
+            CLAIM, _array([t[0] for t in transfers]), at, _array([t[1] for t in transfers])
+        )
         if len(claimed) < len(transfers):
             fresh = {row[0].hex for row in claimed}
             transfers = [t for t in transfers if t[0] in fresh]
