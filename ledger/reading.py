@@ -110,7 +110,7 @@ async def balance(connection: Reader, account: AccountName, *, at: datetime | No
         rows = await connection.fetch(_sql.balance_at, *account, at)
     if not rows:
         raise AccountNotFound(str(account))
-    return AccountBalance(account, {shard: int(held) for shard, held in rows})
+    return AccountBalance(account, {shard: int(held) for shard, held in sorted(rows)})
 
 
 async def balance_after(connection: Reader, account: AccountName, transaction_id: UUID) -> AccountBalance:
