@@ -2,14 +2,18 @@
 SELECT asset, type, sum(balance)::text FROM accounts WHERE owner = $1 GROUP BY asset, type ORDER BY asset, type
 
 -- name: balance
-SELECT shard, balance::text
-FROM accounts
-WHERE owner = $1 AND type = $2 AND asset = $3 AND ($4::text IS NULL OR shard = $4)
+SELECT balance::text FROM accounts WHERE id = $1
 
 -- name: balance_at
+SELECT last_balance::text FROM last_entry($1, $2)
+
+-- name: balances_of_shards
+SELECT shard, balance::text FROM accounts WHERE owner = $1 AND type = $2 AND asset = $3
+
+-- name: balances_of_shards_at
 SELECT a.shard, coalesce(l.last_balance, 0)::text
-FROM accounts a LEFT JOIN LATERAL last_entry(a.id, $5) l ON true
-WHERE a.owner = $1 AND a.type = $2 AND a.asset = $3 AND ($4::text IS NULL OR a.shard = $4)
+FROM accounts a LEFT JOIN LATERAL last_entry(a.id, $4) l ON true
+WHERE a.owner = $1 AND a.type = $2 AND a.asset = $3
 
 -- name: balance_around
 -- Per shard: the balance before the transaction's time, after its last line here, and at the end of its time.

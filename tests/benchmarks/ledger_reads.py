@@ -20,13 +20,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final
-from uuid import UUID
+from typing import Any, Final
 
 import asyncpg
 
 from ledger.migrate import upgrade
-from ledger.reading import AccountName, balance
+from ledger.reading import AccountName, account_id, balance
 from ledger.rows import Connection
 from ledger.statement import open_statement, read_page
 from tests.benchmarks.parts import SCHEMA, Parts
@@ -35,6 +34,7 @@ DATABASE: Final = "benchmark_reads"
 HOT: Final = AccountName("system", "system_buffer_usdc", "USDC", "")
 SMALL: Final = AccountName("system", "suspense_usdc", "USDC", "")
 SMALL_ENTRIES: Final = 1_000
+"""Of which the pages begin in the first half, so that all are full."""
 CUSTOMERS: Final = 10_000
 BATCH: Final = 500
 BATCHES_A_DAY: Final = 200
@@ -51,34 +51,41 @@ TRANSACTION_COLUMNS: Final = ["id", "kind", "reference", "fingerprint", "at"]
 BARE_ENTRY = "SELECT balance_after::text FROM entries WHERE account_id = $1 AND version = $2"
 BARE_ACCOUNT = "SELECT balance::text FROM accounts WHERE id = $1"
 
-Call = Callable[[random.Random], Awaitable[object]]
+
+@dataclass(frozen=True)
+class Side:
+    """One way to read. Where is drawn before the clock runs."""
+
+    draw: Callable[[random.Random], Any]
+    read: Callable[[Any], Awaitable[object]]
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The sides' calls, each one read of a place that it draws; every second one is the baseline of the one before."""
+    """Every second side is the baseline of the one before."""
 
-    balance_at: Call
-    bare_entry: Call
-    balance: Call
-    bare_account: Call
-    page: Call
-    page_of_small: Call
+    balance_at: Side
+    bare_entry: Side
+    balance: Side
+    bare_account: Side
+    page: Side
+    page_of_small: Side
 
 
-async def rates(calls: Sequence[Call], draw: random.Random, number: int) -> list[float]:
-    """Calls a second of each, in turns of a few: what else the machine does meanwhile, it does to all.
+async def rates(sides: Sequence[Side], draw: random.Random, number: int) -> list[float]:
+    """Reads a second of each, in turns of a few: what else the machine does meanwhile, it does to all.
 
     A tenth as many are made before and not counted, so that statements are prepared and planned.
     """
-    seconds = [0.0] * len(calls)
+    seconds = [0.0] * len(sides)
     for turn in range(-(number // TURN // 10) - 1, number // TURN):
-        for side, call in enumerate(calls):
+        for which, side in enumerate(sides):
+            places, read = [side.draw(draw) for _ in range(TURN)], side.read
             started = time.perf_counter()
-            for _ in range(TURN):
-                await call(draw)
+            for one in places:
+                await read(one)
             if turn >= 0:
-                seconds[side] += time.perf_counter() - started
+                seconds[which] += time.perf_counter() - started
     return [number // TURN * TURN / spent for spent in seconds]
 
 
@@ -93,55 +100,49 @@ async def filled(parts: Parts, entries: int) -> AsyncIterator[Reads]:
     )
     try:
         await _fill(connection, entries)
-        yield _reads(connection, entries, await _ids(connection))
+        yield _reads(connection, entries)
     finally:
         await connection.close()
         parts.postgres.drop_database(DATABASE)
 
 
-def _reads(connection: Connection, entries: int, ids: dict[str, UUID]) -> Reads:
-    hot = ids[HOT.owner + HOT.type]
-    customers = [
-        (AccountName(f"user_{n}", "usdc_balance", "USDC", ""), ids[f"user_{n}usdc_balance"]) for n in range(CUSTOMERS)
-    ]
+def _reads(connection: Connection, entries: int) -> Reads:
+    names = [AccountName(f"user_{n}", "usdc_balance", "USDC") for n in range(CUSTOMERS)]
+    ids = [account_id(name, "") for name in names]
+    hot = account_id(HOT, "")
 
     def some_time(draw: random.Random, among: int) -> datetime:
         return _time_of(draw.randrange(among)) + timedelta(milliseconds=draw.randrange(100))
 
-    async def page(draw: random.Random, name: AccountName, among: int) -> None:
-        since = some_time(draw, among - 2 * BATCH) if among > 2 * BATCH else START
-        statement = await open_statement(connection, name, since)
-        lines, _ = await read_page(connection, statement, PAGE)
+    async def page(name: AccountName, since: datetime) -> None:
+        lines, _ = await read_page(connection, await open_statement(connection, name, since), PAGE)
         assert len(lines) == PAGE
 
     return Reads(
-        lambda draw: balance(connection, HOT, at=some_time(draw, entries)),
-        lambda draw: connection.fetchval(BARE_ENTRY, hot, draw.randrange(1, entries + 1)),
-        lambda draw: balance(connection, draw.choice(customers)[0]),
-        lambda draw: connection.fetchval(BARE_ACCOUNT, draw.choice(customers)[1]),
-        lambda draw: page(draw, HOT, entries),
-        lambda draw: page(draw, SMALL, SMALL_ENTRIES),
+        Side(lambda draw: some_time(draw, entries), lambda at: balance(connection, HOT, at=at)),
+        Side(
+            lambda draw: draw.randrange(1, entries + 1), lambda version: connection.fetchval(BARE_ENTRY, hot, version)
+        ),
+        Side(lambda draw: draw.choice(names), lambda name: balance(connection, name)),
+        Side(lambda draw: draw.choice(ids), lambda id_: connection.fetchval(BARE_ACCOUNT, id_)),
+        Side(lambda draw: some_time(draw, entries - 2 * BATCH), lambda since: page(HOT, since)),
+        Side(lambda draw: some_time(draw, SMALL_ENTRIES - BATCH), lambda since: page(SMALL, since)),
     )
 
 
-async def _ids(connection: Connection) -> dict[str, UUID]:
-    return {owner + type_: id_ for owner, type_, id_ in await connection.fetch("SELECT owner, type, id FROM accounts")}
-
-
 async def _fill(connection: Connection, entries: int) -> None:
-    draw = random.Random(4)
     rows = [(HOT, -AMOUNT * entries, entries), (SMALL, -AMOUNT * SMALL_ENTRIES, SMALL_ENTRIES)]
     rows += [(AccountName(f"user_{n}", "usdc_balance", "USDC", ""), AMOUNT, 1) for n in range(CUSTOMERS)]
-    accounts = [(UUID(int=draw.getrandbits(128)), *name, held, version, START) for name, held, version in rows]
+    accounts = [(account_id(name, ""), *name, held, version, START) for name, held, version in rows]
     columns = ["id", "owner", "type", "asset", "shard", "balance", "version", "updated_at"]
     await connection.copy_records_to_table("accounts", records=accounts, columns=columns, schema_name=SCHEMA)
     # random ids into an index that grows take longer than everything else; made afterwards it is the same index
     await connection.execute("ALTER TABLE transactions DROP CONSTRAINT transactions_pkey")
-    for (account_id, *_), count in zip(accounts[:2], (entries, SMALL_ENTRIES), strict=True):
+    for (id_, *_), count in zip(accounts[:2], (entries, SMALL_ENTRIES), strict=True):
         for first in range(0, count, COPY_ROWS):
             numbers = range(first, min(first + COPY_ROWS, count))
             ids = [os.urandom(16).hex() for _ in numbers]
-            await _copy(connection, "entries", ENTRY_COLUMNS, _entries(account_id.hex, numbers, ids))
+            await _copy(connection, "entries", ENTRY_COLUMNS, _entries(id_.hex, numbers, ids))
             await _copy(connection, "transactions", TRANSACTION_COLUMNS, _transactions(numbers, ids))
     await connection.execute("ALTER TABLE transactions ADD PRIMARY KEY (id)")
     await connection.execute(

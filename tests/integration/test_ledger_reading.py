@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import uuid
 from contextlib import nullcontext
 from datetime import datetime, timedelta
@@ -323,16 +324,16 @@ async def test_a_search_looks_at_a_few_entries_of_a_long_account(connection: Con
     )
     await connection.execute("ANALYZE")
     at = await connection.fetchval("SELECT updated_at + interval '7 seconds' FROM accounts WHERE type = 'world_usdc'")
-    statement = reading._sql.balance_at
-    plan = "\n".join(
-        row[0]
-        for row in await connection.fetch(
-            f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, BUFFERS OFF) {statement}".replace("$5", f"'{at.isoformat()}'")
-            .replace("$4::text", "''").replace("$4", "''").replace("$1", "'system'").replace("$2", "'world_usdc'")
-            .replace("$3", "'USDC'")
+    statement = reading._sql.balances_of_shards_at
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        await connection.execute(f"SET plan_cache_mode = {mode}")
+        await connection.execute(f"PREPARE at_{mode} (text, text, text, timestamptz) AS {statement}")
+        explained = await connection.fetch(
+            "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, BUFFERS OFF)"
+            f" EXECUTE at_{mode}('system', 'world_usdc', 'USDC', '{at.isoformat()}')"
         )
-    )  # fmt: skip
-    assert "entries_landmarks" in plan
-    assert "entries_pkey" in plan
-    assert "Seq Scan on entries" not in plan
-    assert "Function Scan" not in plan, "the function is part of the statement"
+        plan = "\n".join(row[0] for row in explained)
+        assert "using entries_landmarks" in plan
+        assert "using entries_pkey" in plan
+        assert "Function Scan" not in plan, "the function is part of the statement"
+        assert all(int(number) < 16 for number in re.findall(r"Rows Removed by Filter: (\d+)", plan))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ledger.reading import AccountName
+from ledger.reading import AccountName, account_id
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -78,7 +78,16 @@ class Books:
         await connection.copy_records_to_table(
             "entries",
             records=[
-                (id_of(r.account), r.version, r.transaction_id, r.seq, r.direction, r.amount, r.after, r.at)
+                (
+                    account_id(r.account, r.account.shard),
+                    r.version,
+                    r.transaction_id,
+                    r.seq,
+                    r.direction,
+                    r.amount,
+                    r.after,
+                    r.at,
+                )
                 for r in new
             ],
             columns=["account_id", "version", "transaction_id", "seq", "direction", "amount", "balance_after", "at"],
@@ -89,7 +98,7 @@ class Books:
             " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE"
             " SET balance = excluded.balance, version = excluded.version, updated_at = excluded.updated_at",
             [
-                (id_of(row.account), *row.account, row.after, row.version, row.at)
+                (account_id(row.account, row.account.shard), *row.account, row.after, row.version, row.at)
                 for row in {row.account: row for row in new}.values()
             ],
         )
@@ -114,10 +123,6 @@ class Books:
 
     def references(self) -> Iterable[str]:
         return sorted({row.reference for row in self.rows})
-
-
-def id_of(account: AccountName) -> uuid.UUID:
-    return uuid.uuid5(uuid.NAMESPACE_OID, repr(tuple(account)))
 
 
 def some_books(seed: int, transactions: int = 250) -> Books:

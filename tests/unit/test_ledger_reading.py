@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ledger.accounts import Account, AccountType
 from ledger.errors import BadAccountName, BadCursor
-from ledger.reading import AccountName, OwnerBalance, ReferenceCursor
+from ledger.reading import AccountName, OwnerBalance, ReferenceCursor, account_id
 from ledger.statement import Span, Statement, _places, _question
 from stablerail.answers import format_time, parse_time
 
@@ -33,7 +33,9 @@ def test_a_name_is_read_as_it_is_written(owner: str, type_: str, asset: str, sha
 @given(OWNERS, SHARDS)
 def test_the_ledgers_own_way_to_write_an_account_is_understood(owner: str, shard: str) -> None:
     account = Account(owner, AccountType.USDC_BALANCE, shard=shard)
-    assert AccountName.parse(str(account)) == (owner, "usdc_balance", "USDC", shard or None)
+    name = AccountName.parse(str(account))
+    assert name == (owner, "usdc_balance", "USDC", shard or None)
+    assert account_id(name, shard).hex == account.id
 
 
 @pytest.mark.parametrize(
