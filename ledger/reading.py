@@ -65,10 +65,10 @@ class AccountName(NamedTuple):
         return f"{self.owner}.{self.type}{shard}:{self.asset}"
 
 
-def account_id(account: AccountName, shard: str) -> UUID:
-    """The id that the account of this shard has, or would have (ADR 0009)."""
+def account_id(account: AccountName, shard: str) -> str:
+    """The id, 32 hex digits, that the account of this shard has, or would have (ADR 0009)."""
     name = "\0".join((account.owner, account.type, account.asset, shard))
-    return UUID(bytes=hashlib.blake2b(name.encode(), digest_size=16, person=b"account").digest())
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"account").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 
@@ -108,8 +109,8 @@ async def filled(parts: Parts, entries: int) -> AsyncIterator[Reads]:
 
 def _reads(connection: Connection, entries: int) -> Reads:
     names = [AccountName(f"user_{n}", "usdc_balance", "USDC") for n in range(CUSTOMERS)]
-    ids = [account_id(name, "") for name in names]
-    hot = account_id(HOT, "")
+    ids = [UUID(account_id(name, "")) for name in names]
+    hot = UUID(account_id(HOT, ""))
 
     def some_time(draw: random.Random, among: int) -> datetime:
         return _time_of(draw.randrange(among)) + timedelta(milliseconds=draw.randrange(100))
@@ -142,7 +143,7 @@ async def _fill(connection: Connection, entries: int) -> None:
         for first in range(0, count, COPY_ROWS):
             numbers = range(first, min(first + COPY_ROWS, count))
             ids = [os.urandom(16).hex() for _ in numbers]
-            await _copy(connection, "entries", ENTRY_COLUMNS, _entries(id_.hex, numbers, ids))
+            await _copy(connection, "entries", ENTRY_COLUMNS, _entries(id_, numbers, ids))
             await _copy(connection, "transactions", TRANSACTION_COLUMNS, _transactions(numbers, ids))
     await connection.execute("ALTER TABLE transactions ADD PRIMARY KEY (id)")
     await connection.execute(

@@ -146,14 +146,13 @@ async def test_a_customers_balances_by_asset_and_type_are_one_query(connection: 
     assert (found["USD"].available, found["USD"].pending, found["USD"].total) == (0, 0, 8)
 
 
-@pytest.mark.parametrize("seed", [6, 7])
-async def test_pages_of_every_size_are_together_the_whole_statement(seed: int, connection: Connection) -> None:
-    books, draw = some_books(seed), random.Random(seed)
+async def test_pages_of_every_size_are_together_the_whole_statement(connection: Connection) -> None:
+    books, draw = some_books(6, 150), random.Random(6)
     await books.store(connection)
     times = books.times()
     for name in books.names():
         periods = [(None, None), (times[0], times[-1] + TICK), (times[-1] + TICK, None), (None, START - TICK)]
-        periods += [tuple(sorted(draw.choices(times, k=2))) for _ in range(3)]
+        periods += [tuple(sorted(draw.choices(times, k=2))) for _ in range(2)]
         for since, until in periods:
             rows = books.of(name)
             opening = sum(row.change for row in rows if since is not None and row.at < since)
