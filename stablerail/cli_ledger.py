@@ -229,7 +229,8 @@ async def _with_progress(statement: Statement, pages: AsyncIterator[list[Line]])
     """The same pages; a bar on stderr while a long export goes elsewhere."""
     watched = err.is_terminal and not out.is_terminal and statement.lines >= PROGRESS_LINES_MIN
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not watched) as progress:
+    # rich would take stdout over and print the export on stderr, above the bar
+    with Progress(*columns, console=err, transient=True, redirect_stdout=False, disable=not watched) as progress:
         task = progress.add_task(str(statement.account), total=statement.lines)
         async for lines in pages:
             yield lines

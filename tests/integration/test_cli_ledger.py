@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
+from stablerail import cli_ledger
 from stablerail.answers import format_time
 from stablerail.cli import app
 from tests.support import ledger_rig
@@ -103,6 +105,18 @@ def test_an_exported_statement_reads_back_as_csv_and_as_json(books: Books, run: 
         assert (one["amount"], one["shard"], one["version"]) == (
             format_amount(row.amount), row.account.shard, row.version,
         )  # fmt: skip
+
+
+def test_a_long_export_shows_its_progress_on_stderr_alone(
+    books: Books, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_ledger, "PROGRESS_LINES_MIN", 10)
+    monkeypatch.setattr(cli_ledger, "err", Console(file=(bar := io.StringIO()), force_terminal=True, width=120))
+    exported = run("statement", BUFFER, "--format", "csv")
+    lines = len(books.of(BUFFER))
+    assert len(rows_of(exported.stdout)) == lines + 3
+    assert f"{lines}/{lines}" in bar.getvalue()
+    assert "\x1b" not in exported.stdout
 
 
 def test_a_statement_without_lines_is_an_export_too(books: Books, run: Run) -> None:
