@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from tests.benchmarks.benchmarks import BENCHMARKS, QUICK
+from tests.benchmarks.ledger_reads import Reads
 from tests.benchmarks.parts import Parts, describe
 from tests.benchmarks.records import Comparison, save
 
@@ -25,13 +26,14 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(
     told: list[str] = []
     records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
     sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit"]
+    sides += [side.name for side in fields(Reads)]
     assert [line.partition(":")[0] for line in told] == sides
     assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
     save([record.plain(described) for record in records], tmp_path / "docs")
     written = json.loads((tmp_path / "docs" / "results.json").read_text())
     assert [record["name"] for record in written] == sorted(BENCHMARKS)
     assert written[0]["also"]["journal_bytes_per_event"]["median"] > 0
-    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5
+    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 3
 
 
 def test_a_missed_goal_is_recorded_as_missed() -> None:
