@@ -1,16 +1,51 @@
 """Fixtures every test may ask for, and which tests share a process.
 
-The suite runs in a few processes (`make test`), each with a broker, a database server and a chain of its own. A file's
-tests stay together; so do all that share the product of the `story` fixture.
+The suite runs in a few processes (`make test`) that share a broker and a database server; each has a chain of its own. A
+file's tests stay together; so do all that share the product of the `story` fixture.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from tests.support.parts import anvil, database, kafka, postgres, scratch, tools, topic_prefix, usdc
+from tests.support.parts import (
+    anvil,
+    database,
+    kafka,
+    postgres,
+    scratch,
+    shared_parts,
+    start_shared,
+    tools,
+    topic_prefix,
+    usdc,
+)
 
-__all__ = ["anvil", "database", "kafka", "postgres", "scratch", "tools", "topic_prefix", "usdc"]
+__all__ = ["anvil", "database", "kafka", "postgres", "scratch", "shared_parts", "tools", "topic_prefix", "usdc"]
+
+# All that tests and their processes talk to is on loopback without TLS, yet aiohttp reads the machine's hundred
+# certificate authorities whenever it is imported: a twelfth of the time that a worker takes to start.
+os.environ.setdefault("SSL_CERT_FILE", os.devnull)
+
+_run = ExitStack()
+_shared_parts: list[Path] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Before each of the processes of a run is started, in the one that starts them."""
+    if not _shared_parts:
+        _shared_parts.append(start_shared(_run))
+    node.workerinput["shared_parts"] = str(_shared_parts[0])
+
+
+def pytest_unconfigure() -> None:
+    _run.close()
 
 
 @pytest.hookimpl(tryfirst=True)
