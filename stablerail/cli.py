@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +29,14 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(keys_app, name="keys")
 app.add_typer(dev_app, name="dev")
 app.add_typer(ledger_app, name="ledger")
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Around the imports of a long-lived process: what modules make stays, and the collector would look at it in vain."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @app.command()
@@ -57,7 +68,8 @@ def worker(
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
 ) -> None:
     """Run one movement in this process, or several as children that are restarted when they stop."""
-    from stablerail.wiring import MOVEMENTS, NEEDS
+    with _loading():
+        from stablerail.wiring import MOVEMENTS, NEEDS
 
     chosen = tuple(movements or MOVEMENTS)
     unknown = [name for name in chosen if name not in MOVEMENTS]
@@ -66,7 +78,8 @@ def worker(
     settings = _settings(*dict.fromkeys(need for name in chosen for need in NEEDS[name]))
     first = port if port is not None else settings.worker_port
     if len(chosen) == 1:
-        from stablerail.worker import run_worker
+        with _loading():
+            from stablerail.worker import run_worker
 
         run_worker(chosen[0], settings, first)
     from stablerail.supervisor import supervise
@@ -85,7 +98,8 @@ def worker(
 @app.command()
 def bridge() -> None:
     """Run the webhook bridge: vendors' webhooks in, Kafka events out."""
-    from stablerail.servers import run_bridge
+    with _loading():
+        from stablerail.servers import run_bridge
 
     run_bridge(_settings("circle_api_key", "circle_entity_secret", "sumsub_webhook_secret"))
 
@@ -93,7 +107,8 @@ def bridge() -> None:
 @app.command()
 def api() -> None:
     """Run the HTTP API."""
-    from stablerail.servers import run_api
+    with _loading():
+        from stablerail.servers import run_api
 
     run_api(_settings("database_url"))
 

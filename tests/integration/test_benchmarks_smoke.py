@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from tests.benchmarks.benchmarks import BENCHMARKS, QUICK
@@ -18,10 +20,15 @@ from tests.benchmarks.records import Comparison, save
 pytestmark = pytest.mark.timeout(240)  # a run takes seconds; a machine that others use too may need minutes
 
 
-async def test_each_benchmark_measures_every_side_and_loses_no_deposit(
-    kafka: Kafka, postgres: Postgres, tmp_path: Path
-) -> None:
-    parts = Parts(kafka, postgres, tmp_path)
+@pytest.fixture
+def parts(scratch: Path, tools: Tools, tmp_path: Path) -> Iterator[Parts]:
+    """Parts of its own, because their processes are measured too."""
+    directory = scratch / "benchmarks"
+    with Kafka(directory / "kafka", tools) as kafka, Postgres(directory / "postgres", tools) as postgres:
+        yield Parts(kafka, postgres, tmp_path)
+
+
+async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Parts, tmp_path: Path) -> None:
     described = await describe(parts)
     told: list[str] = []
     records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
