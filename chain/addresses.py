@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from eth_utils.address import to_checksum_address
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
@@ -70,8 +69,11 @@ def _evm(text: str) -> str:
         raise BadAddress("an EVM address is 0x and 40 hexadecimal digits")
     digits = text[2:]
     # One case only carries no checksum (EIP-55); mixed case is a checksum, and a wrong one is a mistyped address.
-    if digits not in (digits.lower(), digits.upper()) and text != to_checksum_address(text):
-        raise BadAddress("the checksum (EIP-55) of the EVM address is wrong")
+    if digits not in (digits.lower(), digits.upper()):
+        from eth_utils.address import to_checksum_address  # brings all of eth_utils, and few processes meet such a text
+
+        if text != to_checksum_address(text):
+            raise BadAddress("the checksum (EIP-55) of the EVM address is wrong")
     return text.lower()
 
 

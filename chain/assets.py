@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chain.addresses import check_address
+from chain.addresses import EVM_CHAINS, check_address
 from chain.errors import NoToken
 from topics.events import Chain
 from topics.money import USDC_DECIMALS
@@ -50,7 +50,10 @@ def is_supported(chain: str, symbol: str) -> bool:
 
 def usdc(network: Network, chain: Chain, configured: str | None = None) -> Asset:
     """USDC on that chain; a configured address wins. Raises NoToken where none is known, BadAddress for a wrong one."""
-    address = configured or _USDC.get((network, chain))
+    if configured:
+        return Asset(USDC, USDC_DECIMALS, check_address(chain, configured))
+    address = _USDC.get((network, chain))
     if address is None:
         raise NoToken(f"no USDC address is known for {chain} on {network}; configure it")
-    return Asset(USDC, USDC_DECIMALS, check_address(chain, address))
+    # The checksums above are a test's to check: at the start of each process they would cost the import of eth_utils.
+    return Asset(USDC, USDC_DECIMALS, address.lower() if chain in EVM_CHAINS else address)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from stablerail.config import ConfigError, Settings, load_settings
+from stablerail.cli_base import fail as _fail
+from stablerail.cli_base import needed_settings as _settings
+from stablerail.cli_base import out
+from stablerail.cli_base import run as _run
+from stablerail.cli_ledger import ledger_app
+from stablerail.config import Settings
 from stablerail.config_values import describe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -22,48 +28,15 @@ dev_app = typer.Typer(no_args_is_help=True, help="Kafka, PostgreSQL and a chain 
 app.add_typer(topics_app, name="topics")
 app.add_typer(keys_app, name="keys")
 app.add_typer(dev_app, name="dev")
-
-# piped into a file or another program nothing is wrapped
-out = Console(width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
-
-EXIT_CONFIG = 78
-"""EX_CONFIG."""
+app.add_typer(ledger_app, name="ledger")
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
-    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _settings(*needed: str, logs: bool = True) -> Settings:
-    """The settings, or the end of the program with each wrong or missing one's name and what is expected."""
-    from stablerail.telemetry import configure_logging
-
-    try:
-        settings = load_settings()
-        settings.require(*needed)
-    except ConfigError as error:
-        _fail(str(error), EXIT_CONFIG)
-    if logs:
-        configure_logging(settings.log_format, settings.log_level)
-    return settings
-
-
-def _run(action: Callable[[], Awaitable[Any]]) -> Any:
-    """Runs a short command; what it cannot reach is said in one line."""
-    import asyncpg
-    from aiokafka.errors import KafkaError
-
-    from chain.errors import ChainError
-
-    async def main() -> Any:
-        return await action()
-
-    try:
-        return asyncio.run(main())
-    except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
-        _fail(f"{type(error).__name__}: {error}")
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Around the imports of a long-lived process: what modules make stays, and the collector would look at it in vain."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @app.command()
@@ -95,7 +68,8 @@ def worker(
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
 ) -> None:
     """Run one movement in this process, or several as children that are restarted when they stop."""
-    from stablerail.wiring import MOVEMENTS, NEEDS
+    with _loading():
+        from stablerail.wiring import MOVEMENTS, NEEDS
 
     chosen = tuple(movements or MOVEMENTS)
     unknown = [name for name in chosen if name not in MOVEMENTS]
@@ -104,7 +78,8 @@ def worker(
     settings = _settings(*dict.fromkeys(need for name in chosen for need in NEEDS[name]))
     first = port if port is not None else settings.worker_port
     if len(chosen) == 1:
-        from stablerail.worker import run_worker
+        with _loading():
+            from stablerail.worker import run_worker
 
         run_worker(chosen[0], settings, first)
     from stablerail.supervisor import supervise
@@ -123,7 +98,8 @@ def worker(
 @app.command()
 def bridge() -> None:
     """Run the webhook bridge: vendors' webhooks in, Kafka events out."""
-    from stablerail.servers import run_bridge
+    with _loading():
+        from stablerail.servers import run_bridge
 
     run_bridge(_settings("circle_api_key", "circle_entity_secret", "sumsub_webhook_secret"))
 
@@ -131,7 +107,8 @@ def bridge() -> None:
 @app.command()
 def api() -> None:
     """Run the HTTP API."""
-    from stablerail.servers import run_api
+    with _loading():
+        from stablerail.servers import run_api
 
     run_api(_settings("database_url"))
 

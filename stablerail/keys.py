@@ -37,7 +37,7 @@ class Scope(StrEnum):
     """What a key may do."""
 
     READ = "read"
-    """Read balances, wallets and deposits of every customer."""
+    """Read balances, wallets and deposits of every customer, and the ledger."""
     ADMIN = "admin"
     """Everything, reading included."""
 

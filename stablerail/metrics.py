@@ -85,23 +85,10 @@ CALLS = Metric(
     ("partner", "outcome"),
 )
 CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one request to a partner", ("partner",))
-BREAKER = Metric("stablerail_breaker_state", "gauge", "Circuit breaker: 0 closed, 1 half open, 2 open", ("partner",))
 
-# Chains and money
+# Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
 SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
-DEPOSITS = Metric(
-    "stablerail_deposits",
-    "counter",
-    "Deposits by what became of them: credited, finalized, reversed",
-    ("chain", "outcome"),
-)
-BUFFER_LEVEL = Metric(
-    "stablerail_buffer_level_usdc",
-    "gauge",
-    "Balance of a buffer account in USDC, for people and alerts only",
-    ("account",),
-)
 
 # Processes
 WORKER_READY = Metric(
@@ -115,8 +102,6 @@ HTTP_SECONDS = Metric("stablerail_http_request_seconds", "histogram", "Time of o
 ALL: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 Outcome = Literal["done", "rejected", "retry", "repeat", "reused"]
-BreakerState = Literal["closed", "half_open", "open"]
-_BREAKER: Final[dict[BreakerState, int]] = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class Metrics:
@@ -185,21 +170,11 @@ class Metrics:
         self._add(CALLS, 1, partner, outcome)
         self._see(CALL_SECONDS, seconds, partner)
 
-    def breaker(self, partner: str, state: BreakerState) -> None:
-        self._set(BREAKER, _BREAKER[state], partner)
-
     def chain_head(self, chain: str, number: int) -> None:
         self._set(CHAIN_HEAD, number, chain)
 
     def scanner_lag(self, chain: str, blocks: int) -> None:
         self._set(SCANNER_LAG, blocks, chain)
-
-    def deposit(self, chain: str, outcome: Literal["credited", "finalized", "reversed"], deposits: int = 1) -> None:
-        self._add(DEPOSITS, deposits, chain, outcome)
-
-    def buffer_level(self, account: str, base_units: int) -> None:
-        # A gauge is a float: rounded above 2**53, which an alert does not mind. Money is never computed from it.
-        self._set(BUFFER_LEVEL, base_units / 1_000_000, account)
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

@@ -1,20 +1,67 @@
 """Fixtures every test may ask for, and which tests share a process.
 
-The suite runs in a few processes (`make test`), each with a broker, a database server and a chain of its own. A file's
-tests stay together; so do all that share the product of the `story` fixture.
+The suite runs in a few processes (`make test`) that share a broker and a database server; each has a chain of its own. A
+file's tests stay together; so do all that share the product of the `story` fixture.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.support.parts import anvil, database, kafka, postgres, scratch, tools, topic_prefix, usdc
+from tests.support.parts import (
+    anvil,
+    database,
+    kafka,
+    postgres,
+    scratch,
+    shared_parts,
+    start_shared,
+    tools,
+    topic_prefix,
+    usdc,
+)
 
-__all__ = ["anvil", "database", "kafka", "postgres", "scratch", "tools", "topic_prefix", "usdc"]
+__all__ = ["anvil", "database", "kafka", "postgres", "scratch", "shared_parts", "tools", "topic_prefix", "usdc"]
+
+# All that tests and their processes talk to is on loopback without TLS, yet aiohttp reads the machine's hundred
+# certificate authorities whenever it is imported: a twelfth of the time that a worker takes to start.
+os.environ.setdefault("SSL_CERT_FILE", os.devnull)
+
+# The same examples in every run, however slow the machine: a run that failed fails again.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+_run = ExitStack()
+_shared_parts: list[Path] = []
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        shared = "story" if "story" in getattr(item, "fixturenames", ()) else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(shared))
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Before each of the processes of a run is started, in the one that starts them."""
+    if not _shared_parts:
+        _shared_parts.append(start_shared(_run))
+    node.workerinput["shared_parts"] = str(_shared_parts[0])
+
+
+def pytest_unconfigure() -> None:
+    _run.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `--dist loadgroup` is meant for; with pytest 9.2 that mode of xdist 3.8 deals each test out by itself, and every
+    process then makes every module's fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "story" if "/story/" in file else file
+
+    return Together(config, log)

@@ -1,11 +1,12 @@
-"""Our own HTTP API: what a customer has, and how a deposit came about.
+"""Our own HTTP API: what a customer has, how a deposit came about, and the ledger.
 
-app         the factory: routes, problems, health, metrics, documentation
-routes      /v1, an endpoint each, read only
-reads       rows -> answers; the statements are in reads.sql
-models      the answers' shapes
-auth        which key may do what
-observe     trace id, access log, metrics of each request
+app            the factory: routes, problems, health, metrics, documentation
+routes         /v1, an endpoint each, read only: users and deposits
+ledger_routes  … accounts, statements, transactions, the trial balance
+reads          rows -> answers; the statements are in reads.sql
+models         the answers' shapes
+auth           which key may do what
+observe        trace id, access log, metrics of each request
 """
 
 from stablerail.api.app import create_api

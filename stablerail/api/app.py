@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
+from ledger.errors import ReadRefused
 from stablerail import problems
-from stablerail.api import models
+from stablerail.api import ledger_routes, models
 from stablerail.api.observe import Observed
 from stablerail.api.reads import Pool
 from stablerail.api.routes import problem, router
@@ -35,7 +36,7 @@ _DATABASE_GONE: Final = (
 )
 
 _DESCRIPTION = """
-What a customer has, where they can deposit, and how each deposit came about.
+What a customer has, where they can deposit, how each deposit came about, and the ledger that says so.
 
 * **Amounts** are decimal strings with six decimals. Never parse them as floats.
 * **Errors** are `application/problem+json` (RFC 9457); branch on `code`, which is stable.
@@ -58,6 +59,7 @@ def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -
         openapi_tags=[
             {"name": "customers", "description": f"Balances and wallets ({settings.network})."},
             {"name": "deposits", "description": "Transfers to customers' wallets."},
+            {"name": "ledger", "description": "Accounts, statements, transactions; the company's own too."},
             {"name": "operation", "description": "For orchestrators and Prometheus; no key."},
         ],
     )
@@ -68,6 +70,8 @@ def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -
         app.add_exception_handler(error, _on_database_gone)
     app.add_middleware(Observed, metrics=metrics, name="api")
     app.include_router(router)
+    app.include_router(ledger_routes.router)
+    app.add_exception_handler(ReadRefused, ledger_routes.on_read_refused)
     _add_operation(app, pool, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -1,20 +1,18 @@
-"""The answers' shapes. Amounts are decimal strings with six decimals; times are RFC 3339 in UTC; ids are 32 hex digits."""
+"""The answers' shapes; the ledger's are in stablerail/answers.py.
+
+Amounts are decimal strings with six decimals; times are RFC 3339 in UTC; ids are 32 hex digits."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Decimal = Annotated[str, Field(description="decimal string", pattern=r"^-?\d+\.\d{6}$", examples=["25.000000"])]
-Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["6f1c2f6f0d0c4c38a3c1f0c4a6a8d7e1"])]
+from stablerail.answers import Answer, Decimal, Held, Hex
+
 _ADDRESS = "0x5b38da6a701c568545dcfcb03fcb875f56beddc4"
 _TX = "0x8c1f2d1e6a7b9c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5"
-
-
-class Answer(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 class Problem(Answer):
@@ -28,16 +26,10 @@ class Problem(Answer):
     errors: list[dict[str, str]] | None = Field(None, description="the wrong fields, with invalid_request")
 
 
-class Balance(Answer):
+class Balance(Held):
     """What a customer has of one asset."""
 
-    asset: str = Field(examples=["USDC"])
-    available: Decimal = Field(description="spendable now: the account usdc_balance")
-    total: Decimal = Field(description="with what is held or reserved")
     not_final: Decimal = Field(description="deposited, credited already, and not final on its chain yet")
-    accounts: dict[str, Decimal] = Field(
-        description="balance by account type", examples=[{"usdc_balance": "25.000000"}]
-    )
 
 
 class Balances(Answer):

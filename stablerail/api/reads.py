@@ -16,7 +16,9 @@ import asyncpg
 
 from agents.deposits.deposit import transaction_ids
 from ledger.accounts import USDC, AccountType, may_own
+from ledger.reading import OwnerBalance, owner_balances
 from ledger.sql import load
+from stablerail import answers
 from stablerail.api import models
 from stablerail.keys import Connection
 from topics.money import format_amount
@@ -42,22 +44,13 @@ async def balances(connection: Connection, user_id: str) -> models.Balances | No
     """None when the user is not known. A known user without an account has zero."""
     if not await _known(connection, user_id):
         return None
-    accounts: dict[str, dict[str, int]] = defaultdict(dict)
-    accounts[USDC][AccountType.USDC_BALANCE.value] = 0
-    for row in await connection.fetch(_SQL.balances, user_id):
-        accounts[row["asset"]][row["type"]] = int(row["balance"])
+    held = await owner_balances(connection, user_id) or {USDC: OwnerBalance(USDC, {AccountType.USDC_BALANCE.value: 0})}
     not_final = {row["asset"]: int(row["amount"]) for row in await connection.fetch(_SQL.not_final, user_id)}
     return models.Balances(
         user_id=user_id,
         balances=[
-            models.Balance(
-                asset=asset,
-                available=format_amount(by_type.get(AccountType.USDC_BALANCE, 0)),
-                total=format_amount(sum(by_type.values())),
-                not_final=format_amount(not_final.get(asset, 0)),
-                accounts={account: format_amount(balance) for account, balance in sorted(by_type.items())},
-            )
-            for asset, by_type in sorted(accounts.items())
+            models.Balance(**answers.of_held(balance).model_dump(), not_final=format_amount(not_final.get(asset, 0)))
+            for asset, balance in held.items()
         ],
     )
 

@@ -3,13 +3,6 @@ SELECT EXISTS (SELECT FROM wallets WHERE user_id = $1)
     OR EXISTS (SELECT FROM accounts WHERE owner = $1)
     OR EXISTS (SELECT FROM wallet_requests WHERE user_id = $1)
 
--- name: balances
-SELECT type, asset, sum(balance) AS balance
-FROM accounts
-WHERE owner = $1
-GROUP BY type, asset
-ORDER BY asset, type
-
 -- name: not_final
 SELECT asset, sum(amount) AS amount
 FROM deposits

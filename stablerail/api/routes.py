@@ -43,16 +43,22 @@ _UNKNOWN_USER: Final = ("unknown_user", "No wallet and no account belongs to thi
 _UNKNOWN_DEPOSIT: Final = ("unknown_deposit", "There is no deposit with this id.")
 _BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
 
-router = APIRouter(
-    prefix="/v1",
-    dependencies=[Depends(needs(Scope.READ))],
-    responses={
-        **problem(401, "invalid_key", "This API key is malformed, unknown, wrong or revoked.", "Unauthorized"),
-        **problem(403, "insufficient_scope", "This API key does not have the scope read.", "Forbidden"),
-        **problem(422, "invalid_request", "Some fields are missing or wrong; see errors.", "Unprocessable Content"),
-        **problem(503, "database_unavailable", "The database does not answer; try again.", "Service Unavailable"),
-    },
-)
+
+def read_router() -> APIRouter:
+    """For endpoints under /v1 that need the scope `read`."""
+    return APIRouter(
+        prefix="/v1",
+        dependencies=[Depends(needs(Scope.READ))],
+        responses={
+            **problem(401, "invalid_key", "This API key is malformed, unknown, wrong or revoked.", "Unauthorized"),
+            **problem(403, "insufficient_scope", "This API key does not have the scope read.", "Forbidden"),
+            **problem(422, "invalid_request", "Some fields are missing or wrong; see errors.", "Unprocessable Content"),
+            **problem(503, "database_unavailable", "The database does not answer; try again.", "Service Unavailable"),
+        },
+    )
+
+
+router = read_router()
 
 
 @router.get(
@@ -63,7 +69,7 @@ router = APIRouter(
 )
 async def read_balances(request: Request, user_id: UserId) -> models.Balances:
     """Balances by asset and account type. A deposit counts as `available` at once and as `not_final` until its chain
-    has confirmed it to the depth we wait for."""
+    has confirmed it to the depth we wait for; `pending` is held or reserved, `total` is everything."""
     async with reads.snapshot(request.app.state.pool) as connection:
         found = await reads.balances(connection, user_id)
     if found is None:

@@ -98,7 +98,8 @@ class Postgres:
 
     def create_database(self, name: str, template: str = "template1") -> str:
         """The DSN of a new, empty database (or a copy of `template`)."""
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        # Copying the files takes a third of what writing each page to the log takes, for a database as small as these.
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         return self.dsn_of(name)
 
     def drop_database(self, name: str) -> None:

@@ -17,7 +17,7 @@ from tests.benchmarks.benchmarks import BENCHMARKS, FULL, QUICK, Plan
 from tests.benchmarks.parts import describe, own_parts
 from tests.benchmarks.records import DIRECTORY, Record, save
 
-RUNS_PER_ROUND = {"deposits.end_to_end": 5, "deposits.latency": 2}
+RUNS_PER_ROUND = {"deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6}
 
 
 async def run(names: list[str], plan: Plan, console: Console) -> tuple[list[Record], dict[str, object]]:

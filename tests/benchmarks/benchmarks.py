@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import TypeVar
 
-from tests.benchmarks import end_to_end, latency, workload
+from tests.benchmarks import end_to_end, latency, ledger_reads, workload
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -27,10 +28,12 @@ class Plan:
     latency_events: int
     repeats: int
     run_s_max: float
+    entries: int
+    reads: int
 
 
-FULL = Plan(events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90)
-QUICK = Plan(events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60)
+FULL = Plan(events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000)
+QUICK = Plan(events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250)
 
 
 async def _in_turn(
@@ -130,7 +133,42 @@ async def deposits_latency(parts: Parts, plan: Plan, told: Told) -> Record:
     )
 
 
+async def reads(parts: Parts, plan: Plan, told: Told) -> Record:
+    unit, draw = "reads/s", random.Random(1)
+    names = [each.name for each in fields(ledger_reads.Reads)]
+    found: dict[str, list[float]] = {name: [] for name in names}
+    async with ledger_reads.filled(parts, plan.entries) as calls:
+        for _ in range(plan.repeats):
+            for pair in zip(names[::2], names[1::2], strict=True):
+                number = plan.reads // 5 if "page" in pair[0] else plan.reads
+                measured = await ledger_reads.rates([getattr(calls, name) for name in pair], draw, number)
+                for name, rate in zip(pair, measured, strict=True):
+                    found[name].append(rate)
+                    told(f"{name}: {rate:,.0f} {unit}")
+    return Record(
+        "ledger.reads",
+        Comparison.of(
+            "the balance at a time of a hot account against a bare select of the entry by its primary key",
+            *(unit, found["balance_at"], found["bare_entry"], 0.5),
+        ),
+        {
+            "balance": Comparison.of(
+                "a customer's balance, by the account's name, against a bare select of the account by its primary key",
+                *(unit, found["balance"], found["bare_account"], 0.8),
+            ),
+            "statement_page": Comparison.of(
+                "a statement's page of 100 lines from some time on: the hot account against one of 1,000 entries",
+                *("pages/s", found["page"], found["page_of_small"], 0.33),
+            ),
+            "entries": plan.entries,
+            "customers": ledger_reads.CUSTOMERS,
+        },
+        "one read after the other over one connection, places drawn at random; opening the statement is part of its page",
+    )
+
+
 BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "deposits.end_to_end": deposits_end_to_end,
     "deposits.latency": deposits_latency,
+    "ledger.reads": reads,
 }

@@ -8,21 +8,18 @@ database, the ledger, the journal and what was told. The tests share one databas
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import pytest
-import pytest_asyncio
 
-from stablerail.dev.kafka import Kafka
-from stablerail.dev.postgres import Postgres
-from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Rigs, Sent
-from tests.support.proxies import Frame, Hold, Match, Where, commit_after, offset_commit, produce, sql_contains
+from tests.support import crash_points
+from tests.support.crash_points import Point, commit, journal
+from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Sent
+from tests.support.proxies import Frame, Hold, Match, commit_after, offset_commit, produce, sql_contains
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+rigs, rig = crash_points.rigs, crash_points.rig
 SETTINGS = {
     "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "2",
     "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "60",  # a held statement is not a frozen worker here
@@ -31,31 +28,10 @@ MARK = "UPDATE outbox SET journaled"
 
 
 @dataclass(frozen=True)
-class Boundary:
-    """Where a worker is held, how the frame that is held looks, and what the worker leaves when it dies there."""
+class Boundary(Point):
+    """Where a worker dies, and how the frame that is held looks."""
 
-    name: str
-    proxy: Literal["postgres", "kafka"]
-    where: Where
-    match: Callable[[CrashRig], Match]
     kind: str
-    leaves: Found
-
-    def __str__(self) -> str:
-        return self.name
-
-    def hold(self, rig: CrashRig) -> Hold:
-        hold = (rig.postgres if self.proxy == "postgres" else rig.kafka).hold(self.match(rig), self.where)
-        rig.holds.append(hold)
-        return hold
-
-
-def _commit(_rig: CrashRig) -> Match:
-    return commit_after("INSERT INTO inbox", "INSERT INTO outbox")
-
-
-def _journal(rig: CrashRig) -> Match:
-    return produce(rig.topic("journal"))
 
 
 def _mark(_rig: CrashRig) -> Match:
@@ -80,17 +56,17 @@ MARKED = Found(committed=True, journaled=True, marked=True)
 TOLD = Found(committed=True, journaled=True, marked=True, told=True)
 ACKED = Found(committed=True, journaled=True, marked=True, told=True, acked=True)
 
-COMMIT_REQUEST = Boundary("before the commit", "postgres", "request", _commit, "COMMIT", Found())
-COMMIT_REPLY = Boundary("committed, the reply lost", "postgres", "reply", _commit, "COMMIT", COMMITTED)
-JOURNAL_REQUEST = Boundary("before the journal", "kafka", "request", _journal, "Produce", COMMITTED)
-JOURNAL_REPLY = Boundary("journaled, the reply lost", "kafka", "reply", _journal, "Produce", JOURNALED)
-MARK_REQUEST = Boundary("before the relay's mark", "postgres", "request", _mark, "WITH", JOURNALED)
-MARK_COMMIT_REQUEST = Boundary("before the mark's commit", "postgres", "request", _mark_commit, "COMMIT", JOURNALED)
-MARK_COMMIT_REPLY = Boundary("marked, the reply lost", "postgres", "reply", _mark_commit, "COMMIT", MARKED)
-EMIT_REQUEST = Boundary("before telling", "kafka", "request", _emit, "Produce", MARKED)
-EMIT_REPLY = Boundary("told, the reply lost", "kafka", "reply", _emit, "Produce", TOLD)
-ACK_REQUEST = Boundary("before the acknowledgement", "kafka", "request", _ack, "OffsetCommit", TOLD)
-ACK_REPLY = Boundary("acknowledged, the reply lost", "kafka", "reply", _ack, "OffsetCommit", ACKED)
+COMMIT_REQUEST = Boundary("before the commit", "postgres", "request", commit, Found(), "COMMIT")
+COMMIT_REPLY = Boundary("committed, the reply lost", "postgres", "reply", commit, COMMITTED, "COMMIT")
+JOURNAL_REQUEST = Boundary("before the journal", "kafka", "request", journal, COMMITTED, "Produce")
+JOURNAL_REPLY = Boundary("journaled, the reply lost", "kafka", "reply", journal, JOURNALED, "Produce")
+MARK_REQUEST = Boundary("before the relay's mark", "postgres", "request", _mark, JOURNALED, "WITH")
+MARK_COMMIT_REQUEST = Boundary("before the mark's commit", "postgres", "request", _mark_commit, JOURNALED, "COMMIT")
+MARK_COMMIT_REPLY = Boundary("marked, the reply lost", "postgres", "reply", _mark_commit, MARKED, "COMMIT")
+EMIT_REQUEST = Boundary("before telling", "kafka", "request", _emit, MARKED, "Produce")
+EMIT_REPLY = Boundary("told, the reply lost", "kafka", "reply", _emit, TOLD, "Produce")
+ACK_REQUEST = Boundary("before the acknowledgement", "kafka", "request", _ack, TOLD, "OffsetCommit")
+ACK_REPLY = Boundary("acknowledged, the reply lost", "kafka", "reply", _ack, ACKED, "OffsetCommit")
 BOUNDARIES = [
     COMMIT_REQUEST,
     COMMIT_REPLY,
@@ -104,19 +80,6 @@ BOUNDARIES = [
     ACK_REQUEST,
     ACK_REPLY,
 ]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator[Rigs]:
-    rigs = Rigs(scratch, postgres, kafka, SETTINGS)
-    yield rigs
-    await rigs.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def rig(rigs: Rigs) -> CrashRig:
-    """One worker, idle, that owns every partition."""
-    return await rigs.quiet()
 
 
 async def held_at(rig: CrashRig, boundary: Boundary) -> tuple[Hold, list[Sent], Frame]:

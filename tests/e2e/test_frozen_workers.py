@@ -7,22 +7,20 @@ harm: its commits are refused by the epoch, and all that it can still say was co
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import pytest
-import pytest_asyncio
 
 from agents.crash import EXIT_BUG
-from stablerail.dev.kafka import Kafka
-from stablerail.dev.postgres import Postgres
-from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Rigs, Worker
-from tests.support.proxies import Hold, Match, Where, commit_after, produce, sql_contains
+from tests.support import crash_points
+from tests.support.crash_points import Point, commit, journal
+from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Worker
+from tests.support.proxies import Hold, Match, commit_after, sql_contains
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+rigs, rig = crash_points.rigs, crash_points.rig
 SETTINGS = {
     "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
     "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "2",
@@ -33,35 +31,14 @@ TAKEN_OVER_S = 20.0
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Frozen(Point):
     """Where the worker stops. `late`: what is held goes on only after the other has finished."""
 
-    name: str
-    proxy: Literal["postgres", "kafka"]
-    where: Where
-    match: Callable[[CrashRig], Match]
-    leaves: Found
     late: bool = False
-
-    def __str__(self) -> str:
-        return self.name
-
-    def hold(self, rig: CrashRig) -> Hold:
-        hold = (rig.postgres if self.proxy == "postgres" else rig.kafka).hold(self.match(rig), self.where)
-        rig.holds.append(hold)
-        return hold
 
 
 def _statement(text: str) -> Callable[[CrashRig], Match]:
     return lambda _rig: sql_contains(text)
-
-
-def _commit(_rig: CrashRig) -> Match:
-    return commit_after("INSERT INTO inbox", "INSERT INTO outbox")
-
-
-def _journal(rig: CrashRig) -> Match:
-    return produce(rig.topic("journal"))
 
 
 COMMITTED = Found(committed=True)
@@ -69,23 +46,10 @@ ACCOUNTS_LOCKED = Frozen("accounts locked", "postgres", "reply", _statement("JOI
 FREEZES = [
     ACCOUNTS_LOCKED,
     Frozen("rows written", "postgres", "reply", _statement("INSERT INTO entries"), Found()),
-    Frozen("its commit on the way", "postgres", "request", _commit, Found(), late=True),
+    Frozen("its commit on the way", "postgres", "request", commit, Found(), late=True),
     Frozen("relay locked", "postgres", "reply", _statement("FROM relay WHERE id = 1 FOR UPDATE"), COMMITTED),
-    Frozen("relay locked, its record on the way", "kafka", "request", _journal, COMMITTED, late=True),
+    Frozen("relay locked, its record on the way", "kafka", "request", journal, COMMITTED, late=True),
 ]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator[Rigs]:
-    rigs = Rigs(scratch, postgres, kafka, SETTINGS)
-    yield rigs
-    await rigs.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def rig(rigs: Rigs) -> CrashRig:
-    """One worker, idle, that owns every partition."""
-    return await rigs.quiet()
 
 
 async def freeze(rig: CrashRig, point: Frozen) -> tuple[Worker, Hold]:

@@ -125,6 +125,7 @@ async def test_a_deposit_counts_at_once_and_is_marked_until_it_is_final(
             {
                 "asset": "USDC",
                 "available": "75.000001",
+                "pending": "0.000000",
                 "total": "75.000001",
                 "not_final": "25.000001",
                 "accounts": {"usdc_balance": "75.000001"},
@@ -141,7 +142,7 @@ async def test_what_is_held_is_in_the_total_and_not_available(pool: asyncpg.Pool
             "INSERT INTO accounts VALUES (gen_random_uuid(), 'user_42', 'pending_withdrawal', 'USDC', '', 5000000, 1, now())"
         )
     (balance,) = (await client.get("/v1/users/user_42/balances")).json()["balances"]
-    assert (balance["available"], balance["total"]) == ("10.000000", "15.000000")
+    assert (balance["available"], balance["pending"], balance["total"]) == ("10.000000", "5.000000", "15.000000")
     assert balance["accounts"] == {"pending_withdrawal": "5.000000", "usdc_balance": "10.000000"}
 
 

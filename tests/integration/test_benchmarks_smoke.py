@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from tests.benchmarks.benchmarks import BENCHMARKS, QUICK
+from tests.benchmarks.ledger_reads import Reads
 from tests.benchmarks.parts import Parts, describe
 from tests.benchmarks.records import Comparison, save
 
 pytestmark = pytest.mark.timeout(240)  # a run takes seconds; a machine that others use too may need minutes
 
 
-async def test_each_benchmark_measures_every_side_and_loses_no_deposit(
-    kafka: Kafka, postgres: Postgres, tmp_path: Path
-) -> None:
-    parts = Parts(kafka, postgres, tmp_path)
+@pytest.fixture
+def parts(scratch: Path, tools: Tools, tmp_path: Path) -> Iterator[Parts]:
+    """Parts of its own, because their processes are measured too."""
+    directory = scratch / "benchmarks"
+    with Kafka(directory / "kafka", tools) as kafka, Postgres(directory / "postgres", tools) as postgres:
+        yield Parts(kafka, postgres, tmp_path)
+
+
+async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Parts, tmp_path: Path) -> None:
     described = await describe(parts)
     told: list[str] = []
     records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
     sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit"]
+    sides += [side.name for side in fields(Reads)]
     assert [line.partition(":")[0] for line in told] == sides
     assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
     save([record.plain(described) for record in records], tmp_path / "docs")
     written = json.loads((tmp_path / "docs" / "results.json").read_text())
     assert [record["name"] for record in written] == sorted(BENCHMARKS)
     assert written[0]["also"]["journal_bytes_per_event"]["median"] > 0
-    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5
+    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 3
 
 
 def test_a_missed_goal_is_recorded_as_missed() -> None:

@@ -134,8 +134,10 @@ async def test_a_prepared_statement_is_known_by_its_sql_each_time_it_is_executed
     work = asyncio.create_task(insert(client, 1, 2, 3))
     frame = await hold.wait_hit_async()
     assert frame.kind == "INSERT"
-    locks = await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'")
-    assert locks == 1
+    open_transactions = await observer.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+    )
+    assert open_transactions == 1
     hold.drop()
     with pytest.raises(LOST):
         await work

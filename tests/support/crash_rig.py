@@ -217,7 +217,9 @@ class CrashRig:
         return tuple(self._journal)
 
     async def _read(self) -> None:
-        ends = await self._consumer.end_offsets(self._consumer.assignment())
+        partitions = self._consumer.assignment()
+        ends = await self._consumer.end_offsets(partitions)
+        self._consumer.resume(*partitions)
         while [tp for tp, end in ends.items() if await self._consumer.position(tp) < end]:
             for tp, records in (await self._consumer.getmany(timeout_ms=500)).items():
                 for record in records:
@@ -225,6 +227,7 @@ class CrashRig:
                         self._journal.append((int.from_bytes(record.key), unpack(record.value).messages))
                     else:
                         self._told[tp.partition].append(DepositCredited.model_validate_json(record.value))
+        self._consumer.pause(*partitions)  # or it asks the broker fifty times a second for what nobody waits for
 
     async def acknowledged(self) -> dict[int, int]:
         """Partition of deposits.notified -> the offset the group has committed."""

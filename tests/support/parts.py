@@ -1,7 +1,12 @@
-"""Real parts for tests: each started once per run, when a test first asks for it, on free ports in a directory of its own.
+"""Real parts for tests, on free ports in a directory of their own. Isolation is by name: a fresh database, a topic prefix,
+new addresses.
 
-Nothing is left behind, also when the run is killed: the parts end with this process and the directory is removed (see
-stablerail/dev/processes.py). Isolation is by name: a fresh database, a topic prefix, new addresses.
+The processes of a run (`pytest -n`) share one broker and one server, which the process that hands out the tests starts
+before them: a broker that is warm serves a request at a fraction of the cost, and starting one is the dearest of all. A
+run of one process starts each part when a test first asks for it. The chain is never shared: tests reorganize it.
+
+Nothing is left behind, also when the run is killed: the parts end with the process that started them and the directory
+is removed (see stablerail/dev/processes.py).
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,7 +28,33 @@ from stablerail.dev.processes import scratch_directory
 from stablerail.dev.usdc import Usdc, deploy
 
 # Tests kill processes, never the machine: what PostgreSQL has written survives in the page cache.
-POSTGRES_SETTINGS = {"fsync": "off", "max_connections": 300}
+POSTGRES_SETTINGS = {"fsync": "off", "max_connections": 500}
+
+
+def start_shared(run: ExitStack) -> Path:
+    """Starts the parts of a run of several processes, in the one that hands out the tests; the directory they are in."""
+    tools = fetch()
+    directory = run.enter_context(scratch_directory("stablerail-shared-"))
+    with ThreadPoolExecutor(2) as pool:
+        starting = [pool.submit(part.start) for part in (_kafka(directory, tools), _postgres(directory, tools))]
+    for part in starting:
+        run.callback(part.result().stop)
+    return directory
+
+
+def _kafka(directory: Path, tools: Tools) -> Kafka:
+    return Kafka(directory / "kafka", tools)
+
+
+def _postgres(directory: Path, tools: Tools) -> Postgres:
+    return Postgres(directory / "postgres", tools, POSTGRES_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def shared_parts(request: pytest.FixtureRequest) -> Path | None:
+    """Where the shared parts are; None in a run of one process."""
+    given = getattr(request.config, "workerinput", {}).get("shared_parts")
+    return given and Path(given)
 
 
 @pytest.fixture(scope="session")
@@ -39,15 +71,25 @@ def tools() -> Tools:
 
 
 @pytest.fixture(scope="session")
-def kafka(scratch: Path, tools: Tools) -> Iterator[Kafka]:
-    with Kafka(scratch / "kafka", tools) as broker:
+def kafka(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Kafka]:
+    """To talk to, not to kill: it may be shared."""
+    broker = _kafka(shared_parts or scratch, tools)
+    if shared_parts:
         yield broker
+    else:
+        with broker:
+            yield broker
 
 
 @pytest.fixture(scope="session")
-def postgres(scratch: Path, tools: Tools) -> Iterator[Postgres]:
-    with Postgres(scratch / "postgres", tools, POSTGRES_SETTINGS) as server:
+def postgres(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Postgres]:
+    """To talk to, not to kill: it may be shared."""
+    server = _postgres(shared_parts or scratch, tools)
+    if shared_parts:
         yield server
+    else:
+        with server:
+            yield server
 
 
 @pytest.fixture(scope="session")

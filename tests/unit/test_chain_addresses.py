@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chain.addresses import check_address, check_tx_hash
-from chain.assets import Network, is_supported, usdc
+from chain.assets import _USDC, Network, is_supported, usdc
 from chain.errors import BadAddress, BadTxHash, ChainError, NoToken, UnknownChain
 from topics.events import Chain
 
@@ -106,3 +106,8 @@ def test_a_token_that_is_not_known_must_be_configured() -> None:
         usdc(Network.LOCAL, Chain.MATIC)
     with pytest.raises(BadAddress):
         usdc(Network.LOCAL, Chain.MATIC, "0x12")
+
+
+@pytest.mark.parametrize(("network", "chain"), _USDC, ids=str)
+def test_every_contract_that_is_built_in_has_a_right_checksum(network: Network, chain: Chain) -> None:
+    assert usdc(network, chain) == usdc(network, chain, _USDC[network, chain])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from stablerail import metrics
 from stablerail.metrics import Metrics
 
@@ -15,7 +13,7 @@ def value(subject: Metrics, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_is_named_and_explained() -> None:
-    assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL) > 20
+    assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
     for metric in metrics.ALL:
         assert re.fullmatch(r"stablerail_[a-z0-9_]+", metric.name)
         assert metric.help
@@ -54,11 +52,8 @@ def test_everything_else_reaches_its_series() -> None:
     subject.outbox_rows(3)
     subject.relayed(2, 1_000)
     subject.call("circle", "unknown", 0.2)
-    subject.breaker("circle", "half_open")
     subject.chain_head("MATIC", 41_100_000)
     subject.scanner_lag("MATIC", 4)
-    subject.deposit("MATIC", "credited")
-    subject.buffer_level("system_buffer_usdc", -25_500_000)
     subject.worker_ready("deposits", ready=True)
     subject.http_request("api", "GET", "/v1/deposits/{deposit_id}", 200, 0.01)
     assert value(subject, "stablerail_stage_oldest_event_age_seconds", stage="s") == 1.5
@@ -68,11 +63,8 @@ def test_everything_else_reaches_its_series() -> None:
     assert value(subject, "stablerail_relay_records_sum") == 2
     assert value(subject, "stablerail_journal_bytes_total") == 1_000
     assert value(subject, "stablerail_calls_total", partner="circle", outcome="unknown") == 1
-    assert value(subject, "stablerail_breaker_state", partner="circle") == 1
     assert value(subject, "stablerail_chain_head_number", chain="MATIC") == 41_100_000
     assert value(subject, "stablerail_scanner_lag_blocks", chain="MATIC") == 4
-    assert value(subject, "stablerail_deposits_total", chain="MATIC", outcome="credited") == 1
-    assert value(subject, "stablerail_buffer_level_usdc", account="system_buffer_usdc") == pytest.approx(-25.5)
     assert value(subject, "stablerail_worker_ready", movement="deposits") == 1
     assert (
         value(

@@ -1,7 +1,0 @@
-"""Fixtures of the end-to-end tests."""
-
-from __future__ import annotations
-
-from tests.support.story import story
-
-__all__ = ["story"]
