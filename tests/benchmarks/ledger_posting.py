@@ -38,7 +38,11 @@ def _rates(runs: list[Run]) -> list[float]:
 
 async def hot_batch(postgres: Postgres, sizes: Sizes, repeats: int, told: Told) -> Record:
     await make_template(postgres, sizes.users)
-    sides = {"ours": (run_ours, sizes.hot), "plain fold": (run_plain_fold, sizes.hot), "naive": (run_naive, sizes.naive)}
+    sides = {
+        "ours": (run_ours, sizes.hot),
+        "plain fold": (run_plain_fold, sizes.hot),
+        "naive": (run_naive, sizes.naive),
+    }
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for turn in range(repeats):
         for name, (side, transfers) in sides.items():

@@ -123,7 +123,9 @@ async def run_naive(dsn: str, count: int, work: Batches) -> Run:
             connections.append(await connect(dsn))
             stack.push_async_callback(connections[-1].close)
         names = users(count)
-        transfers = [(id, reference, names[user].id, amount) for id, reference, user, amount in chain.from_iterable(work)]
+        transfers = [
+            (id, reference, names[user].id, amount) for id, reference, user, amount in chain.from_iterable(work)
+        ]
         started = time.perf_counter()
         await naive_posting.post_all(connections, HOT.id, transfers, datetime.now(UTC))
         spent = time.perf_counter() - started
