@@ -15,6 +15,7 @@ again.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,17 @@ from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.holds import expire
 from ledger.posting import Fold, Marks, Refused, Transaction, post_together
-from ledger.rows import Connection, Op, block
+from ledger.rows import Block, Connection, Op, block, write
 from ledger.sql import load
 from ledger.store import Posted
 from ledger.tables import ACCOUNTS
 
 _sql = load("ledger", "sql/store.sql")
 
+PART: Final = 250
+"""Requests of a larger batch that are written by one statement, while the next are folded."""
+SLICE: Final = 50
+"""Requests that are folded before the loop may send on what is being written: a tenth of a part's time at most is lost."""
 TRIES_MAX: Final = 20
 """A batch that met other writers so often is given back with the database's error: something holds the locks."""
 
@@ -58,6 +63,8 @@ class Atomic(NamedTuple):
 
 Request = Transaction | Atomic
 Result = Posted | PostingRefused
+_Here = dict[str, tuple[Transaction, Posted]]
+"""What a batch has posted so far, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ async def post(
     for tries in range(1, TRIES_MAX + 1):
         try:
             return await _post(connection, writer, requests, at, careful, actor or writer, about or {})
+        except _Known:
+            careful = True
         except _AGAIN as error:
             if tries == TRIES_MAX:
                 raise
@@ -108,11 +117,16 @@ async def _post(
     try:
         async with connection.transaction():
             owners = await lock_writer(connection, writer)
-            results, fold = await settle(connection, requests, at, careful=careful)
+            written: list[Block] = []
+            if len(requests) <= PART:
+                results, fold = await settle(connection, requests, at, careful=careful)
+                blocks = store.blocks_of(fold)
+            else:
+                results, fold, written, blocks = await _settle_in_parts(connection, requests, at, careful=careful)
             if not fold.transactions:
                 raise _Unchanged
             sealed = await seal(
-                connection, writer, owners, blocks=store.blocks_of(fold), messages=[],
+                connection, writer, owners, written=written, blocks=blocks, messages=[],
                 at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
             )  # fmt: skip
     except _Unchanged:
@@ -145,9 +159,46 @@ async def settle(
     return results, fold
 
 
-def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted]) -> list[Result]:
-    """Folds the requests in order. `known`: those of their ids that exist. Pure."""
-    here: dict[str, tuple[Transaction, Posted]] = {}
+class _Known(Exception):
+    """An id that was refused exists: the batch is to be judged again with what is known of its ids."""
+
+
+async def _settle_in_parts(
+    connection: Connection, requests: Sequence[Request], at: datetime, *, careful: bool
+) -> tuple[list[Result], Fold, list[Block], list[Block]]:
+    """As `settle`, for a large batch: PostgreSQL writes one part while the next is folded. Also what is written, and the
+    blocks that are not."""
+    transactions = _transactions(requests)
+    fold = await store.lock(connection, transactions, at)
+    known = await store.read_posted(connection, {t.id for t in transactions}) if careful else {}
+    results: list[Result] = []
+    written: list[Block] = []
+    here: _Here = {}
+    since = 0, 0
+    writing = asyncio.ensure_future(write(connection, ()))
+    try:
+        for first in range(0, len(requests), SLICE):
+            if first and first % PART == 0:
+                rows = store.new_rows(fold, since)
+                since = len(fold.transactions), len(fold.entries)
+                written += rows
+                await writing
+                writing = asyncio.ensure_future(write(connection, rows))
+            await asyncio.sleep(0)  # sends on what is being written
+            results += judge(fold, requests[first : first + SLICE], known, here)
+        blocks = store.blocks_of(fold, since)
+    finally:
+        await writing
+    if not careful:
+        refused = {t.id for t, result in zip(transactions, results, strict=True) if isinstance(result, PostingRefused)}
+        if refused and await store.read_posted(connection, refused):
+            raise _Known
+    return results, fold, written, blocks
+
+
+def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted], here: _Here | None = None) -> list[Result]:
+    """Folds the requests in order. `known`: those of their ids that exist; `here`: those that the batch has posted. Pure."""
+    here = {} if here is None else here
     results: list[Result] = []
     for request in requests:
         if isinstance(request, Atomic):
@@ -159,7 +210,7 @@ def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted]) -> 
     return results
 
 
-def _judge_new(fold: Fold, transaction: Transaction, here: dict[str, tuple[Transaction, Posted]]) -> Result:
+def _judge_new(fold: Fold, transaction: Transaction, here: _Here) -> Result:
     """What nearly all are: alone, and with an id that was used for nothing."""
     start = len(fold.entries)
     try:
@@ -177,7 +228,7 @@ def _judge_group(
     fold: Fold,
     group: tuple[Transaction, ...],
     known: dict[str, Posted],
-    here: dict[str, tuple[Transaction, Posted]],
+    here: _Here,
 ) -> list[Result]:
     results: dict[int, Result] = {}
     fresh: dict[str, Transaction] = {}
@@ -214,7 +265,7 @@ def _judge_group(
 def _first(
     transaction: Transaction,
     known: dict[str, Posted],
-    here: dict[str, tuple[Transaction, Posted]],
+    here: _Here,
     fresh: dict[str, Transaction],
 ) -> Posted | TransactionReused | None:
     """What an id was used for before: in the database, in this batch, in this group. None: for nothing, or for this very

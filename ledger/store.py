@@ -152,15 +152,13 @@ async def already_posted(
     }
 
 
-def blocks_of(fold: Fold) -> list[Block]:
-    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it."""
+def blocks_of(fold: Fold, since: tuple[int, int] = (0, 0)) -> list[Block]:
+    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it. `since`: those
+    of new_rows that are written."""
     if not fold.transactions:
         return []
     at, balances = fold.at, fold.balances
-    blocks = [
-        block(TRANSACTIONS, Op.INSERT, [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at))]),
-        block(ENTRIES, Op.INSERT, fold.entries),
-    ]
+    blocks = new_rows(fold, since)
     known, fresh = [], []
     for account in sorted(fold.touched, key=_id):
         held = balances[account]
@@ -176,6 +174,15 @@ def blocks_of(fold: Fold) -> list[Block]:
         rows.setdefault((key[0], op), []).extend(_state_rows(state))
     tables = {HOLDS: HOLDS_TABLE, REVERSALS: REVERSALS_TABLE}
     return blocks + [block(tables[table], op, some) for (table, op), some in rows.items()]
+
+
+def new_rows(fold: Fold, since: tuple[int, int]) -> list[Block]:
+    """The rows that nothing changes any more: transactions and entries from these places on."""
+    first, entry = since
+    if first == len(fold.transactions):
+        return []
+    made = map(_transaction_row, fold.transactions[first:], fold.fingerprints[first:], repeat(fold.at))
+    return [block(TRANSACTIONS, Op.INSERT, [*made]), block(ENTRIES, Op.INSERT, fold.entries[entry:])]
 
 
 _NO_MARKS = Marks()

@@ -71,7 +71,13 @@ class Record:
     """How, in a sentence."""
 
     def plain(self, described: dict[str, Any]) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self.first), "also": _plain(self.also), "measured": self.measured, **described}
+        return {
+            "name": self.name,
+            **asdict(self.first),
+            "also": _plain(self.also),
+            "measured": self.measured,
+            **described,
+        }
 
     def comparisons(self) -> list[Comparison]:
         return [self.first, *(value for value in self.also.values() if isinstance(value, Comparison))]
