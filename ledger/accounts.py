@@ -8,7 +8,6 @@ that is not on it can be named, and every posting to it is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
@@ -171,11 +170,6 @@ def shard_of(key: str, count: int) -> str:
     """Which of an account's `count` shards takes what belongs to `key` (a wallet's address, a customer's id). The same
     key has the same shard, and what belongs to one Kafka partition of that key and count meets in one."""
     return str(partition_of(key.encode(), count)) if count > 1 else ""
-
-
-def sharded(type: AccountType, key: str, shards: Mapping[str, int]) -> Account:
-    """The system account of a type that takes what belongs to `key`; `shards`: type -> count, 1 where it is not named."""
-    return Account(SYSTEM, type, shard=shard_of(key, shards.get(type, 1)))
 
 
 WORLD: Final = Account(SYSTEM, AccountType.WORLD_USDC)

@@ -31,13 +31,13 @@ from agents.outcome import Done, Outcome, Rejected, Stage
 from chain.addresses import check_address, check_tx_hash
 from chain.assets import is_supported
 from chain.errors import ChainError
+from ledger.accounts import shard_of
 from ledger.rows import Connection, Row, Table, texts, uuids
 from ledger.sql import load as load_sql
 from ledger.tables import DEPOSIT_REPORTS, DEPOSITS
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
 from topics.envelope import Received
 from topics.events import DepositNotified, Evidence
-from topics.partitioner import partition_of
 
 _sql = load_sql("agents.deposits", "deposits.sql")
 
@@ -120,9 +120,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     )
     before = facts.deposits.get(key)
     if before is None:
-        shard = ""
-        if facts.policy.buffer_shards > 1:
-            shard = str(partition_of(to.encode(), facts.policy.buffer_shards))
+        shard = shard_of(to, facts.policy.buffer_shards)
         before = Deposit(
             key, group_id, n, event.chain, tx_hash, to, event.asset, event.amount, user_id, _PENDING,
             0, shard, event.block_hash, event.block_number, event.log_index, None, None, facts.now,
