@@ -28,7 +28,8 @@ from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, lock_owners, seal
-from ledger.posting import Fold, try_post
+from ledger.groups import try_post
+from ledger.posting import Fold
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, block
 from ledger.tables import INBOX, SCHEDULE

@@ -27,8 +27,9 @@ from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
+from ledger.groups import Refused, post_together
 from ledger.holds import expire
-from ledger.posting import Entry, Fold, Marks, Refused, Transaction, post_together
+from ledger.posting import Entry, Fold, Marks, Transaction
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.store import Posted

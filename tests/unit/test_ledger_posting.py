@@ -28,7 +28,8 @@ from ledger.accounts import (
 )  # fmt: skip
 from ledger.accounts import SYSTEM as SYSTEM_OWNER
 from ledger.errors import AmountOutOfRange, InsufficientFunds, PostingRefused, Unbalanced
-from ledger.posting import Balance, Entry, Fold, Leg, Transaction, accounts_of, credit, debit, try_post
+from ledger.groups import try_post
+from ledger.posting import Balance, Entry, Fold, Leg, Transaction, accounts_of, credit, debit
 from topics.partitioner import partition_of
 
 USERS = tuple(spendable(name) for name in ("ada", "bob", "cyd"))
