@@ -141,7 +141,8 @@ def refusal_of(account: Account) -> PostingRefused | None:
     except ValueError:
         return UnknownAccount(str(account))
     customers = type in CUSTOMERS
-    if customers == (account.owner == SYSTEM) or not account.owner or (customers and account.shard):
+    named = account.owner and "\0" not in account.owner + account.shard  # PostgreSQL keeps no NUL
+    if customers == (account.owner == SYSTEM) or not named or (customers and account.shard):
         return UnknownAccount(str(account))
     return None if account.asset == asset_of(type) else WrongAsset(str(account), account.asset)
 
