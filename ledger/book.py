@@ -27,8 +27,9 @@ from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
+from ledger.groups import Refused, post_together
 from ledger.holds import expire
-from ledger.posting import Entry, Fold, Marks, Refused, Transaction, post_together
+from ledger.posting import Entry, Fold, Marks, Transaction
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.store import Posted
@@ -81,7 +82,7 @@ async def post(
 
     An id that exists with the same contents is answered with the first result (`existed`), with other contents with
     TransactionReused; in the same batch too. The id of what was refused is not used up. After an error of the database,
-    whatever it was, the same batch may be sent again.
+    whatever it was, the same batch may be sent again. ValueError, and nothing is done: an id that is none, a text with a NUL.
     """
     for request in requests:
         for transaction in _members(request):
@@ -226,10 +227,11 @@ def _members(request: Request) -> tuple[Transaction, ...]:
 
 def _check_texts(transaction: Transaction) -> None:
     """ValueError for what PostgreSQL could not store: it would end the whole batch."""
-    id, kind, reference, legs, _ = transaction
-    if not _ID.fullmatch(id):
-        raise ValueError(f"{id!r} is no transaction id: 32 hex digits, small letters")
-    if "\0" in kind + reference or any("\0" in account.owner + account.shard for account, *_ in legs):
+    id, kind, reference, _, operation = transaction
+    for key in (id,) if operation is None else (id, operation.key(id)[1]):
+        if not _ID.fullmatch(key):
+            raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")
+    if "\0" in kind or "\0" in reference:
         raise ValueError(f"transaction {id}: a text with a NUL")
 
 

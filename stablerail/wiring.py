@@ -23,6 +23,7 @@ from agents.services import Services
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient
+from ledger.accounts import AccountType
 from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.config import Settings
@@ -107,7 +108,7 @@ def deposit_policy(settings: Settings) -> DepositPolicy:
     return DepositPolicy(
         minimum=settings.deposit_minimum,
         chains_read=frozenset(chain.value for chain in settings.read_chains),
-        buffer_shards=settings.buffer_shards,
+        buffer_shards=settings.shards_of(AccountType.SYSTEM_BUFFER_USDC),
     )
 
 
