@@ -248,7 +248,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold, at), *changes.blocks()],
+        blocks=[*store.blocks_of(fold, at, owners[0].batch), *changes.blocks()],
         messages=messages,
         at=at,
         actor=stage.name,

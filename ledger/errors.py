@@ -6,6 +6,7 @@ LedgerError (code)
  │    ├── Unbalanced           asset, difference
  │    └── TransactionReused    the id exists with other contents
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
+ ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
  └── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
 """
@@ -64,6 +65,12 @@ class Fenced(LedgerError):
     def __init__(self, stage: str, lost: tuple[tuple[str, int], ...]) -> None:
         super().__init__(f"{stage} does not own {', '.join(f'{topic}[{partition}]' for topic, partition in lost)}")
         self.stage, self.lost = stage, lost
+
+
+class RoleRefused(LedgerError):
+    """The application's database role is missing, or our login may not act as it; the text says the remedy."""
+
+    code = "role_refused"
 
 
 class RecordTooLarge(LedgerError):

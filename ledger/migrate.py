@@ -11,15 +11,20 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from ledger.roles import ROLE, grant, make_role, quoted
 
-async def upgrade(database_url: str, schema: str) -> None:
-    """Makes the schema when missing and brings it to the newest revision. Safe to run from many processes at once."""
+
+async def upgrade(database_url: str, schema: str, role: str = ROLE) -> None:
+    """Makes the schema and the application's role when missing and brings the schema to the newest revision. Safe to run
+    from many processes at once. Raises RoleRefused."""
     connection = await asyncpg.connect(database_url)
     try:
         # one at a time: two first starts would both create the tables
         await connection.execute("SELECT pg_advisory_lock(hashtext($1))", f"migrate {schema}")
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}")
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+        await make_role(connection, role)
         await _run(database_url, schema)
+        await grant(connection, schema, role)
     finally:
         await connection.close()
 
@@ -30,7 +35,7 @@ async def _run(database_url: str, schema: str) -> None:
         poolclass=NullPool,
         async_creator=lambda: asyncpg.connect(
             database_url,
-            server_settings={"search_path": _quoted(schema)},
+            server_settings={"search_path": quoted(schema)},
         ),
     )
 
@@ -47,7 +52,3 @@ async def _run(database_url: str, schema: str) -> None:
             await connection.commit()
     finally:
         await engine.dispose()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -105,4 +105,7 @@ def _plain(blocks: Sequence[Block]) -> list[Any]:
 
 def _block(plain: list[Any]) -> Block:
     name, op, columns = plain
-    return Block(BY_NAME[name], Op(op), columns)
+    table = BY_NAME[name]
+    if op != Op.DELETE:  # columns that a later version added, at the end, are NULL in older records
+        columns += ["-"] * (len(table.columns) - len(columns))
+    return Block(table, Op(op), columns)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from ledger.accounts import Account
 from ledger.errors import TransactionReused
 from ledger.posting import Balance, Fold, Transaction
+from ledger.proof import ledger_blocks
 from ledger.rows import Block, Connection, Op, block, uuids
 from ledger.sql import load
-from ledger.tables import ACCOUNTS, ENTRIES, TRANSACTIONS
+from ledger.tables import ACCOUNTS
 
 _sql = load("ledger", "sql/store.sql")
 
@@ -44,15 +45,18 @@ async def already_posted(
     }
 
 
-def blocks_of(fold: Fold, at: datetime) -> list[Block]:
-    """The rows of a fold: transactions, entries, and the accounts as they are after it."""
+def blocks_of(fold: Fold, at: datetime, batch: int) -> list[Block]:
+    """The rows of a fold: transactions, entries, and the accounts as they are after it. `batch`: the locked owners'."""
     if not fold.transactions:
         return []
     balances = fold.balances
     touched = sorted(fold.touched)
+    at = at.astimezone(UTC)  # hashed as text
     return [
-        block(TRANSACTIONS, Op.INSERT, [(t.id, t.kind, t.reference, t.fingerprint(), at) for t in fold.transactions]),
-        block(ENTRIES, Op.INSERT, [(*entry, at) for entry in fold.entries]),
+        *ledger_blocks(
+            [(t.id, t.kind, t.reference, t.fingerprint(), at, batch) for t in fold.transactions],
+            [(*entry, at) for entry in fold.entries],
+        ),
         block(
             ACCOUNTS,
             Op.UPSERT,

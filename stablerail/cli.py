@@ -56,12 +56,15 @@ def _run(action: Callable[[], Awaitable[Any]]) -> Any:
     from aiokafka.errors import KafkaError
 
     from chain.errors import ChainError
+    from ledger.errors import LedgerError
 
     async def main() -> Any:
         return await action()
 
     try:
         return asyncio.run(main())
+    except LedgerError as error:
+        _fail(f"{error.code}: {error}")
     except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
         _fail(f"{type(error).__name__}: {error}")
 
@@ -81,7 +84,7 @@ def migrate() -> None:
     from ledger.migrate import upgrade
 
     settings = _settings("database_url")
-    _run(lambda: upgrade(settings.secret("database_url"), settings.database_schema))
+    _run(lambda: upgrade(settings.secret("database_url"), settings.database_schema, settings.database_role))
     out.print(f"schema {settings.database_schema} is at the newest revision")
 
 

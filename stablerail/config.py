@@ -127,6 +127,7 @@ class Settings(BaseSettings):
 
     database_url: PostgresUrl | None = Field(None, description="postgresql://user:password@host/database")
     database_schema: LowerName = Field("stablerail", description="PostgreSQL schema that holds every table")
+    database_role: LowerName = Field("stablerail_app", description="PostgreSQL role that every connection acts as")
     database_connections_max: int = Field(10, ge=2, le=1000, description="connections of one process")
     database_lock_timeout_s: Seconds = Field(10, gt=0, description="a statement waits so long for a lock, then retries")
     database_idle_timeout_s: Seconds = Field(

@@ -71,7 +71,11 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
         min_size=1,
         max_size=settings.database_connections_max,
         command_timeout=10,
-        server_settings={"application_name": "stablerail-api", "search_path": settings.database_schema},
+        server_settings={
+            "application_name": "stablerail-api",
+            "search_path": settings.database_schema,
+            "role": settings.database_role,
+        },
     )
     app = create_api(settings, pool, metrics)
     inner = app.router.lifespan_context

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,10 +13,12 @@ from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.item import read_item
 from agents.stage import settle
+from ledger.commit import claim_owners
 from ledger.rows import Connection
 from ledger.verify import verify
+from stablerail.dev.postgres import Postgres
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT
+from tests.support.ledger_rig import AT, connect_to, owner, unguard
 from topics.catalog import DEPOSITS_NOTIFIED
 from topics.envelope import value_of
 from topics.events import DepositNotified, Evidence
@@ -37,23 +42,41 @@ class Record:
 
 
 async def settle_all(connection: Connection, *records: Any) -> None:
-    epochs = await ledger_rig.own(connection, stage=STAGE.name)
-    moved = {(DEPOSITS_NOTIFIED.name, partition): epoch for (_, partition), epoch in epochs.items()}
-    await connection.execute("UPDATE owners SET topic = $1", DEPOSITS_NOTIFIED.name)
-    await connection.execute("UPDATE audit SET topic = $1", DEPOSITS_NOTIFIED.name)
+    async with connection.transaction():
+        epochs, _ = await claim_owners(connection, STAGE.name, [(DEPOSITS_NOTIFIED.name, 0)], AT)
     for one in records:
-        await settle(connection, STAGE, [read_item(STAGE, one)], moved, AT, None)
+        await settle(connection, STAGE, [read_item(STAGE, one)], epochs, AT, None)
 
 
-@pytest.fixture
-async def books(connection: Connection) -> Connection:
+async def fill(dsn: str) -> None:
     """Three deposits of one customer, two of them final."""
+    connection: Connection = await connect_to(dsn)()
     await connection.execute(
         "INSERT INTO wallets SELECT c, $1, 'ada', 'w', now() FROM unnest($2::text[]) AS c", ADDRESS, ["ETH", "MATIC"]
     )
     await settle_all(connection, Record(0, 5), Record(1, 7), Record(2, 9, "MATIC"), Record(3, 1, "SOL"))
     await connection.execute("DELETE FROM outbox")
-    return connection
+    await connection.close()
+
+
+@pytest.fixture(scope="module")
+def filled(postgres: Postgres) -> Iterator[str]:
+    with ledger_rig.database_of(postgres) as dsn:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, fill(dsn)).result()
+        yield dsn
+
+
+@pytest.fixture
+async def books(filled: str) -> AsyncIterator[Connection]:
+    """The filled books as whoever owns the database can edit them; nothing of it stays."""
+    connection = await owner(filled)
+    transaction = connection.transaction(isolation="repeatable_read")
+    await transaction.start()
+    await unguard(connection)
+    yield connection
+    await transaction.rollback()
+    await connection.close()
 
 
 async def broken(connection: Connection) -> set[int]:
@@ -73,26 +96,77 @@ async def test_an_empty_database_holds(connection: Connection) -> None:
 
 
 ENTRY = "account_id = (SELECT id FROM accounts WHERE owner = 'ada') AND version"
+TX = f"(SELECT transaction_id FROM entries WHERE {ENTRY} = %d)"
+BOTH = "type IN ('usdc_balance', 'system_buffer_usdc')"
+SIGN = "CASE owner WHEN 'ada' THEN 1 ELSE -1 END"
+INSERTED = (
+    "WITH t AS (INSERT INTO transactions SELECT gen_random_uuid(), 'gift', 'x', '', at, %s FROM transactions LIMIT 1"
+    " RETURNING id, at),"
+    " e AS (INSERT INTO entries SELECT a.id, version + 1, t.id, 0, CASE owner WHEN 'ada' THEN 'd' ELSE 'c' END, 1,"
+    f" balance + {SIGN}, t.at FROM accounts a, t WHERE {BOTH})"
+    f" UPDATE accounts SET balance = balance + {SIGN}, version = version + 1 WHERE {BOTH}"
+)
+CONSISTENT = {
+    "an amount on both sides with all later balances": (
+        {11},
+        f"UPDATE entries e SET amount = amount + CASE WHEN transaction_id = {TX % 2} THEN 1 ELSE 0 END,"
+        f" balance_after = balance_after + {SIGN} FROM accounts a WHERE a.id = e.account_id AND {BOTH} AND e.version >= 2;"
+        f"UPDATE accounts SET balance = balance + {SIGN} WHERE {BOTH}",
+    ),
+    "a transaction deleted with all that came of it": (
+        {11},
+        f"DELETE FROM deposits WHERE chain = 'MATIC'; DELETE FROM transactions WHERE id = {TX % 3};"
+        " DELETE FROM entries WHERE transaction_id NOT IN (SELECT id FROM transactions);"
+        f"UPDATE accounts SET balance = balance - 9 * {SIGN}, version = 2 WHERE {BOTH}",
+    ),
+    "a balanced transaction inserted into a commit": ({11}, INSERTED % "batch"),
+    "a balanced transaction inserted as a commit of its own": ({11}, INSERTED % "9999"),
+    "a balanced transaction inserted as one from before commits had numbers": ({11}, INSERTED % "NULL"),
+    "two transactions that changed their commits": (
+        {11},
+        "UPDATE transactions a SET batch = b.batch FROM transactions b"
+        f" WHERE (a.id, b.id) IN (({TX % 1}, {TX % 2}), ({TX % 2}, {TX % 1}))",
+    ),
+    "two entries that changed their order": (
+        {11},
+        "UPDATE entries a SET transaction_id = b.transaction_id, amount = b.amount,"
+        f" balance_after = CASE a.version WHEN 1 THEN {SIGN} * b.amount ELSE a.balance_after END"
+        " FROM entries b JOIN accounts o ON o.id = b.account_id"
+        f" WHERE a.account_id = b.account_id AND {BOTH} AND (a.version, b.version) IN ((1, 2), (2, 1))",
+    ),
+    "what a transaction is about": ({5, 11}, f"UPDATE transactions SET reference = 'x' WHERE id = {TX % 1}"),
+    "when an entry was made": ({11}, f"UPDATE entries SET at = at + interval '1 second' WHERE {ENTRY} = 1"),
+    "a batch of an audit row": ({11}, "UPDATE audit SET batch = batch + 1000 WHERE position = 2"),
+    "a ledger hash of an audit row": ({11}, "UPDATE audit SET ledger = 'x' WHERE position = 2"),
+    "the last commit's audit row with its owner row": (
+        {11},
+        "DELETE FROM audit WHERE position = 5;"
+        "UPDATE owners o SET position = 4, head = a.head FROM audit a WHERE a.position = 4;"
+        "DELETE FROM audit WHERE position = 4;"
+        "UPDATE owners o SET position = 3, head = a.head FROM audit a WHERE a.position = 3",
+    ),
+}  # fmt: skip
 DAMAGE = {
-    "an entry's amount": ({1, 3}, f"UPDATE entries SET amount = amount + 1 WHERE {ENTRY} = 2"),
-    "an entry's direction": ({1, 3}, f"UPDATE entries SET direction = 'c' WHERE {ENTRY} = 2"),
-    "an entry's balance": ({3}, f"UPDATE entries SET balance_after = balance_after + 1 WHERE {ENTRY} = 2"),
+    **CONSISTENT,
+    "an entry's amount": ({1, 3, 11}, f"UPDATE entries SET amount = amount + 1 WHERE {ENTRY} = 2"),
+    "an entry's direction": ({1, 3, 11}, f"UPDATE entries SET direction = 'c' WHERE {ENTRY} = 2"),
+    "an entry's balance": ({3, 11}, f"UPDATE entries SET balance_after = balance_after + 1 WHERE {ENTRY} = 2"),
     "two entries that cancel out": (
-        {3}, "UPDATE entries SET amount = amount + 1 WHERE transaction_id ="
+        {3, 11}, "UPDATE entries SET amount = amount + 1 WHERE transaction_id ="
         f" (SELECT transaction_id FROM entries WHERE {ENTRY} = 2)",
     ),
-    "an entry deleted": ({1, 3}, f"DELETE FROM entries WHERE {ENTRY} = 2"),
-    "the last entry deleted": ({1, 3}, f"DELETE FROM entries WHERE {ENTRY} = 3"),
+    "an entry deleted": ({1, 3, 11}, f"DELETE FROM entries WHERE {ENTRY} = 2"),
+    "the last entry deleted": ({1, 3, 11}, f"DELETE FROM entries WHERE {ENTRY} = 3"),
     "a whole transaction's entries deleted": (
-        {3}, f"DELETE FROM entries WHERE transaction_id = (SELECT transaction_id FROM entries WHERE {ENTRY} = 2)",
+        {3, 11}, f"DELETE FROM entries WHERE transaction_id = (SELECT transaction_id FROM entries WHERE {ENTRY} = 2)",
     ),
     "an entry inserted": (
-        {1, 3},
+        {1, 3, 11},
         "INSERT INTO entries SELECT account_id, 4, transaction_id, 9, 'd', 1, balance_after + 1, at"
         f" FROM entries WHERE {ENTRY} = 3",
     ),
     "an entry and its balance inserted": (
-        {1, 2},
+        {1, 2, 11},
         "WITH e AS (INSERT INTO entries SELECT account_id, 4, transaction_id, 9, 'd', 1, balance_after + 1, at"
         f" FROM entries WHERE {ENTRY} = 3)"
         " UPDATE accounts SET balance = balance + 1, version = 4 WHERE owner = 'ada'",
@@ -104,13 +178,13 @@ DAMAGE = {
     ),
     "an account's version": ({3}, "UPDATE accounts SET version = version + 1 WHERE owner = 'ada'"),
     "a gap of versions": (
-        {3},
+        {3, 11},
         f"WITH e AS (UPDATE entries SET version = 4 WHERE {ENTRY} = 3)"
         " UPDATE accounts SET version = 4 WHERE owner = 'ada'",
     ),
     "an account deleted": ({1, 2, 3}, "DELETE FROM accounts WHERE owner = 'ada'"),
     "a deposit's second credit": (
-        {5}, "INSERT INTO transactions SELECT gen_random_uuid(), kind, reference, fingerprint, at"
+        {5, 11}, "INSERT INTO transactions SELECT gen_random_uuid(), kind, reference, fingerprint, at"
         " FROM transactions WHERE kind = 'deposit' LIMIT 1",
     ),
     "a credit without its deposit's generation": ({5}, "UPDATE deposits SET generation = 2 WHERE chain = 'MATIC'"),
