@@ -375,10 +375,11 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(dsn: str, connection: Connection) -> AsyncIterator[Bench]:
-    """Workers of this test's database; none is left running."""
-    made = Bench(dsn, connection, FakeEmitter())
+async def bench(dsn: str) -> AsyncIterator[Bench]:
+    """Workers of this test's database; none is left running. Its connection is the owner's: it sees who waits for whom."""
+    made = Bench(dsn, await owner(dsn), FakeEmitter())
     with capture_logs():  # rendering a traceback for people takes seconds
         yield made
         for worker in made.workers:
             await worker.end()
+    await made.connection.close()
