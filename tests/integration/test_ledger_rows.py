@@ -30,6 +30,7 @@ from ledger.tables import (
     INBOX,
     JOURNALED,
     SCHEDULE,
+    TRANSACTIONS,
     WALLET_REQUESTS,
 )
 from tests.support import ledger_rig
