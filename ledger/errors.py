@@ -5,6 +5,7 @@ LedgerError (code)
  │    ├── InsufficientFunds    account, available, wanted
  │    ├── Unbalanced           asset, difference
  │    └── TransactionReused    the id exists with other contents
+ ├── CorrectionRefused         a correction that may not be asked for or decided so; its code says why
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
  ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
@@ -55,6 +56,15 @@ class TransactionReused(PostingRefused):
     def __init__(self, transaction_id: UUID) -> None:
         super().__init__(f"transaction {transaction_id} exists with other contents")
         self.transaction_id = transaction_id
+
+
+class CorrectionRefused(LedgerError):
+    """What people may not ask for or decide: same_actor, correction_decided, correction_reused, unknown_correction,
+    unknown_user, reason_missing, actor_missing, bad_legs."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code  # type: ignore[misc]  # one class, several codes: nobody tells them apart by type
 
 
 class Fenced(LedgerError):

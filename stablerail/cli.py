@@ -3,70 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from stablerail.config import ConfigError, Settings, load_settings
+from stablerail.cli_audit import audit_app
+from stablerail.cli_base import fail as _fail
+from stablerail.cli_base import needed_settings as _settings
+from stablerail.cli_base import out
+from stablerail.cli_base import run as _run
+from stablerail.cli_corrections import Actor, correct_app, suspense_app
+from stablerail.cli_verify import verify_app
+from stablerail.config import Settings
 from stablerail.config_values import describe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, as topics/catalog.py declares them.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys. A key is shown once and stored hashed.")
+ledger_app = typer.Typer(no_args_is_help=True, help="What the ledger holds, and its correction by people.")
 dev_app = typer.Typer(no_args_is_help=True, help="Kafka, PostgreSQL and a chain on this machine, without containers.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(keys_app, name="keys")
 app.add_typer(dev_app, name="dev")
 
-# piped into a file or another program nothing is wrapped
-out = Console(width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
-
-EXIT_CONFIG = 78
-"""EX_CONFIG."""
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _settings(*needed: str, logs: bool = True) -> Settings:
-    """The settings, or the end of the program with each wrong or missing one's name and what is expected."""
-    from stablerail.telemetry import configure_logging
-
-    try:
-        settings = load_settings()
-        settings.require(*needed)
-    except ConfigError as error:
-        _fail(str(error), EXIT_CONFIG)
-    if logs:
-        configure_logging(settings.log_format, settings.log_level)
-    return settings
-
-
-def _run(action: Callable[[], Awaitable[Any]]) -> Any:
-    """Runs a short command; what it cannot reach is said in one line."""
-    import asyncpg
-    from aiokafka.errors import KafkaError
-
-    from chain.errors import ChainError
-    from ledger.errors import LedgerError
-
-    async def main() -> Any:
-        return await action()
-
-    try:
-        return asyncio.run(main())
-    except LedgerError as error:
-        _fail(f"{error.code}: {error}")
-    except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
-        _fail(f"{type(error).__name__}: {error}")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(verify_app, name="verify")
+app.add_typer(audit_app, name="audit")
+app.add_typer(suspense_app, name="suspense")
+ledger_app.add_typer(correct_app, name="correct")
 
 
 @app.command()
@@ -135,23 +103,6 @@ def api() -> None:
     run_api(_settings("database_url"))
 
 
-@app.command()
-def verify() -> None:
-    """Check the invariants; exit code 1 when one does not hold."""
-    from stablerail.verify import verify_all
-
-    settings = _settings("database_url", logs=False)
-    results = _run(lambda: verify_all(settings))
-    table = Table("", "invariant", "checked", "offending", header_style="bold", pad_edge=False, box=None)
-    for result in results:
-        mark = "[green]holds[/]" if result.holds else "[bold red]BROKEN[/]"
-        table.add_row(
-            str(result.number), result.name, str(result.checked), mark if result.holds else f"{mark} {result.offending}"
-        )
-    out.print(table)
-    raise typer.Exit(0 if all(result.holds for result in results) else 1)
-
-
 @topics_app.command("create")
 def topics_create() -> None:
     """Create what is missing; what differs is reported, not changed."""
@@ -191,10 +142,21 @@ async def _list_topics(settings: Settings) -> bool:
     return all(state.exists and not state.drift for state in states)
 
 
+def _actor(settings: Settings, given: str | None) -> str:
+    """Who acts, for the audit: as they say, else the login they have on this machine."""
+    import getpass
+
+    try:
+        return given or settings.actor or f"os:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return f"os:{os.getuid()}"
+
+
 @keys_app.command("create")
 def keys_create(
     scope: Annotated[list[str], typer.Option(help="read or admin; may be given several times")],
     name: Annotated[str, typer.Option(help="whose key it is, for the list")] = "unnamed",
+    actor: Actor = None,
 ) -> None:
     """Make a key and print it, once."""
     from stablerail.keys import Scope, create_key
@@ -208,7 +170,7 @@ def keys_create(
     async def action() -> str:
         connection = await connector(settings)()
         try:
-            made = await create_key(connection, [Scope(one) for one in scope], name)
+            made = await create_key(connection, [Scope(one) for one in scope], name, actor=_actor(settings, actor))
             return made.token.get_secret_value()
         except ValueError as error:
             _fail(str(error))
@@ -241,7 +203,7 @@ def keys_list() -> None:
 
 
 @keys_app.command("revoke")
-def keys_revoke(key_id: str) -> None:
+def keys_revoke(key_id: str, actor: Actor = None) -> None:
     """End a key."""
     from stablerail.keys import revoke_key
     from stablerail.wiring import connector
@@ -251,7 +213,7 @@ def keys_revoke(key_id: str) -> None:
     async def action() -> bool:
         connection = await connector(settings)()
         try:
-            return await revoke_key(connection, key_id)
+            return await revoke_key(connection, key_id, actor=_actor(settings, actor))
         finally:
             await connection.close()
 

@@ -117,6 +117,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
+    actor: str | None = Field(
+        None, min_length=1, max_length=100, description="who runs the commands that change something, for the audit"
+    )
+
     kafka_bootstrap: Bootstrap = Field("127.0.0.1:9092", description="brokers, host:port[,host:port…]")
     topic_prefix: Prefix = Field("", description="put before every topic's name")
     group_prefix: Prefix = Field("stablerail-", description="put before every consumer group's name")

@@ -21,7 +21,7 @@ CREATE TABLE corrections (
     state text NOT NULL CHECK (state IN ('requested', 'approved', 'rejected')),
     reason text NOT NULL, reference text NOT NULL, legs jsonb NOT NULL, transaction_id uuid NOT NULL,
     requested_by text NOT NULL, requested_at timestamptz NOT NULL, decided_by text, decided_at timestamptz,
-    CHECK (decided_by <> requested_by), CHECK ((state = 'requested') = (decided_by IS NULL))
+    CHECK (state <> 'approved' OR decided_by <> requested_by), CHECK ((state = 'requested') = (decided_by IS NULL))
 );
 CREATE INDEX corrections_open ON corrections (requested_at) WHERE state = 'requested';
 

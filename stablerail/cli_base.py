@@ -1,0 +1,58 @@
+"""What every command of the CLI uses: the two consoles, how it fails, its settings, how it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from stablerail.config import ConfigError, Settings, load_settings
+
+# piped into a file or another program nothing is wrapped
+out = Console(width=None if sys.stdout.isatty() else 240)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
+
+EXIT_CONFIG = 78
+"""EX_CONFIG."""
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def needed_settings(*needed: str, logs: bool = True) -> Settings:
+    """The settings, or the end of the program with each wrong or missing one's name and what is expected."""
+    from stablerail.telemetry import configure_logging
+
+    try:
+        settings = load_settings()
+        settings.require(*needed)
+    except ConfigError as error:
+        fail(str(error), EXIT_CONFIG)
+    if logs:
+        configure_logging(settings.log_format, settings.log_level)
+    return settings
+
+
+def run(action: Callable[[], Awaitable[Any]]) -> Any:
+    """Runs a short command; what it cannot reach, or the ledger refuses, is said in one line."""
+    import asyncpg
+    from aiokafka.errors import KafkaError
+
+    from chain.errors import ChainError
+    from ledger.errors import LedgerError
+
+    async def main() -> Any:
+        return await action()
+
+    try:
+        return asyncio.run(main())
+    except LedgerError as error:
+        fail(f"{error.code}: {error}")
+    except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
+        fail(f"{type(error).__name__}: {error}")
