@@ -199,9 +199,9 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     TRANSACTIONS,
                     Op.INSERT,
                     [
-                        (credit_id, "deposit_credited", deposit_id, b"f", NOON),
-                        (final_id, "deposit_finalized", deposit_id, b"f", later),
-                        (named(22), "deposit_credited", named(8), b"f", later),
+                        (credit_id, "deposit_credited", deposit_id, b"f", NOON, None),
+                        (final_id, "deposit_finalized", deposit_id, b"f", later, None),
+                        (named(22), "deposit_credited", named(8), b"f", later, None),
                     ],
                 ),
                 block(
