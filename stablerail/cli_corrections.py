@@ -8,16 +8,16 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-import stamina
+import asyncpg
 import typer
 from rich.table import Table
 
 from ledger import corrections
 from ledger.accounts import USDC, Account
-from ledger.commit import TRANSIENT
 from ledger.corrections import Correction
 from ledger.posting import Leg, credit, debit
 from ledger.rows import Connection
@@ -31,6 +31,10 @@ suspense_app = typer.Typer(no_args_is_help=True, help="Money whose owner was not
 _LEG: Final = re.compile(
     r"(?P<owner>.+)\.(?P<type>\w+?)(?:\[(?P<shard>[^\]]*)\])?(?::(?P<asset>\w+))?=(?P<amount>[^=]+)"
 )
+
+_SECOND: Final = (
+    asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError,
+)  # fmt: skip
 
 Actor = Annotated[str | None, typer.Option(help="who you are; or STABLERAIL_ACTOR")]
 Reason = Annotated[str, typer.Option(help="why, for whoever approves and for the audit")]
@@ -46,9 +50,10 @@ def request(
 ) -> None:  # fmt: skip
     """Ask for a balanced correction; prints its id. Nothing moves before another person approves."""
     legs = [*(_leg(text, debit) for text in debit_), *(_leg(text, credit) for text in credit_)]
+    key = _id(id)
 
     def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
-        return corrections.request(connection, _id(id), legs, reason, who, at, reference=reference)
+        return corrections.request(connection, key, legs, reason, who, at, reference=reference)
 
     _show(_act(ask, actor))
 
@@ -56,19 +61,22 @@ def request(
 @correct_app.command("approve")
 def approve(correction_id: str, actor: Actor = None) -> None:
     """Post a correction that somebody else asked for."""
-    _show(_act(lambda connection, who, at: corrections.approve(connection, _id(correction_id), who, at), actor))
+    found = _id(correction_id)
+    _show(_act(lambda connection, who, at: corrections.approve(connection, found, who, at), actor))
 
 
 @correct_app.command("reject")
 def reject(correction_id: str, actor: Actor = None) -> None:
     """End a correction without posting it."""
-    _show(_act(lambda connection, who, at: corrections.reject(connection, _id(correction_id), who, at), actor))
+    found = _id(correction_id)
+    _show(_act(lambda connection, who, at: corrections.reject(connection, found, who, at), actor))
 
 
 @correct_app.command("show")
 def show(correction_id: str) -> None:
     """One correction."""
-    _show(_read(lambda connection: corrections.find(connection, _id(correction_id))))
+    found = _id(correction_id)
+    _show(_read(lambda connection: corrections.find(connection, found)))
 
 
 @correct_app.command("list")
@@ -90,10 +98,10 @@ def assign(
     user: str, amount: str, reason: Reason, reference: Reference = "", id: Id = None, actor: Actor = None
 ) -> None:
     """Ask that AMOUNT of USDC in suspense becomes USER's; another person approves it with `ledger correct approve`."""
-    units = _amount(amount)
+    units, key = _amount(amount), _id(id)
 
     def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
-        return corrections.assign_suspense(connection, _id(id), user, units, reason, who, at, reference=reference)
+        return corrections.assign_suspense(connection, key, user, units, reason, who, at, reference=reference)
 
     _show(_act(ask, actor))
 
@@ -152,10 +160,12 @@ def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) 
     """Runs it on a connection; a deadlock's victim, or whoever came second, runs again."""
     from stablerail.wiring import connector
 
-    @stamina.retry(on=TRANSIENT, attempts=3, wait_initial=0.05)
     async def action() -> Any:
         connection = await connector(settings)()
         try:
+            for _ in range(2):
+                with suppress(*_SECOND):
+                    return await act(connection)
             return await act(connection)
         finally:
             await connection.close()

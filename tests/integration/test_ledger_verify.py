@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 
 from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.item import read_item
 from agents.stage import settle
-from ledger.commit import claim_owners
+from ledger.accounts import buffer, spendable
+from ledger.checkpoint import Checkpoint
+from ledger.commit import claim_owners, link, lock_owners, lock_writer, seal
+from ledger.posting import Fold, Transaction, credit, debit
 from ledger.rows import Connection
-from ledger.verify import verify
+from ledger.store import blocks_of, lock_balances
+from ledger.verify import verify, verify_ledger
 from stablerail.dev.postgres import Postgres
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, connect_to, owner, unguard
@@ -231,3 +238,121 @@ async def test_damage_is_found(wanted: set[int], statement: str, books: Connecti
     assert await broken(books) == wanted
     for result in await verify(books, rows_max=1):
         assert len(result.offending) == (result.number in wanted)
+
+
+# -- since a checkpoint -------------------------------------------------------------------------------------------------
+
+
+async def since(connection: Connection, checkpoint: Checkpoint) -> set[int]:
+    results, _ = await verify_ledger(connection, since=checkpoint)
+    return {result.number for result in results if not result.holds}
+
+
+async def post_at(connection: Connection, reference: str) -> None:
+    """One more commit, which moves a base unit to ada."""
+    async with connection.transaction():
+        owners = await lock_writer(connection, "cli")
+        balances, at = await lock_balances(connection, {spendable("ada"), buffer()}, AT)
+        fold = Fold(balances)
+        legs = (debit(spendable("ada"), 1), credit(buffer(), 1))
+        fold.post(Transaction(uuid.uuid4().hex, "gift", reference, legs))
+        blocks = blocks_of(fold, at, owners[0].batch)
+        await seal(connection, "cli", owners, blocks=blocks, messages=[], at=at, actor="x", summary={})
+
+
+async def test_since_a_checkpoint_only_what_was_committed_after_it_is_looked_at(books: Connection) -> None:
+    results, checkpoint = await verify_ledger(books)
+    assert {r.number: r.checked for r in results} == {1: 5, 2: 4, 3: 4, 11: 5}
+    assert Checkpoint.load(checkpoint.dump()) == checkpoint
+    assert await since(books, checkpoint) == set()
+    for n in range(3):
+        await post_at(books, str(n))
+    results, later = await verify_ledger(books, since=checkpoint)
+    assert all(result.holds for result in results)
+    assert {r.number: r.checked for r in results} == {1: 3, 2: 4, 3: 4, 11: 3}
+    assert later.heads.keys() - checkpoint.heads.keys() == {("cli", "-", 0)}
+    full, same = await verify_ledger(books)
+    assert same == later
+    assert all(result.holds for result in full)
+
+
+NEW = "account_id = (SELECT id FROM accounts WHERE owner = 'ada') AND version"
+AFTER = {
+    "an entry's amount": ({1, 3, 11}, f"UPDATE entries SET amount = 2 WHERE {NEW} = 5"),
+    "an entry's balance": ({3, 11}, f"UPDATE entries SET balance_after = 99 WHERE {NEW} = 5"),
+    "an account": ({2, 3}, "UPDATE accounts SET balance = balance + 1 WHERE owner = 'ada'"),
+    "a transaction inserted with all that comes of it": ({11}, INSERTED % "9999"),
+    "the past cut off": ({11}, "DELETE FROM audit WHERE stage = 'credit_deposits' AND position > 2;"
+        "UPDATE owners SET position = 2, head = (SELECT head FROM audit WHERE stage = 'credit_deposits' AND position = 2)"
+        " WHERE stage = 'credit_deposits'"),
+    "a head of the past": ({11}, "UPDATE audit SET head = 'x' WHERE stage = 'credit_deposits' AND position = 5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "statement"), AFTER.values(), ids=[name.replace(" ", "_") for name in AFTER])
+async def test_damage_since_a_checkpoint_is_found(wanted: set[int], statement: str, books: Connection) -> None:
+    _, checkpoint = await verify_ledger(books)
+    for n in range(3):
+        await post_at(books, str(n))
+    assert await since(books, checkpoint) == set()
+    await books.execute(statement)
+    assert await since(books, checkpoint) == wanted
+
+
+async def test_a_past_that_was_forged_with_all_its_hashes_is_found_by_an_older_checkpoint(books: Connection) -> None:
+    for n in range(2):
+        await post_at(books, str(n))
+    _, checkpoint = await verify_ledger(books)
+    await books.execute("UPDATE audit SET actor = 'nobody' WHERE stage = 'cli' AND position = 1")
+    head = b""
+    rows = await books.fetch("SELECT * FROM audit WHERE stage = 'cli' ORDER BY position")
+    for row in rows:
+        seals = (row["batch"], row["ledger"], row["logs"])
+        head = link(head, row["digest"], row["at"], row["actor"], orjson.loads(row["summary"]), seals)
+        await books.execute("UPDATE audit SET head = $1 WHERE stage = 'cli' AND position = $2", head, row["position"])
+    await books.execute("UPDATE owners SET head = $1 WHERE stage = 'cli'", head)
+    await books.execute("DELETE FROM outbox")
+    assert await broken(books) == set(), "with every hash forged the database alone cannot tell"
+    assert await since(books, checkpoint) == {11}
+
+
+async def test_a_commit_of_several_partitions_is_sealed_in_each_chain(books: Connection) -> None:
+    keys = [("t", n) for n in range(3)]
+    epochs, _ = await claim_owners(books, "several", keys, AT)
+    owners = await lock_owners(books, "several", epochs)
+    balances, at = await lock_balances(books, {spendable("ada"), buffer()}, AT)
+    fold = Fold(balances)
+    for n in range(2):
+        fold.post(Transaction(f"{n:032x}", "gift", "", (debit(spendable("ada"), 1), credit(buffer(), 1))))
+    blocks = blocks_of(fold, at, owners[0].batch)
+    await seal(books, "several", owners, blocks=blocks, messages=[], at=at, actor="x", summary={})
+    await books.execute("DELETE FROM outbox")
+    assert await broken(books) == set()
+    assert len({owner.batch for owner in owners}) == 1
+    await books.execute("UPDATE transactions SET kind = 'gifts' WHERE id = $1", f"{0:032x}")
+    (result,) = [r for r in await verify(books) if not r.holds]
+    assert "several t[0] position 2, several t[1] position 2, several t[2] position 2" in result.offending[0]
+
+
+async def test_what_the_version_before_wrote_holds_and_what_claims_to_be_of_it_does_not(books: Connection) -> None:
+    """Its rows have no batch; their links are as they were. A transaction without one needs a commit of its time."""
+    head = await books.fetchval("SELECT head FROM owners")
+    at = AT + timedelta(days=1)
+    older = link(head, b"d" * 32, at, "x", {}, (None, None, None))
+    await books.execute(
+        "INSERT INTO audit (stage, topic, partition, position, at, actor, summary, digest, head)"
+        " SELECT stage, topic, partition, 6, $1, 'x', '{}', $2, $3 FROM owners", at, b"d" * 32, older,
+    )  # fmt: skip
+    await books.execute("UPDATE owners SET position = 6, head = $1", older)
+    await books.execute("INSERT INTO transactions VALUES (gen_random_uuid(), 'gift', 'x', '', $1)", at)
+    assert await broken(books) == set()
+    await books.execute("INSERT INTO transactions VALUES (gen_random_uuid(), 'gift', 'y', '', $1)", at + timedelta(1))
+    assert await broken(books) == {11}
+
+
+async def test_progress_is_told_and_rows_are_printed_up_to_the_limit(books: Connection) -> None:
+    told: list[str] = []
+    await books.execute("UPDATE entries SET balance_after = balance_after + 1")
+    results, _ = await verify_ledger(books, rows_max=3, progress=lambda what, _done, _total: told.append(what))
+    assert {len(result.offending) for result in results if not result.holds} == {3}
+    assert len(set(told)) >= 2
