@@ -243,7 +243,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold), *changes.blocks()],
+        blocks=[*store.blocks_of(fold, owners[0].batch), *changes.blocks()],
         messages=_messages(stage, live, outcomes, at),
         at=at,
         actor=stage.name,

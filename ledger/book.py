@@ -114,7 +114,7 @@ async def _post(
             if not fold.transactions:
                 raise _Unchanged
             sealed = await seal(
-                connection, writer, owners, blocks=store.blocks_of(fold), messages=[],
+                connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=[],
                 at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
             )  # fmt: skip
     except _Unchanged:
@@ -130,7 +130,7 @@ async def settle(
     connection: Connection, requests: Sequence[Request], at: datetime, *, careful: bool = False
 ) -> tuple[list[Result], Fold]:
     """The batch's part inside a transaction: locks, folds, writes nothing. For a commit that has rows of its own; it locks
-    its state rows before, seals `store.blocks_of(fold)`, and runs again with `careful` after a unique conflict."""
+    its state rows before, seals `store.blocks_of(fold, owners[0].batch)`, and runs again with `careful` after a unique conflict."""
     transactions = [transaction for request in requests for transaction in _members(request)]
     fold = await store.lock(connection, transactions, at)
     known: dict[str, Posted] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ from ledger.accounts import Account
 from ledger.errors import TransactionReused
 from ledger.holds import HOLDS, Hold
 from ledger.posting import Balance, Entry, Fold, Marks, StateKey, Transaction, accounts_of
+from ledger.proof import ledger_blocks
 from ledger.reversals import REVERSALS, Line, Original, captured_from
 from ledger.rows import Block, Connection, Op, Row, block, uuids
 from ledger.sql import load
-from ledger.tables import ACCOUNTS, ENTRIES, TRANSACTIONS
+from ledger.tables import ACCOUNTS
 from ledger.tables import HOLDS as HOLDS_TABLE
 from ledger.tables import REVERSALS as REVERSALS_TABLE
 
@@ -34,7 +35,7 @@ async def lock(connection: Connection, transactions: Sequence[Transaction], at: 
     for state in states.values():
         accounts.update(state.accounts())
     balances, at = await lock_balances(connection, accounts, at)
-    return Fold(balances, at, states)
+    return Fold(balances, at.astimezone(UTC), states)  # hashed as text
 
 
 async def lock_balances(
@@ -140,15 +141,15 @@ async def already_posted(
     }
 
 
-def blocks_of(fold: Fold) -> list[Block]:
-    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it."""
+def blocks_of(fold: Fold, batch: int) -> list[Block]:
+    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it. `batch`: the locked
+    owners'."""
     if not fold.transactions:
         return []
     at, balances = fold.at, fold.balances
     touched = sorted(fold.touched, key=_id)
     blocks = [
-        block(TRANSACTIONS, Op.INSERT, [_transaction_row(transaction, at) for transaction in fold.transactions]),
-        block(ENTRIES, Op.INSERT, fold.entries),
+        *ledger_blocks([_transaction_row(transaction, at, batch) for transaction in fold.transactions], fold.entries),
         block(ACCOUNTS, Op.UPSERT, [account_row(account, balances[account], at) for account in touched]),
     ]
     rows: dict[tuple[str, Op], list[Row]] = {}
@@ -163,10 +164,10 @@ def blocks_of(fold: Fold) -> list[Block]:
 _NO_MARKS = Marks()
 
 
-def _transaction_row(transaction: Transaction, at: datetime) -> Row:
+def _transaction_row(transaction: Transaction, at: datetime, batch: int) -> Row:
     id, kind, reference, _, operation = transaction
     marks = _NO_MARKS if operation is None else operation.marks(id)
-    return (id, kind, reference, transaction.fingerprint(), at, *marks)
+    return (id, kind, reference, transaction.fingerprint(), at, *marks, batch)
 
 
 def account_row(account: Account, held: Balance, at: datetime) -> Row:

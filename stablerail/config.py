@@ -118,6 +118,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
+    actor: str | None = Field(
+        None, min_length=1, max_length=100, description="who runs the commands that change something, for the audit"
+    )
+
     kafka_bootstrap: Bootstrap = Field("127.0.0.1:9092", description="brokers, host:port[,host:port…]")
     topic_prefix: Prefix = Field("", description="put before every topic's name")
     group_prefix: Prefix = Field("stablerail-", description="put before every consumer group's name")
@@ -128,6 +132,7 @@ class Settings(BaseSettings):
 
     database_url: PostgresUrl | None = Field(None, description="postgresql://user:password@host/database")
     database_schema: LowerName = Field("stablerail", description="PostgreSQL schema that holds every table")
+    database_role: LowerName = Field("stablerail_app", description="PostgreSQL role that every connection acts as")
     database_connections_max: int = Field(10, ge=2, le=1000, description="connections of one process")
     database_lock_timeout_s: Seconds = Field(10, gt=0, description="a statement waits so long for a lock, then retries")
     database_idle_timeout_s: Seconds = Field(

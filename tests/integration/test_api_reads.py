@@ -202,9 +202,9 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     TRANSACTIONS,
                     Op.INSERT,
                     [
-                        (credit_id, "deposit_credited", deposit_id, credit_id, NOON, *Marks()),
-                        (final_id, "deposit_finalized", deposit_id, final_id, later, *Marks()),
-                        (named(22), "deposit_credited", named(8), final_id, later, *Marks()),
+                        (credit_id, "deposit_credited", deposit_id, credit_id, NOON, *Marks(), None),
+                        (final_id, "deposit_finalized", deposit_id, final_id, later, *Marks(), None),
+                        (named(22), "deposit_credited", named(8), final_id, later, *Marks(), None),
                     ],
                 ),
                 block(
