@@ -29,7 +29,8 @@ from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, lock_owners, seal
 from ledger.errors import PostingRefused
-from ledger.posting import Fold, Transaction, try_post
+from ledger.groups import try_post
+from ledger.posting import Fold, Transaction
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
 from ledger.tables import INBOX, SCHEDULE
@@ -242,7 +243,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold), *changes.blocks()],
+        blocks=[*store.blocks_of(fold, owners[0].batch), *changes.blocks()],
         messages=_messages(stage, live, outcomes, at),
         at=at,
         actor=stage.name,

@@ -8,7 +8,6 @@ that is not on it can be named, and every posting to it is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
@@ -142,7 +141,8 @@ def refusal_of(account: Account) -> PostingRefused | None:
     except ValueError:
         return UnknownAccount(str(account))
     customers = type in CUSTOMERS
-    if customers == (account.owner == SYSTEM) or not account.owner or (customers and account.shard):
+    named = account.owner and "\0" not in account.owner + account.shard  # PostgreSQL keeps no NUL
+    if customers == (account.owner == SYSTEM) or not named or (customers and account.shard):
         return UnknownAccount(str(account))
     return None if account.asset == asset_of(type) else WrongAsset(str(account), account.asset)
 
@@ -171,11 +171,6 @@ def shard_of(key: str, count: int) -> str:
     """Which of an account's `count` shards takes what belongs to `key` (a wallet's address, a customer's id). The same
     key has the same shard, and what belongs to one Kafka partition of that key and count meets in one."""
     return str(partition_of(key.encode(), count)) if count > 1 else ""
-
-
-def sharded(type: AccountType, key: str, shards: Mapping[str, int]) -> Account:
-    """The system account of a type that takes what belongs to `key`; `shards`: type -> count, 1 where it is not named."""
-    return Account(SYSTEM, type, shard=shard_of(key, shards.get(type, 1)))
 
 
 WORLD: Final = Account(SYSTEM, AccountType.WORLD_USDC)

@@ -28,8 +28,9 @@ from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
+from ledger.groups import Refused, post_together
 from ledger.holds import expire
-from ledger.posting import Fold, Marks, Refused, Transaction, post_together
+from ledger.posting import Fold, Marks, Transaction
 from ledger.rows import Block, Connection, Op, block, write
 from ledger.sql import load
 from ledger.store import Posted
@@ -89,7 +90,7 @@ async def post(
 
     An id that exists with the same contents is answered with the first result (`existed`), with other contents with
     TransactionReused; in the same batch too. The id of what was refused is not used up. After an error of the database,
-    whatever it was, the same batch may be sent again.
+    whatever it was, the same batch may be sent again. ValueError, and nothing is done: an id that is none, a text with a NUL.
     """
     _check_texts(_transactions(requests))
     careful = False
@@ -117,16 +118,19 @@ async def _post(
     try:
         async with connection.transaction():
             owners = await lock_writer(connection, writer)
-            written: list[Block] = []
+            written = 0
             if len(requests) <= PART:
                 results, fold = await settle(connection, requests, at, careful=careful)
-                blocks = store.blocks_of(fold)
+                blocks = store.blocks_of(fold, owners[0].batch)
             else:
-                results, fold, written, blocks = await _settle_in_parts(connection, requests, at, careful=careful)
+                results, fold, blocks = await _settle_in_parts(
+                    connection, requests, at, owners[0].batch, careful=careful
+                )
+                written = 2
             if not fold.transactions:
                 raise _Unchanged
             sealed = await seal(
-                connection, writer, owners, written=written, blocks=blocks, messages=[],
+                connection, writer, owners, written=blocks[:written], blocks=blocks[written:], messages=[],
                 at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
             )  # fmt: skip
     except _Unchanged:
@@ -142,7 +146,7 @@ async def settle(
     connection: Connection, requests: Sequence[Request], at: datetime, *, careful: bool = False
 ) -> tuple[list[Result], Fold]:
     """The batch's part inside a transaction: locks, folds, writes nothing. For a commit that has rows of its own; it locks
-    its state rows before, seals `store.blocks_of(fold)`, and runs again with `careful` after a unique conflict."""
+    its state rows before, seals `store.blocks_of(fold, owners[0].batch)`, and runs again with `careful` after a unique conflict."""
     transactions = _transactions(requests)
     fold = await store.lock(connection, transactions, at)
     known: dict[str, Posted] = {}
@@ -164,36 +168,36 @@ class _Known(Exception):
 
 
 async def _settle_in_parts(
-    connection: Connection, requests: Sequence[Request], at: datetime, *, careful: bool
-) -> tuple[list[Result], Fold, list[Block], list[Block]]:
-    """As `settle`, for a large batch: PostgreSQL writes one part while the next is folded. Also what is written, and the
-    blocks that are not."""
+    connection: Connection, requests: Sequence[Request], at: datetime, batch: int, *, careful: bool
+) -> tuple[list[Result], Fold, list[Block]]:
+    """As `settle`, for a large batch: PostgreSQL writes transactions and entries of one part while the next is folded. Also
+    the blocks of the whole, in which the first two are written."""
     transactions = _transactions(requests)
     fold = await store.lock(connection, transactions, at)
     known = await store.read_posted(connection, {t.id for t in transactions}) if careful else {}
     results: list[Result] = []
-    written: list[Block] = []
     here: _Here = {}
     since = 0, 0
     writing = asyncio.ensure_future(write(connection, ()))
     try:
         for first in range(0, len(requests), SLICE):
-            if first and first % PART == 0:
-                rows = store.new_rows(fold, since)
-                since = len(fold.transactions), len(fold.entries)
-                written += rows
-                await writing
-                writing = asyncio.ensure_future(write(connection, rows))
             await asyncio.sleep(0)  # sends on what is being written
             results += judge(fold, requests[first : first + SLICE], known, here)
-        blocks = store.blocks_of(fold, since)
+            last = first + SLICE >= len(requests)
+            if last or len(fold.transactions) - since[0] >= PART:
+                rows = store.new_rows(fold, since, batch)
+                since = len(fold.transactions), len(fold.entries)
+                await writing
+                writing = asyncio.ensure_future(write(connection, rows))
+                await asyncio.sleep(0)
+        blocks = store.blocks_of(fold, batch)
     finally:
         await writing
     if not careful:
         refused = {t.id for t, result in zip(transactions, results, strict=True) if isinstance(result, PostingRefused)}
         if refused and await store.read_posted(connection, refused):
             raise _Known
-    return results, fold, written, blocks
+    return results, fold, blocks
 
 
 def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted], here: _Here | None = None) -> list[Result]:
@@ -300,10 +304,12 @@ def _transactions(requests: Iterable[Request]) -> list[Transaction]:
 
 
 def _check_texts(transactions: Iterable[Transaction]) -> None:
-    """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: store.lock_balances."""
-    for id, kind, reference, _, _ in transactions:
+    """ValueError for what PostgreSQL could not store: it would end the whole batch."""
+    for id, kind, reference, _, operation in transactions:
         if not _is_id(id):
             raise ValueError(f"{id!r} is no transaction id: 32 hex digits, small letters")
+        if operation is not None and not _is_id(operation.key(id)[1]):
+            raise ValueError(f"{operation.key(id)[1]!r} is no transaction id: 32 hex digits, small letters")
         if "\0" in kind or "\0" in reference:
             raise ValueError(f"transaction {id}: a text with a NUL")
 

@@ -7,8 +7,9 @@
 | seal: rows | every changed row of a large commit, one statement | PostgreSQL writes while the record is packed |
 | seal: record | what is left, audit and owner rows, then a row of `outbox`, in the last statement | its number follows all it depends on |
 
-The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for), one link per owner row, kept in
-`audit` and in the journal. An edited, deleted, inserted or reordered row breaks it.
+The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for, batch, hashes of the commit's
+append-only rows), one link per owner row, kept in `audit` and in the journal. An edited, deleted, inserted or reordered
+row breaks it: of the chain itself, or of the tables that proof.py names.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from typing import Any, Final
 import asyncpg
 import orjson
 
+from ledger.audit_logs import Log
 from ledger.errors import Fenced, RecordTooLarge
+from ledger.proof import ledger_digest, logs_digest
 from ledger.record import Message, pack, pack_content
 from ledger.rows import Block, Connection, Op, block, write, write_then
 from ledger.sql import load
-from ledger.tables import AUDIT, OWNERS
+from ledger.tables import AUDIT, AUDIT_LOGS, OWNERS
 
 _sql = load("ledger", "sql/commit.sql")
 
@@ -51,6 +54,8 @@ class Owner:
     epoch: int
     position: int
     head: bytes
+    batch: int
+    """The commit's number, the same for all its owners. Drawn before the lock: unique, but not in order of commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ async def claim_owners(
     keys = sorted(keys)
     await connection.execute(_sql.make_owners, stage, [t for t, _ in keys], [p for _, p in keys])
     rows = await connection.fetch(_sql.lock_owners, stage, [t for t, _ in keys], [p for _, p in keys])
-    owners = [Owner(t, p, epoch + 1, position, head) for t, p, epoch, position, head in rows]
+    owners = [Owner(t, p, epoch + 1, *rest) for t, p, epoch, *rest in rows]
     sealed = await seal(connection, stage, owners, blocks=[], messages=[], at=at, actor=stage, summary={"epoch": 1})
     return {(o.topic, o.partition): o.epoch for o in owners}, sealed
 
@@ -111,19 +116,24 @@ async def seal(
     actor: str,
     summary: dict[str, Any],
     written: Sequence[Block] = (),
+    logs: Sequence[Log] = (),
 ) -> Sealed:
     """The end of a transaction: writes `blocks`, audit and owner rows, then the commit record.
 
     `messages` may be made as they are taken. `written` are rows that the transaction has written already (the inbox claim);
-    they belong to the record too. Raises RecordTooLarge, or asyncpg's errors for conflicts; the caller rolls back and runs
-    again.
+    they belong to the record too. `logs` become rows of `audit_logs`. Rows of `transactions` are of the owners' batch
+    (`proof.ledger_blocks`). Raises RecordTooLarge, or asyncpg's errors for conflicts; the caller rolls back and runs again.
     """
+    logged = [log.row(owners[0].batch, n, at) for n, log in enumerate(logs)]
+    if logged:
+        blocks = [*blocks, block(AUDIT_LOGS, Op.INSERT, logged)]
     early = blocks if sum(len(column) for b in blocks for column in b.columns) >= OVERLAP_MIN else ()
     writing = asyncio.ensure_future(write(connection, early))
     try:
         said = await _taken(messages)
         content, digest = pack_content([*written, *blocks], said)
-        proof = _proof(stage, owners, digest, at, actor, summary)
+        seals = (owners[0].batch, ledger_digest([*written, *blocks]), logs_digest(logged))
+        proof = _proof(stage, owners, digest, at, actor, summary, seals)
         topic = owners[0].topic
         record = pack(stage, topic, at, content, proof)
     finally:
@@ -146,18 +156,24 @@ async def _taken(messages: Iterable[Message]) -> list[Message]:
     return taken
 
 
-def link(head: bytes, digest: bytes, at: datetime, actor: str, summary: Any) -> bytes:
+Seals = tuple[int | None, bytes | None, bytes | None]
+"""batch, hash of the commit's ledger rows, hash of its logs. Without a batch: made before version 0003 of the schema."""
+
+
+def link(head: bytes, digest: bytes, at: datetime, actor: str, summary: Any, seals: Seals) -> bytes:
     """The next head. `summary` as JSON values: text keys and integers, so that it is the same when it is read back."""
-    about = orjson.dumps([at.astimezone(UTC).isoformat(), actor, summary], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(head + digest + about).digest()
+    about = [at.astimezone(UTC).isoformat(), actor, summary]
+    if seals[0] is not None:
+        about += [seals[0], *(None if one is None else one.hex() for one in seals[1:])]
+    return hashlib.sha256(head + digest + orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def _proof(
-    stage: str, owners: Sequence[Owner], digest: bytes, at: datetime, actor: str, summary: dict[str, Any]
+    stage: str, owners: Sequence[Owner], digest: bytes, at: datetime, actor: str, summary: dict[str, Any], seals: Seals
 ) -> list[Block]:
-    heads = [link(owner.head, digest, at, actor, summary) for owner in owners]
+    heads = [link(owner.head, digest, at, actor, summary, seals) for owner in owners]
     audit = [
-        (stage, o.topic, o.partition, o.position + 1, at, actor, summary, digest, head)
+        (stage, o.topic, o.partition, o.position + 1, at, actor, summary, digest, head, *seals)
         for o, head in zip(owners, heads, strict=True)
     ]
     rows = [(stage, o.topic, o.partition, o.epoch, o.position + 1, head) for o, head in zip(owners, heads, strict=True)]

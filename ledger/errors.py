@@ -18,7 +18,9 @@ LedgerError (code)
  │    ├── NotReversible        transaction_id, why
  │    └── ReversalExceeded     transaction_id, seq, left, wanted
  ├── AccountInUse              account, balance, holds: it cannot be closed
+ ├── CorrectionRefused         a correction that may not be asked for or decided so; its code says why
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
+ ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
  ├── ReadRefused               what was asked for cannot be answered
  │    ├── BadAccountName       name
@@ -209,6 +211,15 @@ class AccountInUse(LedgerError):
         self.account, self.balance, self.holds = account, balance, holds
 
 
+class CorrectionRefused(LedgerError):
+    """What people may not ask for or decide: same_actor, correction_decided, correction_reused, unknown_correction,
+    unknown_user, reason_missing, actor_missing, bad_legs."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code  # type: ignore[misc]  # one class, several codes: nobody tells them apart by type
+
+
 class Fenced(LedgerError):
     """Another worker owns the partition: an owner row is not at our epoch."""
 
@@ -217,6 +228,12 @@ class Fenced(LedgerError):
     def __init__(self, stage: str, lost: tuple[tuple[str, int], ...]) -> None:
         super().__init__(f"{stage} does not own {', '.join(f'{topic}[{partition}]' for topic, partition in lost)}")
         self.stage, self.lost = stage, lost
+
+
+class RoleRefused(LedgerError):
+    """The application's database role is missing, or our login may not act as it; the text says the remedy."""
+
+    code = "role_refused"
 
 
 class RecordTooLarge(LedgerError):
@@ -244,7 +261,7 @@ class BadAccountName(ReadRefused):
 class AccountNotFound(ReadRefused):
     """Nothing was ever posted to an account of this name."""
 
-    code = "unknown_account"
+    code = "account_not_found"
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no account {name}")
@@ -254,7 +271,7 @@ class AccountNotFound(ReadRefused):
 class TransactionNotFound(ReadRefused):
     """No transaction has this id."""
 
-    code = "unknown_transaction"
+    code = "transaction_not_found"
 
     def __init__(self, transaction_id: UUID) -> None:
         super().__init__(f"there is no transaction {transaction_id}")

@@ -19,6 +19,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from ledger.roles import ROLE, grant, make_role, quoted
+
 Part = Literal["all", "pre", "post"]
 
 LOCK_WAIT_MS: Final = 1_000
@@ -27,15 +29,17 @@ TRIES_MAX: Final = 30
 _TARGETS: Final = {"all": "heads", "pre": "pre@head", "post": "post@head"}
 
 
-async def upgrade(database_url: str, schema: str, part: Part = "all") -> None:
-    """Makes the schema when missing and brings it to the newest revision (`pre`: what may be done before a roll-out).
-    Safe to run from many processes at once, and while workers write."""
+async def upgrade(database_url: str, schema: str, part: Part = "all", role: str = ROLE) -> None:
+    """Makes the schema and the application's role when missing and brings the schema to the newest revision (`pre`: what may
+    be done before a roll-out). Safe to run from many processes at once, and while workers write. Raises RoleRefused."""
     connection = await asyncpg.connect(database_url)
     try:
         # one at a time: two first starts would both create the tables
         await connection.execute("SELECT pg_advisory_lock(hashtext($1))", f"migrate {schema}")
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}")
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+        await make_role(connection, role)
         await run_to(database_url, schema, _TARGETS[part])
+        await grant(connection, schema, role)
     finally:
         await connection.close()
 
@@ -60,7 +64,7 @@ async def _run(database_url: str, schema: str, revision: str) -> None:
         poolclass=NullPool,
         async_creator=lambda: asyncpg.connect(
             database_url,
-            server_settings={"search_path": _quoted(schema), "lock_timeout": str(LOCK_WAIT_MS)},
+            server_settings={"search_path": quoted(schema), "lock_timeout": str(LOCK_WAIT_MS)},
         ),
     )
 
@@ -77,7 +81,3 @@ async def _run(database_url: str, schema: str, revision: str) -> None:
             await connection.commit()
     finally:
         await engine.dispose()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -6,7 +6,8 @@
 | fold | each transaction in order: check, then move balances and versions | a refused one leaves no trace for its neighbours; the next sees the one before |
 
 One writer that folds a hot account in memory beats many connections that fight for its row. The single posting is the
-batch of one. What a transaction does beside moving money is its operation: ledger/holds.py, ledger/reversals.py.
+batch of one. What a transaction does beside moving money is its operation: ledger/holds.py, ledger/reversals.py. Several that
+stand or fall together: ledger/groups.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
 from ledger.accounts import AMOUNT_MAX, OUT_OF_REACH, Account, refusal_of
-from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, PostingRefused, Unbalanced
+from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, Unbalanced
 
 Direction = Literal["d", "c"]
 
@@ -262,75 +263,3 @@ def _moves(legs: Iterable[Leg], balances: dict[Account, Balance]) -> list[Move]:
         if abs(balance) > AMOUNT_MAX:
             raise AmountOutOfRange(balance, AMOUNT_MAX)
     return moves
-
-
-class Refused(NamedTuple):
-    """Which of an event's transactions was refused, and why."""
-
-    transaction: Transaction
-    refusal: PostingRefused
-
-
-def post_together(fold: Fold, transactions: Sequence[Transaction]) -> Refused | None:
-    """Posts all of the transactions or none."""
-    if len(transactions) == 1:  # nothing to undo: a refused one has changed nothing
-        try:
-            fold.post(transactions[0])
-        except PostingRefused as refusal:
-            return Refused(transactions[0], refusal)
-        return None
-    undo = _Undo(fold)
-    for transaction in transactions:
-        undo.remember(transaction)
-        try:
-            fold.post(transaction)
-        except PostingRefused as refusal:
-            undo.undo()
-            return Refused(transaction, refusal)
-    return None
-
-
-def try_post(fold: Fold, transactions: Iterable[Transaction]) -> PostingRefused | None:
-    """Posts all of one event's transactions or none; the refusal, if any."""
-    refused = post_together(fold, tuple(transactions))
-    return refused.refusal if refused else None
-
-
-class _Undo:
-    """The fold as it was, as far as some transactions can change it."""
-
-    def __init__(self, fold: Fold) -> None:
-        self._fold = fold
-        self._lengths = len(fold.transactions), len(fold.entries)
-        self._accounts: dict[Account, tuple[int, int, bool]] = {}
-        self._states: dict[StateKey, tuple[State | None, bool]] = {}
-
-    def remember(self, transaction: Transaction) -> None:
-        """To be called before the transaction is posted."""
-        fold = self._fold
-        accounts = accounts_of((transaction,))
-        if transaction.operation is not None:
-            key = transaction.operation.key(transaction.id)
-            state: State | None = fold.states.get(key)
-            self._states.setdefault(key, (state, key in fold.changed))
-            # what it may touch is told by its state, or (made by this batch) is touched already
-            accounts |= fold.touched if state is None else {*state.accounts()}
-        for account in accounts:
-            held = fold.balances[account]
-            self._accounts.setdefault(account, (held.balance, held.version, account in fold.touched))
-
-    def undo(self) -> None:
-        fold = self._fold
-        for account, (balance, version, touched) in self._accounts.items():
-            fold.balances[account].balance, fold.balances[account].version = balance, version
-            if not touched:
-                fold.touched.discard(account)
-        for key, (state, changed) in self._states.items():
-            if not changed:
-                fold.changed.discard(key)
-            if state is None:
-                fold.states.pop(key, None)
-            else:
-                fold.states[key] = state
-        transactions, entries = self._lengths
-        del fold.transactions[transactions:], fold.fingerprints[transactions:], fold.entries[entries:]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from itertools import repeat
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -12,10 +11,11 @@ from ledger.accounts import Account
 from ledger.errors import TransactionReused
 from ledger.holds import HOLDS, Hold
 from ledger.posting import Balance, Entry, Fold, Marks, StateKey, Transaction, accounts_of
+from ledger.proof import ledger_blocks
 from ledger.reversals import REVERSALS, Line, Original, captured_from
 from ledger.rows import Block, Connection, Op, Row, block, uuids
 from ledger.sql import load
-from ledger.tables import ACCOUNTS, ENTRIES, TRANSACTIONS
+from ledger.tables import ACCOUNTS
 from ledger.tables import HOLDS as HOLDS_TABLE
 from ledger.tables import REVERSALS as REVERSALS_TABLE
 
@@ -35,7 +35,7 @@ async def lock(connection: Connection, transactions: Sequence[Transaction], at: 
     for state in states.values():
         accounts.update(state.accounts())
     balances, at = await lock_balances(connection, accounts, at)
-    return Fold(balances, at, states)
+    return Fold(balances, at.astimezone(UTC), states)  # hashed as text
 
 
 async def lock_balances(
@@ -52,8 +52,6 @@ async def lock_balances(
     if len(balances) < len(wanted):
         for account in wanted:
             if account not in balances:
-                if "\0" in account.owner + account.shard:
-                    raise ValueError(f"account {str(account)!r}: a text with a NUL, which PostgreSQL cannot store")
                 balances[account] = Balance()
     return balances, at
 
@@ -152,13 +150,13 @@ async def already_posted(
     }
 
 
-def blocks_of(fold: Fold, since: tuple[int, int] = (0, 0)) -> list[Block]:
-    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it. `since`: those
-    of new_rows that are written."""
+def blocks_of(fold: Fold, batch: int) -> list[Block]:
+    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it. `batch`: the locked
+    owners'."""
     if not fold.transactions:
         return []
     at, balances = fold.at, fold.balances
-    blocks = new_rows(fold, since)
+    blocks = ledger_blocks(_transaction_rows(fold, 0, batch), fold.entries)
     known, fresh = [], []
     for account in sorted(fold.touched, key=_id):
         held = balances[account]
@@ -176,22 +174,21 @@ def blocks_of(fold: Fold, since: tuple[int, int] = (0, 0)) -> list[Block]:
     return blocks + [block(tables[table], op, some) for (table, op), some in rows.items()]
 
 
-def new_rows(fold: Fold, since: tuple[int, int]) -> list[Block]:
+def new_rows(fold: Fold, since: tuple[int, int], batch: int) -> list[Block]:
     """The rows that nothing changes any more: transactions and entries from these places on."""
-    first, entry = since
-    if first == len(fold.transactions):
-        return []
-    made = map(_transaction_row, fold.transactions[first:], fold.fingerprints[first:], repeat(fold.at))
-    return [block(TRANSACTIONS, Op.INSERT, [*made]), block(ENTRIES, Op.INSERT, fold.entries[entry:])]
+    return ledger_blocks(_transaction_rows(fold, since[0], batch), fold.entries[since[1] :])
 
 
 _NO_MARKS = Marks()
 
 
-def _transaction_row(transaction: Transaction, fingerprint: str, at: datetime) -> Row:
-    id, kind, reference, _, operation = transaction
-    marks = _NO_MARKS if operation is None else operation.marks(id)
-    return (id, kind, reference, fingerprint, at, *marks)
+def _transaction_rows(fold: Fold, first: int, batch: int) -> list[Row]:
+    at, rows = fold.at, []
+    for transaction, fingerprint in zip(fold.transactions[first:], fold.fingerprints[first:], strict=True):
+        id, kind, reference, _, operation = transaction
+        marks = _NO_MARKS if operation is None else operation.marks(id)
+        rows.append((id, kind, reference, fingerprint, at, *marks, batch))
+    return rows
 
 
 def account_row(account: Account, held: Balance, at: datetime) -> Row:

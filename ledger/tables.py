@@ -18,7 +18,8 @@ OWNERS: Final = Table(
 AUDIT: Final = Table(
     "audit",
     ("stage", "topic", "partition", "position"),
-    "stage:text topic:text partition:int position:int at:time actor:text summary:json digest:bytes head:bytes",
+    "stage:text topic:text partition:int position:int at:time actor:text summary:json digest:bytes head:bytes"
+    " batch:int ledger:bytes logs:bytes",
 )
 INBOX: Final = Table(
     "inbox",
@@ -39,7 +40,7 @@ ACCOUNTS: Final = Table(
 TRANSACTIONS: Final = Table(
     "transactions",
     ("id",),
-    "id:uuid kind:text reference:text fingerprint:uuid at:time hold_id:uuid hold_step:text reverses:uuid",
+    "id:uuid kind:text reference:text fingerprint:uuid at:time hold_id:uuid hold_step:text reverses:uuid batch:int",
 )
 ENTRIES: Final = Table(
     "entries",
@@ -87,6 +88,18 @@ DEPOSIT_REPORTS: Final = Table(
     "id:uuid source:text transfer_id:text group_id:uuid deposit_id:uuid evidence:text block_hash:text reported_at:time",
 )
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
+AUDIT_LOGS: Final = Table(
+    "audit_logs",
+    ("batch", "n"),
+    "batch:int n:int at:time actor:text action:text resource:text resource_id:text before:json after:json"
+    " status:text error:text address:text user_agent:text",
+)
+CORRECTIONS: Final = Table(
+    "corrections",
+    ("id",),
+    "id:uuid kind:text state:text reason:text reference:text legs:json transaction_id:uuid"
+    " requested_by:text requested_at:time decided_by:text decided_at:time",
+)
 
 JOURNALED: Final = (
     OWNERS,
@@ -105,5 +118,9 @@ JOURNALED: Final = (
     DEPOSITS,
     DEPOSIT_REPORTS,
     CHAIN_CURSORS,
+    AUDIT_LOGS,
+    CORRECTIONS,
 )
+APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS)
+"""Their rows are added and never changed: the application's role may not, and a trigger refuses it."""
 BY_NAME: Final = {table.name: table for table in JOURNALED}

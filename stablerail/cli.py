@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from stablerail.cli_audit import audit_app
 from stablerail.cli_base import fail as _fail
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import out
 from stablerail.cli_base import run as _run
+from stablerail.cli_corrections import Actor, correct_app, suspense_app
 from stablerail.cli_ledger import ledger_app
+from stablerail.cli_verify import verify_app
 from stablerail.config import Settings
 from stablerail.config_values import describe
 
@@ -29,6 +33,10 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(keys_app, name="keys")
 app.add_typer(dev_app, name="dev")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(verify_app, name="verify")
+app.add_typer(audit_app, name="audit")
+app.add_typer(suspense_app, name="suspense")
+ledger_app.add_typer(correct_app, name="correct")
 
 
 @contextmanager
@@ -58,7 +66,11 @@ def migrate(
     from ledger.migrate import upgrade
 
     settings = _settings("database_url")
-    _run(lambda: upgrade(settings.secret("database_url"), settings.database_schema, only or "all"))
+    _run(
+        lambda: upgrade(
+            settings.secret("database_url"), settings.database_schema, only or "all", settings.database_role
+        )
+    )
     out.print(f"schema {settings.database_schema} is at the newest {f'{only} ' if only else ''}revision")
 
 
@@ -113,23 +125,6 @@ def api() -> None:
     run_api(_settings("database_url"))
 
 
-@app.command()
-def verify() -> None:
-    """Check the invariants; exit code 1 when one does not hold."""
-    from stablerail.verify import verify_all
-
-    settings = _settings("database_url", logs=False)
-    results = _run(lambda: verify_all(settings))
-    table = Table("", "invariant", "checked", "offending", header_style="bold", pad_edge=False, box=None)
-    for result in results:
-        mark = "[green]holds[/]" if result.holds else "[bold red]BROKEN[/]"
-        table.add_row(
-            str(result.number), result.name, str(result.checked), mark if result.holds else f"{mark} {result.offending}"
-        )
-    out.print(table)
-    raise typer.Exit(0 if all(result.holds for result in results) else 1)
-
-
 @topics_app.command("create")
 def topics_create() -> None:
     """Create what is missing; what differs is reported, not changed."""
@@ -169,10 +164,21 @@ async def _list_topics(settings: Settings) -> bool:
     return all(state.exists and not state.drift for state in states)
 
 
+def _actor(settings: Settings, given: str | None) -> str:
+    """Who acts, for the audit: as they say, else the login they have on this machine."""
+    import getpass
+
+    try:
+        return given or settings.actor or f"os:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return f"os:{os.getuid()}"
+
+
 @keys_app.command("create")
 def keys_create(
     scope: Annotated[list[str], typer.Option(help="read or admin; may be given several times")],
     name: Annotated[str, typer.Option(help="whose key it is, for the list")] = "unnamed",
+    actor: Actor = None,
 ) -> None:
     """Make a key and print it, once."""
     from stablerail.keys import Scope, create_key
@@ -186,7 +192,7 @@ def keys_create(
     async def action() -> str:
         connection = await connector(settings)()
         try:
-            made = await create_key(connection, [Scope(one) for one in scope], name)
+            made = await create_key(connection, [Scope(one) for one in scope], name, actor=_actor(settings, actor))
             return made.token.get_secret_value()
         except ValueError as error:
             _fail(str(error))
@@ -219,7 +225,7 @@ def keys_list() -> None:
 
 
 @keys_app.command("revoke")
-def keys_revoke(key_id: str) -> None:
+def keys_revoke(key_id: str, actor: Actor = None) -> None:
     """End a key."""
     from stablerail.keys import revoke_key
     from stablerail.wiring import connector
@@ -229,7 +235,7 @@ def keys_revoke(key_id: str) -> None:
     async def action() -> bool:
         connection = await connector(settings)()
         try:
-            return await revoke_key(connection, key_id)
+            return await revoke_key(connection, key_id, actor=_actor(settings, actor))
         finally:
             await connection.close()
 

@@ -34,7 +34,7 @@ from stablerail.answers import (
 from stablerail.cli_base import err, fail, needed_settings, out, run
 from topics.money import format_amount
 
-ledger_app = typer.Typer(no_args_is_help=True, help="Balances, statements, entries and the trial balance.")
+ledger_app = typer.Typer(no_args_is_help=True, help="What the ledger holds and held, and its correction by people.")
 
 PROGRESS_LINES_MIN: Final = 5_000
 """A shorter export is done before a bar is read."""

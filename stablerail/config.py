@@ -15,13 +15,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
 from pydantic import field_validator as check
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ledger.accounts import CUSTOMERS, AccountType
 from stablerail.config_values import (
     EVM_CHAINS,
     BaseUnits,
@@ -117,6 +118,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
+    actor: str | None = Field(
+        None, min_length=1, max_length=100, description="who runs the commands that change something, for the audit"
+    )
+
     kafka_bootstrap: Bootstrap = Field("127.0.0.1:9092", description="brokers, host:port[,host:port…]")
     topic_prefix: Prefix = Field("", description="put before every topic's name")
     group_prefix: Prefix = Field("stablerail-", description="put before every consumer group's name")
@@ -127,6 +132,7 @@ class Settings(BaseSettings):
 
     database_url: PostgresUrl | None = Field(None, description="postgresql://user:password@host/database")
     database_schema: LowerName = Field("stablerail", description="PostgreSQL schema that holds every table")
+    database_role: LowerName = Field("stablerail_app", description="PostgreSQL role that every connection acts as")
     database_connections_max: int = Field(10, ge=2, le=1000, description="connections of one process")
     database_lock_timeout_s: Seconds = Field(10, gt=0, description="a statement waits so long for a lock, then retries")
     database_idle_timeout_s: Seconds = Field(
@@ -167,6 +173,9 @@ class Settings(BaseSettings):
 
     deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
+    ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
+        {}, description='rows of the hot accounts of ours, by type, JSON: {"system_buffer_fiat": 4}'
+    )
 
     stage_batch_events_max: int = Field(2_000, ge=1, le=10_000, description="most events in one transaction")
     stage_batches_in_flight_max: int = Field(2, ge=1, le=4, description="batches between commit and acknowledgement")
@@ -208,6 +217,14 @@ class Settings(BaseSettings):
             given = {chain: evm_address(chain, value) for chain, value in given.items()}
         return {**network_default(info.field_name, info.data.get("network", "testnet")), **given}
 
+    @check("ledger_shards")
+    @classmethod
+    def _hot_types(cls, given: dict[str, int]) -> dict[str, int]:
+        known = [type.value for type in AccountType if type not in CUSTOMERS and type is not AccountType.CUSTODY_USDC]
+        if unknown := [type for type in given if type not in known]:
+            raise ValueError(f"{unknown[0][:40]} has no shards; there are {', '.join(known)}")
+        return given
+
     @check("circle_api_key")
     @classmethod
     def _key_of_network(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
@@ -232,6 +249,10 @@ class Settings(BaseSettings):
     def read_chains(self) -> tuple[Chain, ...]:
         """Chains we have endpoints for; on the others the custodian's word is finality."""
         return tuple(chain for chain in EVM_CHAINS if chain in self.rpc_urls)
+
+    def shards_of(self, type: AccountType) -> int:
+        """How many rows an account of ours has. A count may grow at any time: a balance is the sum of all shards there are."""
+        return self.ledger_shards.get(type, self.buffer_shards if type is AccountType.SYSTEM_BUFFER_USDC else 1)
 
     def require(self, *fields: str) -> None:
         """Each process names what it cannot run without. Raises ConfigError with all that are unset."""

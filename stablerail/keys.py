@@ -2,7 +2,8 @@
 
 The stored hash is one SHA-256 on purpose. A slow hash (argon2, bcrypt) makes guessing costly where people choose the
 secret; ours is 256 random bits, which nobody guesses at any speed, and a slow hash would only let anybody spend our CPU
-with wrong keys. The table is a credential: outside the journal, so its rows are written directly, without a commit record.
+with wrong keys. The table is a credential: outside the journal, so its rows are written directly; that a key was made or ended
+is a log in `audit_logs`, in the same transaction.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import asyncpg
 from pydantic import SecretStr
 
+from ledger.audit_logs import Log
+from ledger.commit import Owner, lock_writer, seal
+from ledger.rows import Connection as Locked
 from ledger.sql import load
 
 if TYPE_CHECKING:
@@ -31,6 +35,9 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 _SQL = load("stablerail", "keys.sql")
 _HEADER: Final = re.compile(r"Bearer +sr_([0-9a-f]{16})_([0-9a-f]{64})", re.ASCII | re.IGNORECASE)
 NAME_LENGTH_MAX: Final = 100
+WRITER: Final = "keys"
+NOBODY: Final = "unnamed"
+"""The actor where nobody said who acts."""
 
 
 class Scope(StrEnum):
@@ -64,7 +71,7 @@ class CreatedKey:
     token: SecretStr
 
 
-async def create_key(connection: Connection, scopes: Iterable[Scope], name: str) -> CreatedKey:
+async def create_key(connection: Connection, scopes: Iterable[Scope], name: str, *, actor: str = NOBODY) -> CreatedKey:
     """Makes a key. ValueError without a scope or with a name that is empty or over 100 characters."""
     granted = sorted(set(scopes))
     if not granted:
@@ -72,13 +79,33 @@ async def create_key(connection: Connection, scopes: Iterable[Scope], name: str)
     if not 0 < len(name) <= NAME_LENGTH_MAX or not name.isprintable():
         raise ValueError(f"a key needs a printable name of at most {NAME_LENGTH_MAX} characters")
     key_id, secret = secrets.token_hex(8), secrets.token_hex(32)
-    created_at = await connection.fetchval(_SQL.create, key_id, name, granted, _digest(secret))
+    async with connection.transaction():
+        owners = await lock_writer(cast(Locked, connection), WRITER)
+        created_at = await connection.fetchval(_SQL.create, key_id, name, granted, _digest(secret))
+        after = {"name": name, "scopes": [scope.value for scope in granted]}
+        await _logged(connection, owners, Log(actor, "api_key.created", "api_key", key_id, after=after))
     return CreatedKey(Key(key_id, name, frozenset(granted), created_at), SecretStr(f"sr_{key_id}_{secret}"))
 
 
-async def revoke_key(connection: Connection, key_id: str) -> bool:
+async def revoke_key(connection: Connection, key_id: str, *, actor: str = NOBODY) -> bool:
     """The key opens nothing from now on. False when there is no such key, or it is revoked already."""
-    return await connection.execute(_SQL.revoke, key_id) == "UPDATE 1"
+    async with connection.transaction():
+        owners = await lock_writer(cast(Locked, connection), WRITER)
+        row = await connection.fetchrow(_SQL.revoke, key_id)
+        if row is None:
+            return False
+        before = {"name": row["name"], "scopes": sorted(row["scope"]), "revoked": False}
+        after = {**before, "revoked": True}
+        await _logged(connection, owners, Log(actor, "api_key.revoked", "api_key", key_id, before, after))
+    return True
+
+
+async def _logged(connection: Connection, owners: Sequence[Owner], log: Log) -> None:
+    """The commit's record is journaled by the next relay's turn, that of a worker."""
+    await seal(
+        cast(Locked, connection), WRITER, owners, blocks=[], messages=[], at=datetime.now(UTC), actor=log.actor,
+        summary={log.action: 1}, logs=[log],
+    )  # fmt: skip
 
 
 async def list_keys(connection: Connection) -> tuple[Key, ...]:

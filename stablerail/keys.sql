@@ -6,6 +6,7 @@ RETURNING created_at
 -- name: revoke
 UPDATE api_keys SET revoked_at = clock_timestamp()
 WHERE id = $1 AND revoked_at IS NULL
+RETURNING name, scope
 
 -- name: list
 SELECT id, name, scope, created_at, revoked_at

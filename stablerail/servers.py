@@ -75,6 +75,7 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
             "application_name": "stablerail-api",
             "search_path": settings.database_schema,
             "jit": "off",  # our statements are short; compiling them costs more than running them
+            "role": settings.database_role,
         },
     )
     app = create_api(settings, pool, metrics)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from ledger.rows import Connection
-from ledger.verify import Result, verify
+from ledger.verify import Result, unheard, verify
+from ledger.verify_chain import Progress
 from stablerail.config import Settings
 from stablerail.wiring import connector, rpcs
 from topics.money import format_amount
 
 
-async def verify_all(settings: Settings) -> list[Result]:
+async def verify_all(settings: Settings, progress: Progress = unheard) -> list[Result]:
     """Every invariant that applies so far. Raises ChainError when a chain cannot be read."""
     connection = await connector(settings)()
     try:
-        results = await verify(connection)
+        results = await verify(connection, progress=progress)
         results.extend([await _custody(settings, connection)] if settings.read_chains else [])
     finally:
         await connection.close()

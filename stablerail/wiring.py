@@ -23,6 +23,8 @@ from agents.services import Services
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient
+from ledger.accounts import AccountType
+from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.config import Settings
@@ -39,15 +41,25 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaitable[Connection]]:
-    """Opens a connection in our schema, whose locks a frozen process cannot keep."""
+    """Opens a connection in our schema and under our role, whose locks a frozen process cannot keep. It raises RoleRefused,
+    and asyncpg's errors."""
 
     async def connect() -> Connection:
+        try:
+            return await _open()
+        except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
+            role = settings.database_role
+            remedy = f"run `stablerail migrate` as the owner; a login of its own needs: GRANT {role} TO the login"
+            raise RoleRefused(f"{error}; {remedy}") from None
+
+    async def _open() -> Connection:
         connection: Connection = await asyncpg.connect(
             settings.secret("database_url"),
             timeout=10,
             server_settings={
                 "application_name": "stablerail",
                 "search_path": settings.database_schema,
+                "role": settings.database_role,
                 "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
                 "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
                 "jit": "off",  # our statements are short; compiling them costs more than running them
@@ -107,7 +119,7 @@ def deposit_policy(settings: Settings) -> DepositPolicy:
     return DepositPolicy(
         minimum=settings.deposit_minimum,
         chains_read=frozenset(chain.value for chain in settings.read_chains),
-        buffer_shards=settings.buffer_shards,
+        buffer_shards=settings.shards_of(AccountType.SYSTEM_BUFFER_USDC),
     )
 
 

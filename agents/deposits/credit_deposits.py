@@ -34,6 +34,7 @@ from agents.outcome import Done, Emit, Outcome, Rejected, Stage
 from chain.addresses import check_address, check_tx_hash
 from chain.assets import is_supported
 from chain.errors import ChainError
+from ledger.accounts import shard_of
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table, uuids
 from ledger.sql import load as load_sql
@@ -41,7 +42,6 @@ from ledger.tables import DEPOSIT_REPORTS, DEPOSITS
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
 from topics.envelope import Received
 from topics.events import DepositNotified, Evidence
-from topics.partitioner import partition_of
 
 _sql = load_sql("agents.deposits", "deposits.sql")
 
@@ -165,7 +165,7 @@ def _first(event: DepositNotified, n: int, named: _Named, user_id: str, report: 
     deposit = Deposit(
         report.deposit_id, n, event.chain, named.tx_hash, named.to, event.asset, event.amount, user_id,
         _CREDITED if creditable else _PENDING, 1 if creditable else 0,
-        str(partition_of(named.to.encode(), policy.buffer_shards)) if policy.buffer_shards > 1 else "",
+        shard_of(named.to, policy.buffer_shards),
         event.block_hash, event.block_number, event.log_index, now if creditable else None, None, now,
     )  # fmt: skip
     postings: tuple[Transaction, ...] = ()

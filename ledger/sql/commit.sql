@@ -6,7 +6,7 @@ ORDER BY x.topic, x.partition
 ON CONFLICT DO NOTHING
 
 -- name: lock_owners
-SELECT o.topic, o.partition, o.epoch, o.position, o.head
+SELECT o.topic, o.partition, o.epoch, o.position, o.head, (SELECT nextval('batches'))
 FROM owners o
 JOIN unnest($2::text[], $3::int[]) AS x(topic, partition) ON o.topic = x.topic AND o.partition = x.partition
 WHERE o.stage = $1

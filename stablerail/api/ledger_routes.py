@@ -21,7 +21,7 @@ from stablerail.problems import Problem
 
 CSV: Final = "text/csv"
 PAGE_LINES: Final = 100
-_STATUS: Final = {"unknown_account": 404, "unknown_transaction": 404, "not_on_account": 404, "bad_cursor": 400}
+_STATUS: Final = {"account_not_found": 404, "transaction_not_found": 404, "not_on_account": 404, "bad_cursor": 400}
 """Of each refusal's code; 422 where it is not named."""
 
 AccountPath = Annotated[
@@ -37,8 +37,8 @@ At = Annotated[Time, Query(description="RFC 3339 with a zone, or a date (its mid
 TransactionId = Annotated[UUID, Path(description="the transaction's id", examples=["6f1c2f6f0d0c4c38a3c1f0c4a6a8d7e1"])]
 After = Annotated[str | None, Query(description="the `next` of the page before", max_length=8_000)]
 
-_UNKNOWN_ACCOUNT: Final = problem(404, "unknown_account", "there is no account ada.usdc_balance:USDC", "Not Found")
-_UNKNOWN_TRANSACTION: Final = problem(404, "unknown_transaction", "there is no transaction with this id", "Not Found")
+_UNKNOWN_ACCOUNT: Final = problem(404, "account_not_found", "there is no account ada.usdc_balance:USDC", "Not Found")
+_UNKNOWN_TRANSACTION: Final = problem(404, "transaction_not_found", "there is no transaction with this id", "Not Found")
 _BAD_CURSOR: Final = problem(400, "bad_cursor", "not a cursor of this list", "Bad Request")
 
 router = read_router()

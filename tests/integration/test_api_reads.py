@@ -16,7 +16,9 @@ import pytest
 from agents.deposits.deposit import transaction_ids
 from ledger.accounts import Account, buffer, spendable
 from ledger.migrate import upgrade
+from ledger.posting import Balance, Marks
 from ledger.rows import Op, block, write
+from ledger.store import account_row
 from ledger.tables import ACCOUNTS, DEPOSIT_REPORTS, DEPOSITS, ENTRIES, TRANSACTIONS, WALLET_REQUESTS, WALLETS
 from stablerail.api import create_api
 from stablerail.config import load_settings
@@ -83,7 +85,7 @@ async def add_wallet(pool: asyncpg.Pool, user_id: str = "user_42") -> None:
 
 
 async def add_account(pool: asyncpg.Pool, account: Account, balance: int) -> None:
-    row = (account.id, account.owner, account.type.value, account.asset, account.shard, balance, 1, NOON, None)
+    row = account_row(account, Balance(balance, 1), NOON)
     async with pool.acquire() as connection:
         await write(connection, [block(ACCOUNTS, Op.UPSERT, [row])])
 
@@ -200,9 +202,9 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
                     TRANSACTIONS,
                     Op.INSERT,
                     [
-                        (credit_id, "deposit_credited", deposit_id, named(0), NOON, None, None, None),
-                        (final_id, "deposit_finalized", deposit_id, named(0), later, None, None, None),
-                        (named(22), "deposit_credited", named(8), named(0), later, None, None, None),
+                        (credit_id, "deposit_credited", deposit_id, credit_id, NOON, *Marks(), None),
+                        (final_id, "deposit_finalized", deposit_id, final_id, later, *Marks(), None),
+                        (named(22), "deposit_credited", named(8), final_id, later, *Marks(), None),
                     ],
                 ),
                 block(

@@ -117,6 +117,15 @@ def test_migrate_makes_the_schema_and_changes_nothing_the_second_time(
     assert run("verify", database_schema="other").exit_code == 1, "a schema that is not there"
 
 
+def test_a_roll_out_migrates_in_two_parts(run: Callable[..., Result], database: str) -> None:
+    for part in ("pre", "post"):
+        result = run("migrate", "--only", part, database_url=database)
+        assert result.exit_code == 0
+        assert f"newest {part} revision" in result.output
+    assert run("verify").exit_code == 0
+    assert run("migrate", "--only", "later").exit_code == 2
+
+
 def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_once(run: Callable[..., Result], dsn: str) -> None:
     made = run("keys", "create", "--scope", "read", "--scope", "admin", "--name", "console", database_url=dsn)
     assert made.exit_code == 0

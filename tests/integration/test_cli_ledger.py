@@ -175,15 +175,15 @@ def test_entries_are_told_by_reference_and_by_transaction(books: Books, run: Run
         (["balance", "x.y:USDC", "--user", "ada"], 2, "give an account or --user"),
         (["balance", "--user", "ada", "--at", "2026-01-01"], 2, "exclude each other"),
         (["balance", "ada"], 1, "bad_account"),
-        (["balance", "nobody.usdc_balance:USDC"], 1, "unknown_account"),
+        (["balance", "nobody.usdc_balance:USDC"], 1, "account_not_found"),
         (["balance", "--user", "nobody"], 1, "unknown_user"),
         (["balance", "ada.usdc_balance:USDC", "--at", "2026-11-25T14:00"], 2, "RFC 3339 with a zone"),
-        (["balance", "ada.usdc_balance:USDC", "--transaction", str(uuid.UUID(int=1))], 1, "unknown_transaction"),
+        (["balance", "ada.usdc_balance:USDC", "--transaction", str(uuid.UUID(int=1))], 1, "transaction_not_found"),
         (["statement", "ada.usdc_balance:USDC", "--from", "2026-02-01", "--to", "2026-01-01"], 1, "bad_period"),
         (["statement", "ada.usdc_balance:USDC", "--format", "xml"], 2, "'table', 'csv', 'json'"),
         (["entries", "never"], 1, "unknown_reference"),
         (["transaction", "7"], 2, "valid UUID"),
-        (["transaction", str(uuid.UUID(int=1))], 1, "unknown_transaction"),
+        (["transaction", str(uuid.UUID(int=1))], 1, "transaction_not_found"),
     ],
 )
 def test_what_cannot_be_answered_is_said_in_one_line(

@@ -217,6 +217,7 @@ async def test_each_refusal_says_what_it_saw_and_writes_nothing(connection: Conn
     for stranger in (
         Account("ada", "savings"), Account("ada", AccountType.SYSTEM_BUFFER_USDC), Account("", AccountType.USDC_BALANCE),
         Account(SYSTEM, AccountType.USDC_BALANCE), Account("ada", AccountType.USDC_BALANCE, shard="1"),
+        Account("a\0da", AccountType.USDC_BALANCE),
     ):  # fmt: skip
         await refused(connection, t(2, debit(stranger, 5), credit(buffer(), 5)), UnknownAccount, name=str(stranger))
         rest = credit(stranger, 5, remainder=buffer("1"))
@@ -251,6 +252,9 @@ async def test_amounts_at_the_edges_are_kept_to_the_last_unit(connection: Connec
 async def test_what_is_no_id_is_told_before_anything_is_read(connection: Connection, id: str) -> None:
     with pytest.raises(ValueError, match="no transaction id"):
         await say(connection, fund(1, 5), fund(2, 5)._replace(id=id))
+    for about in (void("1" * 32, "void", "", hold_id=id), reversal("1" * 32, "reversal", "", of=id)):
+        with pytest.raises(ValueError, match="no transaction id"):
+            await say(connection, fund(1, 5), about)
     with pytest.raises(ValueError, match="NUL"):
         await say(connection, fund(1, 5), fund(2, 5)._replace(reference="a\0"))
     assert await connection.fetchval("SELECT count(*) FROM transactions") == 0

@@ -20,7 +20,7 @@ from ledger.rows import Connection
 from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, create_missing
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, connect_to
+from tests.support.ledger_rig import AT, connect_to, owner
 from topics.catalog import DEPOSITS_CREDITED, JOURNAL
 from topics.partitioner import partition_of
 
@@ -148,13 +148,15 @@ async def test_a_connection_killed_during_the_turn_repeats_the_records(dsn: str,
     broker.gate.clear()
     call = asyncio.create_task(relay.journal([(sealed.seq, sealed.record)]))
     killed = 0
+    watching = await owner(dsn)
     while not killed:
         await asyncio.sleep(0.01)
-        rows = await connection.fetch(
+        rows = await watching.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND application_name = 'stablerail' AND state = 'idle in transaction'"
         )
         killed = len(rows)
+    await watching.close()
     broker.gate.set()
     await call
     assert broker.seqs() == [sealed.seq, sealed.seq], "the mark was lost with the connection"

@@ -13,6 +13,7 @@ import pytest
 
 from ledger.accounts import buffer
 from ledger.book import Atomic, Request, post
+from ledger.commit import TRANSIENT
 from ledger.migrate import upgrade
 from ledger.posting import Transaction
 from ledger.rows import Connection
@@ -57,7 +58,7 @@ async def test_a_server_stopped_at_once_keeps_what_was_acknowledged_and_nothing_
     async def ask(connection: Connection, number: int, requests: list[Request]) -> bool:
         try:
             batch = await post(connection, f"writer {number}", requests, AT)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (*TRANSIENT, asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
         nonlocal answers
         answers += 1

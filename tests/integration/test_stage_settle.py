@@ -11,13 +11,17 @@ import pytest
 from agents.fuse import Fuse, FuseBlown
 from agents.outcome import Done, Stage
 from agents.stage import REFUSALS_MAX, Settled, SplitBatch, settle
-from ledger.accounts import spendable
+from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.commit import Sealed, lock_owners
 from ledger.errors import Fenced, RecordTooLarge
+from ledger.holds import capture, hold
+from ledger.posting import Transaction, credit, debit
 from ledger.record import unpack
+from ledger.reversals import reversal
 from ledger.rows import Connection
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, ORDERED, STAGE, assert_holds, balance, items, own, record
+from tests.support.ledger_rig import AT, ORDERED, STAGE, Moved, assert_holds, balance, items, own, record
+from topics.envelope import Received
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 
@@ -257,3 +261,30 @@ async def test_rows_of_a_decision_are_written_once_each(connection: Connection) 
     stage = replace(STAGE, decide=decide)
     await run(connection, record(0, move="make"), record(1, move="change"), stage=stage)
     assert [tuple(r) for r in await connection.fetch("SELECT * FROM wallet_requests")] == [ready]
+
+
+async def test_a_stage_holds_captures_and_reverses_and_a_repeat_from_elsewhere_is_known(connection: Connection) -> None:
+    ada, pending = spendable("ada"), Account("ada", AccountType.PENDING_WITHDRAWAL)
+    steps = [
+        Transaction("1" * 32, "test", "", (debit(ada, 9), credit(buffer(), 9))),
+        hold("2" * 32, "test", "", source=ada, pending=pending, amount=9),
+        capture("3" * 32, "test", "", hold_id="2" * 32, amount=9, legs=(debit(buffer(), 9),)),
+        reversal("4" * 32, "test", "", of="3" * 32, amount=4),
+    ]
+
+    def decide_step(received: Received, _facts: Any) -> Done:
+        assert isinstance(received.event, Moved)
+        return Done(postings=(steps[received.event.amount],))
+
+    stage = replace(STAGE, decide=decide_step)
+    epochs = await own(connection)
+    first = await settle(connection, stage, items(*(record(n, amount=n) for n in range(3))), epochs, AT, None)
+    assert first.outcomes[("done", "")] == 3
+    # another event with the same money id: the hold has ended, and it was it that ended it
+    again = await settle(connection, stage, items(record(8, amount=2), record(9, amount=3)), epochs, AT, None)
+    assert again.outcomes[("done", "")] == 2
+    batch = items(*(record(10 + n, amount=n) for n in range(4)))
+    again = await settle(connection, stage, batch, epochs, AT, None, careful=True)
+    assert again.outcomes[("done", "")] == 4
+    assert [await balance(connection, account) for account in (ada, pending)] == [4, 0]
+    await assert_holds(connection)

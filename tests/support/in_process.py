@@ -23,6 +23,7 @@ from agents.services import Services
 from agents.transport import runs
 from ledger.journal import Relay
 from ledger.migrate import upgrade
+from ledger.roles import ROLE
 from ledger.rows import Connection
 from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, create_missing
@@ -57,7 +58,14 @@ class Ground:
     clock: Clock = field(default_factory=Clock)
 
     async def connect(self, **settings: str) -> Connection:
-        given = {"search_path": SCHEMA, "timezone": "UTC", "jit": "off", "lock_timeout": "10s", **settings}
+        given = {
+            "search_path": SCHEMA,
+            "role": ROLE,
+            "timezone": "UTC",
+            "jit": "off",
+            "lock_timeout": "10s",
+            **settings,
+        }
         connection: Connection = await asyncpg.connect(self.dsn, server_settings=given)
         return connection
 

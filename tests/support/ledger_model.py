@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -54,23 +54,18 @@ class Model:
         known = self.posted.get(transaction.id)
         if known is not None:
             return "" if known == transaction else "transaction_reused"
-        before = self._copy()
-        answer = self._post(transaction, now)
-        if answer:
-            self.__dict__.update(before.__dict__)
-        return answer
-
-    def _post(self, transaction: Transaction, now: datetime) -> str:
         moves: list[Move] = []
+        held: dict[str, Held] = {}
+        undone: dict[str, Counter[int]] = {}
         refusal = ""
         match transaction.operation:
             case Open(source, pending, amount, expires_at):
                 moves = [(pending, amount), (source, -amount)]
-                self.holds[transaction.id] = Held(source, pending, amount, 0, expires_at)
+                held = {transaction.id: Held(source, pending, amount, 0, expires_at)}
             case Capture(hold_id, amount):
-                hold = self.holds.get(hold_id)
-                refusal = self._ended(hold)
-                if hold is not None and not refusal:
+                refusal = self._ended(hold_id)
+                if not refusal:
+                    hold = replace(self.holds[hold_id])
                     if hold.expires_at is not None and hold.expires_at <= now:
                         refusal = "hold_ended"
                     elif amount > hold.remaining:
@@ -79,28 +74,35 @@ class Model:
                     hold.remaining -= amount
                     hold.captured += amount
                     hold.state = "open" if hold.remaining else "posted"
+                    held = {hold_id: hold}
             case Release(hold_id, step):
-                hold = self.holds.get(hold_id)
-                refusal = self._ended(hold)
-                if hold is not None and not refusal:
+                refusal = self._ended(hold_id)
+                if not refusal:
+                    hold = replace(self.holds[hold_id])
                     if step == "expire" and (hold.expires_at is None or now < hold.expires_at):
                         refusal = "hold_not_due"
                     moves = [(hold.source, hold.remaining), (hold.pending, -hold.remaining)]
                     hold.remaining = 0
                     hold.state = "expired" if step == "expire" else "posted" if hold.captured else "voided"
+                    held = {hold_id: hold}
             case Reverse(of, parts):
-                refusal, moves = self._reverse(of, parts)
+                undone = {of: Counter(self.undone.get(of, Counter()))}
+                refusal, moves = self._reverse(of, parts, undone[of])
+        moves += [(leg.account, leg.amount if leg.direction == "d" else -leg.amount) for leg in transaction.legs]
+        after = Counter(self.balances)
+        for account, change in moves:
+            after[account] += change
         if refusal:
             return refusal
-        moves += [(leg.account, leg.amount if leg.direction == "d" else -leg.amount) for leg in transaction.legs]
         if any(change == 0 for _, change in moves):
             return "amount_out_of_range"
-        for account, change in moves:
-            self.balances[account] += change
         if sum(change for _, change in moves):
             return "unbalanced"
-        if any(self.balances[account] < 0 for account, _ in moves if account.owner != SYSTEM):
+        if any(after[account] < 0 for account, _ in moves if account.owner != SYSTEM):
             return "insufficient_funds"
+        self.balances = after
+        self.holds |= held
+        self.undone |= undone
         self.posted[transaction.id] = transaction
         self.moves[transaction.id] = moves
         if isinstance(transaction.operation, Capture):  # a refund goes back to where the hold took it from
@@ -108,15 +110,15 @@ class Model:
             self.moves[transaction.id] = [(hold.source, moves[0][1]), *moves[1:]]
         return ""
 
-    def _ended(self, hold: Held | None) -> str:
+    def _ended(self, hold_id: str) -> str:
+        hold = self.holds.get(hold_id)
         return "unknown_hold" if hold is None else "" if hold.state == "open" else "hold_ended"
 
-    def _reverse(self, of: str, parts: tuple[tuple[int, int], ...]) -> tuple[str, list[Move]]:
+    def _reverse(self, of: str, parts: tuple[tuple[int, int], ...], undone: Counter[int]) -> tuple[str, list[Move]]:
         if of not in self.posted:
             return "unknown_transaction", []
         if isinstance(self.posted[of].operation, Open | Release | Reverse):
             return "not_reversible", []
-        undone = self.undone.setdefault(of, Counter())
         original = self.moves[of]
         left = {seq: abs(change) - undone[seq] for seq, (_, change) in enumerate(original)}
         wanted = parts or tuple((seq, amount) for seq, amount in left.items() if amount)
@@ -131,13 +133,7 @@ class Model:
         return ("", moves) if moves else ("reversal_exceeded", [])
 
     def _copy(self) -> Model:
-        return Model(
-            Counter(self.balances),
-            {id: Held(**vars(hold)) for id, hold in self.holds.items()},
-            dict(self.moves),
-            {id: Counter(some) for id, some in self.undone.items()},
-            dict(self.posted),
-        )
+        return Model(self.balances, dict(self.holds), dict(self.moves), dict(self.undone), dict(self.posted))
 
 
 @dataclass

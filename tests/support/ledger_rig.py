@@ -9,11 +9,13 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 from aiokafka.errors import KafkaError
 from structlog.testing import capture_logs
@@ -30,7 +32,7 @@ from ledger.migrate import upgrade
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message, unpack
 from ledger.rows import Connection, write
-from ledger.tables import JOURNALED
+from ledger.tables import APPEND_ONLY, JOURNALED
 from ledger.verify import verify
 from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
@@ -69,19 +71,19 @@ def _template(postgres: Postgres) -> str:
     return _migrated[postgres.dsn]
 
 
+@contextmanager
+def database_of(postgres: Postgres) -> Iterator[str]:
+    """A migrated database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield postgres.create_database(name, template=_template(postgres))
+    postgres.drop_database(name)
+
+
 @pytest.fixture
 def databases(postgres: Postgres) -> Iterator[Callable[[], str]]:
     """Makes migrated databases; they go with the test."""
-    made: list[str] = []
-    template = _template(postgres)
-
-    def make() -> str:
-        made.append(f"test_{uuid.uuid4().hex[:12]}")
-        return postgres.create_database(made[-1], template=template)
-
-    yield make
-    for name in made:
-        postgres.drop_database(name)
+    with ExitStack() as made:
+        yield lambda: made.enter_context(database_of(postgres))
 
 
 @pytest.fixture
@@ -101,6 +103,18 @@ async def connection(dsn: str) -> AsyncIterator[Connection]:
     made: Connection = await connect_to(dsn)()
     yield made
     await made.close()
+
+
+async def owner(dsn: str) -> Connection:
+    """A connection as the owner of every table, without the application's role."""
+    connection: Connection = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail", "jit": "off"})
+    return connection
+
+
+async def unguard(connection: Connection) -> None:
+    """What the owner must do before it can edit rows of the append-only tables."""
+    for table in APPEND_ONLY:
+        await connection.execute(f"ALTER TABLE {table.name} DISABLE TRIGGER append_only")
 
 
 async def dump(connection: Connection) -> dict[str, list[str]]:
@@ -361,10 +375,11 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(dsn: str, connection: Connection) -> AsyncIterator[Bench]:
-    """Workers of this test's database; none is left running."""
-    made = Bench(dsn, connection, FakeEmitter())
+async def bench(dsn: str) -> AsyncIterator[Bench]:
+    """Workers of this test's database; none is left running. Its connection is the owner's: it sees who waits for whom."""
+    made = Bench(dsn, await owner(dsn), FakeEmitter())
     with capture_logs():  # rendering a traceback for people takes seconds
         yield made
         for worker in made.workers:
             await worker.end()
+    await made.connection.close()

@@ -86,6 +86,8 @@ async def apply(records: Iterable[tuple[int, bytes]], dsn_empty: str, schema: st
                     raise JournalBroken(f"record {seq} cannot be written: {error}") from error
                 await _check_links(connection, seq, record, heads)
                 messages += len(record.messages)
+            # the next commit's batch is one that no row has
+            await connection.execute("SELECT setval('batches', (SELECT coalesce(max(batch), 1) FROM audit))")
     finally:
         await connection.close()
     return messages
@@ -99,15 +101,17 @@ async def _check_links(connection: Connection, seq: int, record: CommitRecord, h
     """What the record made of the owner rows follows from what they were and from its contents."""
     rows = await connection.fetch(
         "SELECT o.stage, o.topic, o.partition, o.epoch, o.position, o.head,"
-        " a.digest, a.at, a.actor, a.summary, a.head"
+        " a.digest, a.at, a.actor, a.summary, a.head, a.batch, a.ledger, a.logs"
         " FROM owners o LEFT JOIN audit a USING (stage, topic, partition, position)"
     )
     links = [(tuple(row[:3]), *row[3:]) for row in map(tuple, rows) if heads.get(row[:3]) != row[3:6]]
     if not links:
         raise JournalBroken(f"record {seq} has no link in any chain")
-    for key, epoch, position, head, digest, at, actor, summary, audited in links:
+    for key, epoch, position, head, digest, at, actor, summary, audited, *seals in links:
         last_epoch, last_position, last_head = heads.get(key, (0, 0, b""))
-        expected = link(last_head, record.digest, at, actor, orjson.loads(summary)) if audited is not None else None
+        expected = None
+        if audited is not None:
+            expected = link(last_head, record.digest, at, actor, orjson.loads(summary), (*seals,))
         if (position, digest) != (last_position + 1, record.digest) or not head == audited == expected:
             raise JournalBroken(f"record {seq} is not the next of {key} after position {last_position}")
         if epoch < last_epoch:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger.accounts import AccountType
 from stablerail.config import (
     ALSO_CALLED,
     WITHOUT_EFFECT,
@@ -196,3 +197,22 @@ def test_the_printed_settings_show_no_secret() -> None:
 def test_a_url_without_credentials_is_shown_whole() -> None:
     assert masked_url("https://api.circle.com") == "https://api.circle.com"
     assert masked_url("postgresql://localhost/rail") == "postgresql://localhost/rail"
+
+
+def test_a_hot_account_of_ours_has_as_many_rows_as_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer, fiat = AccountType.SYSTEM_BUFFER_USDC, AccountType.SYSTEM_BUFFER_FIAT
+    assert load_settings(env_file=None).shards_of(buffer) == 1
+    monkeypatch.setenv("STABLERAIL_BUFFER_SHARDS", "4")
+    monkeypatch.setenv("STABLERAIL_LEDGER_SHARDS", '{"system_buffer_fiat": 3}')
+    settings = load_settings(env_file=None)
+    assert (settings.shards_of(buffer), settings.shards_of(fiat)) == (4, 3)
+    monkeypatch.setenv("STABLERAIL_LEDGER_SHARDS", '{"system_buffer_usdc": 2}')
+    assert load_settings(env_file=None).shards_of(buffer) == 2
+
+
+@pytest.mark.parametrize("given", ['{"usdc_balance": 2}', '{"custody_usdc": 2}', '{"system_buffer_usdc": 0}', "4"])
+def test_only_accounts_of_ours_have_shards_and_a_chain_is_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABLERAIL_LEDGER_SHARDS", given)
+    with pytest.raises(ConfigError) as error:
+        load_settings(env_file=None)
+    assert [name.partition(".")[0] for name in problems_of(error)] == ["STABLERAIL_LEDGER_SHARDS"]

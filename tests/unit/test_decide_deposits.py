@@ -17,7 +17,8 @@ from agents.deposits.deposit import Deposit, deposit_id, group_of
 from agents.outcome import Done, Outcome, Rejected
 from chain.evidence import Canonical, Doubt, Finding, Missing, Moved, Undecided
 from ledger.accounts import SHORTFALL, SYSTEM, Account
-from ledger.posting import Balance, Fold, accounts_of, try_post
+from ledger.groups import try_post
+from ledger.posting import Balance, Fold, accounts_of
 from ledger.tables import DEPOSITS
 from topics.envelope import Received
 from topics.events import Chain, DepositCredited, DepositFinalized, DepositNotified, Evidence, HeadSeen

@@ -11,10 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.accounts import AMOUNT_MAX, SHORTFALL, Account, AccountType, buffer, custody, may_own, spendable
+from ledger.accounts import (
+    AMOUNT_MAX,
+    CUSTOMERS,
+    OUT_OF_REACH,
+    SHORTFALL,
+    USD,
+    USDC,
+    Account,
+    AccountType,
+    buffer,
+    custody,
+    may_own,
+    shard_of,
+    spendable,
+)  # fmt: skip
 from ledger.accounts import SYSTEM as SYSTEM_OWNER
 from ledger.errors import AmountOutOfRange, InsufficientFunds, PostingRefused, Unbalanced
-from ledger.posting import Balance, Entry, Fold, Leg, Transaction, accounts_of, credit, debit, try_post
+from ledger.groups import try_post
+from ledger.posting import Balance, Entry, Fold, Leg, Transaction, accounts_of, credit, debit
+from topics.partitioner import partition_of
 
 USERS = tuple(spendable(name) for name in ("ada", "bob", "cyd"))
 SYSTEM = (buffer(), buffer("1"), custody("MATIC"), SHORTFALL)
@@ -200,3 +216,65 @@ def test_only_the_companys_accounts_may_go_below_zero_and_no_customer_is_the_com
     assert not may_own("system")
     assert may_own("System")
     assert str(buffer("3")) == "system.system_buffer_usdc[3]:USDC"
+
+
+def test_a_posting_to_what_is_not_on_the_chart_or_closed_is_refused_and_leaves_no_trace() -> None:
+    ada, closed = spendable("ada"), spendable("closed")
+    strangers = {
+        Account("ada", "savings"): "unknown_account",
+        Account("ada", AccountType.USDC_BALANCE, asset="EURC"): "wrong_asset",
+        Account("ada", AccountType.WORLD_USDC): "unknown_account",
+        closed: "closed_account",
+    }
+    for account, code in strangers.items():
+        fold = Fold({ada: Balance(9, 1), account: Balance(0, 1, True, AT if account is closed else None)}, AT)
+        before = state(fold)
+        for legs_ in ((debit(account, 5), credit(ada, 5)), (debit(account, 5), debit(account, 1), credit(ada, 6))):
+            refusal = try_post(fold, [Transaction("1" * 32, "test", "", legs_)])
+            assert refusal is not None
+            assert refusal.code == code
+            assert state(fold) == before
+
+
+def test_every_account_of_the_chart_has_an_owner_an_asset_and_a_lowest_balance() -> None:
+    for type_ in AccountType:
+        owner = "ada" if type_ in CUSTOMERS else SYSTEM_OWNER
+        account = Account(owner, type_)
+        assert account.asset == (USD if "fiat" in type_ or type_ is AccountType.BROKER_OPERATIONAL else USDC)
+        assert account.floor == (0 if type_ in CUSTOMERS else -AMOUNT_MAX)
+        stranger = Account(SYSTEM_OWNER if type_ in CUSTOMERS else "ada", type_)
+        assert stranger.floor == OUT_OF_REACH
+
+
+@given(st.integers(-AMOUNT_MAX, AMOUNT_MAX), st.integers(1, AMOUNT_MAX), st.booleans())
+def test_no_balance_passes_38_digits_on_either_side(held: int, amount: int, debited: bool) -> None:
+    fold = Fold({buffer(): Balance(held, 1), SHORTFALL: Balance(-held, 1)}, AT)
+    sides = (buffer(), SHORTFALL) if debited else (SHORTFALL, buffer())
+    after = held + (amount if debited else -amount)
+    refusal = try_post(fold, [Transaction("1" * 32, "test", "", (debit(sides[0], amount), credit(sides[1], amount)))])
+    assert isinstance(refusal, AmountOutOfRange) == (abs(after) > AMOUNT_MAX)
+    assert fold.balances[buffer()].balance == (held if refusal else after)
+
+
+@given(legs())
+def test_the_short_way_of_a_pair_and_the_long_way_make_the_same_lines(legs_: tuple[Leg, ...]) -> None:
+    transaction = Transaction("1" * 32, "test", "", legs_)
+    short, long = empty([transaction]), empty([transaction])
+    for fold in (short, long):
+        for account, balance in fold.balances.items():
+            balance.balance = 20 if account.owner != SYSTEM_OWNER else 0
+    answers = []
+    for post in (short.post, long._post):
+        try:
+            post(transaction)
+            answers.append(None)
+        except PostingRefused as refusal:
+            answers.append(str(refusal))
+    assert answers[0] == answers[1]
+    assert state(short) == state(long)
+
+
+def test_the_same_key_meets_in_the_same_shard() -> None:
+    assert {shard_of("0xabc", 1), shard_of("0xdef", 1)} == {""}
+    assert {shard_of(f"0x{n}", 4) for n in range(200)} == {"0", "1", "2", "3"}
+    assert shard_of("0xabc", 4) == str(partition_of(b"0xabc", 4)), "one shard per partition where keys and counts agree"

@@ -6,7 +6,7 @@ Revision ID: 0004_pre
 from ledger.migrations import run_file
 
 revision = "0004_pre"
-down_revision = "0002_pre"
+down_revision = "0003_pre"
 
 
 def upgrade() -> None:

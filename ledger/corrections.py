@@ -1,0 +1,257 @@
+"""Corrections by people: one asks, another approves, and only then the ledger moves.
+
+| step | what | why there |
+| --- | --- | --- |
+| request | legs checked, a row in `corrections` | nothing is posted on one person's word |
+| approve | the row locked, then the accounts; posted under an id that follows from the correction's | twice is harmless; of two at once one posts |
+| reject | the row locked and ended | |
+
+Each writes its log in the same commit. So does a refusal of the ledger or of the second person: the log is committed, the
+correction stays as it was, and the caller gets the refusal.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+
+from ledger.accounts import SYSTEM, Account, AccountType, spendable
+from ledger.audit_logs import Log
+from ledger.commit import Owner, lock_writer, seal
+from ledger.errors import CorrectionRefused, PostingRefused, Unbalanced
+from ledger.posting import Direction, Leg, Transaction, credit, debit
+from ledger.rows import Block, Connection, Op, Row, block
+from ledger.sql import load
+from ledger.store import blocks_of, lock
+from ledger.tables import CORRECTIONS
+
+_sql = load("ledger", "sql/corrections.sql")
+
+WRITER: Final = "corrections"
+SUSPENSE: Final = Account(SYSTEM, AccountType.SUSPENSE_USDC)
+REASON_LENGTH_MAX: Final = 1_000
+LEGS_MAX: Final = 100
+_NAMESPACE: Final = uuid.UUID("5e1f3a52-0f0e-4c4d-9a3b-8f6f0c1d2e3f")
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A correction as it is stored. `transaction_id`: under which it is, or would be, posted."""
+
+    id: str
+    """32 hex digits."""
+    kind: str
+    """correction | suspense_assigned"""
+    state: str
+    """requested | approved | rejected"""
+    reason: str
+    reference: str
+    legs: tuple[Leg, ...]
+    transaction_id: str
+    requested_by: str
+    requested_at: datetime
+    decided_by: str | None = None
+    decided_at: datetime | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        found = asdict(replace(self, legs=()))
+        times = {name: value.isoformat() for name, value in found.items() if isinstance(value, datetime)}
+        return {**found, **times, "legs": _plain(self.legs)}
+
+    def transaction(self) -> Transaction:
+        return Transaction(self.transaction_id, self.kind, self.reference, self.legs)
+
+    def _block(self) -> Block:
+        row: Row = (
+            self.id, self.kind, self.state, self.reason, self.reference, _plain(self.legs), self.transaction_id,
+            self.requested_by, self.requested_at, self.decided_by, self.decided_at,
+        )  # fmt: skip
+        return block(CORRECTIONS, Op.UPSERT, [row])
+
+    def same_wish(self, other: Correction) -> bool:
+        mine, its = ((c.kind, c.reason, c.reference, _plain(c.legs), c.requested_by) for c in (self, other))
+        return mine == its
+
+
+async def request(
+    connection: Connection, correction_id: str, legs: Sequence[Leg], reason: str, actor: str, at: datetime,
+    *, kind: str = "correction", reference: str = "",
+) -> Correction:  # fmt: skip
+    """Asks for a correction. The same id with the same contents answers what is there and changes nothing.
+
+    Raises CorrectionRefused, Unbalanced; nothing is written then.
+    """
+    _check(legs, reason, actor)
+    transaction_id = uuid.uuid5(_NAMESPACE, correction_id).hex
+    wanted = Correction(
+        correction_id,
+        kind,
+        "requested",
+        reason.strip(),
+        reference or correction_id,
+        tuple(legs),
+        transaction_id,
+        actor,
+        at,
+    )
+    async with connection.transaction():
+        owners = await lock_writer(connection, WRITER)
+        known = await _find(connection, correction_id)
+        if known is not None:
+            if not known.same_wish(wanted):
+                raise CorrectionRefused("correction_reused", f"correction {correction_id} exists with other contents")
+            return known
+        await _check_customers(connection, legs)
+        log = Log(actor, "correction.requested", "correction", wanted.id, after=wanted.plain())
+        await _seal(connection, owners, [wanted._block()], log, at)
+    return wanted
+
+
+async def assign_suspense(
+    connection: Connection, correction_id: str, user_id: str, amount: int, reason: str, actor: str, at: datetime,
+    *, reference: str = "",
+) -> Correction:  # fmt: skip
+    """Asks that money in suspense becomes a customer's. As `request`."""
+    legs = (debit(spendable(user_id), amount), credit(SUSPENSE, amount))
+    return await request(
+        connection, correction_id, legs, reason, actor, at, kind="suspense_assigned", reference=reference
+    )
+
+
+async def approve(connection: Connection, correction_id: str, actor: str, at: datetime) -> Correction:
+    """Posts it. An approved one is answered as it is. Raises CorrectionRefused, PostingRefused."""
+    refusal: CorrectionRefused | PostingRefused | None = None
+    async with connection.transaction():
+        owners = await lock_writer(connection, WRITER)
+        found = await _known(connection, correction_id)
+        if found.state == "approved":
+            return found
+        posted: list[Block] = []
+        done = found
+        try:
+            _decidable(found, actor)
+            transaction = found.transaction()
+            fold = await lock(connection, [transaction], at)
+            at = fold.at
+            fold.post(transaction)
+            done = replace(found, state="approved", decided_by=actor, decided_at=at)
+            posted = [*blocks_of(fold, owners[0].batch), done._block()]
+        except (CorrectionRefused, PostingRefused) as error:
+            refusal = error
+        await _seal(connection, owners, posted, _decided("approved", actor, found, done, refusal), at)
+    if refusal is not None:
+        raise refusal
+    return done
+
+
+async def reject(connection: Connection, correction_id: str, actor: str, at: datetime) -> Correction:
+    """Ends it without posting; whoever asked may take it back. A rejected one is answered as it is."""
+    async with connection.transaction():
+        owners = await lock_writer(connection, WRITER)
+        found = await _known(connection, correction_id)
+        if found.state == "rejected":
+            return found
+        if found.state == "approved":
+            raise CorrectionRefused("correction_decided", f"correction {found.id} is posted; ask for a reversing one")
+        done = replace(found, state="rejected", decided_by=actor, decided_at=at)
+        await _seal(connection, owners, [done._block()], _decided("rejected", actor, found, done, None), at)
+    return done
+
+
+async def list_corrections(connection: Connection, state: str | None = None, limit: int = 100) -> list[Correction]:
+    """Newest first."""
+    return [_read(row) for row in await connection.fetch(_sql.list, state, limit)]
+
+
+async def find(connection: Connection, correction_id: str) -> Correction:
+    """Raises CorrectionRefused when there is none."""
+    row = await connection.fetchrow(_sql.find, correction_id)
+    if row is None:
+        raise CorrectionRefused("unknown_correction", f"there is no correction {correction_id}")
+    return _read(row)
+
+
+def _check(legs: Sequence[Leg], reason: str, actor: str) -> None:
+    if not 0 < len(reason.strip()) <= REASON_LENGTH_MAX:
+        raise CorrectionRefused("reason_missing", f"say why, in at most {REASON_LENGTH_MAX} characters")
+    if not actor.strip():
+        raise CorrectionRefused("actor_missing", "say who asks")
+    if not 2 <= len(legs) <= LEGS_MAX:
+        raise CorrectionRefused("bad_legs", f"a correction has 2 to {LEGS_MAX} legs")
+    sums: dict[str, int] = {}
+    for leg in legs:
+        if leg.amount <= 0:
+            raise Unbalanced(leg.account.asset, leg.amount)
+        change = leg.amount if leg.direction == "d" else -leg.amount
+        sums[leg.account.asset] = sums.get(leg.account.asset, 0) + change
+    for asset, rest in sums.items():
+        if rest:
+            raise Unbalanced(asset, rest)
+
+
+async def _check_customers(connection: Connection, legs: Sequence[Leg]) -> None:
+    """A mistyped customer would get an account and the money."""
+    owners = {leg.account.owner for leg in legs} - {SYSTEM}
+    known = {row[0] for row in await connection.fetch(_sql.customers, list(owners))}
+    if missing := sorted(owners - known):
+        raise CorrectionRefused("unknown_user", f"no account and no wallet belongs to {', '.join(missing)}")
+
+
+def _decidable(found: Correction, actor: str) -> None:
+    if not actor.strip():
+        raise CorrectionRefused("actor_missing", "say who approves")
+    if found.state != "requested":
+        raise CorrectionRefused("correction_decided", f"correction {found.id} is {found.state} by {found.decided_by}")
+    if actor.casefold() == found.requested_by.casefold():
+        raise CorrectionRefused("same_actor", f"{actor} asked for it; somebody else must approve it")
+
+
+def _decided(verb: str, actor: str, before: Correction, after: Correction, refusal: Any) -> Log:
+    if refusal is None:
+        return Log(actor, f"correction.{verb}", "correction", before.id, before.plain(), after.plain())
+    return Log(actor, f"correction.{verb}", "correction", before.id, before.plain(), None, "refused", refusal.code)
+
+
+async def _seal(connection: Connection, owners: list[Owner], blocks: list[Block], log: Log, at: datetime) -> None:
+    """The commit's record is journaled by the next relay's turn, that of a worker."""
+    await seal(
+        connection, WRITER, owners, blocks=blocks, messages=[], at=at, actor=log.actor,
+        summary={log.action if log.status == "done" else f"{log.action}:{log.error}": 1}, logs=[log],
+    )  # fmt: skip
+
+
+async def _find(connection: Connection, correction_id: str) -> Correction | None:
+    row = await connection.fetchrow(f"{_sql.find} FOR UPDATE", correction_id)
+    return None if row is None else _read(row)
+
+
+async def _known(connection: Connection, correction_id: str) -> Correction:
+    found = await _find(connection, correction_id)
+    if found is None:
+        raise CorrectionRefused("unknown_correction", f"there is no correction {correction_id}")
+    return found
+
+
+def _plain(legs: Sequence[Leg]) -> list[dict[str, str]]:
+    return [
+        {
+            "owner": a.owner, "type": str(a.type), "asset": a.asset, "shard": a.shard, "direction": direction,
+            "amount": str(amount),
+        }
+        for a, direction, amount, _ in legs
+    ]  # fmt: skip
+
+
+def _read(row: Any) -> Correction:
+    found = dict(row)
+    legs = []
+    for leg in orjson.loads(found.pop("legs")):
+        direction: Direction = leg["direction"]
+        legs.append(Leg(Account(leg["owner"], leg["type"], leg["asset"], leg["shard"]), direction, int(leg["amount"])))
+    return Correction(**found, legs=tuple(legs))

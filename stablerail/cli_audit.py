@@ -1,0 +1,140 @@
+"""`stablerail audit …`: who did what beside the flow of events, and whether the record of it is whole."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+import typer
+from rich.table import Table
+
+from ledger import audit_logs
+from ledger.audit_logs import Cursor, Logged, Wanted
+from ledger.rows import Connection
+from ledger.verify import verify_logs
+from stablerail.cli_base import fail, needed_settings, out, run
+from stablerail.cli_verify import show, shown_progress
+
+audit_app = typer.Typer(no_args_is_help=True, help="Acts of people and programs: list, verify, export.")
+
+COLUMNS = (
+    "at", "actor", "action", "resource", "resource_id", "status", "error", "address", "user_agent", "before", "after",
+)  # fmt: skip
+
+ActorFilter = Annotated[str | None, typer.Option(help="only this actor's")]
+ActionFilter = Annotated[str | None, typer.Option(help="only this action: api_key.created")]
+ResourceFilter = Annotated[str | None, typer.Option(help="only this kind of thing, or KIND/ID: api_key")]
+SinceFilter = Annotated[str | None, typer.Option(help="from this time on, ISO 8601; UTC where no zone is given")]
+UntilFilter = Annotated[str | None, typer.Option(help="before this time")]
+
+
+@audit_app.command("list")
+def audit_list(
+    actor: ActorFilter = None,
+    action: ActionFilter = None,
+    resource: ResourceFilter = None,
+    since: SinceFilter = None,
+    until: UntilFilter = None,
+    after: Annotated[str | None, typer.Option(help="the cursor that the page before ended with")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50,
+) -> None:
+    """One page, oldest first."""
+    wanted = _wanted(actor, action, resource, since, until)
+    try:
+        cursor = Cursor.parse(after) if after is not None else None
+    except ValueError as error:
+        fail(f"--after: {error}", 2)
+
+    async def read(connection: Connection) -> list[Logged]:
+        return await audit_logs.page(connection, wanted, cursor, limit)
+
+    table = Table("at", "actor", "action", "resource", "status", header_style="bold", pad_edge=False, box=None)
+    found: list[Logged] = _with_connection(read)
+    for one in found:
+        log = one.log
+        status = log.status if log.error is None else f"{log.status}: {log.error}"
+        table.add_row(f"{one.at:%Y-%m-%d %H:%M:%S}", log.actor, log.action, f"{log.resource}/{log.resource_id}", status)
+    out.print(table, markup=False)
+    if len(found) == limit:
+        out.print(f"more: --after {found[-1].cursor}", markup=False, highlight=False)
+
+
+@audit_app.command("verify")
+def audit_verify() -> None:
+    """Check that no log was edited, deleted, inserted or moved; exit code 1 when one was."""
+    with shown_progress() as progress:
+
+        async def read(connection: Connection) -> Any:
+            return await verify_logs(connection, progress=progress)
+
+        result = _with_connection(read)
+    show([result], "table")
+
+
+@audit_app.command("export")
+def audit_export(
+    actor: ActorFilter = None,
+    action: ActionFilter = None,
+    resource: ResourceFilter = None,
+    since: SinceFilter = None,
+    until: UntilFilter = None,
+    format: Annotated[Literal["csv", "json"], typer.Option(help="csv, or one JSON object a line")] = "csv",
+) -> None:
+    """All of them to standard output, oldest first."""
+    wanted = _wanted(actor, action, resource, since, until)
+
+    async def read(connection: Connection) -> None:
+        write = csv.writer(sys.stdout).writerow
+        if format == "csv":
+            write(COLUMNS)
+        async with connection.transaction(readonly=True):
+            async for one in audit_logs.every(connection, wanted):
+                plain = one.plain()
+                if format == "json":
+                    sys.stdout.write(orjson.dumps({name: plain[name] for name in COLUMNS}).decode() + "\n")
+                else:
+                    write([_cell(plain[name]) for name in COLUMNS])
+
+    _with_connection(read)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text  # a spreadsheet would run it
+
+
+def _wanted(
+    actor: str | None, action: str | None, resource: str | None, since: str | None, until: str | None
+) -> Wanted:
+    kind, _, resource_id = (resource or "").partition("/")
+    return Wanted(actor, action, kind or None, resource_id or None, _time("--since", since), _time("--until", until))
+
+
+def _time(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"{option}: a time is ISO 8601, such as 2026-07-01T12:00:00Z", 2)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _with_connection(read: Any) -> Any:
+    from stablerail.wiring import connector
+
+    settings = needed_settings("database_url", logs=False)
+
+    async def action() -> Any:
+        connection = await connector(settings)()
+        try:
+            return await read(connection)
+        finally:
+            await connection.close()
+
+    return run(action)

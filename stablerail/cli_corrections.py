@@ -1,0 +1,184 @@
+"""`stablerail ledger correct …` and `stablerail suspense assign`: what people correct, by two of them.
+
+Whoever reaches the database through this program is believed who they say they are: give each person a login of their own.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import asyncpg
+import typer
+from rich.table import Table
+
+from ledger import corrections
+from ledger.accounts import USDC, Account
+from ledger.corrections import Correction
+from ledger.posting import Leg, credit, debit
+from ledger.rows import Connection
+from stablerail.cli_base import fail, needed_settings, out, run
+from stablerail.config import Settings
+from topics.money import format_amount, parse_amount
+
+correct_app = typer.Typer(no_args_is_help=True, help="Corrections by people: one asks, another approves.")
+suspense_app = typer.Typer(no_args_is_help=True, help="Money whose owner was not known.")
+
+_LEG: Final = re.compile(
+    r"(?P<owner>.+)\.(?P<type>\w+?)(?:\[(?P<shard>[^\]]*)\])?(?::(?P<asset>\w+))?=(?P<amount>[^=]+)"
+)
+
+_SECOND: Final = (
+    asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError,
+)  # fmt: skip
+
+Actor = Annotated[str | None, typer.Option(help="who you are; or STABLERAIL_ACTOR")]
+Reason = Annotated[str, typer.Option(help="why, for whoever approves and for the audit")]
+Reference = Annotated[str, typer.Option(help="what it is about, such as a deposit's id; else the correction's own id")]
+Id = Annotated[str | None, typer.Option(help="a UUID of yours: asking twice with it asks once")]
+
+
+@correct_app.command("request")
+def request(
+    reason: Reason, debit_: Annotated[list[str], typer.Option("--debit", help="OWNER.TYPE[SHARD]:ASSET=AMOUNT")],
+    credit_: Annotated[list[str], typer.Option("--credit", help="as --debit; the sums must be equal")],
+    reference: Reference = "", id: Id = None, actor: Actor = None,
+) -> None:  # fmt: skip
+    """Ask for a balanced correction; prints its id. Nothing moves before another person approves."""
+    legs = [*(_leg(text, debit) for text in debit_), *(_leg(text, credit) for text in credit_)]
+    key = _id(id)
+
+    def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
+        return corrections.request(connection, key, legs, reason, who, at, reference=reference)
+
+    _show(_act(ask, actor))
+
+
+@correct_app.command("approve")
+def approve(correction_id: str, actor: Actor = None) -> None:
+    """Post a correction that somebody else asked for."""
+    found = _id(correction_id)
+    _show(_act(lambda connection, who, at: corrections.approve(connection, found, who, at), actor))
+
+
+@correct_app.command("reject")
+def reject(correction_id: str, actor: Actor = None) -> None:
+    """End a correction without posting it."""
+    found = _id(correction_id)
+    _show(_act(lambda connection, who, at: corrections.reject(connection, found, who, at), actor))
+
+
+@correct_app.command("show")
+def show(correction_id: str) -> None:
+    """One correction."""
+    found = _id(correction_id)
+    _show(_read(lambda connection: corrections.find(connection, found)))
+
+
+@correct_app.command("list")
+def list_(
+    state: Annotated[Literal["requested", "approved", "rejected"] | None, typer.Option(help="only these")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 100,
+) -> None:
+    """Corrections, newest first."""
+    table = Table(
+        "id", "kind", "state", "asked by", "decided by", "reason", header_style="bold", pad_edge=False, box=None
+    )
+    for one in _read(lambda connection: corrections.list_corrections(connection, state, limit)):
+        table.add_row(one.id, one.kind, one.state, one.requested_by, one.decided_by or "", one.reason)
+    out.print(table, markup=False)
+
+
+@suspense_app.command("assign")
+def assign(
+    user: str, amount: str, reason: Reason, reference: Reference = "", id: Id = None, actor: Actor = None
+) -> None:
+    """Ask that AMOUNT of USDC in suspense becomes USER's; another person approves it with `ledger correct approve`."""
+    units, key = _amount(amount), _id(id)
+
+    def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
+        return corrections.assign_suspense(connection, key, user, units, reason, who, at, reference=reference)
+
+    _show(_act(ask, actor))
+
+
+@suspense_app.callback()
+def _suspense() -> None:
+    """Keeps `assign` a command of the group while it is the only one."""
+
+
+def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
+    match = _LEG.fullmatch(text)
+    if match is None:
+        fail(f"{text}: a leg is OWNER.TYPE[SHARD]:ASSET=AMOUNT, such as ada.usdc_balance=12.50", 2)
+    owner, kind, shard, asset, amount = match.groups()
+    try:
+        return side(Account(owner, kind, asset or USDC, shard or ""), _amount(amount))
+    except ValueError:
+        fail(f"{text}: there is no account type {kind}", 2)
+
+
+def _amount(text: str) -> int:
+    try:
+        return parse_amount(text)
+    except ValueError as error:
+        fail(f"{text}: {error}", 2)
+
+
+def _id(given: str | None) -> str:
+    if given is None:
+        return uuid.uuid4().hex
+    try:
+        return uuid.UUID(given).hex
+    except ValueError:
+        fail(f"{given}: an id is a UUID", 2)
+
+
+def _who(settings: Settings, given: str | None) -> str:
+    who = (given or settings.actor or "").strip()
+    if not who:
+        fail("say who you are: --actor NAME, or STABLERAIL_ACTOR", 2)
+    return who
+
+
+def _act(act: Callable[[Connection, str, datetime], Awaitable[Correction]], actor: str | None) -> Correction:
+    settings = needed_settings("database_url", logs=False)
+    who = _who(settings, actor)
+    found: Correction = _connected(settings, lambda connection: act(connection, who, datetime.now(UTC)))
+    return found
+
+
+def _read(read: Callable[[Connection], Awaitable[Any]]) -> Any:
+    return _connected(needed_settings("database_url", logs=False), read)
+
+
+def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) -> Any:
+    """Runs it on a connection; a deadlock's victim, or whoever came second, runs again."""
+    from stablerail.wiring import connector
+
+    async def action() -> Any:
+        connection = await connector(settings)()
+        try:
+            for _ in range(2):
+                with suppress(*_SECOND):
+                    return await act(connection)
+            return await act(connection)
+        finally:
+            await connection.close()
+
+    return run(action)
+
+
+def _show(found: Correction) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in found.plain().items():
+        if name != "legs" and value is not None:
+            table.add_row(name, str(value))
+    for leg in found.legs:
+        side = "debit" if leg.direction == "d" else "credit"
+        table.add_row(side, f"{leg.account} {format_amount(leg.amount)}")
+    out.print(table, markup=False)
