@@ -73,9 +73,13 @@ async def lock_owners(connection: Connection, stage: str, epochs: dict[tuple[str
     """Locks the owner rows of (topic, partition) -> our epoch, sorted. Raises Fenced when one is another's."""
     keys = sorted(epochs)
     rows = await connection.fetch(_sql.lock_owners, stage, [t for t, _ in keys], [p for _, p in keys])
-    owners = [Owner(*row) for row in rows]
-    held = {(o.topic, o.partition): o.epoch for o in owners}
-    lost = tuple(key for key in keys if held.get(key) != epochs[key])
+    return held([Owner(*row) for row in rows], stage, epochs)
+
+
+def held(owners: list[Owner], stage: str, epochs: dict[tuple[str, int], int]) -> list[Owner]:
+    """The locked owners, when they are all of (topic, partition) -> our epoch. Raises Fenced."""
+    found = {(o.topic, o.partition): o.epoch for o in owners}
+    lost = tuple(key for key in sorted(epochs) if found.get(key) != epochs[key])
     if lost:
         raise Fenced(stage, lost)
     return owners
