@@ -144,8 +144,9 @@ class Delivery:
         delivered.term = self._terms[(delivered.run.topic, delivered.run.partition)]
         records = delivered.run.records
         for start in range(0, len(records), READ_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
             delivered.items += [read_item(self.stage, record) for record in records[start : start + READ_AT_ONCE]]
-            await asyncio.sleep(0)
         await self._incoming.put(delivered)
 
     def _expect_rebalance(self) -> None:

@@ -132,7 +132,7 @@ async def seal(
     if logged:
         blocks = [*blocks, block(AUDIT_LOGS, Op.INSERT, logged)]
     early = blocks if sum(len(column) for b in blocks for column in b.columns) >= OVERLAP_MIN else ()
-    writing = asyncio.ensure_future(write(connection, early))
+    writing = asyncio.ensure_future(write(connection, early)) if early else None
     try:
         said = await _taken(messages)
         content, digest = pack_content([*written, *blocks], said)
@@ -141,7 +141,8 @@ async def seal(
         topic = owners[0].topic
         record = pack(stage, topic, at, content, proof)
     finally:
-        await writing
+        if writing is not None:
+            await writing
     if len(record) > RECORD_BYTES_MAX:
         raise RecordTooLarge(f"{len(record)} bytes; at most {RECORD_BYTES_MAX}")
     late = [*(() if early else blocks), *proof]
@@ -154,10 +155,12 @@ async def _taken(messages: Iterable[Message]) -> list[Message]:
     """Made in slices, between which the loop sends on what PostgreSQL is to write."""
     taken: list[Message] = []
     coming = iter(messages)
-    while some := list(islice(coming, MESSAGES_AT_ONCE)):
+    while True:
+        some = list(islice(coming, MESSAGES_AT_ONCE))
         taken += some
+        if len(some) < MESSAGES_AT_ONCE:
+            return taken
         await asyncio.sleep(0)
-    return taken
 
 
 Seals = tuple[int | None, bytes | None, bytes | None]

@@ -126,25 +126,32 @@ _KINDS: Final[dict[str, _Kind]] = {
 def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
     """Rows (for DELETE: keys) of one table as a block. Values: int, str, bytes, aware datetime, JSON-able, None; uuids
     as 32 hex digits."""
+    kinds = _kinds(table, op)
+    if len(rows) == 1:
+        first, *rest = rows[0]
+        made = [_column(kinds[0], (first,), shared=False)]
+        made += [_shared(kind, value) for kind, value in zip(kinds[1:], rest, strict=True)]
+        return Block(table, op, made)
+    pairs = enumerate(zip(kinds, zip(*rows, strict=True), strict=True))
+    return Block(table, op, [_column(kind, values, shared=index > 0) for index, (kind, values) in pairs])
+
+
+@cache
+def _kinds(table: Table, op: Op) -> tuple[_Kind, ...]:
     kinds = dict(table.columns)
-    names = table.key if op is Op.DELETE else tuple(kinds)
-    columns = [
-        _column(_KINDS[kinds[name]], values, shared=index > 0)
-        for index, (name, values) in enumerate(zip(names, zip(*rows, strict=True), strict=True))
-    ]
-    return Block(table, op, columns)
+    return tuple(_KINDS[kinds[name]] for name in (table.key if op is Op.DELETE else kinds))
 
 
 def columns(table: Table, op: Op, *values: Any) -> Block:
     """As `block`, for INSERT and UPSERT, of columns: a list of values, or one value that all rows share."""
     made: list[str] = []
     counted = False
-    for (_, kind), value in zip(table.columns, values, strict=True):
+    for kind, value in zip(_kinds(table, op), values, strict=True):
         if isinstance(value, list):
-            made.append(_column(_KINDS[kind], value, shared=counted))
+            made.append(_column(kind, value, shared=counted))
             counted = True
         else:
-            made.append(_shared(_KINDS[kind], value))
+            made.append(_shared(kind, value))
     return Block(table, op, made)
 
 
