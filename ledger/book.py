@@ -29,7 +29,7 @@ from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
-from ledger.posting import Entry, Fold, Marks, Transaction
+from ledger.posting import Fold, Marks, Transaction
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.store import Posted
@@ -40,7 +40,8 @@ _sql = load("ledger", "sql/store.sql")
 TRIES_MAX: Final = 20
 """A batch that met other writers so often is given back with the database's error: something holds the locks."""
 
-_ID: Final = re.compile("[0-9a-f]{32}")
+_is_id: Final = re.compile("[0-9a-f]{32}").fullmatch
+_NO_MARKS: Final = Marks()
 _AGAIN: Final = (
     asyncpg.UniqueViolationError,
     asyncpg.DeadlockDetectedError,
@@ -84,9 +85,7 @@ async def post(
     TransactionReused; in the same batch too. The id of what was refused is not used up. After an error of the database,
     whatever it was, the same batch may be sent again. ValueError, and nothing is done: an id that is none, a text with a NUL.
     """
-    for request in requests:
-        for transaction in _members(request):
-            _check_texts(transaction)
+    _check_texts(_transactions(requests))
     careful = False
     for tries in range(1, TRIES_MAX + 1):
         try:
@@ -131,7 +130,7 @@ async def settle(
 ) -> tuple[list[Result], Fold]:
     """The batch's part inside a transaction: locks, folds, writes nothing. For a commit that has rows of its own; it locks
     its state rows before, seals `store.blocks_of(fold, owners[0].batch)`, and runs again with `careful` after a unique conflict."""
-    transactions = [transaction for request in requests for transaction in _members(request)]
+    transactions = _transactions(requests)
     fold = await store.lock(connection, transactions, at)
     known: dict[str, Posted] = {}
     if careful:
@@ -152,8 +151,27 @@ def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted]) -> 
     here: dict[str, tuple[Transaction, Posted]] = {}
     results: list[Result] = []
     for request in requests:
-        results += _judge_group(fold, _members(request), known, here)
+        if isinstance(request, Atomic):
+            results += _judge_group(fold, request.transactions, known, here)
+        elif request.id in known or request.id in here:
+            results += _judge_group(fold, (request,), known, here)
+        else:
+            results.append(_judge_new(fold, request, here))
     return results
+
+
+def _judge_new(fold: Fold, transaction: Transaction, here: dict[str, tuple[Transaction, Posted]]) -> Result:
+    """What nearly all are: alone, and with an id that was used for nothing."""
+    start = len(fold.entries)
+    try:
+        fold.post(transaction)
+    except PostingRefused as refusal:
+        return refusal
+    id, operation = transaction.id, transaction.operation
+    marks = _NO_MARKS if operation is None else operation.marks(id)
+    posted = Posted(id, fold.at, tuple(fold.entries[start:]), fold.fingerprints[-1], marks, False)
+    here[id] = transaction, posted
+    return posted
 
 
 def _judge_group(
@@ -173,7 +191,7 @@ def _judge_group(
             results[place] = first
         else:
             refused = refused or Refused(transaction, first)
-    start = len(fold.entries)
+    start = len(fold.entries), len(fold.fingerprints)
     if refused is None and fresh:
         refused = post_together(fold, list(fresh.values()))
     if refused is not None:
@@ -184,7 +202,7 @@ def _judge_group(
             )
         return [results[place] for place in range(len(group))]
     if fresh:
-        for posted in _posted(fold, start, fresh):
+        for posted in _posted(fold, *start, fresh):
             here[posted.transaction_id] = fresh[posted.transaction_id], posted
     for place, transaction in enumerate(group):
         if place not in results:
@@ -212,27 +230,33 @@ def _first(
     return here[id][1]._replace(existed=True) if id in here else None
 
 
-def _posted(fold: Fold, start: int, fresh: dict[str, Transaction]) -> Iterable[Posted]:
-    entries: dict[str, list[Entry]] = {id: [] for id in fresh}
-    for row in fold.entries[start:]:
-        entries[row[2]].append(Entry._make(row))
-    for id, transaction in fresh.items():
-        marks = Marks() if transaction.operation is None else transaction.operation.marks(id)
-        yield Posted(id, fold.at, tuple(entries[id]), transaction.fingerprint(), marks, existed=False)
+def _posted(fold: Fold, entries: int, transactions: int, fresh: dict[str, Transaction]) -> Iterable[Posted]:
+    lines: dict[str, list[tuple[Any, ...]]] = {id: [] for id in fresh}
+    for row in fold.entries[entries:]:
+        lines[row[2]].append(row)
+    for (id, transaction), fingerprint in zip(fresh.items(), fold.fingerprints[transactions:], strict=True):
+        marks = _NO_MARKS if transaction.operation is None else transaction.operation.marks(id)
+        yield Posted(id, fold.at, tuple(lines[id]), fingerprint, marks, existed=False)
 
 
-def _members(request: Request) -> tuple[Transaction, ...]:
-    return request.transactions if isinstance(request, Atomic) else (request,)
+def _transactions(requests: Iterable[Request]) -> list[Transaction]:
+    found: list[Transaction] = []
+    for request in requests:
+        if isinstance(request, Atomic):
+            found += request.transactions
+        else:
+            found.append(request)
+    return found
 
 
-def _check_texts(transaction: Transaction) -> None:
-    """ValueError for what PostgreSQL could not store: it would end the whole batch."""
-    id, kind, reference, _, operation = transaction
-    for key in (id,) if operation is None else (id, operation.key(id)[1]):
-        if not _ID.fullmatch(key):
-            raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")
-    if "\0" in kind or "\0" in reference:
-        raise ValueError(f"transaction {id}: a text with a NUL")
+def _check_texts(transactions: Iterable[Transaction]) -> None:
+    """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: store.lock_balances."""
+    for id, kind, reference, _, operation in transactions:
+        for key in (id,) if operation is None else (id, operation.key(id)[1]):
+            if not _is_id(key):
+                raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")
+        if "\0" in kind or "\0" in reference:
+            raise ValueError(f"transaction {id}: a text with a NUL")
 
 
 async def expire_due(connection: Connection, writer: str, at: datetime, *, holds_max: int = 1_000) -> Batch:

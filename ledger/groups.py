@@ -79,4 +79,4 @@ class _Undo:
             else:
                 fold.states[key] = state
         transactions, entries = self._lengths
-        del fold.transactions[transactions:], fold.entries[entries:]
+        del fold.transactions[transactions:], fold.fingerprints[transactions:], fold.entries[entries:]

@@ -12,10 +12,10 @@ stand or fall together: ledger/groups.py.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
 from ledger.accounts import AMOUNT_MAX, OUT_OF_REACH, Account, refusal_of
@@ -57,14 +57,21 @@ class Transaction(NamedTuple):
     def fingerprint(self) -> str:
         """32 hex digits over the contents: the same id with another fingerprint is refused."""
         _, kind, reference, legs, operation = self
-        parts = [
-            f"{account.id} {direction} {amount} {remainder.id if remainder else ''}"
-            for account, direction, amount, remainder in legs
-        ]
-        if operation is not None:
-            parts.append(operation.contents())
-        contents = f"{kind}\0{reference}\0" + "\n".join(parts)
-        return hashlib.blake2b(contents.encode(), digest_size=16).hexdigest()
+        if operation is None and len(legs) == 2:  # nearly all are such a pair; the same text, made at once
+            (one, side, amount, rest), (other, other_side, same, other_rest) = legs
+            contents = (
+                f"{kind}\0{reference}\0{one.id} {side} {amount} {rest.id if rest else ''}"
+                f"\n{other.id} {other_side} {same} {other_rest.id if other_rest else ''}"
+            )
+        else:
+            parts = [
+                f"{account.id} {direction} {amount} {remainder.id if remainder else ''}"
+                for account, direction, amount, remainder in legs
+            ]
+            if operation is not None:
+                parts.append(operation.contents())
+            contents = f"{kind}\0{reference}\0" + "\n".join(parts)
+        return blake2b(contents.encode(), digest_size=16).hexdigest()
 
 
 StateKey = tuple[str, str]
@@ -140,6 +147,8 @@ class Fold:
     """Of everything in it: not before the last entry of any of its accounts."""
     states: dict[StateKey, Any] = field(default_factory=dict)
     transactions: list[Transaction] = field(default_factory=list)
+    fingerprints: list[str] = field(default_factory=list)
+    """Of the transactions, in their order."""
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     """Rows of `entries`: what Entry names, as plain tuples, for speed."""
     touched: set[Account] = field(default_factory=set)
@@ -180,6 +189,7 @@ class Fold:
                     self.touched.add(one)
                     self.touched.add(other)
                     self.transactions.append(transaction)
+                    self.fingerprints.append(transaction.fingerprint())
                     return
         self._post(transaction)
 
@@ -201,6 +211,7 @@ class Fold:
             self.states[key] = state
             self.changed.add(key)
         self.transactions.append(transaction)
+        self.fingerprints.append(transaction.fingerprint())
 
 
 def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:

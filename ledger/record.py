@@ -107,5 +107,5 @@ def _block(plain: list[Any]) -> Block:
     name, op, columns = plain
     table = BY_NAME[name]
     if op != Op.DELETE:  # a program of before its newest columns wrote nothing into them
-        columns += ["-"] * (len(table.columns) - len(columns))
+        columns += ["-"] * (len(table.written(Op(op))) - len(columns))
     return Block(table, Op(op), columns)

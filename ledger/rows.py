@@ -27,6 +27,8 @@ class Op(StrEnum):
     """The row is new; a conflict is another writer's, and the whole commit runs again."""
     UPSERT = "u"
     """The row is locked by us, or new."""
+    UPDATE = "c"
+    """The row is there, locked by us: key and `Table.changing` columns. Half the price of an upsert."""
     DELETE = "d"
     """By key."""
 
@@ -38,10 +40,18 @@ class Table:
     name: str
     key: tuple[str, ...]
     spec: str = field(repr=False)
+    changing: tuple[str, ...] = ()
+    """What an UPDATE writes; the other columns stay as they were inserted."""
 
     @property
     def columns(self) -> tuple[tuple[str, str], ...]:
         return _columns(self.spec)
+
+    def written(self, op: Op) -> tuple[str, ...]:
+        """The columns that a block of the operation has."""
+        if op is Op.DELETE:
+            return self.key
+        return (*self.key, *self.changing) if op is Op.UPDATE else tuple(name for name, _ in self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +134,8 @@ _KINDS: Final[dict[str, _Kind]] = {
 
 
 def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
-    """Rows (for DELETE: keys) of one table as a block. Values: int, str, bytes, aware datetime, JSON-able, None; uuids
-    as 32 hex digits."""
+    """Rows, of the columns that the operation writes, as a block. Values: int, str, bytes, aware datetime, JSON-able, None;
+    uuids as 32 hex digits."""
     kinds = _kinds(table, op)
     if len(rows) == 1:
         first, *rest = rows[0]
@@ -139,11 +149,11 @@ def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
 @cache
 def _kinds(table: Table, op: Op) -> tuple[_Kind, ...]:
     kinds = dict(table.columns)
-    return tuple(_KINDS[kinds[name]] for name in (table.key if op is Op.DELETE else kinds))
+    return tuple(_KINDS[kinds[name]] for name in table.written(op))
 
 
 def columns(table: Table, op: Op, *values: Any) -> Block:
-    """As `block`, for INSERT and UPSERT, of columns: a list of values, or one value that all rows share."""
+    """As `block`, of columns: a list of values, or one value that all rows share."""
     made: list[str] = []
     counted = False
     for kind, value in zip(_kinds(table, op), values, strict=True):
@@ -206,9 +216,8 @@ def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int
     parts, number = [], before + 1
     for index, (table, op, forms) in enumerate(shape):
         kinds = dict(table.columns)
-        names = table.key if op is Op.DELETE else tuple(kinds)
         arrays, read = {}, {}
-        for name, form in zip(names, forms, strict=True):
+        for name, form in zip(table.written(op), forms, strict=True):
             kind = _KINDS[kinds[name]]
             if form == "{":
                 arrays[name] = f"${number}::text::{kind.type}[]"
@@ -224,9 +233,12 @@ def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int
 
 
 def _one(table: Table, op: Op, read: dict[str, str], source: str) -> str:
+    match = " AND ".join(f"t.{name} = {read[name]}" for name in table.key)
     if op is Op.DELETE:
-        match = " AND ".join(f"t.{name} = {read[name]}" for name in table.key)
         return f"DELETE FROM {table.name} t USING {source} WHERE {match}"  # noqa: S608  (declared names only)
+    if op is Op.UPDATE:
+        changes = ", ".join(f"{name} = {read[name]}" for name in table.changing)
+        return f"UPDATE {table.name} t SET {changes} FROM {source} WHERE {match}"  # noqa: S608
     insert = f"INSERT INTO {table.name} ({', '.join(read)}) SELECT {', '.join(read.values())} FROM {source}"  # noqa: S608
     if op is Op.INSERT:
         return insert

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -43,12 +44,18 @@ async def lock_balances(
 ) -> tuple[dict[Account, Balance], datetime]:
     """Locks the accounts, sorted; missing ones are empty. Also a time not before any of their last entries."""
     wanted = list(accounts)
-    balances = {account: Balance() for account in wanted}
+    balances: dict[Account, Balance] = {}
     rows = await connection.fetch(_sql.lock_accounts, uuids([account.id for account in wanted]))
     for number, balance, version, updated_at, closed_at in rows:
         balances[wanted[number - 1]] = Balance(int(balance), version, True, closed_at)
         if updated_at > at:
             at = updated_at
+    if len(balances) < len(wanted):
+        for account in wanted:
+            if account not in balances:
+                if "\0" in account.owner + account.shard:
+                    raise ValueError(f"account {str(account)!r}: a text with a NUL, which PostgreSQL cannot store")
+                balances[account] = Balance()
     return balances, at
 
 
@@ -105,10 +112,15 @@ class Posted(NamedTuple):
 
     transaction_id: str
     at: datetime
-    entries: tuple[Entry, ...]
+    lines: tuple[tuple[Any, ...], ...]
+    """What `entries` are made of: most callers look at none."""
     fingerprint: str
     marks: Marks
     existed: bool
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(map(Entry._make, self.lines))
 
 
 async def read_posted(connection: Connection, ids: Iterable[str]) -> dict[str, Posted]:
@@ -147,11 +159,19 @@ def blocks_of(fold: Fold, batch: int) -> list[Block]:
     if not fold.transactions:
         return []
     at, balances = fold.at, fold.balances
-    touched = sorted(fold.touched, key=_id)
     blocks = [
-        *ledger_blocks([_transaction_row(transaction, at, batch) for transaction in fold.transactions], fold.entries),
-        block(ACCOUNTS, Op.UPSERT, [account_row(account, balances[account], at) for account in touched]),
+        *ledger_blocks(
+            [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at), repeat(batch))], fold.entries
+        ),
     ]
+    known, fresh = [], []
+    for account in sorted(fold.touched, key=_id):
+        held = balances[account]
+        if held.stored:
+            known.append((account.id, held.balance, held.version, at, held.closed_at))
+        else:
+            fresh.append(account_row(account, held, at))
+    blocks += [block(ACCOUNTS, op, some) for op, some in ((Op.UPDATE, known), (Op.INSERT, fresh)) if some]
     rows: dict[tuple[str, Op], list[Row]] = {}
     for key in sorted(fold.changed):
         state = fold.states[key]
@@ -164,10 +184,10 @@ def blocks_of(fold: Fold, batch: int) -> list[Block]:
 _NO_MARKS = Marks()
 
 
-def _transaction_row(transaction: Transaction, at: datetime, batch: int) -> Row:
+def _transaction_row(transaction: Transaction, fingerprint: str, at: datetime, batch: int) -> Row:
     id, kind, reference, _, operation = transaction
     marks = _NO_MARKS if operation is None else operation.marks(id)
-    return (id, kind, reference, transaction.fingerprint(), at, *marks, batch)
+    return (id, kind, reference, fingerprint, at, *marks, batch)
 
 
 def account_row(account: Account, held: Balance, at: datetime) -> Row:

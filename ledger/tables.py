@@ -35,6 +35,7 @@ ACCOUNTS: Final = Table(
     "accounts",
     ("id",),
     "id:uuid owner:text type:text asset:text shard:text balance:numeric version:int updated_at:time closed_at:time",
+    changing=("balance", "version", "updated_at", "closed_at"),
 )
 TRANSACTIONS: Final = Table(
     "transactions",

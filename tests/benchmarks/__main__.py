@@ -17,13 +17,19 @@ from tests.benchmarks.benchmarks import BENCHMARKS, FULL, QUICK, Plan
 from tests.benchmarks.parts import describe, own_parts
 from tests.benchmarks.records import DIRECTORY, Record, save
 
-RUNS_PER_ROUND = {"deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6}
+RUNS_PER_ROUND = {
+    "deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
+    "ledger.growth": 2, "ledger.floor": 7,
+}  # fmt: skip
 
 
 async def run(names: list[str], plan: Plan, console: Console) -> tuple[list[Record], dict[str, object]]:
     records = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with own_parts() as parts, Progress(*columns, console=console) as progress:
+    with (
+        own_parts(kafka=any(name.startswith("deposits.") for name in names)) as parts,
+        Progress(*columns, console=console) as progress,
+    ):
         described = await describe(parts)
         for name in names:
             task = progress.add_task(name, total=RUNS_PER_ROUND[name] * plan.repeats)

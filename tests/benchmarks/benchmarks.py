@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from statistics import median
 from typing import TypeVar
 
-from tests.benchmarks import end_to_end, latency, ledger_reads, workload
+from stablerail.dev.postgres import Postgres
+from tests.benchmarks import end_to_end, latency, ledger_load, ledger_posting, ledger_reads, workload
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -30,10 +31,17 @@ class Plan:
     run_s_max: float
     entries: int
     reads: int
+    posting: ledger_load.Sizes
 
 
-FULL = Plan(events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000)
-QUICK = Plan(events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250)
+FULL = Plan(
+    events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
+    posting=ledger_load.FULL,
+)  # fmt: skip
+QUICK = Plan(
+    events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
+    posting=ledger_load.QUICK,
+)  # fmt: skip
 
 
 async def _in_turn(
@@ -167,8 +175,18 @@ async def reads(parts: Parts, plan: Plan, told: Told) -> Record:
     )
 
 
+def _posting(
+    benchmark: Callable[[Postgres, ledger_load.Sizes, int, Told], Awaitable[Record]],
+) -> Callable[[Parts, Plan, Told], Awaitable[Record]]:
+    return lambda parts, plan, told: benchmark(parts.postgres, plan.posting, plan.repeats, told)
+
+
 BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "deposits.end_to_end": deposits_end_to_end,
     "deposits.latency": deposits_latency,
     "ledger.reads": reads,
+    "ledger.hot_batch": _posting(ledger_posting.hot_batch),
+    "ledger.single": _posting(ledger_posting.single),
+    "ledger.growth": _posting(ledger_posting.growth),
+    "ledger.floor": _posting(ledger_posting.floor),
 }

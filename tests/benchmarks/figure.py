@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 WIDTH, LEFT, ROW, TOP = 860, 350, 58, 64
+STEPS_LEFT, STEP = 90, 34
 STYLE = """
 text{font:13px system-ui,sans-serif;fill:#1b2733}.small{font-size:11px;fill:#5a6b7b}.title{font-size:16px;font-weight:600}
 .met{fill:#2f7d5b}.missed{fill:#b3261e}.spread{stroke:#1b2733;stroke-width:1.5}.goal{stroke:#1b2733;stroke-dasharray:3 3}
@@ -58,3 +59,33 @@ def _bar(name: str, row: dict[str, Any], y: int, scale: float) -> list[str]:
         f'<line class="goal" x1="{goal:.1f}" y1="{y + 4}" x2="{goal:.1f}" y2="{y + 44}"/>',
         f'<text class="small" x="{LEFT}" y="{y + 50}">{row["ratio"]:.2f}, goal {row["goal"]:.2f}: {kind}</text>',
     ]
+
+
+def draw_steps(record: dict[str, Any]) -> str:
+    """SVG text: each step of `also.steps` as a bar from where the one before ends; each is the time up to and with it."""
+    ends = [(name, spread["median"]) for name, spread in record["also"]["steps"].items()]
+    scale = (WIDTH - STEPS_LEFT - 150) / max(end for _, end in ends)
+    height = TOP + STEP * len(ends) + 34
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        f"<title>{escape(record['name'])}: what each step takes</title>",
+        f'<style>{STYLE}</style><rect class="page" width="{WIDTH}" height="{height}"/>',
+        f'<text class="title" x="16" y="28">{escape(record["name"])}: {escape(record["unit"])} of each step</text>',
+        f'<text class="small" x="16" y="46">{escape(record["measured"])}</text>',
+    ]
+    before = 0.0
+    for number, (name, end) in enumerate(ends):
+        y, left, right = (
+            TOP + STEP * number,
+            STEPS_LEFT + min(before, end) * scale,
+            STEPS_LEFT + max(before, end) * scale,
+        )
+        parts += [
+            f'<text x="16" y="{y + 20}">{escape(name)}</text>',
+            f'<rect class="{"met" if end >= before else "missed"}" x="{left:.1f}" y="{y + 6}"'
+            f' width="{right - left:.1f}" height="20" rx="2"/>',
+            f'<text class="small" x="{right + 6:.1f}" y="{y + 20}">{end - before:+.1f}, {end:.1f} so far</text>',
+        ]
+        before = end
+    parts.append(f'<text class="small" x="16" y="{height - 12}">{record["cpus"]} CPUs; {escape(record["date"])}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"

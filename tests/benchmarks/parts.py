@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -58,15 +58,16 @@ class Parts:
 
 
 @contextmanager
-def own_parts() -> Iterator[Parts]:
-    """For the time of the benchmarks. The broker with both compilers, since throughput is the question."""
+def own_parts(*, kafka: bool) -> Iterator[Parts]:
+    """For the time of the benchmarks. The broker with both compilers, since throughput is the question; it is started only
+    where it is needed."""
     tools: Tools = fetch()
-    with (
-        scratch_directory("stablerail-bench-") as directory,
-        Kafka(directory / "kafka", tools, heap="512m", jvm=()) as kafka,
-        Postgres(directory / "postgres", tools, POSTGRES_SETTINGS) as postgres,
-    ):
-        yield Parts(kafka, postgres, directory)
+    with scratch_directory("stablerail-bench-") as directory, ExitStack() as stack:
+        broker = Kafka(directory / "kafka", tools, heap="512m", jvm=())
+        if kafka:
+            stack.enter_context(broker)
+        postgres = stack.enter_context(Postgres(directory / "postgres", tools, POSTGRES_SETTINGS))
+        yield Parts(broker, postgres, directory)
 
 
 @dataclass

@@ -71,19 +71,27 @@ class Record:
     """How, in a sentence."""
 
     def plain(self, described: dict[str, Any]) -> dict[str, Any]:
-        also = {
-            name: asdict(value) if isinstance(value, Comparison | Spread) else value
-            for name, value in self.also.items()
+        return {
+            "name": self.name,
+            **asdict(self.first),
+            "also": _plain(self.also),
+            "measured": self.measured,
+            **described,
         }
-        return {"name": self.name, **asdict(self.first), "also": also, "measured": self.measured, **described}
 
     def comparisons(self) -> list[Comparison]:
         return [self.first, *(value for value in self.also.values() if isinstance(value, Comparison))]
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return asdict(value) if isinstance(value, Comparison | Spread) else value
+
+
 def save(records: Sequence[dict[str, Any]], directory: Path = DIRECTORY) -> None:
     """Puts the records among those that are there, and draws the figure anew."""
-    from tests.benchmarks.figure import draw
+    from tests.benchmarks.figure import draw, draw_steps
 
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "results.json"
@@ -92,3 +100,6 @@ def save(records: Sequence[dict[str, Any]], directory: Path = DIRECTORY) -> None
     everything = [known[name] for name in sorted(known)]
     file.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
     (directory / "results.svg").write_text(draw(everything))
+    for record in everything:
+        if "steps" in record["also"]:
+            (directory / f"{record['name'].replace('.', '_')}.svg").write_text(draw_steps(record))

@@ -13,6 +13,7 @@ from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from tests.benchmarks.benchmarks import BENCHMARKS, QUICK
+from tests.benchmarks.ledger_floor import STEPS
 from tests.benchmarks.ledger_reads import Reads
 from tests.benchmarks.parts import Parts, describe
 from tests.benchmarks.records import Comparison, save
@@ -34,13 +35,16 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
     sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit"]
     sides += [side.name for side in fields(Reads)]
+    sides += ["ours", "plain fold", "naive", "ours", "two rows", "journaled", "20,000 entries", "1,000 entries", *STEPS]
     assert [line.partition(":")[0] for line in told] == sides
     assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
     save([record.plain(described) for record in records], tmp_path / "docs")
     written = json.loads((tmp_path / "docs" / "results.json").read_text())
     assert [record["name"] for record in written] == sorted(BENCHMARKS)
     assert written[0]["also"]["journal_bytes_per_event"]["median"] > 0
-    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 3
+    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 3 + 5
+    floor = (tmp_path / "docs" / "ledger_floor.svg").read_text()
+    assert [f">{step}<" in floor for step in STEPS] == [True] * len(STEPS)
 
 
 def test_a_missed_goal_is_recorded_as_missed() -> None:
