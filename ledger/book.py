@@ -52,7 +52,7 @@ _AGAIN: Final = (
 
 
 class Atomic(NamedTuple):
-    """Transactions that stand or fall together."""
+    """Transactions that stand or fall together: the first in order that is refused is the cause for the others."""
 
     transactions: tuple[Transaction, ...]
 
@@ -185,15 +185,17 @@ def _judge_group(
     refused: Refused | None = None
     for place, transaction in enumerate(group):
         first = _first(transaction, known, here, fresh)
-        if first is None:
-            fresh.setdefault(transaction.id, transaction)
-        elif isinstance(first, Posted):
+        if isinstance(first, Posted):
             results[place] = first
+        elif refused is not None:
+            continue  # the first in order that is refused is the cause
+        elif first is None:
+            fresh.setdefault(transaction.id, transaction)
         else:
-            refused = refused or Refused(transaction, first)
+            refused = Refused(transaction, first)
     start = len(fold.entries), len(fold.fingerprints)
-    if refused is None and fresh:
-        refused = post_together(fold, list(fresh.values()))
+    if fresh:
+        refused = post_together(fold, list(fresh.values()), refused)
     if refused is not None:
         for place, transaction in enumerate(group):
             itself = transaction is refused.transaction

@@ -5,7 +5,6 @@ Whoever reaches the database through this program is believed who they say they 
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,9 +16,11 @@ import typer
 from rich.table import Table
 
 from ledger import corrections
-from ledger.accounts import USDC, Account
+from ledger.accounts import Account
 from ledger.corrections import Correction
+from ledger.errors import BadAccountName
 from ledger.posting import Leg, credit, debit
+from ledger.reading import AccountName
 from ledger.rows import Connection
 from stablerail.cli_base import fail, needed_settings, out, run
 from stablerail.config import Settings
@@ -27,10 +28,6 @@ from topics.money import format_amount, parse_amount
 
 correct_app = typer.Typer(no_args_is_help=True, help="Corrections by people: one asks, another approves.")
 suspense_app = typer.Typer(no_args_is_help=True, help="Money whose owner was not known.")
-
-_LEG: Final = re.compile(
-    r"(?P<owner>.+)\.(?P<type>\w+?)(?:\[(?P<shard>[^\]]*)\])?(?::(?P<asset>\w+))?=(?P<amount>[^=]+)"
-)
 
 _SECOND: Final = (
     asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError,
@@ -44,7 +41,7 @@ Id = Annotated[str | None, typer.Option(help="a UUID of yours: asking twice with
 
 @correct_app.command("request")
 def request(
-    reason: Reason, debit_: Annotated[list[str], typer.Option("--debit", help="OWNER.TYPE[SHARD]:ASSET=AMOUNT")],
+    reason: Reason, debit_: Annotated[list[str], typer.Option("--debit", help="ACCOUNT=AMOUNT, such as ada.usdc_balance:USDC=12.50")],
     credit_: Annotated[list[str], typer.Option("--credit", help="as --debit; the sums must be equal")],
     reference: Reference = "", id: Id = None, actor: Actor = None,
 ) -> None:  # fmt: skip
@@ -112,14 +109,12 @@ def _suspense() -> None:
 
 
 def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
-    match = _LEG.fullmatch(text)
-    if match is None:
-        fail(f"{text}: a leg is OWNER.TYPE[SHARD]:ASSET=AMOUNT, such as ada.usdc_balance=12.50", 2)
-    owner, kind, shard, asset, amount = match.groups()
+    name, _, amount = text.rpartition("=")
     try:
-        return side(Account(owner, kind, asset or USDC, shard or ""), _amount(amount))
-    except ValueError:
-        fail(f"{text}: there is no account type {kind}", 2)
+        account = AccountName.parse(name).account()
+    except BadAccountName as error:
+        fail(f"{text}: a leg is ACCOUNT=AMOUNT, and {error}", 2)
+    return side(account, _amount(amount))
 
 
 def _amount(text: str) -> int:

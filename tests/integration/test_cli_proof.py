@@ -47,7 +47,7 @@ def by_hand(dsn: str, statement: str) -> None:
 
 def ask(run: Callable[..., Result], *more: str) -> Result:
     return run(
-        "ledger", "correct", "request", "--debit", "ada.usdc_balance=12.5", "--credit", "system.suspense_usdc:USDC=12.50",
+        "ledger", "correct", "request", "--debit", "ada.usdc_balance:USDC=12.5", "--credit", "system.suspense_usdc:USDC=12.50",
         "--reason", "mail of 1 July", "--id", ID, *more,
     )  # fmt: skip
 
@@ -122,8 +122,8 @@ def test_suspense_is_assigned_to_a_customer_we_know(run: Callable[..., Result], 
         (["suspense", "assign", "ada", "3", "--reason", "r"], "--actor"),
         (["suspense", "assign", "ada", "1e3", "--reason", "r", "--actor", "ann"], "decimal"),
         (["ledger", "correct", "approve", "7", "--actor", "ann"], "UUID"),
-        (["ledger", "correct", "request", "--debit", "ada=1", "--credit", "x", "--reason", "r"], "OWNER.TYPE"),
-        (["ledger", "correct", "request", "--debit", "ada.gold=1", "--credit", "x", "--reason", "r"], "gold"),
+        (["ledger", "correct", "request", "--debit", "ada=1", "--credit", "x", "--reason", "r"], "owner.type:ASSET"),
+        (["ledger", "correct", "request", "--debit", "a.b:C=1e3", "--credit", "x", "--reason", "r"], "decimal"),
         (["verify", "ledger", "--since", "missing"], "missing"),
     ],
 )
