@@ -252,7 +252,7 @@ def _transactions(requests: Iterable[Request]) -> list[Transaction]:
 
 
 def _check_texts(transactions: Iterable[Transaction]) -> None:
-    """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: store.lock_balances."""
+    """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: `refusal_of`."""
     for id, kind, reference, _, operation in transactions:
         for key in (id,) if operation is None else (id, operation.key(id)[1]):
             if not _is_id(key):

@@ -52,10 +52,7 @@ async def lock_balances(
             at = updated_at
     if len(balances) < len(wanted):
         for account in wanted:
-            if account not in balances:
-                if "\0" in account.owner + account.shard:
-                    raise ValueError(f"account {str(account)!r}: a text with a NUL, which PostgreSQL cannot store")
-                balances[account] = Balance()
+            balances.setdefault(account, Balance())
     return balances, at
 
 
