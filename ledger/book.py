@@ -25,6 +25,7 @@ import asyncpg
 
 from ledger import store
 from ledger.accounts import Account, refusal_of
+from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
@@ -265,6 +266,8 @@ async def expire_due(connection: Connection, writer: str, at: datetime, *, holds
     """Gives back what is held by holds whose time has come, the oldest first. A hold that was captured or voided meanwhile is
     refused HoldEnded and left alone. Fewer than `holds_max` results: none is left."""
     rows = await connection.fetch(_sql.holds_due, at, holds_max)
+    if not rows:
+        return Batch([], None)
     return await post(connection, writer, [expire(id, "hold_expired", reference) for id, reference in rows], at)
 
 
@@ -290,6 +293,7 @@ async def close_account(
                 connection, writer, owners,
                 blocks=[block(ACCOUNTS, Op.UPSERT, [store.account_row(account, held, at)])], messages=[],
                 at=at, actor=actor, summary={"closed": str(account), "reason": reason},
+                logs=[Log(actor, "account.closed", "account", str(account), after={"reason": reason})],
             )  # fmt: skip
     except _Unchanged:
         assert held.closed_at is not None

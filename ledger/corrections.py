@@ -234,7 +234,7 @@ def _decided(verb: str, actor: str, before: Correction, after: Correction, refus
 
 
 async def _seal(connection: Connection, owners: list[Owner], blocks: list[Block], log: Log, at: datetime) -> None:
-    """The commit's record is journaled by the next relay's turn, that of a worker."""
+    """The commit's record is journaled by whoever commits, or the next relay's turn."""
     await seal(
         connection, WRITER, owners, blocks=blocks, messages=[], at=at, actor=log.actor,
         summary={log.action if log.status == "done" else f"{log.action}:{log.error}": 1}, logs=[log],

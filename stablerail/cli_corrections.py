@@ -1,4 +1,4 @@
-"""`stablerail ledger correct …` and `stablerail suspense assign`: what people correct, by two of them.
+"""`stablerail ledger correct …` and `stablerail suspense assign`: what people correct, by two of them. `ledger close`.
 
 Whoever reaches the database through this program is believed who they say they are: give each person a login of their own.
 """
@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import asyncpg
 import typer
@@ -17,12 +17,13 @@ from rich.table import Table
 
 from ledger import corrections
 from ledger.accounts import Account
+from ledger.book import close_account
 from ledger.corrections import Correction
 from ledger.errors import BadAccountName
 from ledger.posting import Leg, credit, debit
 from ledger.reading import AccountName
 from ledger.rows import Connection
-from stablerail.cli_base import fail, needed_settings, out, run
+from stablerail.cli_base import fail, journaled, needed_settings, out, run
 from stablerail.config import Settings
 from topics.money import format_amount, parse_amount
 
@@ -32,6 +33,8 @@ suspense_app = typer.Typer(no_args_is_help=True, help="Money whose owner was not
 _SECOND: Final = (
     asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError,
 )  # fmt: skip
+
+T = TypeVar("T")
 
 Actor = Annotated[str | None, typer.Option(help="who you are; or STABLERAIL_ACTOR")]
 Reason = Annotated[str, typer.Option(help="why, for whoever approves and for the audit")]
@@ -108,6 +111,24 @@ def _suspense() -> None:
     """Keeps `assign` a command of the group while it is the only one."""
 
 
+def close(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="owner.type:ASSET or owner.type[shard]:ASSET")],
+    reason: Annotated[str, typer.Option(help="why, for the audit")],
+    actor: Actor = None,
+) -> None:
+    """Close an account for good; it must be empty and have no open hold."""
+    try:
+        found = AccountName.parse(account).account()
+    except BadAccountName as error:
+        fail(f"{error.code}: {error}", 2)
+
+    async def end(connection: Connection, who: str, at: datetime) -> datetime:
+        closed_at, _ = await close_account(connection, corrections.WRITER, found, at, actor=who, reason=reason)
+        return closed_at
+
+    out.print(f"{found} is closed since {_act(end, actor).isoformat()}", markup=False, highlight=False)
+
+
 def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
     name, _, amount = text.rpartition("=")
     try:
@@ -140,10 +161,16 @@ def _who(settings: Settings, given: str | None) -> str:
     return who
 
 
-def _act(act: Callable[[Connection, str, datetime], Awaitable[Correction]], actor: str | None) -> Correction:
+def _act(act: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
     settings = needed_settings("database_url", logs=False)
     who = _who(settings, actor)
-    found: Correction = _connected(settings, lambda connection: act(connection, who, datetime.now(UTC)))
+
+    async def acted(connection: Connection) -> T:
+        done = await act(connection, who, datetime.now(UTC))
+        await journaled(settings)
+        return done
+
+    found: T = _connected(settings, acted)
     return found
 
 
