@@ -24,6 +24,7 @@ from ledger import book, store
 from ledger.accounts import Account
 from ledger.commit import NO_TOPIC, Owner, link, lock_writer
 from ledger.posting import Balance, Fold
+from ledger.proof import ledger_digest
 from ledger.record import pack_content
 from ledger.rows import Block, Connection, Op, block, write
 from ledger.tables import AUDIT, OWNERS
@@ -89,14 +90,15 @@ class _Steps:
         async with self.connection.transaction():
             owners = await lock_writer(self.connection, WRITER)
             _, fold = await book.settle(self.connection, requests, datetime.now(UTC))
-            blocks = store.blocks_of(fold)
+            blocks = store.blocks_of(fold, owners[0].batch)
             await write(self.connection, [*blocks, *_proof(owners[0], blocks, fold.at)] if chained else blocks)
 
 
 def _proof(owner: Owner, blocks: Sequence[Block], at: datetime) -> list[Block]:
     _, digest = pack_content(blocks, [])
-    head = link(owner.head, digest, at, WRITER, {})
-    row = (WRITER, NO_TOPIC, 0, owner.position + 1, at, WRITER, {}, digest, head)
+    seals = owner.batch, ledger_digest(blocks), None
+    head = link(owner.head, digest, at, WRITER, {}, seals)
+    row = (WRITER, NO_TOPIC, 0, owner.position + 1, at, WRITER, {}, digest, head, *seals)
     return [
         block(AUDIT, Op.INSERT, [row]),
         block(OWNERS, Op.UPSERT, [(WRITER, NO_TOPIC, 0, owner.epoch, owner.position + 1, head)]),
@@ -141,5 +143,5 @@ def _made(work: Batches, among: list[Account]) -> list[Made]:
             for t, fingerprint in zip(fold.transactions, fold.fingerprints, strict=True)
         ]
         entries = ["\t".join(map(str, (*line[:-1], at))) + "\n" for line in fold.entries]
-        made.append(Made(store.blocks_of(fold), "".join(transactions), "".join(entries), set(fold.touched)))
+        made.append(Made(store.blocks_of(fold, number), "".join(transactions), "".join(entries), set(fold.touched)))
     return made
