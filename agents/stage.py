@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, Final, Literal
 
 from agents.dead_letters import dead_letter
@@ -244,7 +245,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold, owners[0].batch), *changes.blocks()],
+        blocks=chain(store.blocks_of(fold, owners[0].batch), changes.blocks()),
         messages=_messages(stage, live, outcomes, at),
         at=at,
         actor=stage.name,

@@ -7,7 +7,7 @@ list of blocks; the commit record holds that list; a rebuild applies it again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -191,10 +191,10 @@ def texts(values: Sequence[str]) -> str:
     return _quoted(values)
 
 
-async def write(connection: Connection, blocks: Sequence[Block]) -> None:
+async def write(connection: Connection, blocks: Iterable[Block]) -> None:
     """Writes all blocks by one statement. No table may have the same key twice in them."""
-    if blocks:
-        await connection.execute(_statement(_shape(blocks), "", 0), *_values(blocks))
+    if made := list(blocks):
+        await connection.execute(_statement(_shape(made), "", 0), *_values(made))
 
 
 async def write_then(connection: Connection, blocks: Sequence[Block], query: str, *args: Any) -> Any:
@@ -274,13 +274,12 @@ class Changes:
             rows[table].pop(key if len(key) > 1 else key[0], None)
         self._deletes[table][key] = key
 
-    def blocks(self) -> list[Block]:
-        return [
-            block(table, op, list(rows.values()))
-            for op, tables in ((Op.INSERT, self._inserts), (Op.UPSERT, self._upserts), (Op.DELETE, self._deletes))
-            for table, rows in tables.items()
-            if rows
-        ]
+    def blocks(self) -> Iterator[Block]:
+        """Made as they are taken."""
+        for op, tables in ((Op.INSERT, self._inserts), (Op.UPSERT, self._upserts), (Op.DELETE, self._deletes)):
+            for table, rows in tables.items():
+                if rows:
+                    yield block(table, op, list(rows.values()))
 
 
 @cache

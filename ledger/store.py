@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import repeat
 from operator import attrgetter
@@ -150,17 +150,15 @@ async def already_posted(
     }
 
 
-def blocks_of(fold: Fold, batch: int) -> list[Block]:
-    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it. `batch`: the locked
-    owners'."""
+def blocks_of(fold: Fold, batch: int) -> Iterator[Block]:
+    """The rows of a fold, made as they are taken: transactions, entries, the accounts and the state rows as they are after
+    it. `batch`: the locked owners'."""
     if not fold.transactions:
-        return []
+        return
     at, balances = fold.at, fold.balances
-    blocks = [
-        *ledger_blocks(
-            [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at), repeat(batch))], fold.entries
-        ),
-    ]
+    yield from ledger_blocks(
+        [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at), repeat(batch))], fold.entries
+    )
     known, fresh = [], []
     for account in sorted(fold.touched, key=_id):
         held = balances[account]
@@ -168,14 +166,17 @@ def blocks_of(fold: Fold, batch: int) -> list[Block]:
             known.append((account.id, held.balance, held.version, at, held.closed_at))
         else:
             fresh.append(account_row(account, held, at))
-    blocks += [block(ACCOUNTS, op, some) for op, some in ((Op.UPDATE, known), (Op.INSERT, fresh)) if some]
+    for op, some in ((Op.UPDATE, known), (Op.INSERT, fresh)):
+        if some:
+            yield block(ACCOUNTS, op, some)
     rows: dict[tuple[str, Op], list[Row]] = {}
     for key in sorted(fold.changed):
         state = fold.states[key]
         op = Op.UPSERT if state.stored else Op.INSERT
         rows.setdefault((key[0], op), []).extend(_state_rows(state))
     tables = {HOLDS: HOLDS_TABLE, REVERSALS: REVERSALS_TABLE}
-    return blocks + [block(tables[table], op, some) for (table, op), some in rows.items()]
+    for (table, op), states in rows.items():
+        yield block(tables[table], op, states)
 
 
 _NO_MARKS = Marks()

@@ -358,7 +358,7 @@ async def test_the_database_itself_refuses_a_customers_negative_balance(connecti
 
 
 def test_a_fold_of_nothing_writes_nothing() -> None:
-    assert blocks_of(Fold({}, AT), 1) == []
+    assert list(blocks_of(Fold({}, AT), 1)) == []
 
 
 async def test_the_rig_waits_no_longer_than_it_says() -> None:
