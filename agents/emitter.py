@@ -25,6 +25,8 @@ BATCH_BYTES_MAX = RECORD_BYTES_MAX
 """Below what the largest topics take: several commit records must not share a batch that the broker refuses."""
 PART_BYTES_MAX = RECORD_BYTES_MAX - 100_000
 """A commit record over it goes to the journal in parts, headers `part` and `parts`."""
+SLICE = 100
+"""Messages that are packed without letting others run: a third of a millisecond."""
 RETRY_WAIT_S_MAX = 5.0
 ENVELOPE_BYTES = 320
 """What the headers of an event of ours take, its id apart."""
@@ -113,7 +115,9 @@ class Emitter:
             name = self._prefix + topic
             limit = bytes_max(topic)  # the broker's limit is on a batch, not on a message
             batch, size = producer.create_batch(), 0
-            for message in queue:
+            for number, message in enumerate(queue, 1):
+                if number % SLICE == 0:
+                    await asyncio.sleep(0)  # the next batch is being settled on this loop
                 headers = message.kafka_headers(source, at)
                 size += _size(message)
                 full = size > limit and batch.record_count()

@@ -3,7 +3,7 @@
 | phase | what | why there |
 | --- | --- | --- |
 | owner rows | locked, epoch checked | a worker that lost the partition stops before it reads anything |
-| inbox | ids claimed; repeats drop out; an id with other contents is refused | a second delivery meets the row of the first |
+| inbox | ids claimed in the same statement; repeats drop out; an id with other contents is refused | a second delivery meets the row of the first |
 | facts | loaded for all events; state rows locked | what is read stays true until the commit |
 | decide | each event in order, folded into the facts | the second event sees what the first did |
 | accounts | locked, sorted, after everything else | one lock order everywhere |
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, Final, Literal
 
 from agents.dead_letters import dead_letter
@@ -27,7 +28,7 @@ from agents.item import Item
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
-from ledger.commit import Owner, Sealed, lock_owners, seal
+from ledger.commit import Owner, Sealed, seal
 from ledger.errors import PostingRefused
 from ledger.groups import try_post
 from ledger.posting import Fold, Transaction
@@ -79,8 +80,7 @@ async def settle(
     Raises Fenced, SplitBatch, what `approve` raises, a transient database error, or whatever a bug raises; nothing is committed then.
     """
     async with connection.transaction():
-        owners = await lock_owners(connection, stage.name, epochs)
-        live = await _claim(connection, stage, items, at)
+        owners, live = await _claim(connection, stage, items, epochs, at)
         repeats = len(items) - len(live)
         if not live:
             return Settled(None, Counter({("repeat", ""): repeats}), [])
@@ -95,23 +95,25 @@ async def settle(
     return Settled(sealed, counts, refused, told)
 
 
-async def _claim(connection: Connection, stage: Stage[Any], items: Sequence[Item], at: datetime) -> list[Item]:
-    """Those that are ours to settle now."""
+async def _claim(
+    connection: Connection, stage: Stage[Any], items: Sequence[Item], epochs: dict[tuple[str, int], int], at: datetime
+) -> tuple[list[Owner], list[Item]]:
+    """The owner rows, and those items that are ours to settle now."""
     chosen: dict[str, Item] = {}
     for item in items:
         other = chosen.setdefault(item.uid, item)
         if other is not item and item.attempt > other.attempt:
             chosen[item.uid] = item
-    claimed = await inbox.claim(connection, stage.name, list(chosen.values()), at)
+    owners, claimed = await inbox.own_and_claim(connection, stage.name, epochs, list(chosen.values()), at)
     if claimed.all_fresh and len(chosen) == len(items):
-        return list(items)
+        return owners, list(items)
     true = {uid: claimed.known.get(uid, item.fingerprint) for uid, item in chosen.items()}
     reused = [item for item in items if item.fingerprint != true[item.uid]]
     marks: frozenset[str] = frozenset()
     if reused:
         # settled under the message's own position, so that its redelivery is a repeat
         positions = [inbox.Claim(item.position_uid, 1, item.fingerprint) for item in reused]
-        marks = (await inbox.claim(connection, stage.name, positions, at)).fresh
+        marks = (await inbox.own_and_claim(connection, stage.name, epochs, positions, at))[1].fresh
     live: list[Item] = []
     odd = {id(item) for item in reused}
     for item in items:
@@ -123,7 +125,7 @@ async def _claim(connection: Connection, stage: Stage[Any], items: Sequence[Item
             live.append(item)
         elif chosen[item.uid] is item and item.uid in claimed.again:
             live.append(replace(item, again=True))
-    return live
+    return owners, live
 
 
 async def _decide(
@@ -243,7 +245,7 @@ async def _seal(
         stage.name,
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
-        blocks=[*store.blocks_of(fold, owners[0].batch), *changes.blocks()],
+        blocks=chain(store.blocks_of(fold, owners[0].batch), changes.blocks()),
         messages=_messages(stage, live, outcomes, at),
         at=at,
         actor=stage.name,

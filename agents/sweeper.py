@@ -2,6 +2,7 @@
 
 | what | how |
 | --- | --- |
+| holds whose time has come | what they still hold goes back, in one commit |
 | rows of `schedule` that are due | marked, and sent to their topic again with their attempt's number, in one commit |
 | commit records that were not journaled | the relay takes them |
 | commit records of the API and of owners that are gone, not emitted for a while | emitted, then deleted |
@@ -22,6 +23,7 @@ import structlog
 
 from agents.parking import SENT
 from agents.services import Services
+from ledger.book import expire_due
 from ledger.commit import TRANSIENT, lock_writer, seal
 from ledger.record import Message, unpack
 from ledger.rows import Changes, Connection
@@ -77,6 +79,7 @@ class Sweeper:
         connection = self._connection or await self._services.connect()
         self._connection = connection
         full = await self._due(connection)
+        full = await self._expired(connection) or full
         waiting = await connection.fetchval(_sql.waiting, self._services.clock() - self._abandoned)
         self._services.observer.outbox_rows(waiting)
         if waiting:
@@ -113,6 +116,14 @@ class Sweeper:
         await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
         self._services.relay.emitted([sealed.seq])
         return len(rows) == DUE_MAX
+
+    async def _expired(self, connection: Connection) -> bool:
+        batch = await expire_due(connection, WRITER, self._services.clock(), holds_max=DUE_MAX)
+        if batch.sealed is None:
+            return False
+        await self._services.relay.journal([(batch.sealed.seq, batch.sealed.record)])
+        self._services.relay.emitted([batch.sealed.seq])
+        return len(batch.results) == DUE_MAX
 
     async def _abandoned_records(self, connection: Connection) -> None:
         before = self._services.clock() - self._abandoned

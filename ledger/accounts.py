@@ -80,6 +80,12 @@ def asset_of(type: AccountType) -> str:
     return USD if type in _IN_USD else USDC
 
 
+def account_id(owner: str, type: str, asset: str, shard: str) -> str:
+    """The id, 32 hex digits, that the account has, or would have (docs/adr/0009)."""
+    name = "\0".join((owner, type, asset, shard))
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"account").hexdigest()
+
+
 class Account:
     """One account's name. Its id is derived from it, so a rebuilt database has the same ids.
 
@@ -105,8 +111,7 @@ class Account:
         if found is None:
             found = _interned[name] = super().__new__(cls)
             found.owner, found.type, found.asset, found.shard = name
-            digest = hashlib.blake2b("\0".join(name).encode(), digest_size=16, person=b"account")
-            found.id = digest.hexdigest()
+            found.id = account_id(*name)
             found.floor = OUT_OF_REACH if refusal_of(found) else -AMOUNT_MAX if owner == SYSTEM else 0
         return found
 

@@ -26,12 +26,13 @@ import asyncpg
 
 from ledger import store
 from ledger.accounts import Account, refusal_of
+from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
 from ledger.posting import Fold, Marks, Transaction
-from ledger.rows import Block, Connection, Op, block, write
+from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.store import Posted
 from ledger.tables import ACCOUNTS
@@ -57,7 +58,7 @@ _AGAIN: Final = (
 
 
 class Atomic(NamedTuple):
-    """Transactions that stand or fall together."""
+    """Transactions that stand or fall together: the first in order that is refused is the cause for the others."""
 
     transactions: tuple[Transaction, ...]
 
@@ -239,15 +240,17 @@ def _judge_group(
     refused: Refused | None = None
     for place, transaction in enumerate(group):
         first = _first(transaction, known, here, fresh)
-        if first is None:
-            fresh.setdefault(transaction.id, transaction)
-        elif isinstance(first, Posted):
+        if isinstance(first, Posted):
             results[place] = first
+        elif refused is not None:
+            continue  # the first in order that is refused is the cause
+        elif first is None:
+            fresh.setdefault(transaction.id, transaction)
         else:
-            refused = refused or Refused(transaction, first)
+            refused = Refused(transaction, first)
     start = len(fold.entries), len(fold.fingerprints)
-    if refused is None and fresh:
-        refused = post_together(fold, list(fresh.values()))
+    if fresh:
+        refused = post_together(fold, list(fresh.values()), refused)
     if refused is not None:
         for place, transaction in enumerate(group):
             itself = transaction is refused.transaction
@@ -304,12 +307,11 @@ def _transactions(requests: Iterable[Request]) -> list[Transaction]:
 
 
 def _check_texts(transactions: Iterable[Transaction]) -> None:
-    """ValueError for what PostgreSQL could not store: it would end the whole batch."""
+    """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: `refusal_of`."""
     for id, kind, reference, _, operation in transactions:
-        if not _is_id(id):
-            raise ValueError(f"{id!r} is no transaction id: 32 hex digits, small letters")
-        if operation is not None and not _is_id(operation.key(id)[1]):
-            raise ValueError(f"{operation.key(id)[1]!r} is no transaction id: 32 hex digits, small letters")
+        for key in (id,) if operation is None else (id, operation.key(id)[1]):
+            if not _is_id(key):
+                raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")
         if "\0" in kind or "\0" in reference:
             raise ValueError(f"transaction {id}: a text with a NUL")
 
@@ -318,6 +320,8 @@ async def expire_due(connection: Connection, writer: str, at: datetime, *, holds
     """Gives back what is held by holds whose time has come, the oldest first. A hold that was captured or voided meanwhile is
     refused HoldEnded and left alone. Fewer than `holds_max` results: none is left."""
     rows = await connection.fetch(_sql.holds_due, at, holds_max)
+    if not rows:
+        return Batch([], None)
     return await post(connection, writer, [expire(id, "hold_expired", reference) for id, reference in rows], at)
 
 
@@ -343,6 +347,7 @@ async def close_account(
                 connection, writer, owners,
                 blocks=[block(ACCOUNTS, Op.UPSERT, [store.account_row(account, held, at)])], messages=[],
                 at=at, actor=actor, summary={"closed": str(account), "reason": reason},
+                logs=[Log(actor, "account.closed", "account", str(account), after={"reason": reason})],
             )  # fmt: skip
     except _Unchanged:
         assert held.closed_at is not None

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | lock_owners | owner rows, in order, before anything else | whoever lost the partition stops here; commits of one partition are a sequence |
 | … | inbox, facts, account locks, decisions | under the owner lock, so what was read stays true |
-| seal: rows | every changed row of a large commit, one statement | PostgreSQL writes while the record is packed |
+| seal: rows | of a large commit each table's rows by a statement of their own | PostgreSQL writes while the next are made and the record is packed |
 | seal: record | what is left, audit and owner rows, then a row of `outbox`, in the last statement | its number follows all it depends on |
 
 The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for, batch, hashes of the commit's
@@ -38,8 +38,10 @@ _sql = load("ledger", "sql/commit.sql")
 
 RECORD_BYTES_MAX: Final = 64 * 1024 * 1024
 """A compressed record over it is refused; a batch of many events is split instead."""
-OVERLAP_MIN: Final = 32 * 1024
-"""Bytes of rows from which a statement of their own is worth its round trip: it runs while the record is packed."""
+OVERLAP_MIN: Final = 16 * 1024
+"""Bytes of a table's rows from which a statement of their own is worth its round trip: it runs while the rest is made."""
+SENT_TURNS: Final = 2
+"""Turns of the loop in which a statement leaves: its task begins, then what it wrote is sent."""
 MESSAGES_AT_ONCE: Final = 100
 NO_TOPIC: Final = "-"
 """The `topic` of writers that consume none: API, CLI, sweeper, performers, watchers."""
@@ -73,9 +75,13 @@ async def lock_owners(connection: Connection, stage: str, epochs: dict[tuple[str
     """Locks the owner rows of (topic, partition) -> our epoch, sorted. Raises Fenced when one is another's."""
     keys = sorted(epochs)
     rows = await connection.fetch(_sql.lock_owners, stage, [t for t, _ in keys], [p for _, p in keys])
-    owners = [Owner(*row) for row in rows]
-    held = {(o.topic, o.partition): o.epoch for o in owners}
-    lost = tuple(key for key in keys if held.get(key) != epochs[key])
+    return held([Owner(*row) for row in rows], stage, epochs)
+
+
+def held(owners: list[Owner], stage: str, epochs: dict[tuple[str, int], int]) -> list[Owner]:
+    """The locked owners, when they are all of (topic, partition) -> our epoch. Raises Fenced."""
+    found = {(o.topic, o.partition): o.epoch for o in owners}
+    lost = tuple(key for key in sorted(epochs) if found.get(key) != epochs[key])
     if lost:
         raise Fenced(stage, lost)
     return owners
@@ -110,7 +116,7 @@ async def seal(
     stage: str,
     owners: Sequence[Owner],
     *,
-    blocks: Sequence[Block],
+    blocks: Iterable[Block],
     messages: Iterable[Message],
     at: datetime,
     actor: str,
@@ -120,40 +126,71 @@ async def seal(
 ) -> Sealed:
     """The end of a transaction: writes `blocks`, audit and owner rows, then the commit record.
 
-    `messages` may be made as they are taken. `written` are rows that the transaction has written already (the inbox claim);
-    they belong to the record too. `logs` become rows of `audit_logs`. Rows of `transactions` are of the owners' batch
-    (`proof.ledger_blocks`). Raises RecordTooLarge, or asyncpg's errors for conflicts; the caller rolls back and runs again.
+    `blocks` and `messages` may be made as they are taken: PostgreSQL writes one while the next is made. `written` are rows that
+    the transaction has written already (the inbox claim); they belong to the record too. `logs` become rows of `audit_logs`.
+    Rows of `transactions` are of the owners' batch (`proof.ledger_blocks`). Raises RecordTooLarge, or asyncpg's errors for
+    conflicts; the caller rolls back and runs again.
     """
     logged = [log.row(owners[0].batch, n, at) for n, log in enumerate(logs)]
-    if logged:
-        blocks = [*blocks, block(AUDIT_LOGS, Op.INSERT, logged)]
-    early = blocks if sum(len(column) for b in blocks for column in b.columns) >= OVERLAP_MIN else ()
-    writing = asyncio.ensure_future(write(connection, early))
-    try:
+    made: list[Block] = []
+    late: list[Block] = []
+    async with _Writing(connection) as writing:
+        for one in blocks:
+            made.append(one)
+            if sum(map(len, one.columns)) >= OVERLAP_MIN:
+                await writing.start(one)
+            else:
+                late.append(one)
+        if logged:
+            late.append(block(AUDIT_LOGS, Op.INSERT, logged))
+            made.append(late[-1])
         said = await _taken(messages)
-        content, digest = pack_content([*written, *blocks], said)
-        seals = (owners[0].batch, ledger_digest([*written, *blocks]), logs_digest(logged))
+        content, digest = pack_content([*written, *made], said)
+        seals = (owners[0].batch, ledger_digest(made), logs_digest(logged))
         proof = _proof(stage, owners, digest, at, actor, summary, seals)
         topic = owners[0].topic
         record = pack(stage, topic, at, content, proof)
-    finally:
-        await writing
     if len(record) > RECORD_BYTES_MAX:
         raise RecordTooLarge(f"{len(record)} bytes; at most {RECORD_BYTES_MAX}")
-    late = [*(() if early else blocks), *proof]
     partitions = [owner.partition for owner in owners]
-    seq: int = await write_then(connection, late, _sql.insert_record, stage, topic, partitions, at, record)
+    last = [*late, *proof]
+    seq: int = await write_then(connection, last, _sql.insert_record, stage, topic, partitions, at, record)
     return Sealed(seq, record, stage, at, said)
+
+
+class _Writing:
+    """One statement at a time, which PostgreSQL carries out while we make the next."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> _Writing:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Also when something failed: the connection takes no rollback before."""
+        if self._task is not None:
+            await self._task
+
+    async def start(self, block: Block) -> None:
+        if self._task is not None:
+            await self._task
+        self._task = asyncio.create_task(write(self._connection, [block]))
+        for _ in range(SENT_TURNS):
+            await asyncio.sleep(0)
 
 
 async def _taken(messages: Iterable[Message]) -> list[Message]:
     """Made in slices, between which the loop sends on what PostgreSQL is to write."""
     taken: list[Message] = []
     coming = iter(messages)
-    while some := list(islice(coming, MESSAGES_AT_ONCE)):
+    while True:
+        some = list(islice(coming, MESSAGES_AT_ONCE))
         taken += some
+        if len(some) < MESSAGES_AT_ONCE:
+            return taken
         await asyncio.sleep(0)
-    return taken
 
 
 Seals = tuple[int | None, bytes | None, bytes | None]

@@ -20,10 +20,23 @@ from typing import Any, Final
 
 import orjson
 
-from ledger.accounts import SYSTEM, Account, AccountType, spendable
+from ledger.accounts import AMOUNT_MAX, SYSTEM, Account, AccountType, refusal_of, spendable
 from ledger.audit_logs import Log
 from ledger.commit import Owner, lock_writer, seal
-from ledger.errors import CorrectionRefused, PostingRefused, Unbalanced
+from ledger.errors import (
+    ActorMissing,
+    AmountOutOfRange,
+    BadLegs,
+    CorrectionDecided,
+    CorrectionRefused,
+    CorrectionReused,
+    PostingRefused,
+    ReasonMissing,
+    SameActor,
+    Unbalanced,
+    UnknownCorrection,
+    UnknownUser,
+)
 from ledger.posting import Direction, Leg, Transaction, credit, debit
 from ledger.rows import Block, Connection, Op, Row, block
 from ledger.sql import load
@@ -85,7 +98,7 @@ async def request(
 ) -> Correction:  # fmt: skip
     """Asks for a correction. The same id with the same contents answers what is there and changes nothing.
 
-    Raises CorrectionRefused, Unbalanced; nothing is written then.
+    Raises CorrectionRefused, PostingRefused for legs that could never be posted; nothing is written then.
     """
     _check(legs, reason, actor)
     transaction_id = uuid.uuid5(_NAMESPACE, correction_id).hex
@@ -105,7 +118,7 @@ async def request(
         known = await _find(connection, correction_id)
         if known is not None:
             if not known.same_wish(wanted):
-                raise CorrectionRefused("correction_reused", f"correction {correction_id} exists with other contents")
+                raise CorrectionReused(correction_id)
             return known
         await _check_customers(connection, legs)
         log = Log(actor, "correction.requested", "correction", wanted.id, after=wanted.plain())
@@ -158,7 +171,7 @@ async def reject(connection: Connection, correction_id: str, actor: str, at: dat
         if found.state == "rejected":
             return found
         if found.state == "approved":
-            raise CorrectionRefused("correction_decided", f"correction {found.id} is posted; ask for a reversing one")
+            raise CorrectionDecided(found.id, found.state, found.decided_by)
         done = replace(found, state="rejected", decided_by=actor, decided_at=at)
         await _seal(connection, owners, [done._block()], _decided("rejected", actor, found, done, None), at)
     return done
@@ -170,24 +183,26 @@ async def list_corrections(connection: Connection, state: str | None = None, lim
 
 
 async def find(connection: Connection, correction_id: str) -> Correction:
-    """Raises CorrectionRefused when there is none."""
+    """Raises UnknownCorrection."""
     row = await connection.fetchrow(_sql.find, correction_id)
     if row is None:
-        raise CorrectionRefused("unknown_correction", f"there is no correction {correction_id}")
+        raise UnknownCorrection(correction_id)
     return _read(row)
 
 
 def _check(legs: Sequence[Leg], reason: str, actor: str) -> None:
     if not 0 < len(reason.strip()) <= REASON_LENGTH_MAX:
-        raise CorrectionRefused("reason_missing", f"say why, in at most {REASON_LENGTH_MAX} characters")
+        raise ReasonMissing(REASON_LENGTH_MAX)
     if not actor.strip():
-        raise CorrectionRefused("actor_missing", "say who asks")
+        raise ActorMissing
     if not 2 <= len(legs) <= LEGS_MAX:
-        raise CorrectionRefused("bad_legs", f"a correction has 2 to {LEGS_MAX} legs")
+        raise BadLegs(len(legs), LEGS_MAX)
     sums: dict[str, int] = {}
     for leg in legs:
-        if leg.amount <= 0:
-            raise Unbalanced(leg.account.asset, leg.amount)
+        if not 0 < leg.amount <= AMOUNT_MAX:
+            raise AmountOutOfRange(leg.amount, AMOUNT_MAX)
+        if refusal := refusal_of(leg.account):
+            raise refusal
         change = leg.amount if leg.direction == "d" else -leg.amount
         sums[leg.account.asset] = sums.get(leg.account.asset, 0) + change
     for asset, rest in sums.items():
@@ -200,16 +215,16 @@ async def _check_customers(connection: Connection, legs: Sequence[Leg]) -> None:
     owners = {leg.account.owner for leg in legs} - {SYSTEM}
     known = {row[0] for row in await connection.fetch(_sql.customers, list(owners))}
     if missing := sorted(owners - known):
-        raise CorrectionRefused("unknown_user", f"no account and no wallet belongs to {', '.join(missing)}")
+        raise UnknownUser(missing)
 
 
 def _decidable(found: Correction, actor: str) -> None:
     if not actor.strip():
-        raise CorrectionRefused("actor_missing", "say who approves")
+        raise ActorMissing
     if found.state != "requested":
-        raise CorrectionRefused("correction_decided", f"correction {found.id} is {found.state} by {found.decided_by}")
+        raise CorrectionDecided(found.id, found.state, found.decided_by)
     if actor.casefold() == found.requested_by.casefold():
-        raise CorrectionRefused("same_actor", f"{actor} asked for it; somebody else must approve it")
+        raise SameActor(actor)
 
 
 def _decided(verb: str, actor: str, before: Correction, after: Correction, refusal: Any) -> Log:
@@ -219,7 +234,7 @@ def _decided(verb: str, actor: str, before: Correction, after: Correction, refus
 
 
 async def _seal(connection: Connection, owners: list[Owner], blocks: list[Block], log: Log, at: datetime) -> None:
-    """The commit's record is journaled by the next relay's turn, that of a worker."""
+    """The commit's record is journaled by whoever commits, or the next relay's turn."""
     await seal(
         connection, WRITER, owners, blocks=blocks, messages=[], at=at, actor=log.actor,
         summary={log.action if log.status == "done" else f"{log.action}:{log.error}": 1}, logs=[log],
@@ -234,7 +249,7 @@ async def _find(connection: Connection, correction_id: str) -> Correction | None
 async def _known(connection: Connection, correction_id: str) -> Correction:
     found = await _find(connection, correction_id)
     if found is None:
-        raise CorrectionRefused("unknown_correction", f"there is no correction {correction_id}")
+        raise UnknownCorrection(correction_id)
     return found
 
 

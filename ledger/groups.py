@@ -17,9 +17,10 @@ class Refused(NamedTuple):
     refusal: PostingRefused
 
 
-def post_together(fold: Fold, transactions: Sequence[Transaction]) -> Refused | None:
-    """Posts all of the transactions or none."""
-    if len(transactions) == 1:  # nothing to undo: a refused one has changed nothing
+def post_together(fold: Fold, transactions: Sequence[Transaction], then: Refused | None = None) -> Refused | None:
+    """Posts all of the transactions or none. The first in order that is refused is the cause; `then` is a member after all of
+    these that is known to be refused."""
+    if len(transactions) == 1 and then is None:  # nothing to undo: a refused one has changed nothing
         try:
             fold.post(transactions[0])
         except PostingRefused as refusal:
@@ -33,7 +34,9 @@ def post_together(fold: Fold, transactions: Sequence[Transaction]) -> Refused | 
         except PostingRefused as refusal:
             undo.undo()
             return Refused(transaction, refusal)
-    return None
+    if then is not None:
+        undo.undo()
+    return then
 
 
 def try_post(fold: Fold, transactions: Iterable[Transaction]) -> PostingRefused | None:

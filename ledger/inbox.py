@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
 
+from ledger.commit import Owner, held
 from ledger.rows import Connection, numbers, uuids
 from ledger.sql import load
 
@@ -52,27 +53,34 @@ class Claimed:
     the producer."""
 
 
-async def claim(connection: Connection, stage: str, claims: Sequence[Claimable], at: datetime) -> Claimed:
-    """Claims events with distinct ids."""
+async def own_and_claim(
+    connection: Connection, stage: str, epochs: dict[tuple[str, int], int], claims: Sequence[Claimable], at: datetime
+) -> tuple[list[Owner], Claimed]:
+    """Locks the owner rows of (topic, partition) -> our epoch, sorted, and claims events with distinct ids: one round trip.
+    Raises Fenced when a row is another's; nothing is claimed then."""
     ids = [c.uid for c in claims]
-    row = await connection.fetchrow(
-        _sql.claim,
+    keys = sorted(epochs)
+    rows = await connection.fetch(
+        _sql.own_and_claim,
         stage,
+        [topic for topic, _ in keys],
+        [partition for _, partition in keys],
+        [epochs[key] for key in keys],
         uuids(ids),
         numbers([c.attempt for c in claims]),
         uuids([c.fingerprint for c in claims]),
         at,
         len(claims),
     )
-    assert row is not None
-    fresh, again = row
+    owners = held([Owner(*row[:6]) for row in rows], stage, epochs)
+    fresh, again = rows[0][6:]
     if fresh is None:
-        return Claimed(True, frozenset(ids))
+        return owners, Claimed(True, frozenset(ids))
     ours = frozenset(uid.hex for uid in fresh)
     repeats = frozenset(uid.hex for uid in again)
     missing = [uid for uid in ids if uid not in ours and uid not in repeats]
     known = {uid.hex: fingerprint.hex for uid, fingerprint in await connection.fetch(_sql.known, stage, missing)}
-    return Claimed(False, ours, repeats, known)
+    return owners, Claimed(False, ours, repeats, known)
 
 
 async def settle(connection: Connection, stage: str, outcomes: dict[str, InboxOutcome]) -> None:

@@ -7,7 +7,7 @@ must never change: rows that are there for ever have to give the same hash (a te
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import orjson
@@ -18,16 +18,17 @@ from ledger.tables import AUDIT_LOGS, ENTRIES, TRANSACTIONS
 _LEDGER: Final = (TRANSACTIONS.name, ENTRIES.name)
 
 
-def ledger_blocks(transactions: Sequence[Row], entries: Sequence[Row]) -> list[Block]:
+def ledger_blocks(transactions: Sequence[Row], entries: Sequence[Row]) -> Iterator[Block]:
     """A commit's ledger rows as they are written and hashed: transactions by id, entries by account and version.
 
     That order is also the one in which an index takes them best.
     """
-    rows = [(TRANSACTIONS, sorted(transactions)), (ENTRIES, sorted(entries))]
-    return [block(table, Op.INSERT, found) for table, found in rows if found]
+    for table, rows in ((TRANSACTIONS, transactions), (ENTRIES, entries)):
+        if rows:
+            yield block(table, Op.INSERT, sorted(rows))
 
 
-def ledger_digest(blocks: Sequence[Block]) -> bytes | None:
+def ledger_digest(blocks: Iterable[Block]) -> bytes | None:
     """SHA-256 over what `ledger_blocks` made, found among a commit's blocks; None where there is nothing of it."""
     parts = [text for b in blocks if b.table.name in _LEDGER for text in (b.table.name, *b.columns)]
     return hashlib.sha256("\0".join(parts).encode()).digest() if parts else None

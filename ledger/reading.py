@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ledger.accounts import SYSTEM
+from ledger.accounts import SYSTEM, Account, account_id
 from ledger.errors import AccountNotFound, BadAccountName, BadCursor, NotOnAccount, TransactionNotFound
 from ledger.sql import load
 
@@ -64,11 +63,9 @@ class AccountName(NamedTuple):
         shard = "" if self.shard is None else f"[{self.shard}]"
         return f"{self.owner}.{self.type}{shard}:{self.asset}"
 
-
-def account_id(account: AccountName, shard: str) -> str:
-    """The id, 32 hex digits, that the account of this shard has, or would have (ADR 0009)."""
-    name = "\0".join((account.owner, account.type, account.asset, shard))
-    return hashlib.blake2b(name.encode(), digest_size=16, person=b"account").hexdigest()
+    def account(self) -> Account:
+        """The one to post to; where no shard is named, the one without a name."""
+        return Account(self.owner, self.type, self.asset, self.shard or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ async def balance(connection: Reader, account: AccountName, *, at: datetime | No
         if not rows:
             raise AccountNotFound(str(account))
         return AccountBalance(account, {shard: int(held) for shard, held in sorted(map(tuple, rows))})
-    id_ = account_id(account, shard)
+    id_ = account_id(account.owner, account.type, account.asset, shard)
     held = None if at is None else await connection.fetchval(_sql.balance_at, id_, at)
     if held is None:
         now = await connection.fetchval(_sql.balance, id_)

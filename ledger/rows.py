@@ -7,7 +7,7 @@ list of blocks; the commit record holds that list; a rebuild applies it again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -134,28 +134,34 @@ _KINDS: Final[dict[str, _Kind]] = {
 
 
 def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
-    """Rows (of the columns that the operation writes) of one table as a block. Values: int, str, bytes, aware datetime, JSON-able, None; uuids
-    as 32 hex digits."""
+    """Rows, of the columns that the operation writes, as a block. Values: int, str, bytes, aware datetime, JSON-able, None;
+    uuids as 32 hex digits."""
+    kinds = _kinds(table, op)
+    if len(rows) == 1:
+        first, *rest = rows[0]
+        made = [_column(kinds[0], (first,), shared=False)]
+        made += [_shared(kind, value) for kind, value in zip(kinds[1:], rest, strict=True)]
+        return Block(table, op, made)
+    pairs = enumerate(zip(kinds, zip(*rows, strict=True), strict=True))
+    return Block(table, op, [_column(kind, values, shared=index > 0) for index, (kind, values) in pairs])
+
+
+@cache
+def _kinds(table: Table, op: Op) -> tuple[_Kind, ...]:
     kinds = dict(table.columns)
-    columns = [
-        _column(_KINDS[kinds[name]], values, shared=index > 0)
-        for index, (name, values) in enumerate(zip(table.written(op), zip(*rows, strict=True), strict=True))
-    ]
-    return Block(table, op, columns)
+    return tuple(_KINDS[kinds[name]] for name in table.written(op))
 
 
 def columns(table: Table, op: Op, *values: Any) -> Block:
     """As `block`, of columns: a list of values, or one value that all rows share."""
     made: list[str] = []
     counted = False
-    kinds = dict(table.columns)
-    for name, value in zip(table.written(op), values, strict=True):
-        kind = kinds[name]
+    for kind, value in zip(_kinds(table, op), values, strict=True):
         if isinstance(value, list):
-            made.append(_column(_KINDS[kind], value, shared=counted))
+            made.append(_column(kind, value, shared=counted))
             counted = True
         else:
-            made.append(_shared(_KINDS[kind], value))
+            made.append(_shared(kind, value))
     return Block(table, op, made)
 
 
@@ -185,10 +191,10 @@ def texts(values: Sequence[str]) -> str:
     return _quoted(values)
 
 
-async def write(connection: Connection, blocks: Sequence[Block]) -> None:
+async def write(connection: Connection, blocks: Iterable[Block]) -> None:
     """Writes all blocks by one statement. No table may have the same key twice in them."""
-    if blocks:
-        await connection.execute(_statement(_shape(blocks), "", 0), *_values(blocks))
+    if made := list(blocks):
+        await connection.execute(_statement(_shape(made), "", 0), *_values(made))
 
 
 async def write_then(connection: Connection, blocks: Sequence[Block], query: str, *args: Any) -> Any:
@@ -268,13 +274,12 @@ class Changes:
             rows[table].pop(key if len(key) > 1 else key[0], None)
         self._deletes[table][key] = key
 
-    def blocks(self) -> list[Block]:
-        return [
-            block(table, op, list(rows.values()))
-            for op, tables in ((Op.INSERT, self._inserts), (Op.UPSERT, self._upserts), (Op.DELETE, self._deletes))
-            for table, rows in tables.items()
-            if rows
-        ]
+    def blocks(self) -> Iterator[Block]:
+        """Made as they are taken."""
+        for op, tables in ((Op.INSERT, self._inserts), (Op.UPSERT, self._upserts), (Op.DELETE, self._deletes)):
+            for table, rows in tables.items():
+                if rows:
+                    yield block(table, op, list(rows.values()))
 
 
 @cache

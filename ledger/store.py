@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -51,8 +52,7 @@ async def lock_balances(
             at = updated_at
     if len(balances) < len(wanted):
         for account in wanted:
-            if account not in balances:
-                balances[account] = Balance()
+            balances.setdefault(account, Balance())
     return balances, at
 
 
@@ -150,13 +150,15 @@ async def already_posted(
     }
 
 
-def blocks_of(fold: Fold, batch: int) -> list[Block]:
-    """The rows of a fold: transactions, entries, the accounts and the state rows as they are after it. `batch`: the locked
-    owners'."""
+def blocks_of(fold: Fold, batch: int) -> Iterator[Block]:
+    """The rows of a fold, made as they are taken: transactions, entries, the accounts and the state rows as they are after
+    it. `batch`: the locked owners'."""
     if not fold.transactions:
-        return []
+        return
     at, balances = fold.at, fold.balances
-    blocks = ledger_blocks(_transaction_rows(fold, 0, batch), fold.entries)
+    yield from ledger_blocks(
+        [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at), repeat(batch))], fold.entries
+    )
     known, fresh = [], []
     for account in sorted(fold.touched, key=_id):
         held = balances[account]
@@ -164,14 +166,17 @@ def blocks_of(fold: Fold, batch: int) -> list[Block]:
             known.append((account.id, held.balance, held.version, at, held.closed_at))
         else:
             fresh.append(account_row(account, held, at))
-    blocks += [block(ACCOUNTS, op, some) for op, some in ((Op.UPDATE, known), (Op.INSERT, fresh)) if some]
+    for op, some in ((Op.UPDATE, known), (Op.INSERT, fresh)):
+        if some:
+            yield block(ACCOUNTS, op, some)
     rows: dict[tuple[str, Op], list[Row]] = {}
     for key in sorted(fold.changed):
         state = fold.states[key]
         op = Op.UPSERT if state.stored else Op.INSERT
         rows.setdefault((key[0], op), []).extend(_state_rows(state))
     tables = {HOLDS: HOLDS_TABLE, REVERSALS: REVERSALS_TABLE}
-    return blocks + [block(tables[table], op, some) for (table, op), some in rows.items()]
+    for (table, op), states in rows.items():
+        yield block(tables[table], op, states)
 
 
 def new_rows(fold: Fold, since: tuple[int, int], batch: int) -> list[Block]:
@@ -182,13 +187,10 @@ def new_rows(fold: Fold, since: tuple[int, int], batch: int) -> list[Block]:
 _NO_MARKS = Marks()
 
 
-def _transaction_rows(fold: Fold, first: int, batch: int) -> list[Row]:
-    at, rows = fold.at, []
-    for transaction, fingerprint in zip(fold.transactions[first:], fold.fingerprints[first:], strict=True):
-        id, kind, reference, _, operation = transaction
-        marks = _NO_MARKS if operation is None else operation.marks(id)
-        rows.append((id, kind, reference, fingerprint, at, *marks, batch))
-    return rows
+def _transaction_row(transaction: Transaction, fingerprint: str, at: datetime, batch: int) -> Row:
+    id, kind, reference, _, operation = transaction
+    marks = _NO_MARKS if operation is None else operation.marks(id)
+    return (id, kind, reference, fingerprint, at, *marks, batch)
 
 
 def account_row(account: Account, held: Balance, at: datetime) -> Row:

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from stablerail.cli_audit import audit_app
 from stablerail.cli_base import fail as _fail
+from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
-from stablerail.cli_base import out
 from stablerail.cli_base import run as _run
-from stablerail.cli_corrections import Actor, correct_app, suspense_app
+from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_verify import verify_app
 from stablerail.config import Settings
@@ -37,6 +37,7 @@ app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
 app.add_typer(suspense_app, name="suspense")
 ledger_app.add_typer(correct_app, name="correct")
+ledger_app.command("close")(close)
 
 
 @contextmanager
@@ -193,6 +194,7 @@ def keys_create(
         connection = await connector(settings)()
         try:
             made = await create_key(connection, [Scope(one) for one in scope], name, actor=_actor(settings, actor))
+            await journaled(settings)
             return made.token.get_secret_value()
         except ValueError as error:
             _fail(str(error))
@@ -235,7 +237,10 @@ def keys_revoke(key_id: str, actor: Actor = None) -> None:
     async def action() -> bool:
         connection = await connector(settings)()
         try:
-            return await revoke_key(connection, key_id, actor=_actor(settings, actor))
+            done = await revoke_key(connection, key_id, actor=_actor(settings, actor))
+            if done:
+                await journaled(settings)
+            return done
         finally:
             await connection.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -15,6 +15,7 @@ from ledger import audit_logs
 from ledger.audit_logs import Cursor, Logged, Wanted
 from ledger.rows import Connection
 from ledger.verify import verify_logs
+from stablerail.answers import parse_time
 from stablerail.cli_base import fail, needed_settings, out, run
 from stablerail.cli_verify import show, shown_progress
 
@@ -27,7 +28,7 @@ COLUMNS = (
 ActorFilter = Annotated[str | None, typer.Option(help="only this actor's")]
 ActionFilter = Annotated[str | None, typer.Option(help="only this action: api_key.created")]
 ResourceFilter = Annotated[str | None, typer.Option(help="only this kind of thing, or KIND/ID: api_key")]
-SinceFilter = Annotated[str | None, typer.Option(help="from this time on, ISO 8601; UTC where no zone is given")]
+SinceFilter = Annotated[str | None, typer.Option(help="from this time on: RFC 3339 with a zone, or a date")]
 UntilFilter = Annotated[str | None, typer.Option(help="before this time")]
 
 
@@ -119,10 +120,9 @@ def _time(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"{option}: a time is ISO 8601, such as 2026-07-01T12:00:00Z", 2)
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        return parse_time(text)
+    except ValueError as error:
+        fail(f"{option}: {error}", 2)
 
 
 def _with_connection(read: Any) -> Any:

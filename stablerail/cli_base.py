@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +19,8 @@ err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
 
 EXIT_CONFIG = 78
 """EX_CONFIG."""
+JOURNAL_WAIT_S: Final = 10.0
+"""What is committed is safe already: a person need not wait for a broker that is away."""
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -37,6 +40,31 @@ def needed_settings(*needed: str, logs: bool = True) -> Settings:
     if logs:
         configure_logging(settings.log_format, settings.log_level)
     return settings
+
+
+async def journaled(settings: Settings) -> None:
+    """Returns when the journal has what this command committed; where Kafka does not take it, one line says who will."""
+    from aiokafka.errors import KafkaError
+
+    from agents.emitter import Emitter
+    from ledger.journal import Relay
+    from stablerail.wiring import connector
+
+    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
+    relay = Relay(connector(settings, synchronous_commit="off"), emitter.journal)
+    client = logging.getLogger("aiokafka")
+    level = client.level
+    client.setLevel(logging.CRITICAL)  # the line below says it
+    try:
+        async with asyncio.timeout(JOURNAL_WAIT_S):
+            await emitter.start()
+            await relay.journal()
+    except (KafkaError, OSError):  # TimeoutError is an OSError
+        err.print("committed; Kafka is not reachable, the next worker will journal it", highlight=False, soft_wrap=True)
+    finally:
+        await relay.close()
+        await emitter.stop()
+        client.setLevel(level)
 
 
 def run(action: Callable[[], Awaitable[Any]]) -> Any:

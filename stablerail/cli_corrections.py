@@ -1,40 +1,40 @@
-"""`stablerail ledger correct …` and `stablerail suspense assign`: what people correct, by two of them.
+"""`stablerail ledger correct …` and `stablerail suspense assign`: what people correct, by two of them. `ledger close`.
 
 Whoever reaches the database through this program is believed who they say they are: give each person a login of their own.
 """
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import asyncpg
 import typer
 from rich.table import Table
 
 from ledger import corrections
-from ledger.accounts import USDC, Account
+from ledger.accounts import Account
+from ledger.book import close_account
 from ledger.corrections import Correction
+from ledger.errors import BadAccountName
 from ledger.posting import Leg, credit, debit
+from ledger.reading import AccountName
 from ledger.rows import Connection
-from stablerail.cli_base import fail, needed_settings, out, run
+from stablerail.cli_base import fail, journaled, needed_settings, out, run
 from stablerail.config import Settings
 from topics.money import format_amount, parse_amount
 
 correct_app = typer.Typer(no_args_is_help=True, help="Corrections by people: one asks, another approves.")
 suspense_app = typer.Typer(no_args_is_help=True, help="Money whose owner was not known.")
 
-_LEG: Final = re.compile(
-    r"(?P<owner>.+)\.(?P<type>\w+?)(?:\[(?P<shard>[^\]]*)\])?(?::(?P<asset>\w+))?=(?P<amount>[^=]+)"
-)
-
 _SECOND: Final = (
     asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError,
 )  # fmt: skip
+
+T = TypeVar("T")
 
 Actor = Annotated[str | None, typer.Option(help="who you are; or STABLERAIL_ACTOR")]
 Reason = Annotated[str, typer.Option(help="why, for whoever approves and for the audit")]
@@ -44,7 +44,7 @@ Id = Annotated[str | None, typer.Option(help="a UUID of yours: asking twice with
 
 @correct_app.command("request")
 def request(
-    reason: Reason, debit_: Annotated[list[str], typer.Option("--debit", help="OWNER.TYPE[SHARD]:ASSET=AMOUNT")],
+    reason: Reason, debit_: Annotated[list[str], typer.Option("--debit", help="ACCOUNT=AMOUNT, such as ada.usdc_balance:USDC=12.50")],
     credit_: Annotated[list[str], typer.Option("--credit", help="as --debit; the sums must be equal")],
     reference: Reference = "", id: Id = None, actor: Actor = None,
 ) -> None:  # fmt: skip
@@ -111,15 +111,31 @@ def _suspense() -> None:
     """Keeps `assign` a command of the group while it is the only one."""
 
 
-def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
-    match = _LEG.fullmatch(text)
-    if match is None:
-        fail(f"{text}: a leg is OWNER.TYPE[SHARD]:ASSET=AMOUNT, such as ada.usdc_balance=12.50", 2)
-    owner, kind, shard, asset, amount = match.groups()
+def close(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="owner.type:ASSET or owner.type[shard]:ASSET")],
+    reason: Annotated[str, typer.Option(help="why, for the audit")],
+    actor: Actor = None,
+) -> None:
+    """Close an account for good; it must be empty and have no open hold."""
     try:
-        return side(Account(owner, kind, asset or USDC, shard or ""), _amount(amount))
-    except ValueError:
-        fail(f"{text}: there is no account type {kind}", 2)
+        found = AccountName.parse(account).account()
+    except BadAccountName as error:
+        fail(f"{error.code}: {error}", 2)
+
+    async def end(connection: Connection, who: str, at: datetime) -> datetime:
+        closed_at, _ = await close_account(connection, corrections.WRITER, found, at, actor=who, reason=reason)
+        return closed_at
+
+    out.print(f"{found} is closed since {_act(end, actor).isoformat()}", markup=False, highlight=False)
+
+
+def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
+    name, _, amount = text.rpartition("=")
+    try:
+        account = AccountName.parse(name).account()
+    except BadAccountName as error:
+        fail(f"{text}: a leg is ACCOUNT=AMOUNT, and {error}", 2)
+    return side(account, _amount(amount))
 
 
 def _amount(text: str) -> int:
@@ -145,10 +161,16 @@ def _who(settings: Settings, given: str | None) -> str:
     return who
 
 
-def _act(act: Callable[[Connection, str, datetime], Awaitable[Correction]], actor: str | None) -> Correction:
+def _act(act: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
     settings = needed_settings("database_url", logs=False)
     who = _who(settings, actor)
-    found: Correction = _connected(settings, lambda connection: act(connection, who, datetime.now(UTC)))
+
+    async def acted(connection: Connection) -> T:
+        done = await act(connection, who, datetime.now(UTC))
+        await journaled(settings)
+        return done
+
+    found: T = _connected(settings, acted)
     return found
 
 

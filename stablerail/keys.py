@@ -101,7 +101,7 @@ async def revoke_key(connection: Connection, key_id: str, *, actor: str = NOBODY
 
 
 async def _logged(connection: Connection, owners: Sequence[Owner], log: Log) -> None:
-    """The commit's record is journaled by the next relay's turn, that of a worker."""
+    """The commit's record is journaled by whoever commits, or the next relay's turn."""
     await seal(
         cast(Locked, connection), WRITER, owners, blocks=[], messages=[], at=datetime.now(UTC), actor=log.actor,
         summary={log.action: 1}, logs=[log],

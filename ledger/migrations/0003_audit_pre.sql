@@ -1,3 +1,6 @@
+-- In the order in which writers come to them: in another one a writer would be some deadlock's victim.
+LOCK TABLE transactions, entries, audit IN ACCESS EXCLUSIVE MODE;
+
 -- Which commit wrote a row, and the hash of what it wrote. NULL: written before this migration, or while it went up, by
 -- a worker of the version before.
 CREATE SEQUENCE batches;

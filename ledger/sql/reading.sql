@@ -88,7 +88,7 @@ SELECT id, kind, reference, at FROM transactions WHERE id = $1
 
 -- name: transactions_of_reference
 SELECT id, kind, reference, at FROM transactions
-WHERE reference = $1 AND ($2::timestamptz IS NULL OR (at, id) > ($2, $3::uuid))
+WHERE reference = $1 AND reference <> '' AND ($2::timestamptz IS NULL OR (at, id) > ($2, $3::uuid))
 ORDER BY at, id LIMIT $4
 
 -- name: entries_of_transactions

@@ -90,7 +90,7 @@ class _Steps:
         async with self.connection.transaction():
             owners = await lock_writer(self.connection, WRITER)
             _, fold = await book.settle(self.connection, requests, datetime.now(UTC))
-            blocks = store.blocks_of(fold, owners[0].batch)
+            blocks = list(store.blocks_of(fold, owners[0].batch))
             await write(self.connection, [*blocks, *_proof(owners[0], blocks, fold.at)] if chained else blocks)
 
 
@@ -143,5 +143,5 @@ def _made(work: Batches, among: list[Account]) -> list[Made]:
             for t, fingerprint in zip(fold.transactions, fold.fingerprints, strict=True)
         ]
         entries = ["\t".join(map(str, (*line[:-1], at))) + "\n" for line in fold.entries]
-        made.append(Made(store.blocks_of(fold, number), "".join(transactions), "".join(entries), set(fold.touched)))
+        made.append(Made([*store.blocks_of(fold, number)], "".join(transactions), "".join(entries), set(fold.touched)))
     return made

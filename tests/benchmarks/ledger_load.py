@@ -101,8 +101,9 @@ async def make_template(postgres: Postgres, count: int) -> None:
 
 
 async def connect(dsn: str, **server: str) -> Connection:
-    """The product's own way, for all sides."""
-    return await connector(load_settings(env_file=None, database_url=dsn, database_schema=SCHEMA), **server)()
+    """The product's own way, for all sides; as the owner, because the baselines have tables of their own."""
+    settings = load_settings(env_file=None, database_url=dsn, database_schema=SCHEMA)
+    return await connector(settings, role="none", **server)()
 
 
 async def copy(connection: Connection, table: str, columns: Iterable[str], lines: str, schema: str = SCHEMA) -> None:

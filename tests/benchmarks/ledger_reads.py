@@ -26,7 +26,7 @@ from uuid import UUID
 import asyncpg
 
 from ledger.migrate import upgrade
-from ledger.reading import AccountName, account_id, balance
+from ledger.reading import AccountName, balance
 from ledger.rows import Connection
 from ledger.statement import open_statement, read_page
 from tests.benchmarks.parts import SCHEMA, Parts
@@ -109,8 +109,8 @@ async def filled(parts: Parts, entries: int) -> AsyncIterator[Reads]:
 
 def _reads(connection: Connection, entries: int) -> Reads:
     names = [AccountName(f"user_{n}", "usdc_balance", "USDC") for n in range(CUSTOMERS)]
-    ids = [UUID(account_id(name, "")) for name in names]
-    hot = UUID(account_id(HOT, ""))
+    ids = [UUID(name.account().id) for name in names]
+    hot = UUID(HOT.account().id)
 
     def some_time(draw: random.Random, among: int) -> datetime:
         return _time_of(draw.randrange(among)) + timedelta(milliseconds=draw.randrange(100))
@@ -134,7 +134,7 @@ def _reads(connection: Connection, entries: int) -> Reads:
 async def _fill(connection: Connection, entries: int) -> None:
     rows = [(HOT, -AMOUNT * entries, entries), (SMALL, -AMOUNT * SMALL_ENTRIES, SMALL_ENTRIES)]
     rows += [(AccountName(f"user_{n}", "usdc_balance", "USDC", ""), AMOUNT, 1) for n in range(CUSTOMERS)]
-    accounts = [(account_id(name, ""), *name, held, version, START) for name, held, version in rows]
+    accounts = [(name.account().id, *name, held, version, START) for name, held, version in rows]
     columns = ["id", "owner", "type", "asset", "shard", "balance", "version", "updated_at"]
     await connection.copy_records_to_table("accounts", records=accounts, columns=columns, schema_name=SCHEMA)
     # random ids into an index that grows take longer than everything else; made afterwards it is the same index

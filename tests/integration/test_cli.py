@@ -129,7 +129,7 @@ def test_a_roll_out_migrates_in_two_parts(run: Callable[..., Result], database: 
 def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_once(run: Callable[..., Result], dsn: str) -> None:
     made = run("keys", "create", "--scope", "read", "--scope", "admin", "--name", "console", database_url=dsn)
     assert made.exit_code == 0
-    token = made.output.strip()
+    token = made.stdout.strip()
     prefix, key_id, secret = token.split("_")
     assert prefix == "sr"
     listed = run("keys", "list")

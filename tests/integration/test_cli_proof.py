@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from ledger.record import unpack
 from ledger.rows import Connection, Op, block, write
 from ledger.tables import WALLETS
+from stablerail.dev.kafka import Kafka
+from stablerail.topics_admin import admin, create_missing
 from tests.integration import test_cli
 from tests.integration.test_cli import Callable, Result
 from tests.support import ledger_rig
+from tests.support.in_process import read_topic
 from tests.support.ledger_rig import AT, connect_to, owner, unguard
+from tests.support.rebuild import assemble
+from topics.catalog import JOURNAL
 
 databases, dsn, run, clean = ledger_rig.databases, ledger_rig.dsn, test_cli.run, test_cli.clean
 
@@ -47,7 +53,7 @@ def by_hand(dsn: str, statement: str) -> None:
 
 def ask(run: Callable[..., Result], *more: str) -> Result:
     return run(
-        "ledger", "correct", "request", "--debit", "ada.usdc_balance=12.5", "--credit", "system.suspense_usdc:USDC=12.50",
+        "ledger", "correct", "request", "--debit", "ada.usdc_balance:USDC=12.5", "--credit", "system.suspense_usdc:USDC=12.50",
         "--reason", "mail of 1 July", "--id", ID, *more,
     )  # fmt: skip
 
@@ -92,7 +98,7 @@ def test_logs_are_exported_for_spreadsheets_and_programs(run: Callable[..., Resu
 
 
 def test_making_and_ending_a_key_is_audited_without_its_secret(run: Callable[..., Result], books: str) -> None:
-    token = run("keys", "create", "--scope", "read", "--name", "console", "--actor", "ann").output.strip()
+    token = run("keys", "create", "--scope", "read", "--name", "console", "--actor", "ann").stdout.strip()
     _, key_id, secret = token.split("_")
     assert run("keys", "revoke", key_id).exit_code == 0
     assert run("keys", "revoke", key_id).exit_code == 1
@@ -122,8 +128,8 @@ def test_suspense_is_assigned_to_a_customer_we_know(run: Callable[..., Result], 
         (["suspense", "assign", "ada", "3", "--reason", "r"], "--actor"),
         (["suspense", "assign", "ada", "1e3", "--reason", "r", "--actor", "ann"], "decimal"),
         (["ledger", "correct", "approve", "7", "--actor", "ann"], "UUID"),
-        (["ledger", "correct", "request", "--debit", "ada=1", "--credit", "x", "--reason", "r"], "OWNER.TYPE"),
-        (["ledger", "correct", "request", "--debit", "ada.gold=1", "--credit", "x", "--reason", "r"], "gold"),
+        (["ledger", "correct", "request", "--debit", "ada=1", "--credit", "x", "--reason", "r"], "owner.type:ASSET"),
+        (["ledger", "correct", "request", "--debit", "a.b:C=1e3", "--credit", "x", "--reason", "r"], "decimal"),
         (["verify", "ledger", "--since", "missing"], "missing"),
     ],
 )
@@ -157,3 +163,43 @@ def test_verify_ledger_writes_a_checkpoint_and_later_looks_only_at_what_came_aft
     assert run("verify", "ledger").output.count("BROKEN") == 2
     assert run("audit", "verify").exit_code == 1
     assert run("verify").exit_code == 1
+
+
+def test_a_person_is_answered_when_the_journal_has_the_commit_or_told_who_will_see_to_it(
+    run: Callable[..., Result], books: str, kafka: Kafka, topic_prefix: str
+) -> None:
+    async def make() -> None:
+        async with admin(kafka.bootstrap) as client:
+            await create_missing(client, topic_prefix, 1, [JOURNAL])
+
+    async def actors() -> list[str]:
+        records = assemble(await read_topic(kafka.bootstrap, JOURNAL, topic_prefix))
+        return [unpack(record).proof[0].columns[5] for _, record in records]
+
+    away = ask(run, "--actor", "ann", "--reason", "first")
+    assert (away.exit_code, away.stderr.count("\n")) == (0, 1)
+    assert "the next worker will journal it" in away.stderr
+    asyncio.run(make())
+    there = run(
+        "ledger", "correct", "approve", ID, "--actor", "bob",
+        kafka_bootstrap=kafka.bootstrap, topic_prefix=topic_prefix,
+    )  # fmt: skip
+    assert (there.exit_code, there.stderr) == (0, "")
+    told = asyncio.run(actors())
+    assert ["ann" in told[0], "bob" in told[1], len(told)] == [True, True, 2], "with what waited before it"
+
+
+def test_an_empty_account_is_closed_and_audited(run: Callable[..., Result], books: str) -> None:
+    ask(run, "--actor", "ann")
+    assert run("ledger", "close", "ada.usdc_balance:USDC", "--reason", "left", "--actor", "bob").exit_code == 1
+    run("ledger", "correct", "approve", ID, "--actor", "bob")
+    used = run("ledger", "close", "ada.usdc_balance:USDC", "--reason", "left", "--actor", "bob")
+    assert (used.exit_code, "account_in_use" in used.output) == (1, True)
+    back = ("--debit", "system.suspense_usdc:USDC=12.5", "--credit", "ada.usdc_balance:USDC=12.5", "--reason", "r")
+    run("ledger", "correct", "request", *back, "--id", "d" * 32, "--actor", "ann")
+    run("ledger", "correct", "approve", "d" * 32, "--actor", "bob")
+    done = run("ledger", "close", "ada.usdc_balance:USDC", "--reason", "left", "--actor", "bob")
+    assert (done.exit_code, "is closed since" in done.output) == (0, True)
+    listed = run("audit", "export", "--action", "account.closed", "--format", "json").stdout
+    assert json.loads(listed)["after"] == {"reason": "left"}
+    assert run("ledger", "close", "ada", "--reason", "left", "--actor", "bob").exit_code == 2

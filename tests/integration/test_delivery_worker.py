@@ -113,11 +113,13 @@ async def test_two_batches_are_in_flight_and_the_third_waits(bench: Bench) -> No
 @pytest.mark.parametrize("limits", [{"events_max": 10}, {"events_max": 2_000, "bytes_max": 400}])
 async def test_a_batch_stays_within_its_limits(bench: Bench, limits: dict[str, int]) -> None:
     worker = await bench.start(**limits)
-    worker.delivery.revoked({(MOVES.name, 0)})
-    for n in range(0, 60, 3):
-        await worker.feed(record(n), record(n + 1), record(n + 2))
-    await worker.feed(*(record(n) for n in range(60, 100)))
-    worker.delivery.assigned({(MOVES.name, 0)})
+    bench.emitter.gate.clear()
+    for n in range(2):  # as many batches as may be in flight: the rest has to wait, and waits together
+        await worker.feed(record(n))
+    await until_rows(bench, "SELECT count(*) FROM inbox", 2)
+    for first, end in [*((n, n + 6) for n in range(2, 62, 6)), (62, 100)]:
+        await worker.feed(*(record(n) for n in range(first, end)))
+    bench.emitter.gate.set()
     await worker.until_acked((0, 99))
     await until(lambda: len(told(bench)) == 100, "every message")
     sizes = [

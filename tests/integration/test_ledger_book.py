@@ -203,6 +203,19 @@ async def test_a_group_that_exists_is_answered_and_one_with_a_used_id_is_refused
     assert [result.existed for result in results if isinstance(result, Posted)] == [True, False, True]
 
 
+async def test_the_first_member_of_a_group_that_is_refused_is_the_cause(connection: Connection) -> None:
+    await posted(connection, fund(1, 50), pay(2, 20))
+    unknown, reused = take(5, 9, 1), pay(2, 21)
+    for group, wanted in (
+        ((unknown, reused), [UnknownHold, GroupRefused]),
+        ((reused, unknown), [TransactionReused, GroupRefused]),
+        ((pay(6, 5), reused, unknown), [GroupRefused, TransactionReused, GroupRefused]),
+    ):
+        results = (await post(connection, "test", [Atomic(group)], AT)).results
+        assert [type(result) for result in results] == wanted
+    assert await balance(connection, BOB) == 20
+
+
 # -- refusals carry their facts ---------------------------------------------------------------------------------------------
 
 

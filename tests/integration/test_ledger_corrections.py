@@ -123,9 +123,9 @@ async def test_a_correction_that_the_ledger_refuses_stays_open_and_is_approved_w
     ("legs", "reason", "actor", "code"),
     [
         ([debit(ADA, 2), credit(SUSPENSE, 1)], "why", "ann", "unbalanced"),
-        ([debit(ADA, 0), credit(SUSPENSE, 0)], "why", "ann", "unbalanced"),
-        ([debit(ADA, -1), credit(SUSPENSE, -1)], "why", "ann", "unbalanced"),
-        ([debit(Account("ada", "usdc_balance", "USD"), 1), credit(SUSPENSE, 1)], "why", "ann", "unbalanced"),
+        ([debit(ADA, 0), credit(SUSPENSE, 0)], "why", "ann", "amount_out_of_range"),
+        ([debit(ADA, -1), credit(SUSPENSE, -1)], "why", "ann", "amount_out_of_range"),
+        ([debit(Account("ada", "usdc_balance", "USD"), 1), credit(SUSPENSE, 1)], "why", "ann", "wrong_asset"),
         ([debit(ADA, 1)], "why", "ann", "bad_legs"),
         ([debit(spendable("adda"), 1), credit(SUSPENSE, 1)], "why", "ann", "unknown_user"),
         ([debit(ADA, 1), credit(SUSPENSE, 1)], " ", "ann", "reason_missing"),

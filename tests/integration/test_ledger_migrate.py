@@ -9,14 +9,14 @@ import pytest
 
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.book import post
-from ledger.commit import lock_writer, seal
+from ledger.commit import NO_TOPIC, link
 from ledger.holds import hold
 from ledger.migrate import run_to, upgrade
 from ledger.posting import Transaction, credit, debit
-from ledger.record import unpack
+from ledger.record import pack, pack_content, unpack
 from ledger.rows import Connection, Op, Table, block, write
-from ledger.tables import ENTRIES
-from tests.support.ledger_rig import AT, assert_holds, connect_to, differences, dump, until
+from ledger.tables import ENTRIES, OWNERS
+from tests.support.ledger_rig import AT, assert_holds, connect_to, differences, dump, owner, unguard, until
 
 # as writers of revision 0001 know them
 OLD_ACCOUNTS = Table(
@@ -25,6 +25,13 @@ OLD_ACCOUNTS = Table(
     "id:uuid owner:text type:text asset:text shard:text balance:numeric version:int updated_at:time",
 )
 OLD_TRANSACTIONS = Table("transactions", ("id",), "id:uuid kind:text reference:text fingerprint:uuid at:time")
+OLD_AUDIT = Table(
+    "audit",
+    ("stage", "topic", "partition", "position"),
+    "stage:text topic:text partition:int position:int at:time actor:text summary:json digest:bytes head:bytes",
+)
+OLD_OWNER = "SELECT position, head FROM owners WHERE stage = $1 FOR UPDATE"
+OLD_RECORD = "INSERT INTO outbox (stage, topic, partitions, at, record) VALUES ($1, '-', '{0}', $2, $3)"
 OLD_LOCK = """
 SELECT x.number, a.balance::text, a.version
 FROM unnest($1::text::uuid[]) WITH ORDINALITY AS x(id, number)
@@ -35,10 +42,11 @@ FOR UPDATE OF a
 
 
 async def old_post(connection: Connection, writer: str, number: int) -> None:
-    """A deposit as the program of revision 0001 posts it."""
+    """A deposit as the program of revision 0001 posts it: without a role, its commits without numbers."""
     accounts = [spendable(f"user {number % 5}"), buffer()]
     async with connection.transaction():
-        owners = await lock_writer(connection, writer)
+        await connection.execute("INSERT INTO owners VALUES ($1, '-', 0, 0, 0, '') ON CONFLICT DO NOTHING", writer)
+        position, head = await connection.fetchrow(OLD_OWNER, writer) or (0, b"")
         found = await connection.fetch(OLD_LOCK, "{" + ",".join(account.id for account in accounts) + "}")
         held = {accounts[place - 1]: (int(balance), version) for place, balance, version in found}
         id = Transaction("", writer, str(number), ()).fingerprint()
@@ -53,19 +61,26 @@ async def old_post(connection: Connection, writer: str, number: int) -> None:
             block(ENTRIES, Op.INSERT, entries),
             block(OLD_ACCOUNTS, Op.UPSERT, rows),
         ]
-        await seal(connection, writer, owners, blocks=blocks, messages=[], at=AT, actor=writer, summary={})
+        content, digest = pack_content(blocks, [])
+        head, owned = link(head, digest, AT, writer, {}, (None, None, None)), (writer, NO_TOPIC, 0)
+        proof = [
+            block(OLD_AUDIT, Op.INSERT, [(*owned, position + 1, AT, writer, {}, digest, head)]),
+            block(OWNERS, Op.UPSERT, [(*owned, 0, position + 1, head)]),
+        ]
+        await write(connection, [*blocks, *proof])
+        await connection.execute(OLD_RECORD, writer, AT, pack(writer, NO_TOPIC, AT, content, proof))
 
 
 async def test_the_schema_goes_up_while_the_version_before_writes(database: str) -> None:
     await upgrade_to(database, "0001")
-    connection: Connection = await connect_to(database)()
+    connection = await owner(database)
     for number in range(20):
         await old_post(connection, "before", number)
     done = [0] * 4
     stop = False
 
     async def work(writer: int) -> None:
-        mine: Connection = await connect_to(database)()
+        mine = await owner(database)
         number = 0
         while not stop:
             number += 1
@@ -91,7 +106,9 @@ async def test_the_schema_goes_up_while_the_version_before_writes(database: str)
     legs = (debit(spendable("new"), 5), credit(buffer(), 5))
     pending = Account("new", AccountType.PENDING_WITHDRAWAL)
     aside = hold("2" * 32, "test", "", source=spendable("new"), pending=pending, amount=2)
-    both = await post(connection, "new", [Transaction("1" * 32, "test", "", legs), aside], AT)
+    new: Connection = await connect_to(database)()
+    both = await post(new, "new", [Transaction("1" * 32, "test", "", legs), aside], AT)
+    await new.close()
     assert both.sealed
     await more(5)
     assert not ended(), "nothing of the version before has failed"
@@ -120,8 +137,7 @@ async def test_a_migration_does_not_make_writers_wait_behind_a_long_transaction(
 ) -> None:
     monkeypatch.setattr("ledger.migrate.LOCK_WAIT_MS", 50)
     await upgrade_to(database, "0001")
-    slow: Connection = await connect_to(database)()
-    connection: Connection = await connect_to(database)()
+    slow, connection = await owner(database), await owner(database)
     reading = slow.transaction()
     await reading.start()
     await slow.fetch("SELECT 1 FROM accounts")
@@ -141,11 +157,12 @@ async def test_a_migration_does_not_make_writers_wait_behind_a_long_transaction(
 
 async def test_a_rebuild_reads_records_of_the_version_before(database: str) -> None:
     await upgrade(database, "stablerail")
-    connection: Connection = await connect_to(database)()
+    connection = await owner(database)
     for number in range(3):
         await old_post(connection, "old", number)
     before = await dump(connection)
     records = [row[0] for row in await connection.fetch("SELECT record FROM outbox ORDER BY seq")]
+    await unguard(connection)
     await connection.execute("TRUNCATE accounts, transactions, entries, owners, audit")
     for packed in records:
         record = unpack(packed)

@@ -30,7 +30,7 @@ from ledger.reversals import reversal
 from ledger.rows import Connection
 from ledger.store import Posted
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, assert_holds, balance, connect_to, differences, dump
+from tests.support.ledger_rig import AT, assert_holds, balance, connect_to, differences, dump, owner, unguard
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 
@@ -225,10 +225,12 @@ async def test_money_is_whole_units_everywhere(connection: Connection) -> None:
     assert floats == 0
 
 
-async def test_the_database_itself_holds_what_a_mistake_of_ours_would_break(connection: Connection) -> None:
+async def test_the_database_itself_holds_what_a_mistake_of_ours_would_break(dsn: str, connection: Connection) -> None:
     await say(
         connection, fund("1", 50), set_aside("2", 30), take("3" * 32, "2", 5), reversal("4" * 32, "r", "", of="3" * 32)
     )
+    over = await owner(dsn)  # what binds whoever may do most
+    await unguard(over)
     for statement in (
         "UPDATE accounts SET balance = -1 WHERE owner = 'ada'",
         "UPDATE accounts SET closed_at = now() WHERE owner = 'ada' AND balance <> 0",
@@ -237,4 +239,5 @@ async def test_the_database_itself_holds_what_a_mistake_of_ours_would_break(conn
         "UPDATE transactions SET hold_id = id WHERE hold_step IS NULL",
     ):  # fmt: skip
         with pytest.raises(asyncpg.CheckViolationError):
-            await connection.execute(statement)
+            await over.execute(statement)
+    await over.close()

@@ -88,8 +88,8 @@ ROLES = [f"app_{uuid.uuid4().hex[:12]}" for _ in range(2)]
 
 async def test_an_owner_that_is_no_superuser_makes_the_role_and_runs_under_it(login: Callable[..., str]) -> None:
     theirs = login("CREATEROLE")
-    await upgrade(theirs, "books", ROLES[0])
-    await upgrade(theirs, "books", ROLES[0])
+    await upgrade(theirs, "books", role=ROLES[0])
+    await upgrade(theirs, "books", role=ROLES[0])
     settings = load_settings(env_file=None, database_url=theirs, database_schema="books", database_role=ROLES[0])
     connection = await connector(settings)()
     assert await connection.fetchval("SELECT current_user") == ROLES[0]
@@ -103,7 +103,7 @@ async def test_an_owner_that_may_not_make_the_role_is_told_what_an_administrator
 ) -> None:
     theirs = login("")
     with pytest.raises(RoleRefused, match=f'CREATE ROLE "{ROLES[1]}" NOLOGIN; GRANT "{ROLES[1]}" TO "login_'):
-        await upgrade(theirs, "books", ROLES[1])
+        await upgrade(theirs, "books", role=ROLES[1])
 
 
 async def test_a_login_that_may_not_act_as_the_role_is_told_what_it_needs(login: Callable[..., str], dsn: str) -> None:

@@ -151,7 +151,7 @@ async def test_every_kind_of_row_survives_the_record_and_makes_the_same_rows_els
 
 
 def test_a_record_from_before_a_table_had_its_last_columns_is_read_with_nothing_in_them() -> None:
-    whole = block(TRANSACTIONS, Op.INSERT, [("1" * 32, "deposit", "r", b"", AT, 7)])
+    whole = block(TRANSACTIONS, Op.INSERT, [("1" * 32, "deposit", "r", "2" * 32, AT, None, None, None, 7)])
     older = Block(TRANSACTIONS, Op.INSERT, whole.columns[:-1])
     gone = block(TRANSACTIONS, Op.DELETE, [("2" * 32,)])
     content, _ = pack_content([older, gone], [])
@@ -358,7 +358,7 @@ async def test_the_database_itself_refuses_a_customers_negative_balance(connecti
 
 
 def test_a_fold_of_nothing_writes_nothing() -> None:
-    assert blocks_of(Fold({}, AT), 1) == []
+    assert list(blocks_of(Fold({}, AT), 1)) == []
 
 
 async def test_the_rig_waits_no_longer_than_it_says() -> None:

@@ -106,10 +106,12 @@ ENTRY = "account_id = (SELECT id FROM accounts WHERE owner = 'ada') AND version"
 TX = f"(SELECT transaction_id FROM entries WHERE {ENTRY} = %d)"
 BOTH = "type IN ('usdc_balance', 'system_buffer_usdc')"
 SIGN = "CASE owner WHEN 'ada' THEN 1 ELSE -1 END"
+COLUMNS = "account_id, transaction_id, version, at, seq, direction, amount, balance_after"
 INSERTED = (
-    "WITH t AS (INSERT INTO transactions SELECT gen_random_uuid(), 'gift', 'x', '', at, %s FROM transactions LIMIT 1"
-    " RETURNING id, at),"
-    " e AS (INSERT INTO entries SELECT a.id, version + 1, t.id, 0, CASE owner WHEN 'ada' THEN 'd' ELSE 'c' END, 1,"
+    "WITH t AS (INSERT INTO transactions (id, kind, reference, fingerprint, at, batch)"
+    " SELECT gen_random_uuid(), 'gift', 'x', fingerprint, at, %s FROM transactions LIMIT 1 RETURNING id, at),"
+    " e AS (INSERT INTO entries (account_id, version, transaction_id, seq, direction, amount, balance_after, at)"
+    " SELECT a.id, version + 1, t.id, 0, CASE owner WHEN 'ada' THEN 'd' ELSE 'c' END, 1,"
     f" balance + {SIGN}, t.at FROM accounts a, t WHERE {BOTH})"
     f" UPDATE accounts SET balance = balance + {SIGN}, version = version + 1 WHERE {BOTH}"
 )
@@ -169,12 +171,12 @@ DAMAGE = {
     ),
     "an entry inserted": (
         {1, 3, 11},
-        "INSERT INTO entries SELECT account_id, transaction_id, 4, at, 9, 'd', 1, balance_after + 1"
+        f"INSERT INTO entries ({COLUMNS}) SELECT account_id, transaction_id, 4, at, 9, 'd', 1, balance_after + 1"
         f" FROM entries WHERE {ENTRY} = 3",
     ),
     "an entry and its balance inserted": (
         {1, 2, 11},
-        "WITH e AS (INSERT INTO entries SELECT account_id, transaction_id, 4, at, 9, 'd', 1, balance_after + 1"
+        f"WITH e AS (INSERT INTO entries ({COLUMNS}) SELECT account_id, transaction_id, 4, at, 9, 'd', 1, balance_after + 1"
         f" FROM entries WHERE {ENTRY} = 3)"
         " UPDATE accounts SET balance = balance + 1, version = 4 WHERE owner = 'ada'",
     ),
@@ -191,7 +193,8 @@ DAMAGE = {
     ),
     "an account deleted": ({1, 2, 3}, "DELETE FROM accounts WHERE owner = 'ada'"),
     "a deposit's second credit": (
-        {5, 11}, "INSERT INTO transactions SELECT gen_random_uuid(), fingerprint, at, kind, reference"
+        {5, 11}, "INSERT INTO transactions (id, fingerprint, at, kind, reference)"
+        " SELECT gen_random_uuid(), fingerprint, at, kind, reference"
         " FROM transactions WHERE kind = 'deposit' LIMIT 1",
     ),
     "a credit without its deposit's generation": ({5}, "UPDATE deposits SET generation = 2 WHERE chain = 'MATIC'"),
@@ -345,9 +348,13 @@ async def test_what_the_version_before_wrote_holds_and_what_claims_to_be_of_it_d
         " SELECT stage, topic, partition, 6, $1, 'x', '{}', $2, $3 FROM owners", at, b"d" * 32, older,
     )  # fmt: skip
     await books.execute("UPDATE owners SET position = 6, head = $1", older)
-    await books.execute("INSERT INTO transactions VALUES (gen_random_uuid(), 'gift', 'x', '', $1)", at)
+    gift = (
+        "INSERT INTO transactions (id, kind, reference, fingerprint, at)"
+        " SELECT gen_random_uuid(), 'gift', 'x', gen_random_uuid(), $1"
+    )
+    await books.execute(gift, at)
     assert await broken(books) == set()
-    await books.execute("INSERT INTO transactions VALUES (gen_random_uuid(), 'gift', 'y', '', $1)", at + timedelta(1))
+    await books.execute(gift, at + timedelta(1))
     assert await broken(books) == {11}
 
 

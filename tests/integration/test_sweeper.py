@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
 from agents.services import Services
 from agents.sweeper import ABANDONED_S, Sweeper
+from ledger.accounts import Account, AccountType, buffer, spendable
+from ledger.book import post
 from ledger.commit import Sealed, lock_writer, seal
+from ledger.holds import capture, hold
+from ledger.posting import Transaction, credit, debit
 from ledger.record import Message
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import SCHEMA, Ground, ground, read_topic, until
+from tests.support.ledger_rig import balance
 from tests.support.rebuild import assemble, differences, empty_database, rebuild
 from topics.catalog import JOURNAL, RECORD_BYTES_MAX, WALLETS_REQUESTED
 from topics.envelope import value_of
@@ -159,3 +165,35 @@ async def test_a_record_in_parts_that_was_journaled_twice_is_rebuilt_once(at: Gr
         assert (report.records, report.repeats, report.messages) == (3, 1, 3 + len(letters))
         assert await differences(at.dsn, empty) == {}
     assert len(await at.told(WALLETS_REQUESTED.dlq)) == len(letters)
+
+
+async def test_what_a_hold_still_holds_goes_back_when_its_time_has_come(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.sweeper.DUE_MAX", 2)
+    ada, pending = spendable("ada"), Account("ada", AccountType.PENDING_WITHDRAWAL)
+    connection = await at.connect()
+    until = at.clock() + timedelta(hours=1)
+    holds = [
+        hold(f"{n:032x}", "hold", f"w{n}", source=ada, pending=pending, amount=10, expires_at=until)
+        for n in range(1, 6)
+    ]
+    part = capture("c" * 32, "capture", "w1", hold_id=holds[0].id, amount=4, legs=(debit(buffer(), 4),))
+    fund = Transaction("f" * 32, "top_up", "", (debit(ada, 50), credit(buffer(), 50)))
+    first = (await post(connection, "api", [fund, *holds, part], at.clock())).sealed
+    assert first is not None
+    async with at.process() as services:
+        await services.relay.journal([(first.seq, first.record)])
+        services.relay.emitted([first.seq])
+        sweeper = Sweeper(services)
+        assert not await sweeper.sweep()
+        assert await balance(connection, ada) == 0, "not yet"
+        at.clock.forward(3_601)
+        assert [await sweeper.sweep() for _ in range(4)] == [True, True, False, False], "some at a time"
+        assert (await balance(connection, ada), await balance(connection, pending)) == (46, 0)
+        assert await connection.fetchval("SELECT count(*) FROM holds WHERE state = 'expired'") == 5
+        await services.relay.tidy()
+    assert len(await journaled(at)) == 4
+    assert await waiting(at) == 0
+    assert not [result for result in await verify(at.observer) if not result.holds]
+    await connection.close()

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ledger.reading import AccountName, account_id
+from ledger.accounts import account_id
+from ledger.reading import AccountName
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -23,6 +24,10 @@ CHAINS = ("ETH", "MATIC")
 
 def spendable(user: str) -> AccountName:
     return AccountName(user, "usdc_balance", "USDC", "")
+
+
+def _id(name: AccountName) -> str:
+    return account_id(name.owner, name.type, name.asset, name.shard or "")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Books:
             "entries",
             records=[
                 (
-                    account_id(r.account, r.account.shard),
+                    _id(r.account),
                     r.version,
                     r.transaction_id,
                     r.seq,
@@ -98,7 +103,7 @@ class Books:
             " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE"
             " SET balance = excluded.balance, version = excluded.version, updated_at = excluded.updated_at",
             [
-                (account_id(row.account, row.account.shard), *row.account, row.after, row.version, row.at)
+                (_id(row.account), *row.account, row.after, row.version, row.at)
                 for row in {row.account: row for row in new}.values()
             ],
         )

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.credit_deposits import DepositPolicy
-from agents.deposits.deposit import Deposit, deposit_id, group_of
+from agents.deposits.deposit import EQUAL_MAX, Deposit, deposit_id, group_of
 from agents.outcome import Done, Outcome, Rejected
 from chain.evidence import Canonical, Doubt, Finding, Missing, Moved, Undecided
 from ledger.accounts import SHORTFALL, SYSTEM, Account
 from ledger.groups import try_post
 from ledger.posting import Balance, Fold, accounts_of
 from ledger.tables import DEPOSITS
-from topics.envelope import Received
+from topics.envelope import Received, value_of
 from topics.events import Chain, DepositCredited, DepositFinalized, DepositNotified, Evidence, HeadSeen
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
@@ -249,6 +249,27 @@ def test_a_transfer_that_changes_its_contents_is_refused() -> None:
     assert isinstance(outcome, Rejected)
     assert outcome.code == "transfer_changed"
     books.check()
+
+
+def test_more_equal_transfers_than_have_ids_are_refused_and_never_another_deposit() -> None:
+    """No block has room for them: a producer that says so is wrong, and must not stop the stage."""
+    books = Books()
+    books.report(note())
+    (first,) = books.facts.reports.values()
+    books.facts.groups[first.group_id] += [first] * (EQUAL_MAX - 1)
+    outcome = books.report(note(transfer_id="one more"))
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == "too_many_transfers"
+    ids = {deposit_id(first.group_id, n) for n in range(EQUAL_MAX)}
+    assert (len(ids), {len(one) for one in ids}) == (EQUAL_MAX, {32})
+
+
+def test_what_is_said_of_a_credit_is_valid_by_its_own_model() -> None:
+    """Events of our own making are not validated when they are made."""
+    done = Books().report(note())
+    assert isinstance(done, Done)
+    (emit,) = done.emits
+    assert DepositCredited.model_validate_json(value_of(emit.event)) == emit.event
 
 
 def test_a_deposit_is_credited_at_the_first_word_and_once() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ledger.accounts import Account, AccountType
 from ledger.errors import BadAccountName, BadCursor
-from ledger.reading import AccountName, OwnerBalance, ReferenceCursor, account_id
+from ledger.reading import AccountName, OwnerBalance, ReferenceCursor
 from ledger.statement import Span, Statement, _places, _question
 from stablerail.answers import format_time, parse_time
 
@@ -35,7 +35,7 @@ def test_the_ledgers_own_way_to_write_an_account_is_understood(owner: str, shard
     account = Account(owner, AccountType.USDC_BALANCE, shard=shard)
     name = AccountName.parse(str(account))
     assert name == (owner, "usdc_balance", "USDC", shard or None)
-    assert account_id(name, shard) == account.id
+    assert name.account() is account
 
 
 @pytest.mark.parametrize(

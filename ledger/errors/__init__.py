@@ -1,0 +1,124 @@
+"""What the ledger refuses, and what stops a commit.
+
+LedgerError (code)
+ ├── PostingRefused            the posting is an impossible wish; nothing was written, and its id may be used again
+ │    ├── InsufficientFunds    account, available, wanted
+ │    ├── UnknownAccount       name
+ │    ├── WrongAsset           account, asset
+ │    ├── ClosedAccount        account, closed_at
+ │    ├── AmountOutOfRange     amount, limit
+ │    ├── Unbalanced           asset, difference
+ │    ├── TransactionReused    transaction_id, stored, given: the id exists with other contents
+ │    ├── GroupRefused         transaction_id, cause: another member of the atomic group was refused
+ │    ├── UnknownHold          hold_id
+ │    ├── HoldEnded            hold_id, state, ended_at
+ │    ├── HoldExceeded         hold_id, remaining, wanted
+ │    ├── HoldNotDue           hold_id, expires_at
+ │    ├── UnknownTransaction   transaction_id
+ │    ├── NotReversible        transaction_id, why
+ │    └── ReversalExceeded     transaction_id, seq, left, wanted
+ ├── AccountInUse              account, balance, holds: it cannot be closed
+ ├── CorrectionRefused         a correction that may not be asked for or decided so; nothing moved
+ │    ├── SameActor            actor
+ │    ├── CorrectionDecided    correction_id, state, decided_by
+ │    ├── CorrectionReused     correction_id
+ │    ├── UnknownCorrection    correction_id
+ │    ├── UnknownUser          users
+ │    ├── ReasonMissing        length_max
+ │    ├── ActorMissing
+ │    └── BadLegs              count, count_max
+ ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
+ ├── RoleRefused               the application's database role is missing, or not ours to use
+ ├── RecordTooLarge            one event causes more than a commit may hold
+ ├── ReadRefused               what was asked for cannot be answered
+ │    ├── BadAccountName       name
+ │    ├── AccountNotFound      name
+ │    ├── TransactionNotFound  transaction_id
+ │    ├── NotOnAccount         transaction_id, account: the transaction has no line there
+ │    ├── BadPeriod            since, until
+ │    └── BadCursor            not a cursor of ours, or of another question
+ └── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
+"""
+
+from ledger.errors.base import LedgerError
+from ledger.errors.commits import Fenced, JournalBroken, RecordTooLarge, RoleRefused
+from ledger.errors.corrections import (
+    ActorMissing,
+    BadLegs,
+    CorrectionDecided,
+    CorrectionRefused,
+    CorrectionReused,
+    ReasonMissing,
+    SameActor,
+    UnknownCorrection,
+    UnknownUser,
+)
+from ledger.errors.postings import (
+    AccountInUse,
+    AmountOutOfRange,
+    ClosedAccount,
+    GroupRefused,
+    HoldEnded,
+    HoldExceeded,
+    HoldNotDue,
+    InsufficientFunds,
+    NotReversible,
+    PostingRefused,
+    ReversalExceeded,
+    TransactionReused,
+    Unbalanced,
+    UnknownAccount,
+    UnknownHold,
+    UnknownTransaction,
+    WrongAsset,
+)
+from ledger.errors.questions import (
+    AccountNotFound,
+    BadAccountName,
+    BadCursor,
+    BadPeriod,
+    NotOnAccount,
+    ReadRefused,
+    TransactionNotFound,
+)
+
+__all__ = [
+    "AccountInUse",
+    "AccountNotFound",
+    "ActorMissing",
+    "AmountOutOfRange",
+    "BadAccountName",
+    "BadCursor",
+    "BadLegs",
+    "BadPeriod",
+    "ClosedAccount",
+    "CorrectionDecided",
+    "CorrectionRefused",
+    "CorrectionReused",
+    "Fenced",
+    "GroupRefused",
+    "HoldEnded",
+    "HoldExceeded",
+    "HoldNotDue",
+    "InsufficientFunds",
+    "JournalBroken",
+    "LedgerError",
+    "NotOnAccount",
+    "NotReversible",
+    "PostingRefused",
+    "ReadRefused",
+    "ReasonMissing",
+    "RecordTooLarge",
+    "ReversalExceeded",
+    "RoleRefused",
+    "SameActor",
+    "TransactionNotFound",
+    "TransactionReused",
+    "Unbalanced",
+    "UnknownAccount",
+    "UnknownCorrection",
+    "UnknownHold",
+    "UnknownTransaction",
+    "UnknownUser",
+    "WrongAsset",
+]

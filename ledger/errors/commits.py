@@ -1,0 +1,33 @@
+"""What stops a commit, or a reader of the journal."""
+
+from __future__ import annotations
+
+from ledger.errors.base import LedgerError
+
+
+class Fenced(LedgerError):
+    """Another worker owns the partition: an owner row is not at our epoch."""
+
+    code = "fenced"
+
+    def __init__(self, stage: str, lost: tuple[tuple[str, int], ...]) -> None:
+        super().__init__(f"{stage} does not own {', '.join(f'{topic}[{partition}]' for topic, partition in lost)}")
+        self.stage, self.lost = stage, lost
+
+
+class RoleRefused(LedgerError):
+    """The application's database role is missing, or our login may not act as it; the text says the remedy."""
+
+    code = "role_refused"
+
+
+class RecordTooLarge(LedgerError):
+    """The commit record is over what the journal takes even in parts; the batch must be split."""
+
+    code = "record_too_large"
+
+
+class JournalBroken(LedgerError):
+    """A journal record is edited, missing, incomplete or of an unknown version."""
+
+    code = "journal_broken"
