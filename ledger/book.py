@@ -15,7 +15,6 @@ again.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,10 +38,6 @@ from ledger.tables import ACCOUNTS
 
 _sql = load("ledger", "sql/store.sql")
 
-PART: Final = 250
-"""Requests of a larger batch that are written by one statement, while the next are folded."""
-SLICE: Final = 50
-"""Requests that are folded before the loop may send on what is being written: a tenth of a part's time at most is lost."""
 TRIES_MAX: Final = 20
 """A batch that met other writers so often is given back with the database's error: something holds the locks."""
 
@@ -65,8 +60,6 @@ class Atomic(NamedTuple):
 
 Request = Transaction | Atomic
 Result = Posted | PostingRefused
-_Here = dict[str, tuple[Transaction, Posted]]
-"""What a batch has posted so far, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +91,6 @@ async def post(
     for tries in range(1, TRIES_MAX + 1):
         try:
             return await _post(connection, writer, requests, at, careful, actor or writer, about or {})
-        except _Known:
-            careful = True
         except _AGAIN as error:
             if tries == TRIES_MAX:
                 raise
@@ -119,19 +110,11 @@ async def _post(
     try:
         async with connection.transaction():
             owners = await lock_writer(connection, writer)
-            written = 0
-            if len(requests) <= PART:
-                results, fold = await settle(connection, requests, at, careful=careful)
-                blocks = store.blocks_of(fold, owners[0].batch)
-            else:
-                results, fold, blocks = await _settle_in_parts(
-                    connection, requests, at, owners[0].batch, careful=careful
-                )
-                written = 2
+            results, fold = await settle(connection, requests, at, careful=careful)
             if not fold.transactions:
                 raise _Unchanged
             sealed = await seal(
-                connection, writer, owners, written=blocks[:written], blocks=blocks[written:], messages=[],
+                connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=[],
                 at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
             )  # fmt: skip
     except _Unchanged:
@@ -164,46 +147,9 @@ async def settle(
     return results, fold
 
 
-class _Known(Exception):
-    """An id that was refused exists: the batch is to be judged again with what is known of its ids."""
-
-
-async def _settle_in_parts(
-    connection: Connection, requests: Sequence[Request], at: datetime, batch: int, *, careful: bool
-) -> tuple[list[Result], Fold, list[Block]]:
-    """As `settle`, for a large batch: PostgreSQL writes transactions and entries of one part while the next is folded. Also
-    the blocks of the whole, in which the first two are written."""
-    transactions = _transactions(requests)
-    fold = await store.lock(connection, transactions, at)
-    known = await store.read_posted(connection, {t.id for t in transactions}) if careful else {}
-    results: list[Result] = []
-    here: _Here = {}
-    since = 0, 0
-    writing = asyncio.ensure_future(write(connection, ()))
-    try:
-        for first in range(0, len(requests), SLICE):
-            await asyncio.sleep(0)  # sends on what is being written
-            results += judge(fold, requests[first : first + SLICE], known, here)
-            last = first + SLICE >= len(requests)
-            if last or len(fold.transactions) - since[0] >= PART:
-                rows = store.new_rows(fold, since, batch)
-                since = len(fold.transactions), len(fold.entries)
-                await writing
-                writing = asyncio.ensure_future(write(connection, rows))
-                await asyncio.sleep(0)
-        blocks = store.blocks_of(fold, batch)
-    finally:
-        await writing
-    if not careful:
-        refused = {t.id for t, result in zip(transactions, results, strict=True) if isinstance(result, PostingRefused)}
-        if refused and await store.read_posted(connection, refused):
-            raise _Known
-    return results, fold, blocks
-
-
-def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted], here: _Here | None = None) -> list[Result]:
-    """Folds the requests in order. `known`: those of their ids that exist; `here`: those that the batch has posted. Pure."""
-    here = {} if here is None else here
+def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted]) -> list[Result]:
+    """Folds the requests in order. `known`: those of their ids that exist. Pure."""
+    here: dict[str, tuple[Transaction, Posted]] = {}
     results: list[Result] = []
     for request in requests:
         if isinstance(request, Atomic):
@@ -215,7 +161,7 @@ def judge(fold: Fold, requests: Iterable[Request], known: dict[str, Posted], her
     return results
 
 
-def _judge_new(fold: Fold, transaction: Transaction, here: _Here) -> Result:
+def _judge_new(fold: Fold, transaction: Transaction, here: dict[str, tuple[Transaction, Posted]]) -> Result:
     """What nearly all are: alone, and with an id that was used for nothing."""
     start = len(fold.entries)
     try:
@@ -233,7 +179,7 @@ def _judge_group(
     fold: Fold,
     group: tuple[Transaction, ...],
     known: dict[str, Posted],
-    here: _Here,
+    here: dict[str, tuple[Transaction, Posted]],
 ) -> list[Result]:
     results: dict[int, Result] = {}
     fresh: dict[str, Transaction] = {}
@@ -272,7 +218,7 @@ def _judge_group(
 def _first(
     transaction: Transaction,
     known: dict[str, Posted],
-    here: _Here,
+    here: dict[str, tuple[Transaction, Posted]],
     fresh: dict[str, Transaction],
 ) -> Posted | TransactionReused | None:
     """What an id was used for before: in the database, in this batch, in this group. None: for nothing, or for this very

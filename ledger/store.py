@@ -179,11 +179,6 @@ def blocks_of(fold: Fold, batch: int) -> Iterator[Block]:
         yield block(tables[table], op, states)
 
 
-def new_rows(fold: Fold, since: tuple[int, int], batch: int) -> list[Block]:
-    """The rows that nothing changes any more: transactions and entries from these places on."""
-    return ledger_blocks(_transaction_rows(fold, since[0], batch), fold.entries[since[1] :])
-
-
 _NO_MARKS = Marks()
 
 
