@@ -152,7 +152,7 @@ def _identify(
     try:
         address, canonical = check_address(chain, to), check_tx_hash(chain, tx_hash)
     except ChainError as error:
-        return error
+        return error.with_traceback(None)  # remembered without the frames of whoever asked first
     return _Named(
         address, canonical, group_of(chain, canonical, address, asset, amount), report_id(source, transfer_id)
     )
