@@ -168,10 +168,14 @@ class _Writing:
     async def __aenter__(self) -> _Writing:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Also when something failed: the connection takes no rollback before."""
-        if self._task is not None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits also when something else failed, which is what is raised then: before, the connection takes no rollback."""
+        if self._task is None:
+            return
+        if kind is None:
             await self._task
+        else:
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def start(self, block: Block) -> None:
         if self._task is not None:
