@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -290,6 +290,55 @@ async def test_the_sequence_number_is_drawn_last(dsn: str) -> None:
     assert earlier < later, "a commit that began before may depend on one that ended before"
     await first.close()
     await second.close()
+
+
+async def test_the_sequence_number_is_drawn_after_the_rows_of_the_same_statement_were_waited_for(dsn: str) -> None:
+    first, second, third = [await connect_to(dsn)() for _ in range(3)]
+    row = block(CHAIN_CURSORS, Op.UPSERT, [("ETH", {}, AT)])
+
+    async def commit(connection: Connection, writer: str, blocks: list[Block]) -> int:
+        async with connection.transaction():
+            owners = await lock_writer(connection, writer)
+            done = await seal(connection, writer, owners, blocks=blocks, messages=[], at=AT, actor="me", summary={})
+        return done.seq
+
+    async with second.transaction():
+        owners = await lock_writer(second, "second")
+        await write(second, [row])
+        waiting = asyncio.create_task(commit(first, "first", [row]))
+        while not await third.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+        done = await seal(second, "second", owners, blocks=[], messages=[], at=AT, actor="me", summary={})
+    assert done.seq < await waiting, "what was written over comes first in the journal"
+    for connection in (first, second, third):
+        await connection.close()
+
+
+async def test_a_commit_that_fails_while_its_rows_are_being_written_leaves_nothing_and_a_good_connection(
+    connection: Connection,
+) -> None:
+    """Rows of a large commit are on their way to PostgreSQL while what comes after them is made."""
+    rows = [(f"chain {n}", {"text": "x" * 1_000}, AT) for n in range(100)]
+
+    def failing() -> Iterator[Any]:
+        raise LookupError("a bug")
+        yield
+
+    async def commit(blocks: list[Block], messages: Iterator[Message]) -> None:
+        async with connection.transaction():
+            owners = await lock_writer(connection, "cli")
+            await seal(connection, "cli", owners, blocks=blocks, messages=messages, at=AT, actor="x", summary={})
+
+    written, bad = block(CHAIN_CURSORS, Op.INSERT, rows), block(CHAIN_CURSORS, Op.INSERT, [*rows, rows[0]])
+    with pytest.raises(LookupError, match="a bug"):
+        await commit([written], failing())
+    with pytest.raises(LookupError, match="a bug"):
+        await commit([bad], failing())
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await commit([bad, written], iter(()))
+    assert await connection.fetchval("SELECT count(*) FROM chain_cursors") == 0
+    await commit([written], iter(()))
+    assert await connection.fetchval("SELECT count(*) FROM chain_cursors") == 100
 
 
 async def test_each_commit_links_to_the_one_before(connection: Connection) -> None:
