@@ -306,7 +306,7 @@ async def test_the_sequence_number_is_drawn_after_the_rows_of_the_same_statement
         owners = await lock_writer(second, "second")
         await write(second, [row])
         waiting = asyncio.create_task(commit(first, "first", [row]))
-        while not await third.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        while not await third.fetchval("SELECT cardinality(pg_blocking_pids($1))", first.get_server_pid()):
             await asyncio.sleep(0.01)
         done = await seal(second, "second", owners, blocks=[], messages=[], at=AT, actor="me", summary={})
     assert done.seq < await waiting, "what was written over comes first in the journal"
