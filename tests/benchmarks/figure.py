@@ -1,4 +1,4 @@
-"""results.json as a picture: each comparison as a bar from zero to its ratio, its spread, and a line at its goal."""
+"""results.json as a picture: each comparison as a bar, its ratio as a share of its goal, its spread, and a line at the goal."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ text{font:13px system-ui,sans-serif;fill:#1b2733}.small{font-size:11px;fill:#5a6
 def draw(records: Sequence[dict[str, Any]]) -> str:
     """SVG text. `records` as results.json holds them."""
     rows = [row for record in records for row in _rows(record)]
-    most = max([1.0, *(max(row["ratio_max"], row["goal"]) for _, row in rows)]) * 1.08
+    most = max([1.0, *(row["ratio_max"] / row["goal"] for _, row in rows)]) * 1.08
     height = TOP + ROW * len(rows) + 34
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         "<title>Benchmarks: ratio to the baseline, higher is better</title>",
         f'<style>{STYLE}</style><rect class="page" width="{WIDTH}" height="{height}"/>',
-        '<text class="title" x="16" y="28">Ratio to the baseline, higher is better</text>',
-        '<text class="small" x="16" y="46">Bar: ratio of the medians. Line: the rounds, lowest to highest.'
+        '<text class="title" x="16" y="28">Ratio to the baseline, as a share of its goal</text>',
+        '<text class="small" x="16" y="46">Higher is better. Bar: ratio of the medians. Line: the rounds, lowest to highest.'
         " Dashes: the goal.</text>",
     ]
     for number, (name, row) in enumerate(rows):
@@ -47,6 +47,7 @@ def _rows(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _bar(name: str, row: dict[str, Any], y: int, scale: float) -> list[str]:
     kind, middle = "met" if row["met"] else "missed", y + 24
+    scale /= row["goal"]
     ends = (LEFT + row["ratio_min"] * scale, LEFT + row["ratio_max"] * scale)
     goal = LEFT + row["goal"] * scale
     figures = f"{row['ours']['median']:,g} against {row['baseline']['median']:,g} {row['unit']}"
