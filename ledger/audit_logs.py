@@ -6,7 +6,6 @@ commit's row in `audit` holds their hash: a log that is edited, deleted, inserte
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
+from ledger.cursors import opaque, opened
 from ledger.rows import Connection, Row
 from ledger.sql import load
 
@@ -56,14 +56,13 @@ class Cursor:
 
     def __str__(self) -> str:
         micros = (self.at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-        return base64.urlsafe_b64encode(f"{micros}.{self.batch}.{self.n}".encode()).decode().rstrip("=")
+        return opaque(f"{micros}.{self.batch}.{self.n}".encode())
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
         """Raises ValueError for what is no cursor of ours."""
         try:
-            plain = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-            micros, batch, n = map(int, plain.split("."))
+            micros, batch, n = map(int, opened(text).decode("ascii").split("."))
             return cls(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros), batch, n)
         except (ValueError, OverflowError):
             raise ValueError("not a cursor of ours; take it from the page before") from None

@@ -26,7 +26,7 @@ import asyncpg
 from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.audit_logs import Log
-from ledger.commit import Sealed, lock_writer, seal
+from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
@@ -43,13 +43,6 @@ TRIES_MAX: Final = 20
 
 _is_id: Final = re.compile("[0-9a-f]{32}").fullmatch
 _NO_MARKS: Final = Marks()
-_AGAIN: Final = (
-    asyncpg.UniqueViolationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
-)
-"""Another writer was first; the same batch is run again."""
 
 
 class Atomic(NamedTuple):
@@ -91,7 +84,7 @@ async def post(
     for tries in range(1, TRIES_MAX + 1):
         try:
             return await _post(connection, writer, requests, at, careful, actor or writer, about or {})
-        except _AGAIN as error:
+        except OVERTAKEN as error:
             if tries == TRIES_MAX:
                 raise
             careful = careful or isinstance(error, asyncpg.UniqueViolationError)

@@ -221,11 +221,15 @@ def _proof(
     return [block(AUDIT, Op.INSERT, audit), block(OWNERS, Op.UPSERT, rows)]
 
 
-TRANSIENT: Final[tuple[type[Exception], ...]] = (
+OVERTAKEN: Final[tuple[type[Exception], ...]] = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
     asyncpg.UniqueViolationError,
+)
+"""Another writer was first: the same transaction is run again."""
+TRANSIENT: Final[tuple[type[Exception], ...]] = (
+    *OVERTAKEN,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InternalClientError,  # the driver lost count of a connection that was killed; it must not be used again
     asyncpg.PostgresConnectionError,

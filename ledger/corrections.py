@@ -20,12 +20,11 @@ from typing import Any, Final
 
 import orjson
 
-from ledger.accounts import AMOUNT_MAX, SYSTEM, Account, AccountType, refusal_of, spendable
+from ledger.accounts import SYSTEM, Account, AccountType, spendable
 from ledger.audit_logs import Log
 from ledger.commit import Owner, lock_writer, seal
 from ledger.errors import (
     ActorMissing,
-    AmountOutOfRange,
     BadLegs,
     CorrectionDecided,
     CorrectionRefused,
@@ -33,11 +32,10 @@ from ledger.errors import (
     PostingRefused,
     ReasonMissing,
     SameActor,
-    Unbalanced,
     UnknownCorrection,
     UnknownUser,
 )
-from ledger.posting import Direction, Leg, Transaction, credit, debit
+from ledger.posting import Direction, Leg, Transaction, check_balanced, check_leg, credit, debit
 from ledger.rows import Block, Connection, Op, Row, block
 from ledger.sql import load
 from ledger.store import blocks_of, lock
@@ -197,17 +195,9 @@ def _check(legs: Sequence[Leg], reason: str, actor: str) -> None:
         raise ActorMissing
     if not 2 <= len(legs) <= LEGS_MAX:
         raise BadLegs(len(legs), LEGS_MAX)
-    sums: dict[str, int] = {}
     for leg in legs:
-        if not 0 < leg.amount <= AMOUNT_MAX:
-            raise AmountOutOfRange(leg.amount, AMOUNT_MAX)
-        if refusal := refusal_of(leg.account):
-            raise refusal
-        change = leg.amount if leg.direction == "d" else -leg.amount
-        sums[leg.account.asset] = sums.get(leg.account.asset, 0) + change
-    for asset, rest in sums.items():
-        if rest:
-            raise Unbalanced(asset, rest)
+        check_leg(leg.account, leg.amount)
+    check_balanced((leg.account, leg.direction, leg.amount) for leg in legs)
 
 
 async def _check_customers(connection: Connection, legs: Sequence[Leg]) -> None:

@@ -227,16 +227,31 @@ def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:
     return found
 
 
+def check_leg(account: Account, amount: int) -> None:
+    """What a leg may be, whatever the balances: raises AmountOutOfRange, UnknownAccount, WrongAsset."""
+    if not 0 < amount <= AMOUNT_MAX:
+        raise AmountOutOfRange(amount, AMOUNT_MAX)
+    refusal = refusal_of(account) if account.floor == OUT_OF_REACH else None
+    if refusal is not None:
+        raise refusal
+
+
+def check_balanced(moves: Iterable[Move]) -> None:
+    """Raises Unbalanced for the first asset whose debits and credits differ."""
+    difference: dict[str, int] = {}
+    for account, direction, amount in moves:
+        difference[account.asset] = difference.get(account.asset, 0) + (amount if direction == "d" else -amount)
+    for asset, rest in difference.items():
+        if rest:
+            raise Unbalanced(asset, rest)
+
+
 def _moves(legs: Iterable[Leg], balances: dict[Account, Balance]) -> list[Move]:
     """The legs with remainders resolved, checked as a whole before any balance moves."""
     moves: list[Move] = []
     after: dict[Account, int] = {}
     for account, direction, amount, remainder in legs:
-        if not 0 < amount <= AMOUNT_MAX:
-            raise AmountOutOfRange(amount, AMOUNT_MAX)
-        refusal = refusal_of(account) if account.floor == OUT_OF_REACH else None
-        if refusal is not None:
-            raise refusal
+        check_leg(account, amount)
         taken = amount
         if direction == "c" and remainder is not None:
             before = after[account] if account in after else balances[account].balance
@@ -250,12 +265,7 @@ def _moves(legs: Iterable[Leg], balances: dict[Account, Balance]) -> list[Move]:
         closed_at = balances[account].closed_at
         if closed_at is not None:
             raise ClosedAccount(str(account), closed_at)
-    difference: dict[str, int] = {}
-    for account, direction, amount in moves:
-        difference[account.asset] = difference.get(account.asset, 0) + (amount if direction == "d" else -amount)
-    for asset, rest in difference.items():
-        if rest:
-            raise Unbalanced(asset, rest)
+    check_balanced(moves)
     for account, balance in after.items():
         if balance < account.floor == 0:
             held = balances[account].balance

@@ -6,8 +6,6 @@ earlier time is still open: times come from writers' clocks, and a commit takes 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from ledger.accounts import SYSTEM, Account, account_id
+from ledger.cursors import opaque, opened
 from ledger.errors import AccountNotFound, BadAccountName, BadCursor, NotOnAccount, TransactionNotFound
 from ledger.sql import load
 
@@ -186,16 +185,15 @@ class ReferenceCursor(NamedTuple):
     def text(self) -> str:
         """Opaque to callers, so that it may change."""
         micros = (self.at - _EPOCH) // timedelta(microseconds=1)
-        return base64.urlsafe_b64encode(f"{micros}.{self.transaction_id.hex}".encode()).decode().rstrip("=")
+        return opaque(f"{micros}.{self.transaction_id.hex}".encode())
 
     @classmethod
     def parse(cls, text: str) -> ReferenceCursor:
         """Raises BadCursor."""
         try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-            micros, _, transaction_id = raw.partition(".")
+            micros, _, transaction_id = opened(text).decode("ascii").partition(".")
             return cls(_EPOCH + timedelta(microseconds=int(micros)), UUID(hex=transaction_id))
-        except (binascii.Error, UnicodeError, ValueError, OverflowError):
+        except (ValueError, OverflowError):
             raise BadCursor from None
 
 

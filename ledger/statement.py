@@ -9,8 +9,6 @@ The lines of the shards are merged by (time, shard, version); each line's balanc
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +19,7 @@ from uuid import UUID
 
 import orjson
 
+from ledger.cursors import opaque, opened
 from ledger.errors import AccountNotFound, BadCursor, BadPeriod
 from ledger.reading import AccountName, Reader
 from ledger.sql import load
@@ -84,7 +83,7 @@ class Statement:
             return None
         places = [(span.shard, span.first, span.done, span.last) for span in self.spans]
         packed = _question(self.account, self.since, self.until) + orjson.dumps(places)
-        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+        return opaque(packed)
 
 
 async def open_statement(
@@ -149,9 +148,9 @@ def _question(account: AccountName, since: datetime | None, until: datetime | No
 
 def _places(cursor: str, question: bytes) -> list[tuple[str, int, int, int]]:
     try:
-        packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        packed = opened(cursor)
         asked, places = packed[: len(question)], orjson.loads(packed[len(question) :])
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise BadCursor from None
     if asked != question or not isinstance(places, list) or not places or not all(map(_is_place, places)):
         raise BadCursor

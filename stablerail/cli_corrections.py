@@ -9,15 +9,15 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import asyncpg
 import typer
 from rich.table import Table
 
 from ledger import corrections
 from ledger.accounts import Account
 from ledger.book import close_account
+from ledger.commit import OVERTAKEN
 from ledger.corrections import Correction
 from ledger.errors import BadAccountName
 from ledger.posting import Leg, credit, debit
@@ -29,10 +29,6 @@ from topics.money import format_amount, parse_amount
 
 correct_app = typer.Typer(no_args_is_help=True, help="Corrections by people: one asks, another approves.")
 suspense_app = typer.Typer(no_args_is_help=True, help="Money whose owner was not known.")
-
-_SECOND: Final = (
-    asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError,
-)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -186,7 +182,7 @@ def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) 
         connection = await connector(settings)()
         try:
             for _ in range(2):
-                with suppress(*_SECOND):
+                with suppress(*OVERTAKEN):
                     return await act(connection)
             return await act(connection)
         finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,6 +14,7 @@ import asyncpg
 
 from agents.deposits.deposit import transaction_ids
 from ledger.accounts import USDC, AccountType, may_own
+from ledger.cursors import opaque, opened
 from ledger.reading import OwnerBalance, owner_balances
 from ledger.sql import load
 from stablerail import answers
@@ -114,17 +113,16 @@ class Cursor:
     def text(self) -> str:
         """Opaque to callers, so that it may change."""
         micros = "" if self.credited_at is None else (self.credited_at - _EPOCH) // timedelta(microseconds=1)
-        return base64.urlsafe_b64encode(f"{micros}.{self.deposit_id.hex}".encode()).decode().rstrip("=")
+        return opaque(f"{micros}.{self.deposit_id.hex}".encode())
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
         """ValueError when it is not one of ours."""
         try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-            micros, _, deposit_id = raw.partition(".")
+            micros, _, deposit_id = opened(text).decode("ascii").partition(".")
             at = _EPOCH + timedelta(microseconds=int(micros)) if micros else None
             return cls(at, UUID(hex=deposit_id))
-        except (binascii.Error, UnicodeError, ValueError, OverflowError):
+        except (ValueError, OverflowError):
             raise ValueError("not a cursor of ours") from None
 
 
