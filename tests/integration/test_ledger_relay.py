@@ -36,8 +36,11 @@ class Broker:
         self.refuse = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.asked = asyncio.Event()
+        """Somebody publishes, or waits at the gate with what it wants to publish."""
 
     async def publish(self, records: Sequence[tuple[int, bytes]]) -> None:
+        self.asked.set()
         await self.gate.wait()
         if self.refuse:
             self.refuse -= 1
@@ -72,10 +75,10 @@ async def test_several_callers_share_one_turn(dsn: str, connection: Connection) 
     made = [await commit(connection) for _ in range(6)]
     broker.gate.clear()
     calls = [asyncio.create_task(relay.journal([(s.seq, s.record)])) for s in made[:3]]
-    await asyncio.sleep(0.05)
+    await broker.asked.wait()
     made.append(await commit(connection))  # after the first turn's look
     calls += [asyncio.create_task(relay.journal([(s.seq, s.record)])) for s in made[3:]]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)  # each of them has given its record and waits for its turn
     broker.gate.set()
     await asyncio.gather(*calls)
     assert broker.seqs() == [s.seq for s in made]
@@ -147,16 +150,14 @@ async def test_a_connection_killed_during_the_turn_repeats_the_records(dsn: str,
     sealed = await commit(connection)
     broker.gate.clear()
     call = asyncio.create_task(relay.journal([(sealed.seq, sealed.record)]))
-    killed = 0
+    await broker.asked.wait()  # its transaction is open and holds the relay row
     watching = await owner(dsn)
-    while not killed:
-        await asyncio.sleep(0.01)
-        rows = await watching.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid() AND application_name = 'stablerail' AND state = 'idle in transaction'"
-        )
-        killed = len(rows)
+    killed = await watching.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND application_name = 'stablerail' AND state = 'idle in transaction'"
+    )
     await watching.close()
+    assert [tuple(row) for row in killed] == [(True,)]
     broker.gate.set()
     await call
     assert broker.seqs() == [sealed.seq, sealed.seq], "the mark was lost with the connection"
