@@ -2,7 +2,7 @@
 
 ```
  pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed
-    └──────────┴─▶ cancelled (before a signature)  │
+    └──────────┴─▶ cancelled (before a signature; │ later only by a cancel that was mined)
     └─▶ failed (refused)                           └─▶ manual_review: a person must look
 ```
 
@@ -47,9 +47,9 @@ NOT_SIGNED: Final = frozenset({Status.PENDING, Status.SIGNING})
 NEXT: Final[dict[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.SIGNING, Status.FAILED, Status.CANCELLED}),
     Status.SIGNING: frozenset({Status.BROADCASTING, Status.CANCELLED, Status.MANUAL_REVIEW}),
-    Status.BROADCASTING: frozenset({Status.CONFIRMING, Status.COMPLETED, Status.FAILED, Status.MANUAL_REVIEW}),
-    Status.CONFIRMING: frozenset({Status.BROADCASTING, Status.COMPLETED, Status.FAILED, Status.MANUAL_REVIEW}),
-    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, Status.COMPLETED, Status.FAILED}),
+    Status.BROADCASTING: frozenset({Status.CONFIRMING, *ENDED, Status.MANUAL_REVIEW}),
+    Status.CONFIRMING: frozenset({Status.BROADCASTING, *ENDED, Status.MANUAL_REVIEW}),
+    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, *ENDED}),
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
