@@ -21,6 +21,7 @@ from agents.withdrawals.rows import lock_withdrawals, read_attempts
 from agents.withdrawals.track_confirmations import BLACKLISTED
 from agents.withdrawals.withdrawal import (
     ENDED,
+    NEXT,
     Attempt,
     AttemptStatus,
     Status,
@@ -63,7 +64,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
         return Rejected("unknown_transaction", event.tx_hash)
     if withdrawal.status in ENDED:
         return Done()
-    if attempt.status not in (AttemptStatus.CONFIRMED, AttemptStatus.REVERTED):
+    final = attempt.status in (AttemptStatus.CONFIRMED, AttemptStatus.REVERTED)
+    if not final or Status.COMPLETED not in NEXT[Status(withdrawal.status)]:
         return Rejected("not_final", f"{attempt.tx_hash} is {attempt.status}")
     status, code = _end(attempt, event)
     after, (row, line) = moved(withdrawal._replace(code=None), status, facts.now, NAME, code)

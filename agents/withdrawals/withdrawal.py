@@ -1,8 +1,8 @@
 """What a withdrawal is: its identity, its row, its history, the transactions signed for it, and the money it moves (DESIGN §5). Pure.
 
 ```
- pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed
-    └──────────┴─▶ cancelled (before a signature; │ later only by a cancel that was mined)
+ pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed | cancelled (a cancel was mined)
+    └──────────┴─▶ cancelled (before a signature)  │
     └─▶ failed (refused)                           └─▶ manual_review: a person must look
 ```
 
