@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from ledger.errors import PostingRefused
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
 from topics.catalog import Topic
@@ -58,11 +59,12 @@ class Done(NamedTuple):
     upserts: tuple[tuple[Table, Row], ...] = ()
     emits: tuple[Emit, ...] = ()
     calls: tuple[Call, ...] = ()
-    if_refused: Rejected | Retry | None = None
-    """What a refusal of the ledger means; None: dead letter with the refusal's own code."""
+    if_refused: Outcome | Callable[[PostingRefused], Outcome] | None = None
+    """What a refusal of the ledger means, or a pure function that says so; None: dead letter with the refusal's own code. A
+    Done may post in its turn; what is refused then is a dead letter, unless its own `if_refused` is no Done."""
 
 
-Outcome = Done | Rejected | Retry
+Outcome: TypeAlias = Done | Rejected | Retry
 
 F = TypeVar("F")
 

@@ -7,7 +7,7 @@
 | facts | loaded for all events; state rows locked | what is read stays true until the commit |
 | decide | each event in order, folded into the facts | the second event sees what the first did |
 | accounts | locked, sorted, after everything else | one lock order everywhere |
-| post | folded in memory; a refusal discards the decisions after it | they may have seen what was refused |
+| post | folded in memory; a refusal is what `if_refused` says, and discards the decisions after it | they may have seen what was refused |
 | seal | rows, audit, owner rows; then the commit record, last | ledger/commit.py |
 
 A batch that fails for one event's sake is split by the caller (delivery.py) until that event stands alone.
@@ -158,12 +158,22 @@ async def _decide(
                 careful = True  # refused for what it did itself the first time: the money is spent, the hold has ended
                 break
             if refusal is not None:
-                refused[index] = outcome.if_refused or Rejected(refusal.code, str(refusal))
+                refused[index] = _meaning(outcome, refusal, again=index in refused)
                 break
         else:
             return outcomes, fold, at
         if len(refused) > REFUSALS_MAX and len(live) > 1:
             raise SplitBatch
+
+
+def _meaning(outcome: Done, refusal: PostingRefused, *, again: bool) -> Outcome:
+    """What the ledger's refusal makes of an event. `again`: the outcome was a refusal's meaning already, and ends here."""
+    meaning = outcome.if_refused
+    if callable(meaning):
+        meaning = meaning(refusal)
+    if meaning is None or (again and isinstance(meaning, Done)):
+        return Rejected(refusal.code, str(refusal))
+    return meaning
 
 
 def _post(

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ledger.accounts import CUSTOMERS, AccountType
 from stablerail.config_values import (
     EVM_CHAINS,
+    WITHDRAWAL_CHAINS,
     BaseUnits,
     Bootstrap,
     EntitySecret,
@@ -39,6 +40,7 @@ from stablerail.config_values import (
     RpcUrls,
     Seconds,
     evm_address,
+    is_mainnet,
     network_default,
 )
 from topics.events import Chain
@@ -62,7 +64,7 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "CIRCLE_WEBHOOK_SECRET": "Circle signs with a key pair; there is no shared secret to set",
     "ONCHAIN_BUFFER_ALERT_THRESHOLD": "nothing watches the buffer yet",
-    "ONCHAIN_WITHDRAWAL_TIMEOUT": "there are no withdrawals yet",
+    "ONCHAIN_WITHDRAWAL_TIMEOUT": "a withdrawal ends by what the chain says, never by a clock",
     "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
     "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
     "BALANCE_SOURCE": "balances come from the ledger",
@@ -171,6 +173,19 @@ class Settings(BaseSettings):
     scan_span_blocks: int = Field(2_000, ge=1, description="most blocks asked for in one eth_getLogs")
     scan_overlap_blocks: int = Field(6, ge=0, description="blocks each pass reads again; a node may lag behind")
 
+    allow_mainnet: bool = Field(False, description="withdrawals may leave by chains of the mainnet: real money")
+    withdrawal_chains: Listed[tuple[Chain, ...]] = Field((), description="chains that withdrawals leave by: MATIC")
+    withdrawal_minimum: BaseUnits = Field(
+        SCALE, description="least USDC of a withdrawal, unless `limits` says otherwise"
+    )
+    withdrawal_maximum: BaseUnits = Field(1_000_000 * SCALE, description="most USDC of a withdrawal, likewise")
+    withdrawal_user_day_maximum: BaseUnits = Field(
+        1_000_000 * SCALE, description="most USDC that a customer withdraws in a day (UTC), likewise"
+    )
+    withdrawal_network_day_maximum: BaseUnits = Field(
+        10_000_000 * SCALE, description="most USDC that is withdrawn by a chain in a day (UTC), likewise"
+    )
+
     deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
     ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
@@ -241,6 +256,17 @@ class Settings(BaseSettings):
         for chain in self.rpc_urls:
             if chain not in self.usdc_contracts:
                 raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
+        for chain in self.withdrawal_chains:
+            if chain not in WITHDRAWAL_CHAINS:
+                raise ValueError(
+                    f"{PREFIX}WITHDRAWAL_CHAINS: no withdrawals by {chain}; there are {', '.join(WITHDRAWAL_CHAINS)}"
+                )
+            if chain not in self.usdc_contracts:
+                raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
+            if chain not in self.rpc_urls:
+                raise ValueError(f"{PREFIX}RPC_URLS must name an endpoint of {chain}, which withdrawals leave by")
+            if is_mainnet(chain, self.chain_ids[chain]) and not self.allow_mainnet:
+                raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by {chain} on the mainnet")
         if self.call_retry_max_s < self.call_retry_first_s:
             raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
         return self

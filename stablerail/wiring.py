@@ -20,6 +20,8 @@ from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
 from agents.outcome import Stage
 from agents.services import Services
+from agents.withdrawals import accept_withdrawals
+from agents.withdrawals.limits import WithdrawalPolicy
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient
@@ -30,13 +32,14 @@ from ledger.rows import Connection
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains")
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "onboarding": ("database_url", "circle_api_key", "circle_entity_secret"),
     "deposits": ("database_url",),
     "chains": ("database_url",),
+    "withdrawals": ("database_url",),
 }
 
 
@@ -123,6 +126,16 @@ def deposit_policy(settings: Settings) -> DepositPolicy:
     )
 
 
+def withdrawal_policy(settings: Settings) -> WithdrawalPolicy:
+    return WithdrawalPolicy(
+        tokens={chain.value: settings.usdc_contracts[chain] for chain in settings.withdrawal_chains},
+        minimum=settings.withdrawal_minimum,
+        maximum=settings.withdrawal_maximum,
+        user_day=settings.withdrawal_user_day_maximum,
+        network_day=settings.withdrawal_network_day_maximum,
+    )
+
+
 async def build(name: str, settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     """The movement's parts, connected to what they need. KeyError for an unknown name."""
     return await _BUILDERS[name](settings, shared, metrics)
@@ -170,6 +183,14 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
     return movement
 
 
+async def _withdrawals(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+    movement = Movement("withdrawals")
+    # in the order of the flow
+    stages: tuple[Stage[Any], ...] = (accept_withdrawals.stage(withdrawal_policy(settings)),)
+    movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    return movement
+
+
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("chains")
 
@@ -209,4 +230,5 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "onboarding": _onboarding,
     "deposits": _deposits,
     "chains": _chains,
+    "withdrawals": _withdrawals,
 }

@@ -205,8 +205,9 @@ class Rail(StrEnum):
     """Circle's transfer API sends it."""
 
 
-Asked = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-"""What a customer wrote, right or wrong: the stage's refusal is an answer to the customer, not a dead letter."""
+Asked = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""What a customer wrote, right or wrong, without control characters (PostgreSQL keeps no NUL): the stage's refusal is an
+answer to the customer, not a dead letter."""
 
 
 class WithdrawalRequested(Event):
@@ -224,7 +225,8 @@ class WithdrawalRequested(Event):
     rail: Asked = Rail.CHAIN.value
 
     def identity(self) -> str:
-        return f"{self.user_id}:{self.idempotency_key}"
+        # both may hold a colon: the length tells where one ends and the other begins
+        return f"{len(self.user_id)}:{self.user_id}:{self.idempotency_key}"
 
 
 class WithdrawalAccepted(Event):

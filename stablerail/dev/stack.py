@@ -25,7 +25,7 @@ from stablerail.dev.processes import Child, free_port, port_answers, tail, wait_
 from stablerail.topics_admin import admin, create_missing
 from topics.events import Chain
 
-PROGRAMS = ("bridge", "api", "onboarding", "deposits", "chains")
+PROGRAMS = ("bridge", "api", "onboarding", "deposits", "chains", "withdrawals")
 
 
 class Stack:
@@ -58,6 +58,7 @@ class Stack:
             "STABLERAIL_API_PORT": str(self.ports["api"]),
             "STABLERAIL_SCAN_INTERVAL_S": "0.5",
             "STABLERAIL_FINALITY_DEPTHS_BLOCKS": json.dumps({"MATIC": 3}),
+            "STABLERAIL_WITHDRAWAL_CHAINS": "MATIC",
             "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
             "STABLERAIL_DATADIR": str(self.directory / "data"),
             "STABLERAIL_LOG_FORMAT": "json",
