@@ -17,7 +17,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from agents.outcome import Done, Outcome, Rejected, Stage
-from agents.withdrawals.rows import lock_withdrawals, read_attempts
+from agents.withdrawals import stored
+from agents.withdrawals.attempts import read_attempts
 from agents.withdrawals.track_confirmations import BLACKLISTED
 from agents.withdrawals.withdrawal import (
     ENDED,
@@ -95,7 +96,7 @@ def stage(buffer_shards: int) -> Stage[Facts]:
     async def load(connection: Connection, events: Sequence[Received], _prepared: Any, at: datetime) -> Facts:
         named = [received.event for received in events if isinstance(received.event, TransactionConfirmed)]
         ids = {event.withdrawal_id for event in named if _is_id(event.withdrawal_id)}
-        withdrawals = await lock_withdrawals(connection, ids)
+        withdrawals = await stored.lock(connection, ids)
         attempts = await read_attempts(connection, {(event.chain.value, event.tx_hash) for event in named})
         return Facts(at, buffer_shards, withdrawals, attempts)
 

@@ -23,8 +23,8 @@ import orjson
 import structlog
 
 from agents.outcome import Done, Emit, Outcome, Stage
+from agents.withdrawals.attempts import lock_lanes, lock_nonces
 from agents.withdrawals.look import OPEN_MAX, RESEND_S, ChainWriter, LaneNonce, News, OpenAttempt, look
-from agents.withdrawals.rows import lock_lanes, lock_nonces
 from agents.withdrawals.withdrawal import (
     NEXT,
     Attempt,

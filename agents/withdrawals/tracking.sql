@@ -20,15 +20,6 @@ FROM unnest($1::text[], $2::text[], $3::bigint[]) AS x(chain, signer, nonce)
 JOIN attempts a ON a.chain = x.chain AND a.signer = x.signer AND a.nonce = x.nonce
 WHERE a.withdrawal_id IS NOT NULL
 
--- name: lock_withdrawals
-SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', ''), w.rail, w.chain,
-       w.asset, w.amount, w.recipient, w.status, w.code, replace(w.hold_id::text, '-', ''), w.requested_at, w.updated_at,
-       w.settled_at, w.version
-FROM unnest($1::text[]::uuid[]) AS x(id)
-JOIN withdrawals w ON w.id = x.id
-ORDER BY w.id
-FOR UPDATE OF w
-
 -- name: lock_attempts
 SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, a.kind, replace(a.withdrawal_id::text, '-', ''), a.raw, a.gas_limit,
        a.max_fee, a.priority_fee, a.status, a.error, a.block_hash, a.block_number, a.signed_at, a.broadcast_at,

@@ -1,22 +1,16 @@
-"""Withdrawals, attempts and lanes as they are stored. Rows are locked in one order: withdrawals, attempts, lanes, each sorted."""
+"""Attempts and lanes as they are stored. Rows are locked in one order: withdrawals, attempts, lanes, each sorted."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from agents.withdrawals import stored
 from agents.withdrawals.withdrawal import Attempt, Lane, Withdrawal
 from ledger.rows import Connection
 from ledger.sql import load as load_sql
 
 _sql = load_sql("agents.withdrawals", "tracking.sql")
-
-
-async def lock_withdrawals(connection: Connection, ids: Collection[str]) -> dict[str, Withdrawal]:
-    """By id."""
-    rows = await connection.fetch(_sql.lock_withdrawals, sorted(ids))
-    found = (Withdrawal(*row) for row in rows)
-    return {withdrawal.id: withdrawal._replace(amount=int(withdrawal.amount)) for withdrawal in found}
 
 
 async def lock_nonces(
@@ -28,7 +22,7 @@ async def lock_nonces(
         return {}, {}
     columns = _columns(sorted(nonces))
     ids = [row[0] for row in await connection.fetch(_sql.withdrawals_of_nonces, *columns)]
-    withdrawals = await lock_withdrawals(connection, ids)
+    withdrawals = await stored.lock(connection, ids)
     groups: dict[tuple[str, str, int], list[Attempt]] = {}
     for row in await connection.fetch(_sql.lock_attempts, *columns):
         attempt = _attempt(row)
