@@ -111,12 +111,13 @@ class RpcGarbled(RpcError):
 class RpcRefused(RpcError):
     code = "rpc_refused"
 
-    def __init__(self, endpoint: str, method: str, rpc_code: int, message: str) -> None:
+    def __init__(self, endpoint: str, method: str, rpc_code: int, message: str, data: str = "") -> None:
+        """`data`: what a contract that reverted left."""
         super().__init__(endpoint, f"{method} was refused with {rpc_code}: {message}")
         self.method = method
         self.rpc_code = rpc_code
         self.message = message
-        """The node's own words."""
+        self.data = data
 
 
 class WrongChainId(RpcError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -35,6 +35,8 @@ ANSWER_BYTES_MAX: Final = 64_000_000
 FILTER_ADDRESSES_MAX: Final = 1_000
 """Addresses in one topic filter; with more, all transfers are fetched and filtered here."""
 CONNECTIONS_MAX: Final = 8
+BATCH_CALLS_MAX: Final = 100
+"""Calls in one request of `ask`; hosted endpoints refuse more."""
 TIMESTAMP_S_END: Final = 2**40
 """What an event can carry."""
 
@@ -58,6 +60,25 @@ class Receipt:
     succeeded: bool
     logs: tuple[Any, ...]
     """As the node sent them; `logs.transfers_of` reads them."""
+
+
+class Call(NamedTuple):
+    """One question. `read` checks the result; ValueError, KeyError or BadLog of it mean that the answer is garbled."""
+
+    method: str
+    params: list[Any]
+    read: Callable[[Any], Any]
+
+
+class Asks(Protocol):
+    """What readers of a chain need of an endpoint; `Rpc` is one."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+    async def verify_chain_id(self) -> None: ...
+
+    async def ask(self, calls: Sequence[Call]) -> list[Any]: ...
 
 
 class Rpc:
@@ -155,6 +176,15 @@ class Rpc:
         answer = await self._call("eth_call", call, "latest" if block is None else hex(block))
         return self._checked(uint256, answer)
 
+    async def ask(self, calls: Sequence[Call]) -> list[Any]:
+        """What the calls' `read` made of the results, in their order. The first refusal raises."""
+        found: list[Any] = []
+        for start in range(0, len(calls), BATCH_CALLS_MAX):
+            some = calls[start : start + BATCH_CALLS_MAX]
+            results = await self._batch([(call.method, call.params) for call in some])
+            found += [self._checked(call.read, result) for call, result in zip(some, results, strict=True)]
+        return found
+
     def _latest(self, raw: Any) -> Block:
         block = self._block(raw)
         if block is None:
@@ -162,7 +192,7 @@ class Rpc:
         return block
 
     def _receipt(self, tx_hash: str, raw: Any) -> Receipt | None:
-        receipt = None if raw is None else self._checked(_read_receipt, raw)
+        receipt = None if raw is None else self._checked(read_receipt, raw)
         if receipt is not None and receipt.tx_hash != tx_hash:
             raise RpcGarbled(self.endpoint, f"asked for the receipt of {tx_hash}, got that of {receipt.tx_hash}")
         return receipt
@@ -180,7 +210,7 @@ class Rpc:
         return block
 
     def _block(self, raw: Any) -> Block | None:
-        return None if raw is None else self._checked(_read_block, raw)
+        return None if raw is None else self._checked(read_block, raw)
 
     def _checked(self, read: Callable[[Any], T], raw: Any) -> T:
         try:
@@ -243,7 +273,8 @@ class Rpc:
         message = str(message)
         for secret in self._secrets:  # some providers quote the key they refuse
             message = message.replace(secret, "***")
-        return RpcRefused(self.endpoint, method, code, message[:200])
+        data = error.get("data")
+        return RpcRefused(self.endpoint, method, code, message[:200], data if type(data) is str else "")
 
     async def _post(self, body: Any) -> Any:
         if self._session is None:
@@ -289,7 +320,8 @@ class Rpc:
         return answer
 
 
-def _read_block(raw: Any) -> Block:
+def read_block(raw: Any) -> Block:
+    """A block with the hashes of its transactions."""
     block = mapping(raw)
     timestamp_s = quantity(block["timestamp"])
     if timestamp_s >= TIMESTAMP_S_END:
@@ -303,7 +335,8 @@ def _read_block(raw: Any) -> Block:
     )
 
 
-def _read_receipt(raw: Any) -> Receipt:
+def read_receipt(raw: Any) -> Receipt:
+    """The receipt of a mined transaction."""
     receipt = mapping(raw)
     status = quantity(receipt["status"])
     if status not in (0, 1):

@@ -20,8 +20,9 @@ from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
 from agents.outcome import Stage
 from agents.services import Services
-from agents.withdrawals import accept_withdrawals
+from agents.withdrawals import accept_withdrawals, settle_withdrawals, track_confirmations
 from agents.withdrawals.limits import WithdrawalPolicy
+from agents.withdrawals.look import ChainWriter
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient
@@ -185,8 +186,19 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
 
 async def _withdrawals(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
     movement = Movement("withdrawals")
+    writers: dict[str, ChainWriter] = {}
+    for chain in settings.withdrawal_chains:
+        endpoints = rpcs(settings, chain)
+        movement.closing.extend(rpc.close for rpc in endpoints)
+        writers[chain.value] = ChainWriter(
+            endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
+        )
     # in the order of the flow
-    stages: tuple[Stage[Any], ...] = (accept_withdrawals.stage(withdrawal_policy(settings)),)
+    stages: tuple[Stage[Any], ...] = (
+        accept_withdrawals.stage(withdrawal_policy(settings)),
+        track_confirmations.stage(writers, shared.connect, shared.clock),
+        settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
+    )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     return movement
 
