@@ -72,5 +72,5 @@ def read_history(raw: Any) -> FeeHistory:
     used = items(answer.get("gasUsedRatio") or [])
     if not base_fees:
         raise ValueError("a fee history without a base fee")
-    tips = [amount(items(block)[0]) for block, share in zip(rewards, used, strict=False) if block and share]
+    tips = [amount(items(block)[0]) for block, share in zip(rewards, used, strict=False) if items(block) and share]
     return FeeHistory(amount(base_fees[-1]), tuple(tips))

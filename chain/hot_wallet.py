@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from chain.errors import RpcError, RpcGarbled, RpcTimeout, WrongChainId
+from chain.errors import RpcError, RpcTimeout, WrongChainId
 from chain.fees import HISTORY_BLOCKS, HISTORY_PERCENTILE, FeeHistory, read_history
 from chain.logs import topic_of
-from chain.rpc import Rpc
+from chain.rpc import Call, Rpc
 from chain.wire import amount, mapping, quantity
 
 LOOK_S_MAX: Final = 3.0
@@ -85,31 +85,20 @@ class HotWallet:
 
     async def _one(self, rpc: Rpc) -> Look:
         balance_of = {"to": self._token, "data": "0x70a08231" + topic_of(self.address)[2:]}
-        calls: list[tuple[str, list[Any]]] = [
-            ("eth_getBlockByNumber", ["latest", False]),  # first: the amounts are of this block or a later one
-            ("eth_chainId", []),
-            ("eth_getTransactionCount", [self.address, "latest"]),
-            ("eth_getTransactionCount", [self.address, "pending"]),
-            ("eth_getBalance", [self.address, "latest"]),
-            ("eth_call", [balance_of, "latest"]),
-            ("eth_feeHistory", [hex(HISTORY_BLOCKS), "latest", [HISTORY_PERCENTILE]]),
+        calls = [
+            # first: the amounts are of this block or a later one
+            Call("eth_getBlockByNumber", ["latest", False], lambda block: quantity(mapping(block)["number"])),
+            Call("eth_chainId", [], quantity),
+            Call("eth_getTransactionCount", [self.address, "latest"], quantity),
+            Call("eth_getTransactionCount", [self.address, "pending"], quantity),
+            Call("eth_getBalance", [self.address, "latest"], amount),
+            Call("eth_call", [balance_of, "latest"], amount),
+            Call("eth_feeHistory", [hex(HISTORY_BLOCKS), "latest", [HISTORY_PERCENTILE]], read_history),
         ]
-        results = await rpc.answers(calls)
-        for result in results:
-            if isinstance(result, RpcError):
-                raise result
-        block, chain_id, nonce, pending, native, tokens, history = results
-        try:
-            found = Look(
-                quantity(mapping(block)["number"]),
-                *(quantity(nonce), quantity(pending), amount(native), amount(tokens), read_history(history)),
-            )
-            served = quantity(chain_id)
-        except (ValueError, KeyError, IndexError) as error:
-            raise RpcGarbled(rpc.endpoint, f"{type(error).__name__}: {error}"[:200]) from None
-        if served != rpc.chain_id:
-            raise WrongChainId(rpc.endpoint, rpc.chain_id, served)
-        return found
+        number, chain_id, *found = await rpc.ask(calls)
+        if chain_id != rpc.chain_id:
+            raise WrongChainId(rpc.endpoint, rpc.chain_id, chain_id)
+        return Look(number, *found)
 
 
 def _merged(looks: Sequence[Look]) -> Look | None:

@@ -102,7 +102,7 @@ def _decrypted(path: Path, stored: Any, password: str) -> bytes:
             raise BadKeystore(f"{path}: a key of {len(ciphertext)} bytes")
         if not hmac.compare_digest(_keccak(derived[16:32] + ciphertext), mac):
             raise WrongPassword(f"the password does not open {path}")
-        reader = Cipher(algorithms.AES(derived[:16]), modes.CTR(iv)).decryptor()  # noqa: S305  (the format's own mode)
+        reader = Cipher(algorithms.AES(derived[:16]), modes.CTR(iv)).decryptor()
         return reader.update(ciphertext) + reader.finalize()
     except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
         raise BadKeystore(f"{path} is no keystore: {type(error).__name__}") from None

@@ -1,7 +1,7 @@
 """Transactions that we sign: ERC-20 transfers in EIP-1559 form, as the bytes that go to a node. Pure but for the signer.
 
-    raw  = 0x02 ‖ rlp [ chain id, nonce, priority fee, max fee, gas limit, to, value, data, access list, y parity, r, s ]
-    hash = keccak(raw): known before anybody has seen the bytes, so it is stored with them first
+raw  = 0x02 ‖ rlp [ chain id, nonce, priority fee, max fee, gas limit, to, value, data, access list, y parity, r, s ]
+hash = keccak(raw): known before anybody has seen the bytes, so it is stored with them first
 """
 
 from __future__ import annotations
