@@ -20,6 +20,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "foreign_nonce")
+"""Why a lane pauses by itself (agents/withdrawals/sign_transactions.py)."""
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
 RECORDS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -89,6 +91,17 @@ CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one reque
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
 SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
+
+# Withdrawals
+LANE_PAUSED = Metric(
+    "stablerail_lane_paused",
+    "gauge",
+    "1 = the hot wallet signs nothing: low_gas, low_usdc, fees_over_cap, foreign_nonce, other",
+    ("chain", "reason"),
+)
+LANE_IN_FLIGHT = Metric(
+    "stablerail_lane_in_flight", "gauge", "Transactions of the hot wallet that are signed and in no block", ("chain",)
+)
 
 # Processes
 WORKER_READY = Metric(
@@ -175,6 +188,13 @@ class Metrics:
 
     def scanner_lag(self, chain: str, blocks: int) -> None:
         self._set(SCANNER_LAG, blocks, chain)
+
+    def lane(self, chain: str, reason: str, in_flight: int) -> None:
+        """A lane as it was just read; `reason` is empty while it is open."""
+        known = reason if not reason or reason in REASONS else "other"
+        for one in (*REASONS, "other"):
+            self._set(LANE_PAUSED, int(one == known), chain, one)
+        self._set(LANE_IN_FLIGHT, in_flight, chain)
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)
