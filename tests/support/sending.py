@@ -121,7 +121,7 @@ class Sending:
 
     def process(self, rpcs: Sequence[Rpc] = ()) -> Process:
         """A worker, as it is after a start: it owns every partition from its first event on."""
-        rpcs = list(rpcs) or self.rpcs or [self._rpc(self.anvil.rpc_url)]
+        rpcs = list(rpcs) or self.rpcs or [self.rpc(self.anvil.rpc_url)]
         token = self.usdc.address.lower()
         wallet = HotWallet(rpcs, self.signer.address, token)
         desk = Desk(CHAIN, self.anvil.chain_id, self.signer, token, wallet, self.fees, self.in_flight_max)
@@ -138,7 +138,7 @@ class Sending:
             sign, wait, broadcast, track_confirmations.stage({CHAIN.value: writer}, connect, lambda: self.now)
         )
 
-    def _rpc(self, url: str, timeout_s: float = 10) -> Rpc:
+    def rpc(self, url: str, timeout_s: float = 10) -> Rpc:
         self._opened.append(Rpc(url, self.anvil.chain_id, timeout_s))
         one: Rpc = self._opened[-1]
         return one
@@ -178,7 +178,7 @@ class Sending:
 
     async def newest(self) -> Message:
         """The event of the newest block."""
-        found = await self._rpc(self.anvil.rpc_url).head()
+        found = await self.rpc(self.anvil.rpc_url).head()
         event = HeadSeen(
             chain=CHAIN, chain_id=self.anvil.chain_id, number=found.number, block_hash=found.hash,
             timestamp_s=found.timestamp_s,
@@ -223,7 +223,7 @@ class Sending:
 
     async def paid(self) -> list[tuple[str, int]]:
         """Every transfer out of the hot wallet, by the chain's own logs, in the chain's order."""
-        rpc = self._rpc(self.anvil.rpc_url)
+        rpc = self.rpc(self.anvil.rpc_url)
         logs = await rpc.logs(self.usdc.address.lower(), None, 0, (await rpc.head()).number)
         return [(log.to, log.amount) for log in logs if log.sender == self.signer.address]
 
