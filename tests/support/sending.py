@@ -237,10 +237,12 @@ def messages(settled: Settled) -> list[Message]:
 
 
 @asynccontextmanager
-async def sending(connection: Connection, connect: Any, anvil: Anvil, usdc: Usdc) -> AsyncIterator[Sending]:
+async def sending(
+    connection: Connection, connect: Any, anvil: Anvil, usdc: Usdc, signer: KeySigner | None = None
+) -> AsyncIterator[Sending]:
     """A hot wallet of its own with 10 coins and 1,000 USDC, on a chain that mines when it is told to."""
     await anvil.rpc("evm_setAutomine", False)
-    made = Sending(connection, connect, anvil, usdc, KeySigner(secrets.token_bytes(32)))
+    made = Sending(connection, connect, anvil, usdc, signer or KeySigner(secrets.token_bytes(32)))
     await made.fund(coins=10 * COIN, usdc=1_000 * USDC)
     try:
         yield made
