@@ -2,7 +2,8 @@
 
 Ours is what the two stages do with a batch: prepare, settle (claim, lock, decide, sign, rows, commit record), then the same of
 what was emitted, with the sending in its prepare. The baseline is the bare way: one commit of nonces and bytes, the same requests,
-one commit of the marks. One connection to PostgreSQL, one to the node, batch after batch, the same node without blocks.
+one commit of the marks. On both sides the next batch is signed and stored while one is sent, as the stages of a worker do: two
+connections to PostgreSQL, one to the node, the same node without blocks.
 
 Through Kafka the real worker is measured as in end_to_end.py: events wait, and the broker's own time of the last
 `transactions.broadcast` ends the run.
@@ -62,8 +63,8 @@ class Sizes:
 class Ours:
     """The two stages, one after the other."""
 
-    def __init__(self, here: Field, connection: Any, reading: Any, rpc: Rpc) -> None:
-        self._connection = connection
+    def __init__(self, here: Field, connections: Sequence[Any], rpc: Rpc) -> None:
+        self._connection, self._other, reading = connections
         wallet = HotWallet([rpc], here.signer.address, here.usdc.address.lower())
         token = here.usdc.address.lower()
         desk = Desk(CHAIN, here.anvil.chain_id, here.signer, token, wallet, POLICIES[CHAIN], 10**6)
@@ -76,18 +77,21 @@ class Ours:
         self._epochs: dict[str, Any] = {}
         self._offset = 0
 
-    async def send(self, batch: Sequence[Waiting]) -> None:
-        told = await self._settle(self._sign, [(one.value, one.headers) for one in batch])
-        at = datetime.now(UTC)
-        sent = await self._settle(self._broadcast, [(m.value, m.kafka_headers("sign_transactions", at)) for m in told])
-        if len(sent) != len(batch):
-            raise RuntimeError(f"{len(sent)} of {len(batch)} were sent")
+    async def first(self, batch: Sequence[Waiting]) -> Any:
+        return await self._settle(self._sign, self._connection, [(one.value, one.headers) for one in batch])
 
-    async def _settle(self, stage: Stage[Any], events: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
+    async def second(self, told: Sequence[Any]) -> None:
+        at = datetime.now(UTC)
+        events = [(message.value, message.kafka_headers("sign_transactions", at)) for message in told]
+        sent = await self._settle(self._broadcast, self._other, events)
+        if len(sent) != len(told) or not told:
+            raise RuntimeError(f"{len(sent)} of {len(told)} were sent")
+
+    async def _settle(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
         key = (stage.source.name, 0)
         if stage.name not in self._epochs:
-            async with self._connection.transaction():
-                self._epochs[stage.name], _ = await claim_owners(self._connection, stage.name, [key], datetime.now(UTC))
+            async with connection.transaction():
+                self._epochs[stage.name], _ = await claim_owners(connection, stage.name, [key], datetime.now(UTC))
         items = []
         for value, headers in events:
             self._offset += 1
@@ -96,9 +100,41 @@ class Ours:
             )
             items.append(read_item(stage, record))
         prepared = await stage.prepare([item.received for item in items if item.received is not None])
-        done = await settle(self._connection, stage, items, self._epochs[stage.name], datetime.now(UTC), prepared)
+        done = await settle(connection, stage, items, self._epochs[stage.name], datetime.now(UTC), prepared)
         assert done.sealed is not None
         return done.sealed.messages
+
+
+class Bare:
+    def __init__(self, here: Field, connections: Sequence[Any], http: Any) -> None:
+        self._here = here
+        self._connection, self._other, _ = connections
+        self._http = http
+
+    async def first(self, batch: Sequence[Waiting]) -> Any:
+        here, payments = self._here, [(one.id, one.to, AMOUNT) for one in batch]
+        return await bare_send.store(self._connection, here.signer, here.usdc.address, here.anvil.chain_id, payments)
+
+    async def second(self, stored: Any) -> None:
+        here, (first, raws) = self._here, stored
+        await bare_send.send(self._other, self._http, here.anvil.rpc_url, here.signer, first, raws, BATCH_MAX)
+
+
+async def _through(side: Ours | Bare, batches: Sequence[Sequence[Waiting]]) -> None:
+    """The second step of one batch beside the first of the next."""
+    between: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
+
+    async def first() -> None:
+        for batch in batches:
+            await between.put(await side.first(batch))
+
+    async def second() -> None:
+        for _ in batches:
+            await side.second(await between.get())
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(first())
+        group.create_task(second())
 
 
 async def run(parts: Parts, side: str, payments: int) -> float:
@@ -109,34 +145,29 @@ async def run(parts: Parts, side: str, payments: int) -> float:
     await upgrade(dsn, SCHEMA)
     parts.postgres.execute("CHECKPOINT")
     load = waiting(total)
-    connection, reading = await connect(dsn), await connect(dsn)
+    batches = [load[start : start + BATCH] for start in range(0, total, BATCH)]
     owner = await asyncpg.connect(dsn)
-    async with field(parts.directory, total) as here, Rpc(here.anvil.rpc_url, here.anvil.chain_id) as rpc:
+    connections = [await connect(dsn) if side == "ours" else await asyncpg.connect(dsn) for _ in range(3)]
+    async with (
+        field(parts.directory, total) as here,
+        Rpc(here.anvil.rpc_url, here.anvil.chain_id) as rpc,
+        aiohttp.ClientSession() as http,
+    ):
         try:
             await owner.execute(bare_send.TABLES)
             await owner.execute("INSERT INTO bare.lanes VALUES ($1, 0)", here.signer.address)
             await insert(owner, load)
-            ours = Ours(here, connection, reading, rpc)
-            async with aiohttp.ClientSession() as http:
-                started = 0.0
-                for number, start in enumerate(range(0, total, BATCH)):
-                    if number == WARM:
-                        await owner.execute("ANALYZE")
-                        started = time.perf_counter()
-                    batch = load[start : start + BATCH]
-                    if side == "ours":
-                        await ours.send(batch)
-                    else:
-                        await bare_send.send(
-                            owner, http, here.anvil.rpc_url, here.signer, here.usdc.address, here.anvil.chain_id,
-                            [(one.id, one.to, AMOUNT) for one in batch], BATCH_MAX,
-                        )  # fmt: skip
-                seconds = time.perf_counter() - started
+            measured = Ours(here, connections, rpc) if side == "ours" else Bare(here, connections, http)
+            await _through(measured, batches[:WARM])
+            await owner.execute("ANALYZE")
+            started = time.perf_counter()
+            await _through(measured, batches[WARM:])
+            seconds = time.perf_counter() - started
             if await here.pending_nonce() != total:
                 raise RuntimeError("the node has not got all of them")
             return payments / seconds
         finally:
-            for one in (connection, reading, owner):
+            for one in (*connections, owner):
                 await one.close()
 
 
