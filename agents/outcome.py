@@ -97,6 +97,9 @@ class Stage(Generic[F]):
     ahead: Callable[[Received], None] = _unread
     """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing
+    prepares_ahead: bool = False
+    """`prepare` of one batch may run while the one before is in PostgreSQL: it depends on nothing that a commit of this stage
+    changes, and doing it twice, or for events that another worker settles, is harmless."""
     ordered: bool = False
     """Events of a key that waits in the schedule wait behind it."""
     partner: str = ""

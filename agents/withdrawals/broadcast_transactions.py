@@ -133,9 +133,15 @@ class BroadcastTransactions:
         self._chains = chains
         self._connect = connect
         self._connection: Connection | None = None
+        self._sending = asyncio.Lock()
+        """One batch after the other, so that nonces go out in order."""
 
     async def prepare(self, events: Sequence[Received]) -> Sent:
         """Before the transaction: sends what may be sent; the answers."""
+        async with self._sending:
+            return await self._send(events)
+
+    async def _send(self, events: Sequence[Received]) -> Sent:
         keys = set()
         for received in events:
             event = received.event
@@ -183,6 +189,7 @@ def stage(chains: Mapping[str, Broadcaster], connect: Callable[[], Awaitable[Con
         name=NAME,
         source=TRANSACTIONS_SIGNED,
         prepare=agent.prepare,
+        prepares_ahead=True,  # the same bytes, whoever sends them and however often
         load=agent.load,
         decide=decide,
         fold=fold,
