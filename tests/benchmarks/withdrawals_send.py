@@ -2,8 +2,8 @@
 
 Ours is what the two stages do with a batch: prepare, settle (claim, lock, decide, sign, rows, commit record), then the same of
 what was emitted, with the sending in its prepare. The baseline is the bare way: one commit of nonces and bytes, the same requests,
-one commit of the marks. On both sides the next batch is signed and stored while one is sent, as the stages of a worker do: two
-connections to PostgreSQL, one to the node, the same node without blocks.
+one commit of the marks. On both sides a batch is signed and stored while the one before is sent and the one before that is marked,
+as the stages of a worker do it: one connection to the node, which makes no blocks.
 
 Through Kafka the real worker is measured as in end_to_end.py: events wait, and the broker's own time of the last
 `transactions.broadcast` ends the run.
@@ -15,7 +15,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ import aiohttp
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from agents.item import read_item
+from agents.item import Item, read_item
 from agents.outcome import Stage
 from agents.stage import settle
 from agents.withdrawals import broadcast_transactions, sign_transactions
@@ -45,6 +45,7 @@ from tests.benchmarks.records import Comparison, Record, Spread
 from tests.benchmarks.withdrawals_load import AMOUNT, CHAIN, PASSWORD, Field, Waiting, field, insert, waiting
 from tests.benchmarks.workload import PARTITIONS
 from topics.catalog import TRANSACTIONS_BROADCAST, WITHDRAWALS_ACCEPTED
+from topics.envelope import Received
 from topics.partitioner import partition_of
 
 Told = Callable[[str], None]
@@ -60,8 +61,11 @@ class Sizes:
     payments: int
 
 
+Step = Callable[[Any], Awaitable[Any]]
+
+
 class Ours:
-    """The two stages, one after the other."""
+    """The two stages: signed and stored; read again and sent, which is the second's `prepare`; settled."""
 
     def __init__(self, here: Field, connections: Sequence[Any], rpc: Rpc) -> None:
         self._connection, self._other, reading = connections
@@ -77,32 +81,48 @@ class Ours:
         self._epochs: dict[str, Any] = {}
         self._offset = 0
 
-    async def first(self, batch: Sequence[Waiting]) -> Any:
-        return await self._settle(self._sign, self._connection, [(one.value, one.headers) for one in batch])
+    @property
+    def steps(self) -> Sequence[Step]:
+        return self._signed, self._sent, self._told
 
-    async def second(self, told: Sequence[Any]) -> None:
+    async def _signed(self, batch: Sequence[Waiting]) -> Any:
+        items = await self._items(self._sign, self._connection, [(one.value, one.headers) for one in batch])
+        return await self._settled(self._sign, self._connection, items, await self._sign.prepare(_received(items)))
+
+    async def _sent(self, told: Sequence[Any]) -> Any:
         at = datetime.now(UTC)
         events = [(message.value, message.kafka_headers("sign_transactions", at)) for message in told]
-        sent = await self._settle(self._broadcast, self._other, events)
-        if len(sent) != len(told) or not told:
-            raise RuntimeError(f"{len(sent)} of {len(told)} were sent")
+        items = await self._items(self._broadcast, self._other, events)
+        return items, await self._broadcast.prepare(_received(items))
 
-    async def _settle(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
-        key = (stage.source.name, 0)
+    async def _told(self, sent: Any) -> None:
+        items, prepared = sent
+        told = await self._settled(self._broadcast, self._other, items, prepared)
+        if len(told) != len(items) or not told:
+            raise RuntimeError(f"{len(told)} of {len(items)} were sent")
+
+    async def _items(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> list[Item]:
+        topic, items = stage.source.name, []
         if stage.name not in self._epochs:
             async with connection.transaction():
-                self._epochs[stage.name], _ = await claim_owners(connection, stage.name, [key], datetime.now(UTC))
-        items = []
+                epochs, _ = await claim_owners(connection, stage.name, [(topic, 0)], datetime.now(UTC))
+            self._epochs[stage.name] = epochs
         for value, headers in events:
             self._offset += 1
             record: Any = SimpleNamespace(
-                topic=key[0], partition=0, offset=self._offset, timestamp=0, key=b"k", value=value, headers=headers
+                topic=topic, partition=0, offset=self._offset, timestamp=0, key=b"k", value=value, headers=headers
             )
             items.append(read_item(stage, record))
-        prepared = await stage.prepare([item.received for item in items if item.received is not None])
+        return items
+
+    async def _settled(self, stage: Stage[Any], connection: Any, items: list[Item], prepared: Any) -> Sequence[Any]:
         done = await settle(connection, stage, items, self._epochs[stage.name], datetime.now(UTC), prepared)
         assert done.sealed is not None
         return done.sealed.messages
+
+
+def _received(items: Sequence[Item]) -> list[Received]:
+    return [item.received for item in items if item.received is not None]
 
 
 class Bare:
@@ -111,30 +131,35 @@ class Bare:
         self._connection, self._other, _ = connections
         self._http = http
 
-    async def first(self, batch: Sequence[Waiting]) -> Any:
+    @property
+    def steps(self) -> Sequence[Step]:
+        return self._store, self._send, self._mark
+
+    async def _store(self, batch: Sequence[Waiting]) -> Any:
         here, payments = self._here, [(one.id, one.to, AMOUNT) for one in batch]
         return await bare_send.store(self._connection, here.signer, here.usdc.address, here.anvil.chain_id, payments)
 
-    async def second(self, stored: Any) -> None:
-        here, (first, raws) = self._here, stored
-        await bare_send.send(self._other, self._http, here.anvil.rpc_url, here.signer, first, raws, BATCH_MAX)
+    async def _send(self, stored: Any) -> Any:
+        await bare_send.send(self._http, self._here.anvil.rpc_url, stored[1], BATCH_MAX)
+        return stored
+
+    async def _mark(self, stored: Any) -> None:
+        await bare_send.mark(self._other, self._here.signer, stored[0], len(stored[1]))
 
 
-async def _through(side: Ours | Bare, batches: Sequence[Sequence[Waiting]]) -> None:
-    """The second step of one batch beside the first of the next."""
-    between: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
+async def _through(steps: Sequence[Step], batches: Sequence[Sequence[Waiting]]) -> None:
+    """Each step of a batch beside the earlier steps of the next."""
+    between: list[asyncio.Queue[Any]] = [asyncio.Queue(maxsize=1) for _ in steps]
 
-    async def first() -> None:
+    async def run(number: int) -> None:
         for batch in batches:
-            await between.put(await side.first(batch))
-
-    async def second() -> None:
-        for _ in batches:
-            await side.second(await between.get())
+            done = await steps[number](batch if number == 0 else await between[number - 1].get())
+            if number + 1 < len(steps):
+                await between[number].put(done)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(first())
-        group.create_task(second())
+        for number in range(len(steps)):
+            group.create_task(run(number))
 
 
 async def run(parts: Parts, side: str, payments: int) -> float:
@@ -158,10 +183,10 @@ async def run(parts: Parts, side: str, payments: int) -> float:
             await owner.execute("INSERT INTO bare.lanes VALUES ($1, 0)", here.signer.address)
             await insert(owner, load)
             measured = Ours(here, connections, rpc) if side == "ours" else Bare(here, connections, http)
-            await _through(measured, batches[:WARM])
+            await _through(measured.steps, batches[:WARM])
             await owner.execute("ANALYZE")
             started = time.perf_counter()
-            await _through(measured, batches[WARM:])
+            await _through(measured.steps, batches[WARM:])
             seconds = time.perf_counter() - started
             if await here.pending_nonce() != total:
                 raise RuntimeError("the node has not got all of them")

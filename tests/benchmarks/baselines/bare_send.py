@@ -51,9 +51,7 @@ async def store(
     return first, [one.raw for one in signed]
 
 
-async def send(
-    connection: Connection, http: Any, url: str, signer: Signer, first: int, raws: Sequence[bytes], per_request: int
-) -> None:
+async def send(http: Any, url: str, raws: Sequence[bytes], per_request: int) -> None:
     for start in range(0, len(raws), per_request):
         calls = [
             {"jsonrpc": "2.0", "id": n, "method": "eth_sendRawTransaction", "params": ["0x" + raw.hex()]}
@@ -64,4 +62,7 @@ async def send(
             answers = orjson.loads(await response.read())
         assert len(answers) == len(calls)
         assert all("result" in answer for answer in answers), answers
-    await connection.execute(MARK, signer.address, list(range(first, first + len(raws))))
+
+
+async def mark(connection: Connection, signer: Signer, first: int, count: int) -> None:
+    await connection.execute(MARK, signer.address, list(range(first, first + count)))
