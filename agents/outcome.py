@@ -62,6 +62,9 @@ class Done(NamedTuple):
     if_refused: Outcome | Callable[[PostingRefused], Outcome] | None = None
     """What a refusal of the ledger means, or a pure function that says so; None: dead letter with the refusal's own code. A
     Done may post in its turn; what is refused then is a dead letter, unless its own `if_refused` is no Done."""
+    updates: tuple[tuple[Table, Row], ...] = ()
+    """As upserts, of rows that are there and locked: of the whole row only the columns that may change are written, at half the
+    price."""
 
 
 Outcome: TypeAlias = Done | Rejected | Retry

@@ -90,7 +90,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
 def _sent(received: Received, attempt: Attempt, facts: Facts) -> Done:
     now = facts.now
     inserts: list[tuple[Table, Row]] = []
-    upserts: list[tuple[Table, Row]] = []
+    updates: list[tuple[Table, Row]] = []
     if attempt.status == AttemptStatus.SIGNED:
         after = attempt._replace(
             status=AttemptStatus.BROADCAST.value,
@@ -99,15 +99,15 @@ def _sent(received: Received, attempt: Attempt, facts: Facts) -> Done:
             updated_at=now,
             version=attempt.version + 1,
         )
-        upserts.append(attempt_row(after))
+        updates.append(attempt_row(after))
     withdrawal = facts.withdrawals.get(attempt.withdrawal_id or "")
     if withdrawal is not None and withdrawal.status == Status.BROADCASTING:
         _moved, (row, line) = moved(withdrawal, Status.CONFIRMING, now, NAME)
-        upserts.append(row)
+        updates.append(row)
         inserts.append(line)
     event = TransactionBroadcast.known(**vars(received.event))
     emit = Emit(TRANSACTIONS_BROADCAST, f"{attempt.chain}:{attempt.signer}", event, received.id)
-    return Done(inserts=tuple(inserts), upserts=tuple(upserts), emits=(emit,))
+    return Done(inserts=tuple(inserts), updates=tuple(updates), emits=(emit,))
 
 
 def _refused(attempt: Attempt, code: str, facts: Facts) -> Done:
@@ -117,11 +117,11 @@ def _refused(attempt: Attempt, code: str, facts: Facts) -> Done:
     if withdrawal is None or withdrawal.status != Status.BROADCASTING:
         return Done()
     _moved, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, facts.now, NAME, code)
-    return Done(inserts=(line,), upserts=(attempt_row(after), row))
+    return Done(inserts=(line,), updates=(attempt_row(after), row))
 
 
 def fold(facts: Facts, done: Done) -> None:
-    for _, row in done.upserts:
+    for _, row in done.updates:
         if isinstance(row, Attempt):
             facts.attempts[(row.chain, row.tx_hash)] = row
         elif isinstance(row, Withdrawal):

@@ -140,7 +140,7 @@ def _signed(queue: Queue, taken: Sequence[Withdrawal], now: datetime) -> Done:
     """Signs them in order until something is short."""
     nonce, room, wei, units, cost = queue.lane.next_nonce, queue.room, queue.wei, queue.units, queue.cost
     inserts: list[tuple[Table, Row]] = []
-    upserts: list[tuple[Table, Row]] = []
+    updates: list[tuple[Table, Row]] = []
     emits: list[Emit] = []
     reason, tried = _shut(queue), False
     for withdrawal in taken:
@@ -154,7 +154,7 @@ def _signed(queue: Queue, taken: Sequence[Withdrawal], now: datetime) -> Done:
         nonce, room, wei, units = nonce + 1, room - 1, wei - cost, units - withdrawal.amount
         _after, (row, line) = moved(withdrawal, Status.BROADCASTING, now, NAME)
         inserts += (attempt_row(attempt), line)
-        upserts.append(row)
+        updates.append(row)
         emits.append(_told(attempt, queue.lane.key))
     if not reason and not tried and queue.waiting:
         reason = queue.lane.reason  # nothing was tried, so nothing is known of it
@@ -169,8 +169,8 @@ def _signed(queue: Queue, taken: Sequence[Withdrawal], now: datetime) -> Done:
             updated_at=now,
         )
         # a new one is inserted, so that two who make it are noticed
-        (upserts if queue.stored else inserts).append(lane_row(changed))
-    return Done(inserts=tuple(inserts), upserts=tuple(upserts), emits=tuple(emits))
+        (updates if queue.stored else inserts).append(lane_row(changed))
+    return Done(inserts=tuple(inserts), updates=tuple(updates), emits=tuple(emits))
 
 
 def _shut(queue: Queue) -> str:
@@ -224,7 +224,7 @@ def _told(attempt: Attempt, lane: str) -> Emit:
 
 
 def fold(facts: Facts, done: Done) -> None:
-    for table, row in (*done.inserts, *done.upserts):
+    for table, row in (*done.inserts, *done.updates):
         if table is ATTEMPTS:
             assert isinstance(row, Attempt)
             queue = facts.queues[Chain(row.chain)]
