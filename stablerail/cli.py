@@ -179,7 +179,7 @@ def _actor(settings: Settings, given: str | None) -> str:
 
 @keys_app.command("create")
 def keys_create(
-    scope: Annotated[list[str], typer.Option(help="read or admin; may be given several times")],
+    scope: Annotated[list[str], typer.Option(help="read, withdraw or admin; may be given several times")],
     name: Annotated[str, typer.Option(help="whose key it is, for the list")] = "unnamed",
     actor: Actor = None,
 ) -> None:
