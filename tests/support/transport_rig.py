@@ -83,7 +83,8 @@ class Rig:
         for partition, offset in committed.items():
             due = {o for o in self.produced[partition] if o < offset}
             assert due <= set(processed.get(partition, ())), (
-                f"partition {partition} is committed past its processed records"
+                f"partition {partition} is committed at {offset}, past its processed records: of {len(due)} are missing "
+                f"{sorted(due - set(processed.get(partition, ())))[:20]}\n{self.lines('A')}\n{self.logs()}"
             )
         return committed
 
