@@ -58,7 +58,8 @@ class Stack:
             "STABLERAIL_API_PORT": str(self.ports["api"]),
             "STABLERAIL_SCAN_INTERVAL_S": "0.5",
             "STABLERAIL_FINALITY_DEPTHS_BLOCKS": json.dumps({"MATIC": 3}),
-            "STABLERAIL_WITHDRAWAL_CHAINS": "MATIC",
+            # without a chain nothing leaves
+            "STABLERAIL_WITHDRAWAL_CHAINS": ",".join(json.loads(parts.get("STABLERAIL_RPC_URLS", "{}"))),
             "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
             "STABLERAIL_DATADIR": str(self.directory / "data"),
             "STABLERAIL_LOG_FORMAT": "json",
