@@ -48,9 +48,11 @@ lint: setup
 docs: setup
 	@.venv/bin/python -m stablerail.docs
 
-# The build back-end (and what it needs for --editable) is locked apart: it is no dependency of the product.
+# The build back-end (and what it needs for --editable) is locked apart: it is no dependency of the product. What the image
+# installs is the part of requirements.lock without extras.
 lock:
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
 	@$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+	@$(COMPILE) --constraint requirements.lock pyproject.toml -o requirements-product.lock
 	@.venv/bin/python -c 'import tomllib; print("editables", *tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $(COMPILE) --constraint requirements.lock -o requirements-build.lock -

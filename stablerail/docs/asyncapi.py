@@ -173,7 +173,11 @@ def _envelope() -> dict[str, Any]:
     return {
         "type": "object",
         "description": "CloudEvents 1.0 in Kafka's binary mode. Every header is there where the message is ours.",
-        "properties": {**fields, "traceparent": {"type": "string", "description": "W3C trace context"}},
+        "properties": {
+            **fields,
+            "traceparent": {"type": "string", "description": "W3C trace context"},
+            "attempt": {"type": "string", "description": "which repeat of ours it is; absent: the first"},
+        },
     }
 
 

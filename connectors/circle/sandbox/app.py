@@ -20,7 +20,7 @@ from connectors.circle.sandbox.deliveries import Deliveries
 from connectors.circle.sandbox.gate import Gate, GateMiddleware
 from connectors.circle.sandbox.keys import entity_key
 from connectors.circle.sandbox.rpc import Rpc, RpcError
-from connectors.circle.sandbox.state import CircleError, State
+from connectors.circle.sandbox.state import CircleError, State, Subscription
 
 
 class Sandbox:
@@ -31,6 +31,9 @@ class Sandbox:
         self.state = State(config)
         self.gate = Gate(rate_limits=config.rate_limits)
         self.deliveries = Deliveries(config, self.state)
+        if config.endpoint is not None:
+            subscribed = Subscription(endpoint=config.endpoint)
+            self.state.subscriptions[subscribed.id] = subscribed
         self.rpc: Rpc | None = None
         if config.rpc_url is not None:
             if config.usdc_address is None:
