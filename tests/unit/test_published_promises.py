@@ -17,6 +17,8 @@ from pydantic import BaseModel, Field
 from stablerail.docs import documents, refusals
 from stablerail.docs.compatibility import broken_event, broken_paths
 from stablerail.docs.events import name_of, schema
+from topics.catalog import Topic
+from topics.envelope import read
 from topics.events import Chain, Event
 from topics.money import Amount
 
@@ -132,6 +134,17 @@ def test_a_new_version_may_differ_in_everything_beside_the_old_one(tmp_path: Pat
     file.write_text(json.dumps(schema(Published)))
     both = {f"events/{name_of(model)}.json": json.dumps(schema(model)) for model in (Published, second)}
     assert refusals(tmp_path, both) == []
+    topic = Topic("things.happened", key="user id", models=(Published, second))
+    value = {"user_id": "ada", "number": 1, "outcome": "done", "parts": [{"chain": "ETH"}]}
+    told = [
+        read(topic, json.dumps({**value, **more}).encode(), [("ce_type", ce_type), ("ce_id", b"1")]).event
+        for ce_type, more in (
+            (b"io.stablerail.things.happened.v1", {"amount": "1"}),
+            (b"io.stablerail.things.happened.v2", {"version": 2}),
+        )
+    ]
+    assert [(type(event), event.version) for event in told] == [(Published, 1), (second, 2)]
+    assert second.known(**value).version == 2
     del both[f"events/{file.name}"]
     assert refusals(tmp_path, both) == ["things.happened.v1: no event of this type and version is declared any more"]
 
