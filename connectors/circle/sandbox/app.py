@@ -31,9 +31,6 @@ class Sandbox:
         self.state = State(config)
         self.gate = Gate(rate_limits=config.rate_limits)
         self.deliveries = Deliveries(config, self.state)
-        if config.endpoint is not None:
-            subscribed = Subscription(endpoint=config.endpoint)
-            self.state.subscriptions[subscribed.id] = subscribed
         self.rpc: Rpc | None = None
         if config.rpc_url is not None:
             if config.usdc_address is None:
@@ -43,6 +40,9 @@ class Sandbox:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         await asyncio.to_thread(entity_key, self.config.rsa_bits)
+        if self.config.endpoint is not None:
+            subscribed = Subscription(endpoint=self.config.endpoint)
+            self.state.subscriptions[subscribed.id] = subscribed
         await self.deliveries.start()
         watching = None
         if self.rpc is not None:
