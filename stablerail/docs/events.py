@@ -26,7 +26,8 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def schema(model: type[Event]) -> dict[str, Any]:
-    made = model.model_json_schema(schema_generator=_Schema)
+    """Of what is written: an amount is an `int` inside and a string in JSON."""
+    made = model.model_json_schema(schema_generator=_Schema, mode="serialization")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:{model.ce_type()}",
