@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import pytest
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.errors import PartFailed
 from stablerail.dev.fetch import Tools
-from stablerail.dev.kafka import Kafka
-from stablerail.dev.processes import Child, free_port, port_answers, port_is_free, tail
+from stablerail.dev.kafka import SHORT_LIVED, Kafka
+from stablerail.dev.processes import Child, free_port, port_answers, port_is_free, tail, wait_ready
 from stablerail.dev.usdc import deploy_at
+from stablerail.topics_admin import admin
+from tests.support.containers import KafkaContainer
 from tests.support.in_process import until
 from tests.unit.test_containers import COMPOSE, ONCE, PROGRAMS, SERVICES
 
@@ -169,3 +173,51 @@ async def test_usdc_is_not_deployed_where_the_chain_would_give_it_another_addres
         await chain.rpc("anvil_setCode", USDC, "0x60006000526020" + "6000f3")  # answers 0: no token that anybody has
         with pytest.raises(PartFailed, match="no USDC that was wholly deployed"):
             await deploy_at(chain, tools.contracts, USDC)
+
+
+def broker_of_the_compose_file(_directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The compose file's variables, and what is another address here."""
+    given = {name: str(value) for name, value in SERVICES["kafka"]["environment"].items()}
+    ports = {port: str(free_port()) for port in ("9092", "9093", "9094")}
+    return given, {
+        "kafka:": "127.0.0.1:",
+        ":9092": f":{ports['9092']}",
+        ":9093": f":{ports['9093']}",
+        ":9094": f":{ports['9094']}",
+    }
+
+
+def broker_of_the_tests(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    return KafkaContainer(directory).environment(), {":9094": f":{free_port()}"}
+
+
+@pytest.mark.parametrize("broker", [broker_of_the_compose_file, broker_of_the_tests])
+async def test_the_images_entry_point_makes_of_its_variables_a_broker_that_serves_on_every_listener(
+    broker: Callable[[Path], tuple[dict[str, str], dict[str, str]]], tmp_path: Path, tools: Tools
+) -> None:
+    """Into an empty folder: in the container it is a tmpfs, all else is read-only."""
+    variables, here = broker(tmp_path)
+    for name in variables:
+        for there, now in here.items():
+            variables[name] = variables[name].replace(there, now)
+    variables |= {"KAFKA_LOG_DIRS": str(tmp_path / "data"), "CLUSTER_ID": "5L6g3nShT-eMCtK--X86sw"}
+    folders = {name: tmp_path / name for name in ("default", "mounted", "final")}
+    for folder in folders.values():
+        folder.mkdir()
+    java: list[str | Path] = [tools.java, "-cp", os.pathsep.join(map(str, tools.jars))]
+    arguments = [word for name, folder in folders.items() for word in (f"--{name}-configs-dir", folder)]
+    setup = [*java, "kafka.docker.KafkaDockerWrapper", "setup", *arguments]
+    ran = await asyncio.to_thread(subprocess.run, setup, env=variables, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    command = [*java[:1], *SHORT_LIVED, *java[1:], "kafka.Kafka", folders["final"] / "server.properties"]
+    child = Child(command, log=tmp_path / "broker.log", orphan_signal=signal.SIGKILL)
+    try:
+        for listener in variables["KAFKA_ADVERTISED_LISTENERS"].split(","):
+            bootstrap = listener.partition("://")[2]
+            port = int(bootstrap.rpartition(":")[2])
+            await asyncio.to_thread(wait_ready, child, "Kafka", partial(port_answers, port), 60)
+            async with admin(bootstrap) as client:
+                cluster = await client.describe_cluster()
+            assert [f"{each['host']}:{each['port']}" for each in cluster["brokers"]] == [bootstrap]
+    finally:
+        await asyncio.to_thread(child.kill)
