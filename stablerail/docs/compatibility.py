@@ -23,7 +23,8 @@ _MOST: Final = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProp
 _SAYS_NOTHING: Final = frozenset(
     {"$schema", "$id", "$defs", "$comment", "title", "description", "default", "example", "examples", "deprecated"}
 )
-_COMPARED: Final = frozenset({*_LEAST, *_MOST, "type", "const", "enum", "properties", "required", "items"})
+_INSIDE: Final = {"items": "[]", "additionalProperties": "{}"}
+_COMPARED: Final = frozenset({*_LEAST, *_MOST, *_INSIDE, "type", "const", "enum", "properties", "required"})
 _TYPES: Final = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 _ANYTHING: Final = "anything"
 
@@ -109,8 +110,12 @@ class _Comparison:
     def _same(self, old: Schema, new: Schema, where: str) -> Iterator[str]:
         """Of two schemas of one type."""
         yield from self._broken_fields(old, new, where)
-        if "items" in old and "items" in new:
-            yield from self.broken(old["items"], new["items"], f"{where}[]")
+        for rule, mark in _INSIDE.items():
+            inside, inside_now = old.get(rule, True), new.get(rule, True)
+            if isinstance(inside, Mapping) and isinstance(inside_now, Mapping):
+                yield from self.broken(inside, inside_now, f"{where}{mark}")
+            elif self.accepted and inside_now not in (True, inside):
+                yield f"{where}: {rule} is now {inside_now!r}"
         if not self.accepted:
             return
         values, values_now = _values(old), _values(new)

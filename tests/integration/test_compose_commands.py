@@ -109,7 +109,7 @@ async def running(name: str, translate: Translate, prefix: str, directory: Path)
         return ran.returncode == 0
 
     try:
-        await until(healthy, f"{name} healthy by its own check")
+        await until(healthy, f"{name} healthy by its own check", timeout_s=80)
         yield
     finally:
         await asyncio.to_thread(child.stop)
