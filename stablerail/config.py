@@ -175,15 +175,15 @@ class Settings(BaseSettings):
 
     allow_mainnet: bool = Field(False, description="withdrawals may leave by chains of the mainnet: real money")
     withdrawal_chains: Listed[tuple[Chain, ...]] = Field((), description="chains that withdrawals leave by: MATIC")
-    withdrawal_minimum: BaseUnits = Field(
-        SCALE, description="least USDC of a withdrawal, unless `limits` says otherwise"
+    withdrawal_minimum: BaseUnits = Field(SCALE, description="least USDC of a withdrawal; `limits set` goes over it")
+    withdrawal_maximum: BaseUnits = Field(
+        1_000_000 * SCALE, description="most USDC of a withdrawal; `limits set` goes over it"
     )
-    withdrawal_maximum: BaseUnits = Field(1_000_000 * SCALE, description="most USDC of a withdrawal, likewise")
     withdrawal_user_day_maximum: BaseUnits = Field(
-        1_000_000 * SCALE, description="most USDC that a customer withdraws in a day (UTC), likewise"
+        1_000_000 * SCALE, description="most USDC that a customer withdraws in a day (UTC); `limits set` goes over it"
     )
     withdrawal_network_day_maximum: BaseUnits = Field(
-        10_000_000 * SCALE, description="most USDC that is withdrawn by a chain in a day (UTC), likewise"
+        10_000_000 * SCALE, description="most USDC that leaves by a chain in a day (UTC); `limits set` goes over it"
     )
     withdrawal_keystore: Path | None = Field(
         None, description="our hot wallet's key: a file in Web3 Secret Storage, version 3, scrypt"
@@ -270,6 +270,12 @@ class Settings(BaseSettings):
         for chain in self.rpc_urls:
             if chain not in self.usdc_contracts:
                 raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
+        if self.call_retry_max_s < self.call_retry_first_s:
+            raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
+        return self
+
+    @model_validator(mode="after")
+    def _withdrawable(self) -> Self:
         for chain in self.withdrawal_chains:
             if chain not in WITHDRAWAL_CHAINS:
                 raise ValueError(
@@ -281,8 +287,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"{PREFIX}RPC_URLS must name an endpoint of {chain}, which withdrawals leave by")
             if is_mainnet(chain, self.chain_ids[chain]) and not self.allow_mainnet:
                 raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by {chain} on the mainnet")
-        if self.call_retry_max_s < self.call_retry_first_s:
-            raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
         return self
 
     @property
