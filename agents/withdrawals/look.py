@@ -154,7 +154,7 @@ async def look(
         gone,
         unseen,
         counts,
-        gone | {(a.signer, a.nonce) for a in some if a.tx_hash in said},
+        frozenset(used) | {(a.signer, a.nonce) for a in some if a.tx_hash in said},
     )
 
 
