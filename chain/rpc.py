@@ -19,6 +19,7 @@ import orjson
 
 from chain.errors import (
     BadLog,
+    RpcError,
     RpcGarbled,
     RpcRefused,
     RpcTimeout,
@@ -85,7 +86,7 @@ class Rpc:
 
     def __init__(self, url: str, chain_id: int, timeout_s: float = 10.0) -> None:
         self._url = url
-        self._chain_id = chain_id
+        self.chain_id = chain_id
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._last_id = 0
@@ -96,7 +97,7 @@ class Rpc:
         self._secrets = [text for text in re.split(r"[/?&=:@]", url.replace(shown, "", 1)) if len(text) >= 8]
 
     def __repr__(self) -> str:
-        return f"Rpc({self.endpoint}/***, chain_id={self._chain_id})"
+        return f"Rpc({self.endpoint}/***, chain_id={self.chain_id})"
 
     async def __aenter__(self) -> Rpc:
         return self
@@ -115,8 +116,8 @@ class Rpc:
     async def verify_chain_id(self) -> None:
         """WrongChainId unless the endpoint serves the chain we were told it does. Call it once before anything else."""
         actual = self._checked(quantity, await self._call("eth_chainId"))
-        if actual != self._chain_id:
-            raise WrongChainId(self.endpoint, self._chain_id, actual)
+        if actual != self.chain_id:
+            raise WrongChainId(self.endpoint, self.chain_id, actual)
 
     async def head(self) -> Block:
         """The newest block."""
@@ -223,7 +224,16 @@ class Rpc:
         return self._result(method, request["id"], answer)
 
     async def _batch(self, calls: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-        """Results in the order of the calls, whatever the order of the answers. The first refusal raises."""
+        """Results in the order of the calls. The first refusal raises."""
+        results = await self.answers(calls)
+        for result in results:
+            if isinstance(result, RpcError):
+                raise result
+        return results
+
+    async def answers(self, calls: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+        """One batch: each call's result, or the RpcError that it was answered with, in the order of the calls, whatever the
+        order of the answers. Raises RpcError where the batch as such has no answer."""
         requests = [self._request(method, params) for method, params in calls]
         answer = await self._post(requests)
         if isinstance(answer, dict):  # a node that refuses the batch as such answers one error
@@ -237,7 +247,13 @@ class Rpc:
             answers[number] = one
         if answers.keys() != {request["id"] for request in requests}:
             raise RpcGarbled(self.endpoint, f"{len(answers)} answers to other ids than the {len(requests)} asked")
-        return [self._result(request["method"], request["id"], answers[request["id"]]) for request in requests]
+        return [self._result_or_error(request, answers[request["id"]]) for request in requests]
+
+    def _result_or_error(self, request: dict[str, Any], answer: dict[str, Any]) -> Any:
+        try:
+            return self._result(request["method"], request["id"], answer)
+        except RpcError as error:
+            return error
 
     def _request(self, method: str, params: list[Any]) -> dict[str, Any]:
         self._last_id += 1
