@@ -145,7 +145,7 @@ class Desk:
             return [
                 OpenAttempt(
                     *(a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at),
-                    self.withdrawals[a.withdrawal_id or ""].status == Status.MANUAL_REVIEW,
+                    self.review(self.withdrawals[a.withdrawal_id or ""]),
                 )
                 for a in sorted(found, key=lambda a: (a.nonce, a.n))
             ]
@@ -159,6 +159,9 @@ class Desk:
                 self.news = self.runner.run(look(writer, up, self.cursor, attempts, signed, self.now))
             except ChainError:
                 self.news = None
+
+    def review(self, withdrawal: Withdrawal) -> str | None:
+        return (withdrawal.code or "") if withdrawal.status == Status.MANUAL_REVIEW else None
 
     def decide(self) -> None:
         """The second half, in its transaction, whatever happened in between."""
