@@ -89,6 +89,12 @@ CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one reque
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
 SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
+RPC_ENDPOINTS = Metric(
+    "stablerail_rpc_endpoints",
+    "gauge",
+    "RPC endpoints that gave a head of their chain; below 2 nothing becomes final",
+    ("chain",),
+)
 
 # Processes
 WORKER_READY = Metric(
@@ -175,6 +181,9 @@ class Metrics:
 
     def scanner_lag(self, chain: str, blocks: int) -> None:
         self._set(SCANNER_LAG, blocks, chain)
+
+    def rpc_endpoints(self, chain: str, answering: int) -> None:
+        self._set(RPC_ENDPOINTS, answering, chain)
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

@@ -173,9 +173,10 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("chains")
 
-    def seen(chain: str, head: int, behind: int) -> None:
+    def seen(chain: str, head: int, behind: int, answering: int) -> None:
         metrics.chain_head(chain, head)
         metrics.scanner_lag(chain, behind)
+        metrics.rpc_endpoints(chain, answering)
 
     for chain in settings.read_chains:
         endpoints = rpcs(settings, chain)

@@ -5,8 +5,8 @@ Key:      the chain.
 Repeats:  harmless; a deposit that is further on is left alone.
 Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next head.
 
-A deposit that no endpoint shows is first ORPHANED; it is reversed when, at a later head, every endpoint of the chain,
-each past the deposit's depth, still has nothing. A node that is behind is no evidence. Where nobody named a block (it may
+A deposit is final when two endpoints show it alike. One that two do not show is first ORPHANED; it is reversed when, at a
+later head, two, each past the deposit's depth, still have nothing (chain/evidence.py). A node that is behind is no evidence. Where nobody named a block (it may
 not be mined yet, or not where we look), the depth is counted from the head at which it was first missed.
 """
 
@@ -42,7 +42,7 @@ class ChainReader:
     """A chain that we read ourselves."""
 
     rpcs: Sequence[Rpc]
-    """All endpoints; every one must agree before money is taken back."""
+    """All endpoints; two must agree before anything is final or taken back. A single one's word is all there is."""
     token: str
     depth_blocks: int
 

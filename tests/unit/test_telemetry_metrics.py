@@ -54,6 +54,7 @@ def test_everything_else_reaches_its_series() -> None:
     subject.call("circle", "unknown", 0.2)
     subject.chain_head("MATIC", 41_100_000)
     subject.scanner_lag("MATIC", 4)
+    subject.rpc_endpoints("MATIC", 2)
     subject.worker_ready("deposits", ready=True)
     subject.http_request("api", "GET", "/v1/deposits/{deposit_id}", 200, 0.01)
     assert value(subject, "stablerail_stage_oldest_event_age_seconds", stage="s") == 1.5
@@ -65,6 +66,7 @@ def test_everything_else_reaches_its_series() -> None:
     assert value(subject, "stablerail_calls_total", partner="circle", outcome="unknown") == 1
     assert value(subject, "stablerail_chain_head_number", chain="MATIC") == 41_100_000
     assert value(subject, "stablerail_scanner_lag_blocks", chain="MATIC") == 4
+    assert value(subject, "stablerail_rpc_endpoints", chain="MATIC") == 2
     assert value(subject, "stablerail_worker_ready", movement="deposits") == 1
     assert (
         value(
