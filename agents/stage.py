@@ -31,6 +31,7 @@ from ledger import inbox, store
 from ledger.commit import Owner, Sealed, seal
 from ledger.errors import PostingRefused
 from ledger.groups import try_post
+from ledger.levels import buffer_levels
 from ledger.posting import Fold, Transaction
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
@@ -246,7 +247,7 @@ async def _seal(
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
         blocks=chain(store.blocks_of(fold, owners[0].batch), changes.blocks()),
-        messages=_messages(stage, live, outcomes, at),
+        messages=chain(_messages(stage, live, outcomes, at), buffer_levels(fold)),
         at=at,
         actor=stage.name,
         summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in counts.items()},

@@ -77,7 +77,9 @@ def migrate(
 
 @app.command()
 def worker(
-    movements: Annotated[list[str] | None, typer.Argument(help="onboarding, deposits, chains; none = all")] = None,
+    movements: Annotated[
+        list[str] | None, typer.Argument(help="onboarding, deposits, chains, treasury; none = all")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
 ) -> None:
     """Run one movement in this process, or several as children that are restarted when they stop."""

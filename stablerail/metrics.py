@@ -6,6 +6,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,6 +20,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+
+from topics.money import SCALE
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
@@ -85,6 +88,15 @@ CALLS = Metric(
     ("partner", "outcome"),
 )
 CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one request to a partner", ("partner",))
+
+# Money
+BUFFER_LEVEL = Metric(
+    "stablerail_buffer_level",
+    "gauge",
+    "What a buffer holds, in whole units of its asset, all shards together",
+    ("account",),
+)
+BUFFER_THRESHOLD = Metric("stablerail_buffer_threshold", "gauge", "Below it the buffer is low", ("account",))
 
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
@@ -175,6 +187,15 @@ class Metrics:
     def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None:
         self._add(CALLS, 1, partner, outcome)
         self._see(CALL_SECONDS, seconds, partner)
+
+    def buffers(self, found: Iterable[tuple[str, int, int | None]]) -> None:
+        """(account type, base units, threshold) of every buffer that this process knows; it forgets the others."""
+        self._gauges[BUFFER_LEVEL].clear()
+        self._gauges[BUFFER_THRESHOLD].clear()
+        for account, balance, threshold in found:
+            self._set(BUFFER_LEVEL, balance / SCALE, account)
+            if threshold is not None:
+                self._set(BUFFER_THRESHOLD, threshold / SCALE, account)
 
     def chain_head(self, chain: str, number: int) -> None:
         self._set(CHAIN_HEAD, number, chain)

@@ -27,16 +27,18 @@ from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
+from stablerail.buffers import Buffers
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains")
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "onboarding": ("database_url", "circle_api_key", "circle_entity_secret"),
     "deposits": ("database_url",),
     "chains": ("database_url",),
+    "treasury": ("database_url",),
 }
 
 
@@ -105,6 +107,10 @@ class Movement:
     workers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Loops beside the stages: performers, watchers."""
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    mounts: list[Callable[[Any], None]] = field(default_factory=list)
+    """What is Faust's own, put on the app before it starts: tables, their agents and pages."""
+    measures: list[Callable[[], None]] = field(default_factory=list)
+    """Called once a second."""
 
 
 def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
@@ -192,6 +198,11 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
     return movement
 
 
+async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> Movement:
+    buffers = Buffers(settings, metrics)
+    return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
+
+
 def _call_policy(settings: Settings) -> CallPolicy:
     return CallPolicy(
         timeout_s=settings.call_timeout_s,
@@ -210,4 +221,5 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "onboarding": _onboarding,
     "deposits": _deposits,
     "chains": _chains,
+    "treasury": _treasury,
 }

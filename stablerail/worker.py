@@ -76,7 +76,9 @@ class _Worker:
         view = View(self._name, app, movement, shared, self._metrics, settings.worker_unassigned_timeout_s)
         for delivery in movement.deliveries:
             attach(app, delivery, settings.topic_prefix)
-        app.producer_only = not movement.deliveries  # a consumer without topics does not start
+        for part in movement.mounts:
+            part(app)
+        app.producer_only = not (movement.deliveries or movement.mounts)  # a consumer without topics does not start
         mount(app, view)
         worker = _FaustWorker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
         worker.spinner = None
