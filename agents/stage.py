@@ -62,6 +62,8 @@ class Settled:
     """For each event that was not a repeat: whether it was refused. The fuse judges it."""
     told: list[tuple[Item, Rejected | Retry]] = field(default_factory=list)
     """The events that were not done, for the log."""
+    decided: tuple[Sequence[Item], Sequence[Outcome]] = ((), ())
+    """The events that were no repeats, and what became of each."""
 
 
 async def settle(
@@ -93,7 +95,7 @@ async def settle(
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)
     told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
-    return Settled(sealed, counts, refused, told)
+    return Settled(sealed, counts, refused, told, decided=(live, outcomes))
 
 
 async def _claim(

@@ -6,7 +6,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -21,6 +21,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from agents.deposits.figures import SOURCES
+from stablerail.bulk import BulkHistogram
 from topics.money import SCALE
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -33,7 +35,7 @@ class Metric:
     """One metric. Counters get `_total` behind their name when they are served."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "bulk histogram"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = SECONDS
@@ -90,6 +92,23 @@ CALLS = Metric(
 CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one request to a partner", ("partner",))
 
 # Money
+DEPOSITS = Metric(
+    "stablerail_deposits",
+    "counter",
+    "Reports of deposits by who made them (circle, scanner, other; chain = finality) and what became of the deposit",
+    ("source", "outcome"),
+)
+WEBHOOK_TO_LEDGER = Metric(
+    "stablerail_webhook_to_ledger_seconds",
+    "bulk histogram",
+    "From the bridge's publishing Circle's webhook to its credit in the ledger",
+)
+CUSTODY_DISCREPANCY = Metric(
+    "stablerail_custody_discrepancy",
+    "gauge",
+    "USDC that our wallets hold above the custody mirror, at a final block",
+    ("chain",),
+)
 BUFFER_LEVEL = Metric(
     "stablerail_buffer_level",
     "gauge",
@@ -134,15 +153,21 @@ class Metrics:
         self._counters: dict[Metric, Counter] = {}
         self._gauges: dict[Metric, Gauge] = {}
         self._histograms: dict[Metric, Histogram] = {}
+        self._bulk: dict[Metric, BulkHistogram] = {}
         for metric in ALL:
             if metric.kind == "counter":
                 self._counters[metric] = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
             elif metric.kind == "gauge":
                 self._gauges[metric] = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+            elif metric.kind == "bulk histogram":
+                self._bulk[metric] = BulkHistogram(metric.name, metric.help, metric.buckets, self.registry)
             else:
                 self._histograms[metric] = Histogram(
                     metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets
                 )
+
+        for source in SOURCES:  # a series that begins at its first rise has, to Prometheus, not risen
+            self._counters[DEPOSITS].labels(source, "rejected")
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format; serve it as `content_type`."""
@@ -187,6 +212,16 @@ class Metrics:
     def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None:
         self._add(CALLS, 1, partner, outcome)
         self._see(CALL_SECONDS, seconds, partner)
+
+    def deposits(self, source: str, outcome: str, events: int = 1) -> None:
+        self._add(DEPOSITS, events, source, outcome)
+
+    def webhooks_in_ledger(self, waits_s: Sequence[float]) -> None:
+        """How long each credited webhook of a batch took."""
+        self._bulk[WEBHOOK_TO_LEDGER].observe(waits_s)
+
+    def custody_discrepancy(self, chain: str, base_units: int) -> None:
+        self._set(CUSTODY_DISCREPANCY, base_units / SCALE, chain)
 
     def buffers(self, found: Iterable[tuple[str, int, int | None]]) -> None:
         """(account type, base units, threshold) of every buffer that this process knows; it forgets the others."""

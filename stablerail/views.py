@@ -59,6 +59,7 @@ class View:
         # per stage: where one topic is missing, the others' partitions come all the same
         self._assigned_at = {delivery.stage.name: time.monotonic() for delivery in movement.deliveries}
         self.figures = [StageFigures(d.stage.name, d.stage.source.name) for d in movement.deliveries]
+        self._held: dict[str, set[tuple[str, int]]] = {d.stage.name: set() for d in movement.deliveries}
         self.stopping = False
         self.beat: Callable[[], None] = lambda: None
         """Called with every measurement: the event loop lives."""
@@ -96,6 +97,9 @@ class View:
         figures.rate_per_s = (figures.events_in - before) / (now - then) if now > then else 0.0
         self._last[name] = (now, figures.events_in)
         held = delivery.held()
+        for _, partition in self._held[name] - held:
+            self.metrics.partition_gone(name, partition)
+        self._held[name] = held
         figures.partitions = len(held)
         if held:
             self._assigned_at[name] = now

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -29,7 +30,9 @@ from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
+from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
+from topics.events import Chain
 
 MOVEMENTS: Final = ("onboarding", "deposits", "chains", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
@@ -121,6 +124,11 @@ def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
     )
 
 
+def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Custody:
+    """The custody mirror of a chain that we read."""
+    return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])
+
+
 def deposit_policy(settings: Settings) -> DepositPolicy:
     return DepositPolicy(
         minimum=settings.deposit_minimum,
@@ -194,7 +202,15 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
             recent_max=max(128, 2 * settings.finality_depths_blocks[chain]),
         )
         watched = Watched(chain, settings.chain_ids[chain], endpoints, scan, settings.scan_interval_s)
-        movement.workers.append(WatchChain(watched, shared, seen).work)
+        watcher = WatchChain(watched, shared, seen)
+        custody = CustodyCheck(
+            custody_of(settings, chain, endpoints),
+            shared.connect,
+            settings.custody_check_interval_s,
+            partial(getattr, watcher, "leads"),
+            metrics.custody_discrepancy,
+        )
+        movement.workers += [watcher.work, custody.work]
     return movement
 
 

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Final
 
 from agents.deposits.deposit import Deposit, Status, finalized, reversed_
+from agents.deposits.figures import count_ends
 from agents.outcome import Done, Emit, Outcome, Stage
 from chain.evidence import Canonical, Finding, Missing, Moved, find_transfer
 from chain.rpc import Rpc
@@ -172,5 +173,6 @@ def stage(chains: Mapping[str, ChainReader], connect: Callable[[], Awaitable[Con
         load=agent.load,
         decide=decide,
         fold=fold,
+        figures=count_ends,
         emits=(DEPOSITS_FINALIZED,),
     )

@@ -111,6 +111,8 @@ def create_bridge(
     problems.install(app)
     context = _Context(publisher, Metrics(registry), limits or Limits(), now)
     for mount in mounts:
+        # a series that begins at its first rise has, to Prometheus, not risen
+        context.metrics.webhooks.labels(mount.source.vendor, "unavailable", "broker_unavailable")
         endpoint = _endpoint(mount.source, context)
         for path in mount.paths:
             app.add_api_route(path, endpoint, methods=["POST"])
