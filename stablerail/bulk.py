@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -22,11 +22,11 @@ class BulkHistogram(Collector):
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, values: Iterable[float]) -> None:
-        bounds, counts = self._bounds, self._counts
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
-            self._sum += value
+    def observe(self, values: Mapping[float, int]) -> None:
+        """Value -> how often."""
+        for value, times in values.items():
+            self._counts[bisect_left(self._bounds, value)] += times
+            self._sum += value * times
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         names = [*map(floatToGoString, self._bounds), "+Inf"]

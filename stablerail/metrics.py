@@ -6,7 +6,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -216,8 +216,8 @@ class Metrics:
     def deposits(self, source: str, outcome: str, events: int = 1) -> None:
         self._add(DEPOSITS, events, source, outcome)
 
-    def webhooks_in_ledger(self, waits_s: Sequence[float]) -> None:
-        """How long each credited webhook of a batch took."""
+    def webhooks_in_ledger(self, waits_s: Mapping[float, int]) -> None:
+        """How long the credited webhooks of a batch took: seconds -> how many."""
         self._bulk[WEBHOOK_TO_LEDGER].observe(waits_s)
 
     def custody_discrepancy(self, chain: str, base_units: int) -> None:

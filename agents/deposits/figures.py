@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from agents.deposits.deposit import SCANNER, Deposit, Status
 from agents.item import Item
 from agents.outcome import Done, Outcome, Rejected
 from agents.services import Observer
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED
-from topics.events import DepositFinalized, DepositNotified
+from topics.events import DepositFinalized
 
 CIRCLE: Final = "circle"
 OTHER: Final = "other"
@@ -28,22 +28,26 @@ SOURCES: Final = (CIRCLE, SCANNER, OTHER)
 
 def count_credits(observer: Observer, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
     """For `credit_deposits`. A webhook's time runs from the bridge's publishing it."""
-    now_ms = time.time() * 1000
-    counts: Counter[tuple[str, str]] = Counter()
-    waits_s: list[float] = []
+    credited: list[str] = []
+    published_ms: list[int] = []
+    others: list[tuple[str, str]] = []
     for item, outcome in zip(items, outcomes, strict=True):
-        event = item.received.event if item.received is not None else None
-        source = event.source if isinstance(event, DepositNotified) and event.source in SOURCES else OTHER
-        if isinstance(outcome, Done):
-            for became in _became(outcome):
-                counts[source, became] += 1
-                if became == Status.CREDITED and source == CIRCLE:
-                    waits_s.append(max(now_ms - item.record.timestamp, 0.0) / 1000)
+        source: str = item.received.event.source if item.received is not None else OTHER  # type: ignore[attr-defined]
+        if not isinstance(outcome, Done):
+            others.append((source, "rejected" if isinstance(outcome, Rejected) else "retry"))
+        elif len(outcome.emits) == 1 and outcome.emits[0][0] is DEPOSITS_CREDITED:  # nearly all
+            credited.append(source)
+            if source == CIRCLE:
+                published_ms.append(item.record.timestamp)
         else:
-            counts[source, "rejected" if isinstance(outcome, Rejected) else "retry"] += 1
+            others += [(source, became) for became in _became(outcome)]
+    counts = Counter(others)
+    counts.update({(source, "credited"): events for source, events in Counter(credited).items()})
     _tell(observer, counts)
-    if waits_s:
-        observer.webhooks_in_ledger(waits_s)
+    if published_ms:
+        now_ms = time.time() * 1000
+        waits = {max(now_ms - at_ms, 0.0) / 1000: events for at_ms, events in Counter(published_ms).items()}
+        observer.webhooks_in_ledger(waits)
 
 
 def count_ends(observer: Observer, _items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
@@ -69,6 +73,6 @@ def _became(done: Done) -> Iterator[str]:
             yield event.outcome
 
 
-def _tell(observer: Any, counts: Counter[tuple[str, str]]) -> None:
+def _tell(observer: Observer, counts: Counter[tuple[str, str]]) -> None:
     for (source, outcome), events in counts.items():
-        observer.deposits(source, outcome, events)
+        observer.deposits(source if source in SOURCES or source == CHAIN else OTHER, outcome, events)

@@ -116,9 +116,9 @@ def test_a_histogram_that_takes_a_batch_at_once_is_what_one_by_one_would_be() ->
     values = [0.0, 0.001, 0.0011, 0.3, 31.0]
     subject, registry = Metrics(), CollectorRegistry()
     plain = Histogram("plain", "p", registry=registry, buckets=metrics.SECONDS)
-    subject.webhooks_in_ledger(values[:2])
-    subject.webhooks_in_ledger(values[2:])
-    for each in values:
+    subject.webhooks_in_ledger(dict.fromkeys(values[:2], 1))
+    subject.webhooks_in_ledger(dict.fromkeys(values[2:], 2))
+    for each in (*values, *values[2:]):
         plain.observe(each)
     name = "stablerail_webhook_to_ledger_seconds"
     for bound in (*map(str, metrics.SECONDS), "+Inf"):
