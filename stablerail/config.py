@@ -116,6 +116,13 @@ class Settings(BaseSettings):
     network: Network = Field("testnet", description="testnet or mainnet: which network every chain name means")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
+    otlp_traces_url: HttpUrl | None = Field(
+        None,
+        description="OpenTelemetry collector that traces go to, https://host:4318/v1/traces; unset = none are made",
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of webhooks whose trace is exported, where the sender does not say"
+    )
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
     actor: str | None = Field(

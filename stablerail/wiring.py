@@ -33,6 +33,7 @@ from stablerail.config import Settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
 from topics.events import Chain
+from topics.trace import Spans
 
 MOVEMENTS: Final = ("onboarding", "deposits", "chains", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
@@ -78,9 +79,9 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
     return connect
 
 
-def services(settings: Settings, metrics: Metrics, stop: Stop) -> Services:
+def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | None = None) -> Services:
     """What every stage of a process runs on."""
-    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
+    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
 
     async def publish(records: Any) -> None:
         await emitter.journal(records)
