@@ -192,6 +192,20 @@ class Settings(BaseSettings):
     withdrawal_network_day_maximum: BaseUnits = Field(
         10_000_000 * SCALE, description="most USDC that is withdrawn by a chain in a day (UTC), likewise"
     )
+    withdrawal_keystore: Path | None = Field(
+        None, description="our hot wallet's key: a file in Web3 Secret Storage, version 3, scrypt"
+    )
+    withdrawal_keystore_password: SecretStr | None = Field(None, min_length=1, description="opens the keystore")
+    withdrawal_signer: str | None = Field(None, description="the hot wallet's address; another key is then refused")
+    withdrawal_in_flight_max: int = Field(
+        16, ge=1, le=10_000, description="transactions of the hot wallet that are signed and in no block"
+    )
+    withdrawal_tip_floors_gwei: Mapped[dict[Chain, int]] = Field(
+        {}, description="least tip per gas where it differs from the network's, JSON"
+    )
+    withdrawal_fee_caps_gwei: Mapped[dict[Chain, int]] = Field(
+        {}, description="most per gas, tip included, where it differs; signing waits above it, JSON"
+    )
 
     deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")

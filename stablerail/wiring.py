@@ -21,18 +21,29 @@ from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
 from agents.outcome import Stage
 from agents.services import Services
-from agents.withdrawals import accept_withdrawals, settle_withdrawals, track_confirmations
+from agents.withdrawals import (
+    accept_withdrawals,
+    broadcast_transactions,
+    settle_withdrawals,
+    sign_transactions,
+    track_confirmations,
+)
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
+from chain.broadcaster import Broadcaster
+from chain.errors import KeystoreError, WrongPassword, WrongSigner
+from chain.fees import GWEI, POLICIES, FeePolicy
+from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
+from chain.signer import Signer, load_keystore
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
-from stablerail.config import Settings
+from stablerail.config import PREFIX, ConfigError, Problem, Settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
 from topics.events import Chain
@@ -152,6 +163,29 @@ def withdrawal_policy(settings: Settings) -> WithdrawalPolicy:
     )
 
 
+def hot_wallet(settings: Settings) -> Signer:
+    """The signer of our withdrawals. Raises ConfigError with the setting that is wrong."""
+    settings.require("withdrawal_keystore", "withdrawal_keystore_password")
+    assert settings.withdrawal_keystore is not None
+    try:
+        return load_keystore(
+            settings.withdrawal_keystore, settings.secret("withdrawal_keystore_password"), settings.withdrawal_signer
+        )
+    except KeystoreError as error:
+        at_fault = {WrongPassword: "WITHDRAWAL_KEYSTORE_PASSWORD", WrongSigner: "WITHDRAWAL_SIGNER"}
+        name = at_fault.get(type(error), "WITHDRAWAL_KEYSTORE")
+        raise ConfigError((Problem(PREFIX + name, error.detail),)) from None
+
+
+def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
+    """The network's bounds, with what is set over them."""
+    bounds = POLICIES[chain]
+    floor, cap = settings.withdrawal_tip_floors_gwei.get(chain), settings.withdrawal_fee_caps_gwei.get(chain)
+    return FeePolicy(
+        bounds.priority_floor if floor is None else floor * GWEI, bounds.max_fee_cap if cap is None else cap * GWEI
+    )
+
+
 async def build(name: str, settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     """The movement's parts, connected to what they need. KeyError for an unknown name."""
     return await _BUILDERS[name](settings, shared, metrics)
@@ -199,18 +233,35 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
     return movement
 
 
-async def _withdrawals(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("withdrawals")
     writers: dict[str, ChainWriter] = {}
+    desks: list[sign_transactions.Desk] = []
+    broadcasters: dict[str, Broadcaster] = {}
+    signer = hot_wallet(settings) if settings.withdrawal_chains else None
     for chain in settings.withdrawal_chains:
+        assert signer is not None
         endpoints = rpcs(settings, chain)
         movement.closing.extend(rpc.close for rpc in endpoints)
-        writers[chain.value] = ChainWriter(
-            endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
+        token = settings.usdc_contracts[chain].lower()
+        writers[chain.value] = ChainWriter(endpoints, token, settings.finality_depths_blocks[chain])
+        broadcasters[chain.value] = Broadcaster(endpoints)
+        desks.append(
+            sign_transactions.Desk(
+                chain,
+                settings.chain_ids[chain],
+                signer,
+                token,
+                HotWallet(endpoints, signer.address, token),
+                fee_policy(settings, chain),
+                settings.withdrawal_in_flight_max,
+            )
         )
     # in the order of the flow
     stages: tuple[Stage[Any], ...] = (
         accept_withdrawals.stage(withdrawal_policy(settings)),
+        *sign_transactions.stages(desks, metrics.lane),
+        broadcast_transactions.stage(broadcasters, shared.connect),
         track_confirmations.stage(writers, shared.connect, shared.clock),
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )

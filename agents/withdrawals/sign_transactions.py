@@ -71,7 +71,6 @@ LOW_USDC: Final = "low_usdc"
 FEES_OVER_CAP: Final = "fees_over_cap"
 FOREIGN_NONCE: Final = "foreign_nonce"
 CLEARS_ITSELF: Final = frozenset({LOW_GAS, LOW_USDC, FEES_OVER_CAP})
-REASONS: Final = (LOW_GAS, LOW_USDC, FEES_OVER_CAP, FOREIGN_NONCE)
 
 
 @dataclass(frozen=True)
