@@ -21,6 +21,7 @@ from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
 from stablerail.cli_ledger import ledger_app
+from stablerail.cli_limits import limits_app
 from stablerail.cli_verify import verify_app
 from stablerail.config import Settings
 from stablerail.config_values import describe
@@ -35,6 +36,7 @@ app.add_typer(dev_app, name="dev")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
+app.add_typer(limits_app, name="limits")
 app.add_typer(suspense_app, name="suspense")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
@@ -179,7 +181,7 @@ def _actor(settings: Settings, given: str | None) -> str:
 
 @keys_app.command("create")
 def keys_create(
-    scope: Annotated[list[str], typer.Option(help="read or admin; may be given several times")],
+    scope: Annotated[list[str], typer.Option(help="read, withdraw or admin; may be given several times")],
     name: Annotated[str, typer.Option(help="whose key it is, for the list")] = "unnamed",
     actor: Actor = None,
 ) -> None:

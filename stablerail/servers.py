@@ -16,6 +16,7 @@ from connectors.kyc.sumsub import SumsubSource
 from connectors.webhooks.bridge import CIRCLE_PATHS, SUMSUB_PATHS, Mount
 from connectors.webhooks.serve import kafka_bridge
 from stablerail.api.app import create_api
+from stablerail.api.journal import Journal
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
@@ -83,15 +84,23 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
             "search_path": settings.database_schema,
             "jit": "off",  # our statements are short; compiling them costs more than running them
             "role": settings.database_role,
+            # a frozen process keeps no locks
+            "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
+            "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
         },
     )
-    app = create_api(settings, pool, metrics)
+    journal = Journal.of(settings)
+    app = create_api(settings, pool, metrics, journal)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
         async with pool, inner(served):
-            yield
+            await journal.start()
+            try:
+                yield
+            finally:
+                await journal.stop()
 
     app.router.lifespan_context = lifespan
     return app

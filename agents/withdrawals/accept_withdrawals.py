@@ -190,7 +190,7 @@ class AcceptWithdrawals:
 
     def __init__(self, policy: WithdrawalPolicy) -> None:
         self._policy = policy
-        self._fallback = policy.limits()
+        self._fallback = policy.limits(policy.tokens)
 
     async def load(self, connection: Connection, events: Sequence[Received], _prepared: object, at: datetime) -> Facts:
         wanted = [received.event for received in events if isinstance(received.event, WithdrawalRequested)]

@@ -13,7 +13,7 @@ is what was asked for that day and not taken back: a withdrawal that ends withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -46,10 +46,10 @@ class WithdrawalPolicy:
     user_day: int
     network_day: int
 
-    def limits(self) -> dict[str, int]:
-        """Every limit there is, with what holds where nobody set another."""
+    def limits(self, chains: Iterable[str]) -> dict[str, int]:
+        """Every limit there is for these chains, with what holds where nobody set another."""
         found = {USER_DAY: self.user_day}
-        for chain in self.tokens:
+        for chain in chains:
             found |= {
                 minimum(chain): self.minimum,
                 maximum(chain): self.maximum,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
@@ -21,8 +22,10 @@ _bearer = HTTPBearer(
 )
 
 
+@cache
 def needs(scope: Scope) -> Callable[..., Awaitable[Key]]:
-    """A dependency that gives the caller's key when it has the scope. Raises the problem otherwise."""
+    """A dependency that gives the caller's key when it has the scope, the same for each scope, so that a request is looked
+    up once. Raises the problem otherwise."""
 
     async def key_of(
         request: Request, _declared: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]

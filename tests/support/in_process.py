@@ -126,10 +126,12 @@ async def ground(dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic])
 
 
 @asynccontextmanager
-async def running(stage: Stage[Any], services: Services, at: Ground) -> AsyncIterator[Delivery]:
-    """The stage at work on its topic, from the topic's first record: a new one sees everything again."""
+async def running(
+    stage: Stage[Any], services: Services, at: Ground, partitions: Sequence[int] | None = None
+) -> AsyncIterator[Delivery]:
+    """The stage at work on its topic (some partitions, or all), from the first record: a new one sees everything again."""
     topic = stage.source.named(at.prefix)
-    keys = {(topic, partition) for partition in range(stage.source.partitions)}
+    keys = {(topic, partition) for partition in partitions or range(stage.source.partitions)}
     delivery = Delivery(stage, services)
     consumer = AIOKafkaConsumer(bootstrap_servers=at.bootstrap, auto_offset_reset="earliest", group_id=None)
     await consumer.start()
