@@ -37,7 +37,7 @@ class Mined:
 
 
 @dataclass
-class Chain:
+class Net:
     blacklist: frozenset[str] = frozenset()
     blocks: list[Mined] = field(default_factory=list)
     mempool: dict[tuple[str, int], Tx] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Chain:
 class Node:
     """An endpoint. `lag`: how many of the newest blocks it has not seen."""
 
-    chain: Chain
+    net: Net
     endpoint: str
     lag: int = 0
     down: bool = False
@@ -130,11 +130,11 @@ class Node:
 
     @property
     def head(self) -> int:
-        return max(0, self.chain.head - self.lag)
+        return max(0, self.net.head - self.lag)
 
     def _block(self, tag: str) -> Mined | None:
         number = self.head if tag == "latest" else int(tag, 16)
-        return self.chain.blocks[number] if number <= self.head else None
+        return self.net.blocks[number] if number <= self.head else None
 
     def eth_getBlockByNumber(self, tag: str, _whole: bool) -> Any:  # noqa: N802
         block = self._block(tag)
@@ -151,22 +151,22 @@ class Node:
         return block and [self._receipt(block, tx) for tx in block.txs]
 
     def eth_getTransactionReceipt(self, tx_hash: str) -> Any:  # noqa: N802
-        for block in self.chain.blocks[: self.head + 1]:
+        for block in self.net.blocks[: self.head + 1]:
             for tx in block.txs:
                 if tx.hash == tx_hash:
                     return self._receipt(block, tx)
         return None
 
     def eth_getTransactionCount(self, signer: str, tag: str) -> Any:  # noqa: N802
-        return hex(self.chain.count(signer, self.head if tag == "latest" else int(tag, 16)))
+        return hex(self.net.count(signer, self.head if tag == "latest" else int(tag, 16)))
 
     def eth_getTransactionByHash(self, tx_hash: str) -> Any:  # noqa: N802
         if (
             self.eth_getTransactionReceipt(tx_hash) is None
-            and self.chain.signed[tx_hash] not in self.chain.mempool.values()
+            and self.net.signed[tx_hash] not in self.net.mempool.values()
         ):
             return None
-        tx = self.chain.signed[tx_hash]
+        tx = self.net.signed[tx_hash]
         return {"from": tx.signer, "to": TOKEN, "input": "0x", "gas": "0x1"}
 
     def eth_call(self, _call: Any, _tag: str) -> Any:
@@ -174,7 +174,7 @@ class Node:
 
     def _receipt(self, block: Mined, tx: Tx) -> Any:
         place = {"transactionHash": tx.hash, "blockHash": block.hash, "blockNumber": hex(block.number)}
-        succeeded = self.chain.succeeds(tx)
+        succeeded = self.net.succeeds(tx)
         log = {
             **place, "address": TOKEN, "logIndex": "0x0", "data": f"0x{tx.amount:064x}",
             "topics": [TRANSFER_TOPIC, topic_of(tx.signer), topic_of(tx.to)],

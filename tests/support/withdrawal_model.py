@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from agents.outcome import Done, Emit
-from agents.withdrawals import settle_withdrawals, track_confirmations
+from agents.outcome import Done, Emit, Retry
+from agents.withdrawals import broadcast_transactions, settle_withdrawals, sign_transactions, track_confirmations
 from agents.withdrawals.look import RESEND_S, ChainWriter, News, OpenAttempt, look
 from agents.withdrawals.withdrawal import (
     ENDED,
@@ -22,28 +22,37 @@ from agents.withdrawals.withdrawal import (
     Lane,
     Status,
     Withdrawal,
-    moved,
     transaction_ids,
     withdrawal_id,
 )
-from chain.errors import ChainError
+from chain.answers import ACCEPTED, classify
+from chain.errors import ChainError, RpcRefused
+from chain.fees import FeeHistory, FeePolicy, Fees
+from chain.hot_wallet import HotWallet, Look
+from chain.signer import KeySigner
 from chain.window import Window
 from ledger.tables import ATTEMPTS, CHAIN_CURSORS, LANES, WITHDRAWAL_HISTORY, WITHDRAWALS
-from tests.support.chain_model import TOKEN, Chain, Node, Tx
-from topics.catalog import TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED, WITHDRAWALS_SETTLED
+from tests.support.chain_model import TOKEN, Net, Node, Tx
+from topics.catalog import TRANSACTIONS_BROADCAST, TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED, WITHDRAWALS_SETTLED
 from topics.envelope import Received
-from topics.events import HeadSeen, TransactionSigned
+from topics.events import Chain, HeadSeen, TransactionSigned
 
-CHAIN = "MATIC"
-SIGNER = "0x" + "5" * 40
+CHAIN = Chain.MATIC.value
+KEY = KeySigner(b"\x05" * 32)
+SIGNER = KEY.address
+FEE = 100
 DEPTH = 4
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN = (AttemptStatus.SIGNED, AttemptStatus.BROADCAST)
+HEAD = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
+DESK = sign_transactions.Desk(
+    Chain.MATIC, 1, KEY, TOKEN, HotWallet((), SIGNER, TOKEN), FeePolicy(priority_floor=1, max_fee_cap=10**9)
+)
 
 
 @dataclass
 class Desk:
-    chain: Chain
+    net: Net
     runner: asyncio.Runner
     nodes: list[Node] = field(default_factory=list)
     now: datetime = START
@@ -61,7 +70,7 @@ class Desk:
     """Read, and not decided on yet."""
 
     def __post_init__(self) -> None:
-        self.nodes = self.nodes or [Node(self.chain, "one"), Node(self.chain, "two")]
+        self.nodes = self.nodes or [Node(self.net, "one"), Node(self.net, "two")]
 
     # -- before the chain -----------------------------------------------------------------------------------------------
 
@@ -75,12 +84,15 @@ class Desk:
         )  # fmt: skip
         self.holds[id] = "open"
 
-    def sign(self, withdrawal: Withdrawal) -> None:
-        """One commit: nonce, attempt, the withdrawal's step; then it is told."""
-        after, (_, line) = moved(withdrawal, Status.BROADCASTING, self.now, "sign")
-        self._line(line)
-        self.withdrawals[withdrawal.id] = after
-        self.attempt(withdrawal, self.take_nonce(), 1, "payment", 100)
+    def sign(self, room: int = 16) -> None:
+        """One commit of sign_waiting: nonces, attempts, the withdrawals' steps; then it is told. `room`: how many."""
+        waiting = {withdrawal.id: withdrawal for withdrawal in self.in_state(Status.SIGNING)}
+        look = Look(self.net.head, self.net.count(SIGNER, self.net.head), 0, 10**30, 10**30, FeeHistory(1, ()))
+        queue = sign_transactions.Queue(
+            DESK, look, Fees(FEE, FEE), self.lane, True, waiting, room=room, wei=10**30, units=10**30
+        )
+        facts = sign_transactions.Facts(self.now, {Chain.MATIC: queue})
+        self.apply(sign_transactions.decide(Received("x", "test", HEAD, 1, None), facts))
 
     def take_nonce(self) -> int:
         nonce = self.lane.next_nonce
@@ -98,10 +110,10 @@ class Desk:
         return attempt
 
     def signed(self, withdrawal: Withdrawal, nonce: int, n: int, kind: str, fee: int) -> Attempt:
-        tx_hash = f"0x{len(self.chain.signed) + 1:064x}"
+        tx_hash = f"0x{len(self.net.signed) + 1:064x}"
         amount = withdrawal.amount if kind == "payment" else 0
         to = withdrawal.recipient if kind == "payment" else SIGNER
-        self.chain.signed[tx_hash] = Tx(tx_hash, SIGNER, nonce, to, amount, fee)
+        self.net.signed[tx_hash] = Tx(tx_hash, SIGNER, nonce, to, amount, fee)
         return Attempt(
             CHAIN, tx_hash, SIGNER, nonce, n, kind, withdrawal.id, b"", 1, fee, fee, "signed", None, None, None, self.now,
             None, self.now, 1,
@@ -116,22 +128,31 @@ class Desk:
     # -- the chain ------------------------------------------------------------------------------------------------------
 
     def broadcast(self, place: int, reply: str) -> None:
-        """`reply`: heard; lost, after the node has it; none, before. Only a heard one is written down and not told again."""
+        """`reply`: heard; lost, after the node has it; none, before; died, as lost, and the worker is gone as well."""
         waiting = self.waiting(TRANSACTIONS_SIGNED.name)
         emit = waiting[place % len(waiting)]
         assert isinstance(emit.event, TransactionSigned)
         attempt = self.attempts[emit.event.tx_hash]
-        if attempt.status in OPEN:
-            if reply != "none":
-                self.chain.receive(self.chain.signed[attempt.tx_hash])
-            if reply != "heard":
-                return self.unheard(attempt)
-            status = AttemptStatus.BROADCAST.value
-            self.attempts[attempt.tx_hash] = attempt._replace(
-                status=status, broadcast_at=self.now, updated_at=self.now, version=attempt.version + 1
-            )
-        self.inbox.add((TRANSACTIONS_SIGNED.name, emit.id))
-        return None
+        answer = broadcast_transactions.NOT_SENT
+        if attempt.status in broadcast_transactions.SENDABLE and reply != "none":
+            refusal = self.net.receive(self.net.signed[attempt.tx_hash])
+            if reply == "heard":
+                refused = RpcRefused("one", "eth_sendRawTransaction", -32000, refusal)
+                answer = classify(refused) if refusal else ACCEPTED
+            else:
+                self.unheard(attempt)
+        if reply == "died":
+            return
+        facts = broadcast_transactions.Facts(
+            self.now,
+            {(CHAIN, attempt.tx_hash): answer},
+            {(CHAIN, a.tx_hash): a for a in self.attempts.values()},
+            dict(self.withdrawals),
+        )
+        outcome = broadcast_transactions.decide(Received(emit.id, "test", emit.event, 1, None), facts)
+        if not isinstance(outcome, Retry):  # which comes again
+            self.apply(outcome)
+            self.inbox.add((TRANSACTIONS_SIGNED.name, emit.id))
 
     def unheard(self, _attempt: Attempt) -> None:
         """Nobody knows whether the node has it: it comes again."""
@@ -175,8 +196,7 @@ class Desk:
         facts = track_confirmations.Facts(
             self.now, {CHAIN: news}, groups, dict(self.withdrawals), {(CHAIN, SIGNER): self.lane}
         )
-        event = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
-        self.apply(track_confirmations.decide(Received("x", "test", event, 1, None), facts))
+        self.apply(track_confirmations.decide(Received("x", "test", HEAD, 1, None), facts))
 
     def settle(self, place: int) -> None:
         waiting = self.waiting(TRANSACTIONS_CONFIRMED.name)
@@ -189,6 +209,18 @@ class Desk:
 
     def apply(self, outcome: Any) -> None:
         assert isinstance(outcome, Done), outcome
+        for table, row in outcome.inserts:
+            if table is ATTEMPTS:
+                assert row.tx_hash not in self.attempts
+                assert all(a.nonce != row.nonce for a in self.attempts.values())
+                withdrawal = self.withdrawals[row.withdrawal_id]
+                self.net.signed[row.tx_hash] = Tx(
+                    row.tx_hash, SIGNER, row.nonce, withdrawal.recipient, withdrawal.amount, row.max_fee
+                )
+                self.attempts[row.tx_hash] = row
+            else:
+                assert table is WITHDRAWAL_HISTORY
+                self._line((table, row))
         for table, row in outcome.upserts:
             if table is ATTEMPTS:
                 assert row.version > self.attempts[row.tx_hash].version
@@ -200,9 +232,6 @@ class Desk:
             else:
                 assert table is CHAIN_CURSORS
                 self.cursor = Window.of_json(row[1])
-        for table, row in outcome.inserts:
-            assert table is WITHDRAWAL_HISTORY
-            self._line((table, row))
         for posting in outcome.postings:
             assert self.holds[posting.reference] == "open", f"{posting.kind} after {self.holds[posting.reference]}"
             self.holds[posting.reference] = {"withdrawal": "paid", "withdrawal_release": "released"}[posting.kind]
@@ -217,6 +246,8 @@ class Desk:
     # -- topics ---------------------------------------------------------------------------------------------------------
 
     def tell(self, emit: Emit) -> None:
+        if emit.topic is TRANSACTIONS_BROADCAST:
+            return  # for the world: nobody here decides by it
         told = self.topics.setdefault(emit.topic.name, [])
         assert emit.id not in [other.id for other in told], (
             "an id is told once, or its event would be dropped as a repeat"
@@ -241,7 +272,7 @@ class Desk:
     def check(self) -> None:
         """At any moment: nobody is paid twice, and nobody is paid whose money went back."""
         for withdrawal in self.withdrawals.values():
-            paid = self.chain.paid(withdrawal.recipient)
+            paid = self.net.paid(withdrawal.recipient)
             assert paid <= 1, f"{withdrawal.recipient} is paid {paid} times"
             if withdrawal.status == Status.COMPLETED:
                 assert paid == 1, "completed and not paid"
@@ -259,11 +290,10 @@ class Desk:
         for node in self.nodes:
             node.down, node.lag = False, 0
         for _ in range(6 * DEPTH):
-            for withdrawal in self.in_state(Status.SIGNING):
-                self.sign(withdrawal)
-            while self.waiting(TRANSACTIONS_SIGNED.name):
-                self.broadcast(0, "heard")
-            self.chain.mine(10)
+            self.sign()
+            for place in range(len(self.waiting(TRANSACTIONS_SIGNED.name)) - 1, -1, -1):
+                self.broadcast(place, "heard")
+            self.net.mine(10)
             self.look()
             self.decide()
             while self.waiting(TRANSACTIONS_CONFIRMED.name):
@@ -277,5 +307,5 @@ class Desk:
         told = [emit.id for emit in self.topics.get(WITHDRAWALS_SETTLED.name, ())]
         assert sorted(told) == sorted(self.withdrawals)
         for withdrawal in self.withdrawals.values():
-            blocked = withdrawal.recipient in self.chain.blacklist
+            blocked = withdrawal.recipient in self.net.blacklist
             assert not (blocked and withdrawal.status == Status.COMPLETED)

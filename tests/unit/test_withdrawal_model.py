@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 
 from agents.withdrawals.look import RESEND_S
 from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal
-from tests.support.chain_model import Chain
-from tests.support.withdrawal_model import DEPTH, Desk
+from tests.support.chain_model import Net
+from tests.support.withdrawal_model import DEPTH, FEE, Desk
 from topics.catalog import TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED
 
 SIGNED, CONFIRMED = TRANSACTIONS_SIGNED.name, TRANSACTIONS_CONFIRMED.name
@@ -44,10 +44,10 @@ class Withdrawals(RuleBasedStateMachine):
 
     @initialize(blocked=st.sampled_from((0, 0, 2)))
     def start(self, blocked: int) -> None:
-        self.desk = self.desk_type(Chain(frozenset({f"0x{blocked:040x}"})), self.runner)
+        self.desk = self.desk_type(Net(frozenset({f"0x{blocked:040x}"})), self.runner)
         for _ in range(2):
             self.desk.request()
-        self.desk.sign(self.desk.in_state(Status.SIGNING)[0])
+        self.desk.sign(1)
 
     @precondition(lambda self: len(self.desk.withdrawals) < REQUESTS_MAX)
     @rule()
@@ -55,9 +55,9 @@ class Withdrawals(RuleBasedStateMachine):
         self.desk.request()
 
     @precondition(lambda self: self.desk.in_state(Status.SIGNING))
-    @rule()
-    def the_signer_signs(self) -> None:
-        self.desk.sign(self.desk.in_state(Status.SIGNING)[0])
+    @rule(room=st.integers(1, 3))
+    def the_signer_signs(self, room: int) -> None:
+        self.desk.sign(room)
 
     @precondition(lambda self: self._open())
     @rule(place=places, kind=st.sampled_from(("payment", "payment", "cancel")))
@@ -69,30 +69,30 @@ class Withdrawals(RuleBasedStateMachine):
         return [w for w in self.desk.in_state(*IN_FLIGHT) if len(self.desk.of(w)) < ATTEMPTS_MAX]
 
     @precondition(lambda self: self.desk.waiting(SIGNED))
-    @rule(place=places, reply=st.sampled_from(("heard", "heard", "lost", "none")))
+    @rule(place=places, reply=st.sampled_from(("heard", "heard", "lost", "none", "died")))
     def a_transaction_is_sent(self, place: int, reply: str) -> None:
         self.desk.broadcast(place, reply)
 
     @rule(room=st.integers(0, 3))
     def a_block_is_mined(self, room: int) -> None:
-        self.desk.chain.mine(room)
+        self.desk.net.mine(room)
 
-    @precondition(lambda self: any(block.txs for block in self.desk.chain.blocks[-DEPTH:]))
+    @precondition(lambda self: any(block.txs for block in self.desk.net.blocks[-DEPTH:]))
     @rule(depth=st.integers(1, DEPTH - 1), then=st.sampled_from(("back", "gone", "other")))
     def the_chain_is_reorganised(self, depth: int, then: str) -> None:
-        self.desk.chain.reorganise(min(depth, self.desk.chain.head), then)
+        self.desk.net.reorganise(min(depth, self.desk.net.head), then)
 
     @precondition(lambda self: self.desk.in_state(Status.CONFIRMING))
     @rule(then=st.sampled_from(("back", "gone", "other")))
     def what_was_seen_is_taken_back(self, then: str) -> None:
-        self.desk.chain.reorganise(min(DEPTH - 1, self.desk.chain.head), then)
+        self.desk.net.reorganise(min(DEPTH - 1, self.desk.net.head), then)
         self.desk.look()
 
-    @precondition(lambda self: self.desk.chain.mempool)
+    @precondition(lambda self: self.desk.net.mempool)
     @rule(place=places)
     def a_node_forgets_a_transaction(self, place: int) -> None:
-        some = sorted(self.desk.chain.mempool)
-        del self.desk.chain.mempool[some[place % len(some)]]
+        some = sorted(self.desk.net.mempool)
+        del self.desk.net.mempool[some[place % len(some)]]
 
     @rule(which=st.integers(0, 1), lag=st.integers(0, 2), down=st.booleans())
     def an_endpoint_falls_behind_or_fails(self, which: int, lag: int, down: bool) -> None:
@@ -106,7 +106,7 @@ class Withdrawals(RuleBasedStateMachine):
     @rule(mined=st.booleans())
     def a_head_is_read(self, mined: bool) -> None:
         if mined:
-            self.desk.chain.mine(3)
+            self.desk.net.mine(3)
         self.desk.look()
 
     @precondition(lambda self: self.desk.news is not None)
@@ -120,7 +120,7 @@ class Withdrawals(RuleBasedStateMachine):
     @rule(blocks=st.integers(1, DEPTH))
     def heads_pass(self, blocks: int) -> None:
         for _ in range(blocks):
-            self.desk.chain.mine(3)
+            self.desk.net.mine(3)
             self.desk.look()
             self.desk.decide()
 
@@ -162,7 +162,7 @@ def check(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> No
 
 
 def test_no_order_of_events_pays_twice_or_strands_a_hold() -> None:
-    check(Withdrawals, 250, 60)
+    check(Withdrawals, 150, 60)
 
 
 # -- what others do ----------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class BumpSentBeforeItIsStored(Desk):
     def again(self, withdrawal: Withdrawal, kind: str) -> None:
         newest = max(self.of(withdrawal), key=lambda attempt: attempt.n)
         bump = self.signed(withdrawal, newest.nonce, newest.n + 1, kind, newest.max_fee * 9 // 8 + 1)
-        self.chain.receive(self.chain.signed[bump.tx_hash])
+        self.net.receive(self.net.signed[bump.tx_hash])
 
 
 class OnlyTheNewestHashIsLookedAt(Desk):
@@ -183,14 +183,14 @@ class OnlyTheNewestHashIsLookedAt(Desk):
     def decide(self) -> None:
         for withdrawal in self.in_state(*IN_FLIGHT):
             newest = max(self.of(withdrawal), key=lambda attempt: attempt.n)
-            used = newest.nonce < self.chain.count(newest.signer, self.nodes[0].head)
+            used = newest.nonce < self.net.count(newest.signer, self.nodes[0].head)
             if (
                 used
                 and newest.status in (AttemptStatus.SIGNED, AttemptStatus.BROADCAST)
                 and newest.n > 1
                 and not self._seen(newest)
             ):
-                self.attempt(withdrawal, self.take_nonce(), newest.n + 1, "payment", 100)
+                self.attempt(withdrawal, self.take_nonce(), newest.n + 1, "payment", FEE)
         super().decide()
 
     def _seen(self, attempt: Attempt) -> bool:
@@ -203,7 +203,7 @@ class ALostReplyTakesANewNonce(Desk):
     def unheard(self, attempt: Attempt) -> None:
         withdrawal = self.withdrawals[attempt.withdrawal_id or ""]
         if len(self.of(withdrawal)) < ATTEMPTS_MAX and withdrawal.status in IN_FLIGHT:
-            self.attempt(withdrawal, self.take_nonce(), attempt.n + 1, "payment", 100)
+            self.attempt(withdrawal, self.take_nonce(), attempt.n + 1, "payment", FEE)
 
 
 class AMissingReceiptTakesANewNonce(Desk):
@@ -215,7 +215,7 @@ class AMissingReceiptTakesANewNonce(Desk):
             sent = newest.status in (AttemptStatus.BROADCAST, AttemptStatus.MINED)
             missing = self.nodes[0].eth_getTransactionReceipt(newest.tx_hash) is None
             if sent and missing and len(self.of(withdrawal)) < ATTEMPTS_MAX:
-                self.attempt(withdrawal, self.take_nonce(), newest.n + 1, "payment", 100)
+                self.attempt(withdrawal, self.take_nonce(), newest.n + 1, "payment", FEE)
         super().decide()
 
 
