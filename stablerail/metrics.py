@@ -140,6 +140,26 @@ LANE_IN_FLIGHT = Metric(
     "stablerail_lane_in_flight", "gauge", "Transactions of the hot wallet that are signed and in no block", ("chain",)
 )
 
+WITHDRAWALS_ENDED = Metric(
+    "stablerail_withdrawals_ended",
+    "counter",
+    "Withdrawals by how they ended: completed, failed, cancelled; refused = nothing was held",
+    ("outcome",),
+)
+WITHDRAWAL_SECONDS = Metric(
+    "stablerail_withdrawal_seconds",
+    "histogram",
+    "From the request of a withdrawal to its end",
+    ("outcome",),
+    (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0),
+)
+WITHDRAWALS_OPEN = Metric(
+    "stablerail_withdrawals_open", "gauge", "Withdrawals that have not ended, by state", ("chain", "state")
+)
+WITHDRAWAL_OLDEST = Metric(
+    "stablerail_withdrawals_oldest_age_seconds", "gauge", "Age of the oldest of them", ("chain", "state")
+)
+
 # Processes
 WORKER_READY = Metric(
     "stablerail_worker_ready", "gauge", "1 = the worker has partitions and serves them", ("movement",)
@@ -181,6 +201,8 @@ class Metrics:
 
         for source in SOURCES:  # a series that begins at its first rise has, to Prometheus, not risen
             self._counters[DEPOSITS].labels(source, "rejected")
+        for outcome in ("completed", "failed", "cancelled", "refused"):
+            self._counters[WITHDRAWALS_ENDED].labels(outcome)
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format; serve it as `content_type`."""
@@ -260,6 +282,18 @@ class Metrics:
         for one in (*REASONS, "other"):
             self._set(LANE_PAUSED, int(one == known), chain, one)
         self._set(LANE_IN_FLIGHT, in_flight, chain)
+
+    def withdrawal_ended(self, outcome: str, seconds: float) -> None:
+        self._add(WITHDRAWALS_ENDED, 1, outcome)
+        self._see(WITHDRAWAL_SECONDS, seconds, outcome)
+
+    def withdrawals_open(self, found: Iterable[tuple[str, str, int, float]]) -> None:
+        """(chain, state, how many, age of the oldest in seconds) of all that are open; every worker tells the same."""
+        self._gauges[WITHDRAWALS_OPEN].clear()
+        self._gauges[WITHDRAWAL_OLDEST].clear()
+        for chain, state, withdrawals, oldest_age_s in found:
+            self._set(WITHDRAWALS_OPEN, withdrawals, chain, state)
+            self._set(WITHDRAWAL_OLDEST, oldest_age_s, chain, state)
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

@@ -46,6 +46,7 @@ from stablerail.buffers import Buffers
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
+from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
 from topics.trace import Spans
 
@@ -257,6 +258,9 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
                 settings.withdrawal_in_flight_max,
             )
         )
+    views = WithdrawalViews(settings.topic_prefix, shared.connect, metrics, shared.clock)
+    movement.mounts.append(views.mount)
+    movement.workers.append(views.work)
     # in the order of the flow
     stages: tuple[Stage[Any], ...] = (
         accept_withdrawals.stage(withdrawal_policy(settings)),

@@ -78,6 +78,8 @@ WITHDRAWALS_SETTLED = Topic("withdrawals.settled", key="user id", models=(events
 BUFFERS_LEVELS = Topic("buffers.levels", key="account", models=(events.BufferLevel,), partitions=1, compacted=True)
 BUFFERS_TABLE = Topic("buffers.table", key="account, JSON", partitions=1, compacted=True)
 """The change log of the Faust table over it: who takes the partition over has the levels before the first event."""
+NONCES_TABLE = Topic("nonces.table", key="lane, JSON", compacted=True)
+"""The change log of the Faust table over transactions.signed, partitioned like it."""
 WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
 JOURNAL = Topic(
     "journal",
@@ -111,6 +113,7 @@ TOPICS: tuple[Topic, ...] = (
     JOURNAL,
     BUFFERS_LEVELS,
     BUFFERS_TABLE,
+    NONCES_TABLE,
 )
 
 
