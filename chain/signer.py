@@ -77,7 +77,10 @@ def load_keystore(path: Path, password: str, expected: str | None = None) -> Key
         raise BadKeystore(f"{path}: {error.strerror}") from None
     except ValueError:
         raise BadKeystore(f"{path} is not JSON") from None
-    signer = KeySigner(_decrypted(path, stored, password))
+    try:
+        signer = KeySigner(_decrypted(path, stored, password))
+    except ValueError:  # zero, or beyond the curve's order
+        raise BadKeystore(f"{path} holds no key of the curve") from None
     named = str(stored.get("address") or "").lower().removeprefix("0x")
     if named and f"0x{named}" != signer.address:
         raise WrongSigner(f"{path} says that it is of 0x{named[:40]} and holds the key of {signer.address}")
@@ -93,7 +96,8 @@ def _decrypted(path: Path, stored: Any, password: str) -> bytes:
         if (stored["version"], crypto["kdf"], crypto["cipher"]) != (3, "scrypt", "aes-128-ctr"):
             raise BadKeystore(f"{path}: version 3 with scrypt and aes-128-ctr is read, no other")
         n, r, p, length = (params[name] for name in ("n", "r", "p", "dklen"))
-        if not all(type(value) is int for value in (n, r, p, length)) or 128 * n * r > SCRYPT_BYTES_MAX or p > 16:
+        positive = all(type(value) is int and value > 0 for value in (n, r, p, length))
+        if not positive or 128 * n * r > SCRYPT_BYTES_MAX or p > 16 or length > 64:
             raise BadKeystore(f"{path}: scrypt's parameters are out of bounds")
         ciphertext, mac = (bytes.fromhex(crypto[name]) for name in ("ciphertext", "mac"))
         iv, salt = bytes.fromhex(crypto["cipherparams"]["iv"]), bytes.fromhex(params["salt"])
