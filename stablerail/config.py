@@ -283,6 +283,12 @@ class Settings(BaseSettings):
         for chain in self.rpc_urls:
             if chain not in self.usdc_contracts:
                 raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
+        if self.call_retry_max_s < self.call_retry_first_s:
+            raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
+        return self
+
+    @model_validator(mode="after")
+    def _withdrawable(self) -> Self:
         for chain in self.withdrawal_chains:
             if chain not in WITHDRAWAL_CHAINS:
                 raise ValueError(
@@ -294,8 +300,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"{PREFIX}RPC_URLS must name an endpoint of {chain}, which withdrawals leave by")
             if is_mainnet(chain, self.chain_ids[chain]) and not self.allow_mainnet:
                 raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by {chain} on the mainnet")
-        if self.call_retry_max_s < self.call_retry_first_s:
-            raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
         return self
 
     @property

@@ -59,7 +59,8 @@ class Stack:
             "STABLERAIL_API_PORT": str(self.ports["api"]),
             "STABLERAIL_SCAN_INTERVAL_S": "0.5",
             "STABLERAIL_FINALITY_DEPTHS_BLOCKS": json.dumps({"MATIC": 3}),
-            "STABLERAIL_WITHDRAWAL_CHAINS": "MATIC",
+            # without a chain nothing leaves
+            "STABLERAIL_WITHDRAWAL_CHAINS": ",".join(json.loads(parts.get("STABLERAIL_RPC_URLS", "{}"))),
             "STABLERAIL_WITHDRAWAL_KEYSTORE": str(self.directory / "hot-wallet.json"),
             "STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD": secrets.token_hex(16),
             "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",

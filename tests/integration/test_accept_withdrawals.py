@@ -226,6 +226,35 @@ async def test_the_same_key_with_other_contents_is_refused_whichever_way_it_come
     await assert_whole(at)
 
 
+async def test_of_two_that_use_one_key_at_once_for_different_things_one_withdraws(at: Ground) -> None:
+    await fund(at, "ada", 1_000 * SCALE)
+    stage = accept_withdrawals.stage(policy_of(at))
+    keys = [f"k{n}" for n in range(12)]
+    async with at.process() as services, running(stage, services, at), api_of(at) as client:
+        await decided(at, await tell(at, "warm"))
+
+        async def both(key: str) -> bool:
+            """Whether the API's was taken."""
+            answer, _ = await asyncio.gather(ask(client, key), tell(at, key, to=OTHER, source="erp"))
+            assert answer.status_code in (202, 409)
+            return answer.status_code == 202
+
+        taken = dict(zip(keys, await asyncio.gather(*map(both, keys)), strict=True))
+        ids = {withdrawal_id("ada", key): key for key in keys}
+        assert set((await decided(at, *ids)).values()) == {("signing", None)}
+
+        async def refused() -> bool:
+            return await dead_letters(at) == ["idempotency_key_reused"] * sum(taken.values())
+
+        await until(refused, "where the API's was taken, the other is a dead letter")
+    rows = await at.observer.fetch("SELECT replace(id::text, '-', ''), recipient FROM withdrawals")
+    assert {id: to for id, to in map(tuple, rows) if id in ids} == {
+        id: OUTSIDE if taken[key] else OTHER for id, key in ids.items()
+    }
+    assert await has(at, "ada") == (1_000 - 13 * 25, 13 * 25)
+    await assert_whole(at)
+
+
 async def test_a_cancel_that_races_the_decision_gives_back_what_was_held_once(at: Ground) -> None:
     await fund(at, "ada", 100 * SCALE)
     stage = accept_withdrawals.stage(policy_of(at))
