@@ -245,6 +245,8 @@ async def _seal(
                 changes.insert(table, row)
             for table, row in outcome.upserts:
                 changes.upsert(table, row)
+            for table, row in outcome.updates:
+                changes.update(table, row)
             if outcome.calls:
                 intent_rows(changes, stage, item, item.uid, outcome.calls, at)
         elif isinstance(outcome, Rejected):

@@ -23,11 +23,19 @@ async def lock_nonces(
     columns = _columns(sorted(nonces))
     ids = [row[0] for row in await connection.fetch(_sql.withdrawals_of_nonces, *columns)]
     withdrawals = await stored.lock(connection, ids)
+    return withdrawals, await lock_attempts(connection, nonces)
+
+
+async def lock_attempts(
+    connection: Connection, nonces: Collection[tuple[str, str, int]]
+) -> dict[tuple[str, str, int], list[Attempt]]:
+    """All attempts of each (chain, signer, nonce), in order of n. Their withdrawals are locked before."""
+    columns = _columns(sorted(nonces)) if nonces else [[], [], []]
     groups: dict[tuple[str, str, int], list[Attempt]] = {}
     for row in await connection.fetch(_sql.lock_attempts, *columns):
         attempt = _attempt(row)
         groups.setdefault((attempt.chain, attempt.signer, attempt.nonce), []).append(attempt)
-    return withdrawals, groups
+    return groups
 
 
 async def lock_lanes(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Lane]:

@@ -19,13 +19,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 import structlog
 
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
-from agents.withdrawals.attempts import lock_nonces, read_attempts
+from agents.withdrawals import stored
+from agents.withdrawals.attempts import lock_attempts, read_attempts
 from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal, attempt_row, moved
 from chain.answers import Answer, Verdict
 from chain.broadcaster import Broadcaster, Bytes
@@ -49,6 +50,13 @@ _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError
 
 Key = tuple[str, str]
 """(chain, hash)"""
+
+
+class Sent(NamedTuple):
+    """What was stored for the events, and what the nodes said to those that were sent."""
+
+    attempts: Mapping[Key, Attempt]
+    answers: Mapping[Key, Answer]
 
 
 @dataclass
@@ -82,7 +90,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
 def _sent(received: Received, attempt: Attempt, facts: Facts) -> Done:
     now = facts.now
     inserts: list[tuple[Table, Row]] = []
-    upserts: list[tuple[Table, Row]] = []
+    updates: list[tuple[Table, Row]] = []
     if attempt.status == AttemptStatus.SIGNED:
         after = attempt._replace(
             status=AttemptStatus.BROADCAST.value,
@@ -91,15 +99,15 @@ def _sent(received: Received, attempt: Attempt, facts: Facts) -> Done:
             updated_at=now,
             version=attempt.version + 1,
         )
-        upserts.append(attempt_row(after))
+        updates.append(attempt_row(after))
     withdrawal = facts.withdrawals.get(attempt.withdrawal_id or "")
     if withdrawal is not None and withdrawal.status == Status.BROADCASTING:
         _moved, (row, line) = moved(withdrawal, Status.CONFIRMING, now, NAME)
-        upserts.append(row)
+        updates.append(row)
         inserts.append(line)
-    event = TransactionBroadcast.known(**dict(received.event))
+    event = TransactionBroadcast.known(**vars(received.event))
     emit = Emit(TRANSACTIONS_BROADCAST, f"{attempt.chain}:{attempt.signer}", event, received.id)
-    return Done(inserts=tuple(inserts), upserts=tuple(upserts), emits=(emit,))
+    return Done(inserts=tuple(inserts), updates=tuple(updates), emits=(emit,))
 
 
 def _refused(attempt: Attempt, code: str, facts: Facts) -> Done:
@@ -109,11 +117,11 @@ def _refused(attempt: Attempt, code: str, facts: Facts) -> Done:
     if withdrawal is None or withdrawal.status != Status.BROADCASTING:
         return Done()
     _moved, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, facts.now, NAME, code)
-    return Done(inserts=(line,), upserts=(attempt_row(after), row))
+    return Done(inserts=(line,), updates=(attempt_row(after), row))
 
 
 def fold(facts: Facts, done: Done) -> None:
-    for _, row in done.upserts:
+    for _, row in done.updates:
         if isinstance(row, Attempt):
             facts.attempts[(row.chain, row.tx_hash)] = row
         elif isinstance(row, Withdrawal):
@@ -125,23 +133,29 @@ class BroadcastTransactions:
         self._chains = chains
         self._connect = connect
         self._connection: Connection | None = None
+        self._sending = asyncio.Lock()
+        """One batch after the other, so that nonces go out in order."""
 
-    async def prepare(self, events: Sequence[Received]) -> Mapping[Key, Answer]:
+    async def prepare(self, events: Sequence[Received]) -> Sent:
         """Before the transaction: sends what may be sent; the answers."""
-        keys = {
-            (received.event.chain.value, received.event.tx_hash)
-            for received in events
-            if isinstance(received.event, TransactionSigned)
-        }
+        async with self._sending:
+            return await self._send(events)
+
+    async def _send(self, events: Sequence[Received]) -> Sent:
+        keys = set()
+        for received in events:
+            event = received.event
+            assert isinstance(event, TransactionSigned)
+            keys.add((event.chain.value, event.tx_hash))
         attempts = await self._stored(keys)
         answers: dict[Key, Answer] = {}
-        for chain in sorted({chain for chain, _ in keys} & self._chains.keys()):
+        for chain in sorted({chain for chain, _ in attempts} & self._chains.keys()):
             ours = [one for one in attempts.values() if one.chain == chain and one.status in SENDABLE]
             ours.sort(key=lambda one: (one.signer, one.nonce, one.n))
             sent = await self._chains[chain].send([Bytes(one.tx_hash, one.raw) for one in ours])
             for attempt, answer in zip(ours, sent, strict=True):
                 answers[(chain, attempt.tx_hash)] = answer
-        return answers
+        return Sent(attempts, answers)
 
     async def _stored(self, keys: set[Key]) -> Mapping[Key, Attempt]:
         wait_s = 0.05
@@ -158,18 +172,14 @@ class BroadcastTransactions:
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, 2.0)
 
-    async def load(
-        self, connection: Connection, events: Sequence[Received], answers: Mapping[Key, Answer], at: datetime
-    ) -> Facts:
-        facts = Facts(at, answers)
-        nonces = {
-            (received.event.chain.value, received.event.signer, received.event.nonce)
-            for received in events
-            if isinstance(received.event, TransactionSigned)
-        }
-        facts.withdrawals, groups = await lock_nonces(connection, sorted(nonces))
-        facts.attempts = {(one.chain, one.tx_hash): one for group in groups.values() for one in group}
-        return facts
+    async def load(self, connection: Connection, _events: Sequence[Received], sent: Sent, at: datetime) -> Facts:
+        # what an attempt is for and which nonce it has never change: as they were read before the transaction
+        ids = {one.withdrawal_id for one in sent.attempts.values() if one.withdrawal_id is not None}
+        nonces = {(one.chain, one.signer, one.nonce) for one in sent.attempts.values()}
+        withdrawals = await stored.lock(connection, ids)
+        groups = await lock_attempts(connection, nonces)
+        attempts = {(one.chain, one.tx_hash): one for group in groups.values() for one in group}
+        return Facts(at, sent.answers, attempts, withdrawals)
 
 
 def stage(chains: Mapping[str, Broadcaster], connect: Callable[[], Awaitable[Connection]]) -> Stage[Facts]:
@@ -179,6 +189,7 @@ def stage(chains: Mapping[str, Broadcaster], connect: Callable[[], Awaitable[Con
         name=NAME,
         source=TRANSACTIONS_SIGNED,
         prepare=agent.prepare,
+        prepares_ahead=True,  # the same bytes, whoever sends them and however often
         load=agent.load,
         decide=decide,
         fold=fold,

@@ -23,6 +23,7 @@ Two stages are made here: `sign_transactions` is woken by an accepted withdrawal
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -104,11 +105,8 @@ class Queue:
     """The signer's coins less what everything in flight may cost."""
     units: int
     """Its USDC less what is in flight."""
-
-    @property
-    def cost(self) -> int:
-        """The most that one transfer may cost, in wei."""
-        return TRANSFER_GAS[USDC] * self.fees.max_fee if self.fees is not None else 0
+    cost: int
+    """The most that one transfer may cost, in wei."""
 
 
 @dataclass
@@ -119,7 +117,7 @@ class Facts:
 
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
-    assert isinstance(event, WithdrawalAccepted | HeadSeen)
+    assert isinstance(event, (WithdrawalAccepted, HeadSeen))
     queue = facts.queues.get(event.chain)
     if queue is None:
         return Done()
@@ -128,11 +126,10 @@ def decide(received: Received, facts: Facts) -> Outcome:
 
 
 def _taken(waiting: Mapping[str, Withdrawal], upto: str | None) -> Sequence[Withdrawal]:
-    """What the event wakes. Of an accepted one: it and what is older; what is younger has an event of its own."""
-    if upto is None:
-        return list(waiting.values())
+    """What the event wakes. Of an accepted one: it and what is older; what is younger has an event of its own. Where it waits
+    no more, or not in front, it wakes whatever does."""
     taken: list[Withdrawal] = []
-    for withdrawal in waiting.values() if upto in waiting else ():
+    for withdrawal in waiting.values():
         taken.append(withdrawal)
         if withdrawal.id == upto:
             break
@@ -141,41 +138,45 @@ def _taken(waiting: Mapping[str, Withdrawal], upto: str | None) -> Sequence[With
 
 def _signed(queue: Queue, taken: Sequence[Withdrawal], now: datetime) -> Done:
     """Signs them in order until something is short."""
-    lane, room, wei, units = queue.lane, queue.room, queue.wei, queue.units
+    nonce, room, wei, units, cost = queue.lane.next_nonce, queue.room, queue.wei, queue.units, queue.cost
     inserts: list[tuple[Table, Row]] = []
-    upserts: list[tuple[Table, Row]] = []
+    updates: list[tuple[Table, Row]] = []
     emits: list[Emit] = []
     reason, tried = _shut(queue), False
     for withdrawal in taken:
         if reason or room <= 0:
             break
         tried = True
-        cost = queue.cost
         reason = _short(queue, wei - cost, units - withdrawal.amount)
         if reason:
             break
-        attempt = _attempt(queue, withdrawal, lane.next_nonce, now)
-        lane = lane._replace(next_nonce=lane.next_nonce + 1)
-        room, wei, units = room - 1, wei - cost, units - withdrawal.amount
+        attempt = _attempt(queue, withdrawal, nonce, now)
+        nonce, room, wei, units = nonce + 1, room - 1, wei - cost, units - withdrawal.amount
         _after, (row, line) = moved(withdrawal, Status.BROADCASTING, now, NAME)
         inserts += (attempt_row(attempt), line)
-        upserts.append(row)
-        emits.append(_told(attempt, lane.key))
+        updates.append(row)
+        emits.append(_told(attempt, queue.lane.key))
     if not reason and not tried and queue.waiting:
-        reason = lane.reason  # nothing was tried, so nothing is known of it
-    lane = lane._replace(status=PAUSED if reason else OPEN, reason=reason)
-    if lane != queue.lane or not queue.stored:
-        nonce = max(lane.chain_nonce, queue.look.nonce)
-        changed = lane._replace(chain_nonce=nonce, version=lane.version + 1, updated_at=now)
+        reason = queue.lane.reason  # nothing was tried, so nothing is known of it
+    lane = queue.lane
+    if not queue.stored or (nonce, reason) != (lane.next_nonce, lane.reason):
+        changed = lane._replace(
+            next_nonce=nonce,
+            chain_nonce=max(lane.chain_nonce, queue.look.nonce),
+            status=PAUSED if reason else OPEN,
+            reason=reason,
+            version=lane.version + 1,
+            updated_at=now,
+        )
         # a new one is inserted, so that two who make it are noticed
-        (upserts if queue.stored else inserts).append(lane_row(changed))
-    return Done(inserts=tuple(inserts), upserts=tuple(upserts), emits=tuple(emits))
+        (updates if queue.stored else inserts).append(lane_row(changed))
+    return Done(inserts=tuple(inserts), updates=tuple(updates), emits=tuple(emits))
 
 
 def _shut(queue: Queue) -> str:
     """Why nothing at all may be signed."""
     if queue.lane.status == PAUSED and queue.lane.reason not in CLEARS_ITSELF:
-        return queue.lane.reason
+        return queue.lane.reason or PAUSED
     return FOREIGN_NONCE if queue.look.nonce > queue.lane.next_nonce else ""
 
 
@@ -223,7 +224,7 @@ def _told(attempt: Attempt, lane: str) -> Emit:
 
 
 def fold(facts: Facts, done: Done) -> None:
-    for table, row in (*done.inserts, *done.upserts):
+    for table, row in (*done.inserts, *done.updates):
         if table is ATTEMPTS:
             assert isinstance(row, Attempt)
             queue = facts.queues[Chain(row.chain)]
@@ -270,16 +271,20 @@ class SignTransactions:
         return looks
 
     async def load(
-        self, connection: Connection, _events: Sequence[Received], looks: Mapping[Chain, Look], at: datetime
+        self, connection: Connection, events: Sequence[Received], looks: Mapping[Chain, Look], at: datetime
     ) -> Facts:
         facts = Facts(at)
+        accepted = Counter(one.event.chain for one in events if isinstance(one.event, WithdrawalAccepted))
         for chain, look in sorted(looks.items()):
-            facts.queues[chain] = await self._queue(connection, self._desks[chain], look, at)
+            desk = self._desks[chain]
+            # a block wakes all that there may be room for, an accepted withdrawal as many as there are events
+            rows_max = min(accepted[chain] or SIGNED_MAX, desk.in_flight_max)
+            facts.queues[chain] = await self._queue(connection, desk, look, rows_max, at)
         return facts
 
-    async def _queue(self, connection: Connection, desk: Desk, look: Look, at: datetime) -> Queue:
+    async def _queue(self, connection: Connection, desk: Desk, look: Look, rows_max: int, at: datetime) -> Queue:
         chain, signer = desk.chain.value, desk.signer.address
-        rows = await connection.fetch(_sql.waiting, chain, USDC, min(desk.in_flight_max, SIGNED_MAX))
+        rows = await connection.fetch(_sql.waiting, chain, USDC, rows_max)
         found = (Withdrawal(*row) for row in rows)
         waiting = {one.id: one._replace(amount=int(one.amount)) for one in found}
         stored = (await lock_lanes(connection, {(chain, signer)})).get((chain, signer))
@@ -288,16 +293,18 @@ class SignTransactions:
         first = max(look.nonce, look.pending_nonce)
         lane = stored or Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
         self._tell(desk.chain, lane, in_flight)
+        offer = fees(look.history, desk.fees)
         return Queue(
             desk,
             look,
-            fees(look.history, desk.fees),
+            offer,
             lane,
             stored is not None,
             waiting,
             room=desk.in_flight_max - in_flight,
             wei=look.native - int(wei),
             units=look.tokens - int(units),
+            cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
         )
 
     def _tell(self, chain: Chain, lane: Lane, in_flight: int) -> None:

@@ -15,6 +15,7 @@ from tests.benchmarks import (
     ledger_load,
     ledger_posting,
     ledger_reads,
+    withdrawals_latency,
     withdrawals_send,
     workload,
 )
@@ -190,6 +191,10 @@ async def withdrawals_sent(parts: Parts, plan: Plan, told: Told) -> Record:
     return await withdrawals_send.send(parts, plan.payments, plan.repeats, plan.run_s_max, told)
 
 
+async def withdrawals_in_the_pool(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_latency.measure(parts, plan.latency_events // 2, plan.repeats, plan.run_s_max, told)
+
+
 def _posting(
     benchmark: Callable[[Postgres, ledger_load.Sizes, int, Told], Awaitable[Record]],
 ) -> Callable[[Parts, Plan, Told], Awaitable[Record]]:
@@ -205,4 +210,5 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.growth": _posting(ledger_posting.growth),
     "ledger.floor": _posting(ledger_posting.floor),
     "withdrawals.send": withdrawals_sent,
+    "withdrawals.latency": withdrawals_in_the_pool,
 }

@@ -2,7 +2,8 @@
 
 Ours is what the two stages do with a batch: prepare, settle (claim, lock, decide, sign, rows, commit record), then the same of
 what was emitted, with the sending in its prepare. The baseline is the bare way: one commit of nonces and bytes, the same requests,
-one commit of the marks. One connection to PostgreSQL, one to the node, batch after batch, the same node without blocks.
+one commit of the marks. On both sides a batch is signed and stored while the one before is sent and the one before that is marked,
+as the stages of a worker do it: one connection to the node, which makes no blocks.
 
 Through Kafka the real worker is measured as in end_to_end.py: events wait, and the broker's own time of the last
 `transactions.broadcast` ends the run.
@@ -14,7 +15,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ import aiohttp
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from agents.item import read_item
+from agents.item import Item, read_item
 from agents.outcome import Stage
 from agents.stage import settle
 from agents.withdrawals import broadcast_transactions, sign_transactions
@@ -44,6 +45,7 @@ from tests.benchmarks.records import Comparison, Record, Spread
 from tests.benchmarks.withdrawals_load import AMOUNT, CHAIN, PASSWORD, Field, Waiting, field, insert, waiting
 from tests.benchmarks.workload import PARTITIONS
 from topics.catalog import TRANSACTIONS_BROADCAST, WITHDRAWALS_ACCEPTED
+from topics.envelope import Received
 from topics.partitioner import partition_of
 
 Told = Callable[[str], None]
@@ -59,11 +61,14 @@ class Sizes:
     payments: int
 
 
-class Ours:
-    """The two stages, one after the other."""
+Step = Callable[[Any], Awaitable[Any]]
 
-    def __init__(self, here: Field, connection: Any, reading: Any, rpc: Rpc) -> None:
-        self._connection = connection
+
+class Ours:
+    """The two stages: signed and stored; read again and sent, which is the second's `prepare`; settled."""
+
+    def __init__(self, here: Field, connections: Sequence[Any], rpc: Rpc) -> None:
+        self._connection, self._other, reading = connections
         wallet = HotWallet([rpc], here.signer.address, here.usdc.address.lower())
         token = here.usdc.address.lower()
         desk = Desk(CHAIN, here.anvil.chain_id, here.signer, token, wallet, POLICIES[CHAIN], 10**6)
@@ -76,29 +81,85 @@ class Ours:
         self._epochs: dict[str, Any] = {}
         self._offset = 0
 
-    async def send(self, batch: Sequence[Waiting]) -> None:
-        told = await self._settle(self._sign, [(one.value, one.headers) for one in batch])
-        at = datetime.now(UTC)
-        sent = await self._settle(self._broadcast, [(m.value, m.kafka_headers("sign_transactions", at)) for m in told])
-        if len(sent) != len(batch):
-            raise RuntimeError(f"{len(sent)} of {len(batch)} were sent")
+    @property
+    def steps(self) -> Sequence[Step]:
+        return self._signed, self._sent, self._told
 
-    async def _settle(self, stage: Stage[Any], events: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
-        key = (stage.source.name, 0)
+    async def _signed(self, batch: Sequence[Waiting]) -> Any:
+        items = await self._items(self._sign, self._connection, [(one.value, one.headers) for one in batch])
+        return await self._settled(self._sign, self._connection, items, await self._sign.prepare(_received(items)))
+
+    async def _sent(self, told: Sequence[Any]) -> Any:
+        at = datetime.now(UTC)
+        events = [(message.value, message.kafka_headers("sign_transactions", at)) for message in told]
+        items = await self._items(self._broadcast, self._other, events)
+        return items, await self._broadcast.prepare(_received(items))
+
+    async def _told(self, sent: Any) -> None:
+        items, prepared = sent
+        told = await self._settled(self._broadcast, self._other, items, prepared)
+        if len(told) != len(items) or not told:
+            raise RuntimeError(f"{len(told)} of {len(items)} were sent")
+
+    async def _items(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> list[Item]:
+        topic, items = stage.source.name, []
         if stage.name not in self._epochs:
-            async with self._connection.transaction():
-                self._epochs[stage.name], _ = await claim_owners(self._connection, stage.name, [key], datetime.now(UTC))
-        items = []
+            async with connection.transaction():
+                epochs, _ = await claim_owners(connection, stage.name, [(topic, 0)], datetime.now(UTC))
+            self._epochs[stage.name] = epochs
         for value, headers in events:
             self._offset += 1
             record: Any = SimpleNamespace(
-                topic=key[0], partition=0, offset=self._offset, timestamp=0, key=b"k", value=value, headers=headers
+                topic=topic, partition=0, offset=self._offset, timestamp=0, key=b"k", value=value, headers=headers
             )
             items.append(read_item(stage, record))
-        prepared = await stage.prepare([item.received for item in items if item.received is not None])
-        done = await settle(self._connection, stage, items, self._epochs[stage.name], datetime.now(UTC), prepared)
+        return items
+
+    async def _settled(self, stage: Stage[Any], connection: Any, items: list[Item], prepared: Any) -> Sequence[Any]:
+        done = await settle(connection, stage, items, self._epochs[stage.name], datetime.now(UTC), prepared)
         assert done.sealed is not None
         return done.sealed.messages
+
+
+def _received(items: Sequence[Item]) -> list[Received]:
+    return [item.received for item in items if item.received is not None]
+
+
+class Bare:
+    def __init__(self, here: Field, connections: Sequence[Any], http: Any) -> None:
+        self._here = here
+        self._connection, self._other, _ = connections
+        self._http = http
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        return self._store, self._send, self._mark
+
+    async def _store(self, batch: Sequence[Waiting]) -> Any:
+        here, payments = self._here, [(one.id, one.to, AMOUNT) for one in batch]
+        return await bare_send.store(self._connection, here.signer, here.usdc.address, here.anvil.chain_id, payments)
+
+    async def _send(self, stored: Any) -> Any:
+        await bare_send.send(self._http, self._here.anvil.rpc_url, stored[1], BATCH_MAX)
+        return stored
+
+    async def _mark(self, stored: Any) -> None:
+        await bare_send.mark(self._other, self._here.signer, stored[0], len(stored[1]))
+
+
+async def _through(steps: Sequence[Step], batches: Sequence[Sequence[Waiting]]) -> None:
+    """Each step of a batch beside the earlier steps of the next."""
+    between: list[asyncio.Queue[Any]] = [asyncio.Queue(maxsize=1) for _ in steps]
+
+    async def run(number: int) -> None:
+        for batch in batches:
+            done = await steps[number](batch if number == 0 else await between[number - 1].get())
+            if number + 1 < len(steps):
+                await between[number].put(done)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(len(steps)):
+            group.create_task(run(number))
 
 
 async def run(parts: Parts, side: str, payments: int) -> float:
@@ -109,34 +170,29 @@ async def run(parts: Parts, side: str, payments: int) -> float:
     await upgrade(dsn, SCHEMA)
     parts.postgres.execute("CHECKPOINT")
     load = waiting(total)
-    connection, reading = await connect(dsn), await connect(dsn)
+    batches = [load[start : start + BATCH] for start in range(0, total, BATCH)]
     owner = await asyncpg.connect(dsn)
-    async with field(parts.directory, total) as here, Rpc(here.anvil.rpc_url, here.anvil.chain_id) as rpc:
+    connections = [await connect(dsn) if side == "ours" else await asyncpg.connect(dsn) for _ in range(3)]
+    async with (
+        field(parts.directory, total) as here,
+        Rpc(here.anvil.rpc_url, here.anvil.chain_id) as rpc,
+        aiohttp.ClientSession() as http,
+    ):
         try:
             await owner.execute(bare_send.TABLES)
             await owner.execute("INSERT INTO bare.lanes VALUES ($1, 0)", here.signer.address)
             await insert(owner, load)
-            ours = Ours(here, connection, reading, rpc)
-            async with aiohttp.ClientSession() as http:
-                started = 0.0
-                for number, start in enumerate(range(0, total, BATCH)):
-                    if number == WARM:
-                        await owner.execute("ANALYZE")
-                        started = time.perf_counter()
-                    batch = load[start : start + BATCH]
-                    if side == "ours":
-                        await ours.send(batch)
-                    else:
-                        await bare_send.send(
-                            owner, http, here.anvil.rpc_url, here.signer, here.usdc.address, here.anvil.chain_id,
-                            [(one.id, one.to, AMOUNT) for one in batch], BATCH_MAX,
-                        )  # fmt: skip
-                seconds = time.perf_counter() - started
+            measured = Ours(here, connections, rpc) if side == "ours" else Bare(here, connections, http)
+            await _through(measured.steps, batches[:WARM])
+            await owner.execute("ANALYZE")
+            started = time.perf_counter()
+            await _through(measured.steps, batches[WARM:])
+            seconds = time.perf_counter() - started
             if await here.pending_nonce() != total:
                 raise RuntimeError("the node has not got all of them")
             return payments / seconds
         finally:
-            for one in (connection, reading, owner):
+            for one in (*connections, owner):
                 await one.close()
 
 

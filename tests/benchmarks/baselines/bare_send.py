@@ -30,17 +30,10 @@ SELECT $1, x.*, 'signed' FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::b
 MARK = "UPDATE bare.attempts SET status = 'broadcast' WHERE signer = $1 AND nonce = ANY ($2::bigint[])"
 
 
-async def send(
-    connection: Connection,
-    http: Any,
-    url: str,
-    signer: Signer,
-    token: str,
-    chain_id: int,
-    batch: Sequence[tuple[str, str, int]],
-    per_request: int,
-) -> None:
-    """`batch`: (withdrawal id, recipient, amount) of each."""
+async def store(
+    connection: Connection, signer: Signer, token: str, chain_id: int, batch: Sequence[tuple[str, str, int]]
+) -> tuple[int, list[bytes]]:
+    """`batch`: (withdrawal id, recipient, amount) of each. The first nonce, and the bytes to send."""
     async with connection.transaction():
         first: int = await connection.fetchval(TAKE, signer.address, len(batch))
         signed: list[Signed] = [
@@ -50,20 +43,26 @@ async def send(
             )
             for n, (_, to, amount) in enumerate(batch)
         ]  # fmt: skip
-        nonces = list(range(first, first + len(batch)))
         await connection.execute(
             STORE,
-            *(signer.address, nonces, [id for id, _, _ in batch]),
+            *(signer.address, list(range(first, first + len(batch))), [id for id, _, _ in batch]),
             *([one.tx_hash for one in signed], [one.raw for one in signed]),
         )
-    for start in range(0, len(signed), per_request):
+    return first, [one.raw for one in signed]
+
+
+async def send(http: Any, url: str, raws: Sequence[bytes], per_request: int) -> None:
+    for start in range(0, len(raws), per_request):
         calls = [
-            {"jsonrpc": "2.0", "id": n, "method": "eth_sendRawTransaction", "params": ["0x" + one.raw.hex()]}
-            for n, one in enumerate(signed[start : start + per_request])
+            {"jsonrpc": "2.0", "id": n, "method": "eth_sendRawTransaction", "params": ["0x" + raw.hex()]}
+            for n, raw in enumerate(raws[start : start + per_request])
         ]
         headers = {"content-type": "application/json"}
         async with http.post(url, data=orjson.dumps(calls), headers=headers) as response:
             answers = orjson.loads(await response.read())
         assert len(answers) == len(calls)
         assert all("result" in answer for answer in answers), answers
-    await connection.execute(MARK, signer.address, nonces)
+
+
+async def mark(connection: Connection, signer: Signer, first: int, count: int) -> None:
+    await connection.execute(MARK, signer.address, list(range(first, first + count)))
