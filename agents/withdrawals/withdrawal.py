@@ -1,7 +1,7 @@
 """What a withdrawal is: its identity, its row, its history, the transactions signed for it, and the money it moves (DESIGN §5). Pure.
 
 ```
- pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed
+ pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed | cancelled (a cancel was mined)
     └──────────┴─▶ cancelled (before a signature)  │
     └─▶ failed (refused)                           └─▶ manual_review: a person must look
 ```
@@ -48,13 +48,19 @@ NOT_SIGNED: Final = frozenset({Status.PENDING, Status.SIGNING})
 NEXT: Final[dict[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.SIGNING, Status.FAILED, Status.CANCELLED}),
     Status.SIGNING: frozenset({Status.BROADCASTING, Status.CANCELLED, Status.MANUAL_REVIEW}),
-    Status.BROADCASTING: frozenset({Status.CONFIRMING, Status.COMPLETED, Status.FAILED, Status.MANUAL_REVIEW}),
-    Status.CONFIRMING: frozenset({Status.BROADCASTING, Status.COMPLETED, Status.FAILED, Status.MANUAL_REVIEW}),
-    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, Status.COMPLETED, Status.FAILED}),
+    Status.BROADCASTING: frozenset({Status.CONFIRMING, *ENDED, Status.MANUAL_REVIEW}),
+    Status.CONFIRMING: frozenset({Status.BROADCASTING, *ENDED, Status.MANUAL_REVIEW}),
+    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, *ENDED}),
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
 }
+
+
+NONCE_TAKEN: Final = "nonce_taken"
+"""Of a review: something that is none of ours was mined with the withdrawal's nonce."""
+UNEXPECTED_TRANSFERS: Final = "unexpected_transfers"
+"""Of a review: its payment succeeded and did not move what it was signed for."""
 
 
 class Withdrawal(NamedTuple):

@@ -9,7 +9,16 @@ from statistics import median
 from typing import TypeVar
 
 from stablerail.dev.postgres import Postgres
-from tests.benchmarks import end_to_end, latency, ledger_load, ledger_posting, ledger_reads, workload
+from tests.benchmarks import (
+    end_to_end,
+    latency,
+    ledger_load,
+    ledger_posting,
+    ledger_reads,
+    withdrawals_latency,
+    withdrawals_send,
+    workload,
+)
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -31,15 +40,18 @@ class Plan:
     run_s_max: float
     entries: int
     reads: int
+    payments: int
     posting: ledger_load.Sizes
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
+    payments=4_000,
     posting=ledger_load.FULL,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
+    payments=400,
     posting=ledger_load.QUICK,
 )  # fmt: skip
 
@@ -175,6 +187,14 @@ async def reads(parts: Parts, plan: Plan, told: Told) -> Record:
     )
 
 
+async def withdrawals_sent(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_send.send(parts, plan.payments, plan.repeats, plan.run_s_max, told)
+
+
+async def withdrawals_in_the_pool(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_latency.measure(parts, plan.latency_events // 2, plan.repeats, plan.run_s_max, told)
+
+
 def _posting(
     benchmark: Callable[[Postgres, ledger_load.Sizes, int, Told], Awaitable[Record]],
 ) -> Callable[[Parts, Plan, Told], Awaitable[Record]]:
@@ -189,4 +209,6 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.single": _posting(ledger_posting.single),
     "ledger.growth": _posting(ledger_posting.growth),
     "ledger.floor": _posting(ledger_posting.floor),
+    "withdrawals.send": withdrawals_sent,
+    "withdrawals.latency": withdrawals_in_the_pool,
 }
