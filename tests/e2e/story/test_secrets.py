@@ -72,6 +72,7 @@ async def _answers(story: Story, user: str, api_key: str) -> dict[str, bytes]:
     stack, found = story.stack, {}
     paths = {"bridge": ["/metrics", "/readyz"], "api": ["/metrics", "/readyz", "/openapi.json", "/docs"]}
     paths |= {worker: ["/metrics", "/readyz", "/flow"] for worker in ("onboarding", "deposits", "chains", "treasury")}
+    paths["treasury"].append("/buffers")
     async with aiohttp.ClientSession() as session:
         for program, some in paths.items():
             for path in some:
