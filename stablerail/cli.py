@@ -160,7 +160,8 @@ async def _list_topics(settings: Settings) -> bool:
         states = await inspect(client, settings.topic_prefix)
     table = Table("topic", "key", "partitions", "state", header_style="bold", pad_edge=False, box=None)
     for state in states:
-        told = "[red]missing[/]" if not state.exists else f"[red]{'; '.join(state.drift)}[/]" if state.drift else "ok"
+        drift = "\n".join(state.drift)
+        told = "[red]missing[/]" if not state.exists else f"[red]{drift}[/]" if drift else "ok"
         topic = state.topic
         table.add_row(topic.named(settings.topic_prefix), topic.key, str(topic.partitions), told)
     out.print(table)

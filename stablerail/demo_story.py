@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from stablerail.dev.anvil import Anvil
+from stablerail.dev.anvil import Node
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
 from topics import catalog
@@ -99,7 +99,7 @@ class Story:
         self._depth_blocks = depth_blocks
 
     @property
-    def anvil(self) -> Anvil:
+    def anvil(self) -> Node:
         return self._usdc.anvil
 
     # -- what is done ------------------------------------------------------------------------------------------------

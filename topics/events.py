@@ -37,7 +37,7 @@ _set = object.__setattr__  # the models are frozen
 class Event(BaseModel):
     """The base: frozen, versioned."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False, use_attribute_docstrings=True)
     type: ClassVar[str]
     version: Literal[1] = 1
 
@@ -45,7 +45,7 @@ class Event(BaseModel):
     @cache
     def ce_type(cls) -> str:
         """`ce_type` header: io.stablerail.<type>.v<version>."""
-        return f"io.stablerail.{cls.type}.v1"
+        return f"io.stablerail.{cls.type}.v{cls.model_fields['version'].default}"
 
     @classmethod
     def known(cls, **fields: Any) -> Self:
@@ -55,7 +55,7 @@ class Event(BaseModel):
         _set(event, "__pydantic_fields_set__", set(fields))
         _set(event, "__pydantic_extra__", None)
         _set(event, "__pydantic_private__", None)
-        fields["version"] = 1
+        fields["version"] = cls.__pydantic_fields__["version"].default
         _set(event, "__dict__", fields)
         return event
 
@@ -93,7 +93,7 @@ class WalletsRequested(Event):
 
 
 class ProvisionedWallet(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
     chain: Chain
     address: Address
     wallet_id: Text

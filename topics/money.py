@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 USDC_DECIMALS = 6
 SCALE = 10**USDC_DECIMALS
@@ -57,6 +57,14 @@ Amount = Annotated[
     int,
     BeforeValidator(_read_amount),
     PlainSerializer(format_amount, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{_DECIMAL.pattern}$",
+            "description": "A decimal string, above zero, with at most six decimals",
+            "examples": ["25.00"],
+        }
+    ),
 ]
 """A positive amount in base units of a 6-decimal asset; a decimal string in JSON."""
 

@@ -17,7 +17,7 @@ _REALM: Final = 'Bearer realm="stablerail"'
 
 # Declares the scheme to OpenAPI; the header itself is read by `authenticate`, which also knows our keys' form.
 _bearer = HTTPBearer(
-    scheme_name="API key", description="`sr_<id>_<secret>`, from `stablerail keys create`", auto_error=False
+    scheme_name="APIKey", description="`sr_<id>_<secret>`, from `stablerail keys create`", auto_error=False
 )
 
 

@@ -60,7 +60,7 @@ async def test_every_endpoint_is_described_and_every_customer_endpoint_needs_a_k
         assert operation["tags"], path
         if path.startswith("/v1/"):
             assert operation["description"], path
-            assert operation["security"] == [{"API key": []}], path
+            assert operation["security"] == [{"APIKey": []}], path
             assert {"200", "401", "403", "422", "503"} <= set(operation["responses"]), path
             assert ("404" in operation["responses"]) == ("{" in path), path
 
