@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Final
 
 import asyncpg
-import structlog
 
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
@@ -22,7 +21,6 @@ from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
 from agents.outcome import Stage
 from agents.services import Services
-from chain.evidence import QUORUM
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from connectors.circle.client import CircleClient
@@ -36,8 +34,6 @@ from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
 from topics.events import Chain
 from topics.trace import Spans
-
-_log = structlog.get_logger()
 
 MOVEMENTS: Final = ("onboarding", "deposits", "chains", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
@@ -178,10 +174,6 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
     for chain in settings.read_chains:
         endpoints = rpcs(settings, chain)
         movement.closing.extend(rpc.close for rpc in endpoints)
-        if len(endpoints) < QUORUM:
-            _log.warning(
-                "chain.one_endpoint", chain=chain.value, means="finality and reversals rest on one node's word"
-            )
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
