@@ -370,6 +370,8 @@ class Delivery:
                 observer.refused(name, code, events)
             if kind == "rejected":
                 observer.dead_letter(self.stage.source.dlq.name, code, events)
+        if settled.sealed is not None:
+            self.stage.figures(observer, *settled.decided)
         for item, outcome in settled.told[:LOGGED_MAX]:
             received = item.received
             self._log.info(

@@ -82,6 +82,9 @@ def _unfolded(_facts: Any, _done: Done) -> None: ...
 def _unread(_received: Received) -> None: ...
 
 
+def _uncounted(_observer: Any, _items: Sequence[Any], _outcomes: Sequence[Outcome]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Stage(Generic[F]):
     """One arrow of the flow.
@@ -108,5 +111,7 @@ class Stage(Generic[F]):
     partner: str = ""
     """Whom an acting stage calls; empty for others."""
     operation: str = ""
+    figures: Callable[[Any, Sequence[Any], Sequence[Outcome]], None] = _uncounted
+    """(observer, items, their outcomes) of a batch that is committed: metrics of the stage's own."""
     emits: tuple[Topic, ...] = field(default=())
     """For people and for AsyncAPI."""

@@ -31,6 +31,7 @@ from ledger import inbox, store
 from ledger.commit import Owner, Sealed, seal
 from ledger.errors import PostingRefused
 from ledger.groups import try_post
+from ledger.levels import buffer_levels
 from ledger.posting import Fold, Transaction
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
@@ -61,6 +62,8 @@ class Settled:
     """For each event that was not a repeat: whether it was refused. The fuse judges it."""
     told: list[tuple[Item, Rejected | Retry]] = field(default_factory=list)
     """The events that were not done, for the log."""
+    decided: tuple[Sequence[Item], Sequence[Outcome]] = ((), ())
+    """The events that were no repeats, and what became of each."""
 
 
 async def settle(
@@ -92,7 +95,7 @@ async def settle(
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)
     told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
-    return Settled(sealed, counts, refused, told)
+    return Settled(sealed, counts, refused, told, decided=(live, outcomes))
 
 
 async def _claim(
@@ -258,7 +261,7 @@ async def _seal(
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
         blocks=chain(store.blocks_of(fold, owners[0].batch), changes.blocks()),
-        messages=_messages(stage, live, outcomes, at),
+        messages=chain(_messages(stage, live, outcomes, at), buffer_levels(fold)),
         at=at,
         actor=stage.name,
         summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in counts.items()},

@@ -37,6 +37,9 @@ FILTER_ADDRESSES_MAX: Final = 1_000
 CONNECTIONS_MAX: Final = 8
 BATCH_CALLS_MAX: Final = 100
 """Calls in one request of `ask`; hosted endpoints refuse more."""
+BALANCE_OF: Final = "0x70a08231"
+"""The selector of balanceOf(address)."""
+BALANCES_AT_ONCE: Final = 100
 TIMESTAMP_S_END: Final = 2**40
 """What an event can carry."""
 
@@ -115,13 +118,22 @@ class Rpc:
 
     async def verify_chain_id(self) -> None:
         """WrongChainId unless the endpoint serves the chain we were told it does. Call it once before anything else."""
-        actual = self._checked(quantity, await self._call("eth_chainId"))
+        self._check_chain(await self._call("eth_chainId"))
+
+    def _check_chain(self, raw: Any) -> None:
+        actual = self._checked(quantity, raw)
         if actual != self.chain_id:
             raise WrongChainId(self.endpoint, self.chain_id, actual)
 
     async def head(self) -> Block:
         """The newest block."""
         return self._latest(await self._call("eth_getBlockByNumber", "latest", False))
+
+    async def head_of_chain(self) -> Block:
+        """The newest block, with the proof that it is of our chain. WrongChainId: the endpoint may have changed its mind."""
+        chain_id, latest = await self._batch([("eth_chainId", []), ("eth_getBlockByNumber", ["latest", False])])
+        self._check_chain(chain_id)
+        return self._latest(latest)
 
     async def block_by_number(self, number: int) -> Block | None:
         """The canonical block of that number; None when the endpoint has none."""
@@ -143,10 +155,15 @@ class Rpc:
         return self._receipt(tx_hash, await self._call("eth_getTransactionReceipt", tx_hash))
 
     async def receipt_and_head(self, tx_hash: str) -> tuple[Receipt | None, Block]:
-        """Both in one batch: behind a load balancer, a missing receipt and the head then come from one node."""
-        latest, raw = await self._batch(
-            [("eth_getBlockByNumber", ["latest", False]), ("eth_getTransactionReceipt", [tx_hash])]
+        """Both in one batch: behind a load balancer, a missing receipt and the head then come from one node. WrongChainId."""
+        chain_id, latest, raw = await self._batch(
+            [
+                ("eth_chainId", []),
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_getTransactionReceipt", [tx_hash]),
+            ]
         )
+        self._check_chain(chain_id)
         return self._receipt(tx_hash, raw), self._latest(latest)
 
     async def logs(self, token: str, addresses: AbstractSet[str] | None, first: int, last: int) -> list[TransferLog]:
@@ -172,7 +189,7 @@ class Rpc:
 
     async def balance_of(self, token: str, address: str, block: int | None = None) -> int:
         """Base units of `token` that `address` holds at `block` (the newest when None)."""
-        call = {"to": token, "data": "0x70a08231" + topic_of(address)[2:]}  # balanceOf(address)
+        call = {"to": token, "data": BALANCE_OF + topic_of(address)[2:]}
         answer = await self._call("eth_call", call, "latest" if block is None else hex(block))
         return self._checked(uint256, answer)
 
@@ -183,6 +200,18 @@ class Rpc:
             some = calls[start : start + BATCH_CALLS_MAX]
             results = await self._batch([(call.method, call.params) for call in some])
             found += [self._checked(call.read, result) for call, result in zip(some, results, strict=True)]
+        return found
+
+    async def balances_of(self, token: str, addresses: Sequence[str], block: int) -> list[int]:
+        """Base units of `token` that each address holds at `block`, a hundred to a request."""
+        found: list[int] = []
+        for start in range(0, len(addresses), BALANCES_AT_ONCE):
+            some = addresses[start : start + BALANCES_AT_ONCE]
+            calls: list[tuple[str, list[Any]]] = [
+                ("eth_call", [{"to": token, "data": BALANCE_OF + topic_of(address)[2:]}, hex(block)])
+                for address in some
+            ]
+            found += [self._checked(uint256, raw) for raw in await self._batch(calls)]
         return found
 
     def _latest(self, raw: Any) -> Block:

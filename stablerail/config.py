@@ -52,6 +52,7 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
     "circle_api_key": "CIRCLE_API_KEY",
     "database_url": "DATABASE_URL",
     "deposit_minimum": "ONCHAIN_MIN_DEPOSIT_AMOUNT",
+    "buffer_alert_threshold": "ONCHAIN_BUFFER_ALERT_THRESHOLD",
     "scan_interval_s": "ONCHAIN_DEPOSIT_POLL_INTERVAL",
     "call_concurrency_max": "WORKER_MAX_CONCURRENCY",
     "call_poll_interval_s": "WORKER_POLL_INTERVAL",
@@ -63,7 +64,6 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "CIRCLE_WEBHOOK_SECRET": "Circle signs with a key pair; there is no shared secret to set",
-    "ONCHAIN_BUFFER_ALERT_THRESHOLD": "nothing watches the buffer yet",
     "ONCHAIN_WITHDRAWAL_TIMEOUT": "a withdrawal ends by what the chain says, never by a clock",
     "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
     "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
@@ -118,6 +118,13 @@ class Settings(BaseSettings):
     network: Network = Field("testnet", description="testnet or mainnet: which network every chain name means")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
+    otlp_traces_url: HttpUrl | None = Field(
+        None,
+        description="OpenTelemetry collector that traces go to, https://host:4318/v1/traces; unset = none are made",
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of webhooks whose trace is exported, where the sender does not say"
+    )
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
     actor: str | None = Field(
@@ -159,7 +166,9 @@ class Settings(BaseSettings):
         tuple(Chain), min_length=1, description="chains a new customer gets a wallet on"
     )
     rpc_urls: RpcUrls = Field(
-        {}, description='chains that we read ourselves and their endpoints, JSON: {"MATIC": ["https://…"]}'
+        {},
+        description='chains that we read ourselves, JSON: {"MATIC": ["https://…", "https://…"]}; of several endpoints two'
+        " must agree before money is final or taken back, one alone is believed",
     )
     chain_ids: Mapped[dict[Chain, int]] = Field({}, description="EIP-155 ids that differ from the network's own, JSON")
     usdc_contracts: Mapped[dict[Chain, str]] = Field(
@@ -202,6 +211,12 @@ class Settings(BaseSettings):
 
     deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
+    buffer_alert_threshold: BaseUnits = Field(
+        5_000 * SCALE, description="a USDC buffer below it is low, decimal; kept in base units"
+    )
+    custody_check_interval_s: Seconds = Field(
+        60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
+    )
     ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
         {}, description='rows of the hot accounts of ours, by type, JSON: {"system_buffer_fiat": 4}'
     )

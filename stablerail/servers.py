@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from stablerail.api.app import create_api
 from stablerail.api.journal import Journal
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
+from stablerail.telemetry import exported
 
 CONNECTIONS_MAX = 500
 """Each may hold a body of a megabyte."""
@@ -39,11 +41,14 @@ def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
         lookups_per_min=settings.circle_webhook_key_lookups_per_min,
     )
     sumsub = SumsubSource(settings.sumsub_webhook_secret, accept_sandbox_mode=settings.network == "testnet")
+    spans = exported(settings.otlp_traces_url, "stablerail-bridge")
     app = kafka_bridge(
         [Mount(webhooks, CIRCLE_PATHS, answers_head=True), Mount(sumsub, SUMSUB_PATHS)],
         bootstrap=settings.kafka_bootstrap,
         registry=metrics.registry,
         prefix=settings.topic_prefix,
+        spans=spans,
+        trace_ratio=settings.trace_ratio,
     )
     inner = app.router.lifespan_context
 
@@ -55,6 +60,8 @@ def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
                 yield
         finally:
             await circle.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
     app.router.lifespan_context = lifespan
     return app

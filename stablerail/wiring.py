@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -41,11 +42,15 @@ from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
+from stablerail.buffers import Buffers
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
+from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
+from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
+from topics.trace import Spans
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals")
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
@@ -53,6 +58,7 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "deposits": ("database_url",),
     "chains": ("database_url",),
     "withdrawals": ("database_url",),
+    "treasury": ("database_url",),
 }
 
 
@@ -89,9 +95,9 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
     return connect
 
 
-def services(settings: Settings, metrics: Metrics, stop: Stop) -> Services:
+def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | None = None) -> Services:
     """What every stage of a process runs on."""
-    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
+    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
 
     async def publish(records: Any) -> None:
         await emitter.journal(records)
@@ -121,6 +127,10 @@ class Movement:
     workers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Loops beside the stages: performers, watchers."""
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    mounts: list[Callable[[Any], None]] = field(default_factory=list)
+    """What is Faust's own, put on the app before it starts: tables, their agents and pages."""
+    measures: list[Callable[[], None]] = field(default_factory=list)
+    """Called once a second."""
 
 
 def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
@@ -129,6 +139,11 @@ def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
         Rpc(url.get_secret_value(), settings.chain_ids[chain], settings.rpc_timeout_s)
         for url in settings.rpc_urls[chain]
     )
+
+
+def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Custody:
+    """The custody mirror of a chain that we read."""
+    return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])
 
 
 def deposit_policy(settings: Settings) -> DepositPolicy:
@@ -243,6 +258,9 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
                 settings.withdrawal_in_flight_max,
             )
         )
+    views = WithdrawalViews(settings.topic_prefix, shared.connect, metrics, shared.clock)
+    movement.mounts.append(views.mount)
+    movement.workers.append(views.work)
     # in the order of the flow
     stages: tuple[Stage[Any], ...] = (
         accept_withdrawals.stage(withdrawal_policy(settings)),
@@ -258,9 +276,10 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("chains")
 
-    def seen(chain: str, head: int, behind: int) -> None:
+    def seen(chain: str, head: int, behind: int, answering: int) -> None:
         metrics.chain_head(chain, head)
         metrics.scanner_lag(chain, behind)
+        metrics.rpc_endpoints(chain, answering)
 
     for chain in settings.read_chains:
         endpoints = rpcs(settings, chain)
@@ -272,8 +291,21 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
             recent_max=max(128, 2 * settings.finality_depths_blocks[chain]),
         )
         watched = Watched(chain, settings.chain_ids[chain], endpoints, scan, settings.scan_interval_s)
-        movement.workers.append(WatchChain(watched, shared, seen).work)
+        watcher = WatchChain(watched, shared, seen)
+        custody = CustodyCheck(
+            custody_of(settings, chain, endpoints),
+            shared.connect,
+            settings.custody_check_interval_s,
+            partial(getattr, watcher, "leads"),
+            metrics.custody_discrepancy,
+        )
+        movement.workers += [watcher.work, custody.work]
     return movement
+
+
+async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> Movement:
+    buffers = Buffers(settings, metrics)
+    return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
 
 
 def _call_policy(settings: Settings) -> CallPolicy:
@@ -295,4 +327,5 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "deposits": _deposits,
     "chains": _chains,
     "withdrawals": _withdrawals,
+    "treasury": _treasury,
 }

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from topics.money import Amount
+from topics.money import Amount, Balance
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]
 """Printable ASCII: identifiers of ours and of vendors."""
@@ -307,6 +307,24 @@ class WithdrawalSettled(Event):
         return self.withdrawal_id
 
 
+class BufferLevel(Event):
+    """What a buffer account holds after a commit that moved it.  Key: the account. Taken by the highest version, so repeats
+    and old ones do nothing."""
+
+    type = "buffers.levels"
+    account: Text
+    """As `stablerail ledger balance` takes it: `system.system_buffer_usdc[3]:USDC`."""
+    account_type: Text
+    asset: Text
+    shard: Annotated[str, StringConstraints(max_length=200)] = ""
+    balance: Balance
+    account_version: Annotated[int, Field(ge=0, lt=2**63)]
+    """Entries of the account so far."""
+
+    def identity(self) -> str:
+        return f"{self.account}:{self.account_version}"
+
+
 EVENTS: tuple[type[Event], ...] = (
     KycApproved,
     WalletsRequested,
@@ -321,4 +339,5 @@ EVENTS: tuple[type[Event], ...] = (
     TransactionBroadcast,
     TransactionConfirmed,
     WithdrawalSettled,
+    BufferLevel,
 )

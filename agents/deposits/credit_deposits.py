@@ -30,6 +30,7 @@ from agents.deposits.deposit import (
     group_of,
     report_id,
 )
+from agents.deposits.figures import count_credits
 from agents.outcome import Done, Emit, Outcome, Rejected, Stage
 from chain.addresses import check_address, check_tx_hash
 from chain.assets import is_supported
@@ -295,5 +296,6 @@ def stage(policy: DepositPolicy) -> Stage[Facts]:
         load=CreditDeposits(policy).load,
         decide=decide,
         fold=fold,
+        figures=count_credits,
         emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED),
     )

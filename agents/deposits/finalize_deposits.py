@@ -5,8 +5,8 @@ Key:      the chain.
 Repeats:  harmless; a deposit that is further on is left alone.
 Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next head.
 
-A deposit that no endpoint shows is first ORPHANED; it is reversed when, at a later head, every endpoint of the chain,
-each past the deposit's depth, still has nothing. A node that is behind is no evidence. Where nobody named a block (it may
+A deposit is final when two endpoints show it alike. One that two do not show is first ORPHANED; it is reversed when, at a
+later head, two, each past the deposit's depth, still have nothing (chain/evidence.py). A node that is behind is no evidence. Where nobody named a block (it may
 not be mined yet, or not where we look), the depth is counted from the head at which it was first missed.
 """
 
@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Final
 
 from agents.deposits.deposit import Deposit, Status, finalized, reversed_
+from agents.deposits.figures import count_ends
 from agents.outcome import Done, Emit, Outcome, Stage
 from chain.evidence import Canonical, Finding, Missing, Moved, find_transfer
 from chain.rpc import Rpc
@@ -42,7 +43,7 @@ class ChainReader:
     """A chain that we read ourselves."""
 
     rpcs: Sequence[Rpc]
-    """All endpoints; every one must agree before money is taken back."""
+    """All endpoints; two must agree before anything is final or taken back. A single one's word is all there is."""
     token: str
     depth_blocks: int
 
@@ -172,5 +173,6 @@ def stage(chains: Mapping[str, ChainReader], connect: Callable[[], Awaitable[Con
         load=agent.load,
         decide=decide,
         fold=fold,
+        figures=count_ends,
         emits=(DEPOSITS_FINALIZED,),
     )

@@ -36,6 +36,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from agents.outcome import Done, Emit, Outcome, Rejected, Stage
+from agents.withdrawals.figures import count_ends
 from agents.withdrawals.limits import WithdrawalPolicy, counted, exceeded, maximum, minimum
 from agents.withdrawals.stored import lock
 from agents.withdrawals.withdrawal import Status, Withdrawal, asked, held, moved, rows_of, settled, withdrawal_id
@@ -229,4 +230,5 @@ def stage(policy: WithdrawalPolicy) -> Stage[Facts]:
         decide=decide,
         fold=fold,
         emits=(WITHDRAWALS_ACCEPTED, WITHDRAWALS_SETTLED),
+        figures=count_ends,
     )

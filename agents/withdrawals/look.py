@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from agents.withdrawals.withdrawal import AttemptStatus
+from agents.withdrawals.withdrawal import NONCE_TAKEN, UNEXPECTED_TRANSFERS, AttemptStatus
 from chain.finality import is_final
 from chain.outcomes import Executed, Place, Verdict, nonce, receipts, revert_reason, taken, unknown, verdicts
 from chain.rpc import Asks
@@ -64,8 +64,8 @@ class OpenAttempt(NamedTuple):
     block_hash: str | None
     block_number: int | None
     updated_at: datetime
-    in_review: bool
-    """A person looks at its withdrawal."""
+    review: str | None
+    """Why a person looks at its withdrawal."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ async def look(
         for tx_hash, place in mined.items()
         if tx_hash not in places and walked.window.took_back(place.block_number, place.block_hash)
     }
-    reviewed = {attempt.tx_hash for attempt in some if attempt.in_review}
+    reviewed = {attempt.tx_hash for attempt in some if attempt.review == UNEXPECTED_TRANSFERS}
     due = {
         tx_hash: place
         for tx_hash, place in sorted(mined.items(), key=lambda item: item[1].block_number)
@@ -135,7 +135,7 @@ async def look(
             a.tx_hash in places or (a.tx_hash in mined and (a.tx_hash, mined[a.tx_hash]) not in lost) for a in group
         )
     }
-    used = [key for key, group in open_nonces.items() if key[1] < counts[key[0]] and not group[0].in_review]
+    used = [key for key, group in open_nonces.items() if key[1] < counts[key[0]] and group[0].review != NONCE_TAKEN]
     used = used[:TAKEN_MAX]
     waiting = [
         group[-1].tx_hash
@@ -154,7 +154,7 @@ async def look(
         gone,
         unseen,
         counts,
-        gone | {(a.signer, a.nonce) for a in some if a.tx_hash in said},
+        frozenset(used) | {(a.signer, a.nonce) for a in some if a.tx_hash in said},
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from agents.outcome import Done, Outcome, Rejected, Stage
 from agents.withdrawals import stored
 from agents.withdrawals.attempts import read_attempts
+from agents.withdrawals.figures import count_ends
 from agents.withdrawals.track_confirmations import BLACKLISTED
 from agents.withdrawals.withdrawal import (
     ENDED,
@@ -107,6 +108,7 @@ def stage(buffer_shards: int) -> Stage[Facts]:
         decide=decide,
         fold=fold,
         emits=(WITHDRAWALS_SETTLED,),
+        figures=count_ends,
     )
 
 

@@ -27,6 +27,8 @@ from agents.withdrawals.attempts import lock_lanes, lock_nonces
 from agents.withdrawals.look import OPEN_MAX, RESEND_S, ChainWriter, LaneNonce, News, OpenAttempt, look
 from agents.withdrawals.withdrawal import (
     NEXT,
+    NONCE_TAKEN,
+    UNEXPECTED_TRANSFERS,
     Attempt,
     AttemptStatus,
     Lane,
@@ -52,10 +54,6 @@ _log = structlog.get_logger()
 _sql = load_sql("agents.withdrawals", "tracking.sql")
 
 NAME: Final = "track_confirmations"
-NONCE_TAKEN: Final = "nonce_taken"
-"""Something else was mined with the nonce of a withdrawal."""
-UNEXPECTED_TRANSFERS: Final = "unexpected_transfers"
-"""A payment succeeded and did not move what it was signed for."""
 BLACKLISTED: Final = "blacklisted"
 """The token's issuer refuses one of the addresses."""
 _BLACKLIST: Final = "Blacklistable: account is blacklisted"
@@ -127,7 +125,6 @@ class _Step:
         if any(attempt.status == AttemptStatus.MINED for attempt in after):
             self._withdrawal(group, Status.CONFIRMING)
             return
-        self._withdrawal(group, Status.BROADCASTING)
         if (group[0].signer, group[0].nonce) in self._news.taken:
             self._withdrawal(group, Status.MANUAL_REVIEW, NONCE_TAKEN)
             return
@@ -195,7 +192,7 @@ class _Step:
         if withdrawal is None or withdrawal.status == status or status not in NEXT[Status(withdrawal.status)]:
             return
         if withdrawal.status == Status.MANUAL_REVIEW:
-            if withdrawal.code != NONCE_TAKEN or status != Status.CONFIRMING:
+            if withdrawal.code == UNEXPECTED_TRANSFERS or status != Status.CONFIRMING:
                 return
             withdrawal = withdrawal._replace(code=None)
         after, (row, line) = moved(withdrawal, status, self._facts.now, NAME, code)
@@ -205,6 +202,7 @@ class _Step:
 
     def _again(self, attempt: Attempt, reason: str) -> None:
         """It is to be sent once more, as it is."""
+        self._withdrawal([attempt], Status.BROADCASTING)
         if attempt.withdrawal_id is not None:
             event = TransactionSigned.model_validate(_named(attempt) | {"n": attempt.n})
             id = f"{attempt.tx_hash}:{reason}:{attempt.version}"

@@ -1,6 +1,6 @@
 -- name: open_attempts
 SELECT a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at,
-       coalesce(w.status = 'manual_review', false)
+       CASE w.status WHEN 'manual_review' THEN coalesce(w.code, '') END
 FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
 WHERE a.chain = $1 AND a.status IN ('signed', 'broadcast', 'mined')
 ORDER BY a.nonce, a.signer, a.n

@@ -57,6 +57,12 @@ NEXT: Final[dict[Status, frozenset[Status]]] = {
 }
 
 
+NONCE_TAKEN: Final = "nonce_taken"
+"""Of a review: something that is none of ours was mined with the withdrawal's nonce."""
+UNEXPECTED_TRANSFERS: Final = "unexpected_transfers"
+"""Of a review: its payment succeeded and did not move what it was signed for."""
+
+
 class Withdrawal(NamedTuple):
     """A row of `withdrawals`."""
 

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from connectors.webhooks.publisher import Publisher, Unavailable
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, Refused, Translation, WebhookSource
 from topics.catalog import INPUT_BYTES_MAX, WEBHOOKS_DLQ
 from topics.envelope import headers_of, value_of
+from topics.trace import Span, Spans, child, is_traceparent
 
 log = structlog.get_logger()
 
@@ -84,6 +85,8 @@ class _Context:
     metrics: Metrics
     limits: Limits
     now: Callable[[], datetime]
+    spans: Spans | None
+    trace_ratio: float
 
 
 def _utc_now() -> datetime:
@@ -98,8 +101,11 @@ def create_bridge(
     limits: Limits | None = None,
     now: Callable[[], datetime] = _utc_now,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    spans: Spans | None = None,
+    trace_ratio: float = 1.0,
 ) -> FastAPI:
-    """The app. The publisher is started and stopped by the caller (see `serve`)."""
+    """The app. The publisher is started and stopped by the caller (see `serve`). `spans`: told of each webhook of a sampled
+    trace; `trace_ratio` of those whose sender has none begin one that is."""
     app = FastAPI(
         title="Stablerail bridge",
         docs_url=None,
@@ -109,8 +115,10 @@ def create_bridge(
         lifespan=lifespan,
     )
     problems.install(app)
-    context = _Context(publisher, Metrics(registry), limits or Limits(), now)
+    context = _Context(publisher, Metrics(registry), limits or Limits(), now, spans, trace_ratio)
     for mount in mounts:
+        # a series that begins at its first rise has, to Prometheus, not risen
+        context.metrics.webhooks.labels(mount.source.vendor, "unavailable", "broker_unavailable")
         endpoint = _endpoint(mount.source, context)
         for path in mount.paths:
             app.add_api_route(path, endpoint, methods=["POST"])
@@ -140,14 +148,27 @@ async def _ok() -> Response:
 
 def _endpoint(source: WebhookSource, context: _Context) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
+        started_ns = time.time_ns()
+        parent = request.headers.get("traceparent")
+        traceparent = trace_of(parent, context.trace_ratio, new_span=context.spans is not None)
+
+        def over(outcome: str, code: str) -> None:
+            if context.spans is not None:
+                about = {"url.path": request.url.path, "webhook.outcome": outcome, "webhook.code": code}
+                above = parent if is_traceparent(parent) else None
+                name = f"webhook {source.vendor}"
+                context.spans(Span(name, "server", traceparent, above, started_ns, time.time_ns(), about))
+
         with context.metrics.seconds.labels(source.vendor).time():
             try:
-                outcomes = await _receive(request, source, context)
+                outcomes = await _receive(request, source, context, traceparent)
             except Problem as problem:
                 outcome = "unavailable" if problem.status == 503 else "refused"
+                over(outcome, problem.code)
                 context.metrics.webhooks.labels(source.vendor, outcome, problem.code).inc()
                 log.warning("webhook_not_taken", vendor=source.vendor, status=problem.status, code=problem.code)
                 raise
+            over(*(outcomes[0] if outcomes else ("ignored", "")))
             for outcome, code in outcomes:
                 context.metrics.webhooks.labels(source.vendor, outcome, code).inc()
             return Response(status_code=200)
@@ -155,7 +176,9 @@ def _endpoint(source: WebhookSource, context: _Context) -> Callable[[Request], A
     return receive
 
 
-async def _receive(request: Request, source: WebhookSource, context: _Context) -> list[tuple[str, str]]:
+async def _receive(
+    request: Request, source: WebhookSource, context: _Context, traceparent: str
+) -> list[tuple[str, str]]:
     """(outcome, code) of each thing the webhook said, all of them with the broker. Raises Problem."""
     limits = context.limits
     body = await _read(request, limits)
@@ -169,7 +192,6 @@ async def _receive(request: Request, source: WebhookSource, context: _Context) -
         raise Problem(
             503, "key_unavailable", "The signature could not be checked in time.", headers=_retry_after(limits)
         ) from None
-    traceparent = trace_of(request.headers.get("traceparent"))
     path = request.url.path
     try:
         return [await _say(said, body, path, source.vendor, traceparent, context) for said in _translate(source, body)]
@@ -242,11 +264,9 @@ def _retry_after(limits: Limits) -> dict[str, str]:
     return {"Retry-After": str(limits.retry_after_s)}
 
 
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-
-
-def trace_of(received: str | None) -> str:
-    """The caller's W3C `traceparent` when it is one, else a new one."""
-    if received is not None and _TRACEPARENT.fullmatch(received):
-        return received
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+def trace_of(received: str | None, ratio: float = 1.0, *, new_span: bool = False) -> str:
+    """The caller's W3C `traceparent` when it is one, else a new one, sampled at the ratio. `new_span`: a span of ours in it."""
+    if received is not None and is_traceparent(received):
+        return child(received, secrets.token_hex(8)) if new_span else received
+    sampled = secrets.randbelow(1_000_000) < ratio * 1_000_000
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{sampled:02x}"

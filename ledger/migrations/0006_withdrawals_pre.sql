@@ -46,4 +46,5 @@ CREATE TABLE attempts (
     UNIQUE (chain, signer, nonce, n)
 ) WITH (fillfactor = 70);
 CREATE INDEX attempts_withdrawal ON attempts (withdrawal_id);
+CREATE INDEX attempts_confirmed ON attempts (chain, block_number) WHERE status = 'confirmed';
 CREATE INDEX attempts_open ON attempts (chain, signer, nonce) WHERE status IN ('signed', 'broadcast', 'mined');

@@ -18,6 +18,7 @@ from aiokafka.structs import ConsumerRecord
 import agents.emitter
 import agents.withdrawals.requests
 import connectors
+import ledger.levels
 import stablerail.api
 from agents.crash import Stop
 from agents.dead_letters import dead_letter
@@ -85,11 +86,17 @@ def everything() -> Settings:
 
 
 async def wired(settings: Settings) -> tuple[list[tuple[str, Stage[Any]]], list[ModuleType]]:
-    """(movement, stage) of all stages; the modules beside them that say something: watchers, the relay, the bridge, the API."""
+    """(movement, stage) of all stages; the modules beside them that say something: watchers, the relay, the ledger, the bridge, the API."""
     metrics = Metrics()
     shared = services(settings, metrics, Stop())
     stages: list[tuple[str, Stage[Any]]] = []
-    senders = [agents.emitter, agents.withdrawals.requests, *_modules(connectors), *_modules(stablerail.api)]
+    senders = [
+        agents.emitter,
+        agents.withdrawals.requests,
+        ledger.levels,
+        *_modules(connectors),
+        *_modules(stablerail.api),
+    ]
     for name in MOVEMENTS:
         movement = await build(name, settings, shared, metrics)
         stages += [(name, delivery.stage) for delivery in movement.deliveries]

@@ -27,7 +27,7 @@ from ledger.roles import ROLE
 from ledger.rows import Connection
 from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, create_missing
-from topics.catalog import JOURNAL, Topic
+from topics.catalog import BUFFERS_LEVELS, JOURNAL, Topic
 
 SCHEMA = "stablerail"
 
@@ -114,7 +114,7 @@ async def ground(dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic])
     """A migrated database, and these topics with their dead letters and a journal."""
     await upgrade(dsn, SCHEMA)
     async with admin(bootstrap) as client:
-        await create_missing(client, prefix, 1, [*topics, *(topic.dlq for topic in topics), JOURNAL])
+        await create_missing(client, prefix, 1, [*topics, *(topic.dlq for topic in topics), JOURNAL, BUFFERS_LEVELS])
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
     observer = await asyncpg.connect(dsn, server_settings={"search_path": SCHEMA, "timezone": "UTC"})
     await producer.start()
