@@ -166,7 +166,9 @@ class Settings(BaseSettings):
         tuple(Chain), min_length=1, description="chains a new customer gets a wallet on"
     )
     rpc_urls: RpcUrls = Field(
-        {}, description='chains that we read ourselves and their endpoints, JSON: {"MATIC": ["https://…"]}'
+        {},
+        description='chains that we read ourselves, JSON: {"MATIC": ["https://…", "https://…"]}; of several endpoints two'
+        " must agree before money is final or taken back, one alone is believed",
     )
     chain_ids: Mapped[dict[Chain, int]] = Field({}, description="EIP-155 ids that differ from the network's own, JSON")
     usdc_contracts: Mapped[dict[Chain, str]] = Field(

@@ -27,6 +27,7 @@ from agents.delivery import Delivered, Delivery
 from agents.services import Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
+from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
@@ -91,6 +92,9 @@ class _Worker:
         for loop in (*(d.work for d in movement.deliveries), *movement.workers, Sweeper(shared).work, view.measure):
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))
         _log.info("worker.starts", movement=self._name, port=self._port)
+        if self._name == "deposits":
+            for chain in (chain for chain in settings.read_chains if len(settings.rpc_urls[chain]) < QUORUM):
+                _log.warning("chain.one_endpoint", chain=chain, means="finality and reversals rest on one node's word")
         try:
             await worker.start()
         finally:

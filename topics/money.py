@@ -82,5 +82,13 @@ Balance = Annotated[
     int,
     BeforeValidator(_read_balance),
     PlainSerializer(format_amount, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^-?{_DECIMAL.pattern}$",
+            "description": "A decimal string, on either side of zero, with at most six decimals",
+            "examples": ["-25.00"],
+        }
+    ),
 ]
 """What an account of ours holds: on either side of zero."""

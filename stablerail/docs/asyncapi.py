@@ -17,6 +17,7 @@ from aiokafka.structs import ConsumerRecord
 
 import agents.emitter
 import connectors
+import ledger.levels
 import stablerail.api
 from agents.crash import Stop
 from agents.dead_letters import dead_letter
@@ -84,11 +85,11 @@ def everything() -> Settings:
 
 
 async def wired(settings: Settings) -> tuple[list[tuple[str, Stage[Any]]], list[ModuleType]]:
-    """(movement, stage) of all stages; the modules beside them that say something: watchers, the relay, the bridge, the API."""
+    """(movement, stage) of all stages; the modules beside them that say something: watchers, the relay, the ledger, the bridge, the API."""
     metrics = Metrics()
     shared = services(settings, metrics, Stop())
     stages: list[tuple[str, Stage[Any]]] = []
-    senders = [agents.emitter, *_modules(connectors), *_modules(stablerail.api)]
+    senders = [agents.emitter, ledger.levels, *_modules(connectors), *_modules(stablerail.api)]
     for name in MOVEMENTS:
         movement = await build(name, settings, shared, metrics)
         stages += [(name, delivery.stage) for delivery in movement.deliveries]

@@ -23,6 +23,7 @@ from stablerail.dev.kafka import SHORT_LIVED, Kafka
 from stablerail.dev.processes import Child, free_port, port_answers, port_is_free, tail, wait_ready
 from stablerail.dev.usdc import deploy_at
 from stablerail.topics_admin import admin
+from stablerail.wiring import MOVEMENTS
 from tests.support.containers import KafkaContainer
 from tests.support.in_process import until
 from tests.unit.test_containers import COMPOSE, ONCE, PROGRAMS, SERVICES
@@ -31,11 +32,11 @@ Translate = Callable[[str], str]
 USDC = SERVICES["usdc"]["command"][-1]
 
 
-def three_ports() -> int:
-    """The first of three free ports in a row."""
+def worker_ports() -> int:
+    """The first of as many free ports in a row as there are movements."""
     while True:
         first = free_port()
-        if all(port_is_free(first + number) for number in (1, 2)):
+        if all(port_is_free(first + number) for number in range(1, len(MOVEMENTS))):
             return first
 
 
@@ -64,7 +65,7 @@ def environment(service: Mapping[str, Any], translate: Translate, prefix: str) -
 def translate(kafka: Kafka, database: str, tmp_path: Path, tools: Tools) -> Translate:
     """From what a container sees to what is here."""
     ports = {port: free_port() for port in ("7101", "7102", "8080", "8081")}
-    first = three_ports()
+    first = worker_ports()
     here = {
         COMPOSE["x-settings"]["STABLERAIL_DATABASE_URL"]: database,
         "kafka:9093": kafka.bootstrap,
@@ -74,7 +75,7 @@ def translate(kafka: Kafka, database: str, tmp_path: Path, tools: Tools) -> Tran
         "//circle:": "//127.0.0.1:",
         "//bridge:": "//127.0.0.1:",
         **{name: str(port) for name, port in ports.items()},
-        **{str(6066 + number): str(first + number) for number in range(3)},
+        **{str(6066 + number): str(first + number) for number in range(len(MOVEMENTS))},
     }
 
     def translated(text: str) -> str:

@@ -118,6 +118,7 @@ def test_producers_that_are_no_stage_are_in_the_document(committed: dict[str, An
     operations = committed["asyncapi"]["operations"]
     for name in (
         "agents.emitter.send.journal",
+        "ledger.levels.send.buffers.levels",
         "agents.chains.watch_chain.send.chain.heads",
         "agents.chains.watch_chain.send.deposits.notified",
         "connectors.circle.webhooks.send.deposits.notified",

@@ -74,6 +74,7 @@ async def _answers(story: Story, user: str, api_key: str) -> dict[str, bytes]:
     workers = ("onboarding", "deposits", "chains", "withdrawals", "treasury")
     paths |= {worker: ["/metrics", "/readyz", "/flow"] for worker in workers}
     paths["withdrawals"] += ["/withdrawals", "/nonces"]
+    paths["treasury"].append("/buffers")
     async with aiohttp.ClientSession() as session:
         for program, some in paths.items():
             for path in some:
