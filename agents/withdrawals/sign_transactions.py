@@ -105,8 +105,11 @@ class Queue:
     """The signer's coins less what everything in flight may cost."""
     units: int
     """Its USDC less what is in flight."""
-    cost: int
-    """The most that one transfer may cost, in wei."""
+
+    @property
+    def cost(self) -> int:
+        """The most that one transfer may cost, in wei."""
+        return TRANSFER_GAS[USDC] * self.fees.max_fee if self.fees is not None else 0
 
 
 @dataclass
@@ -293,18 +296,16 @@ class SignTransactions:
         first = max(look.nonce, look.pending_nonce)
         lane = stored or Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
         self._tell(desk.chain, lane, in_flight)
-        offer = fees(look.history, desk.fees)
         return Queue(
             desk,
             look,
-            offer,
+            fees(look.history, desk.fees),
             lane,
             stored is not None,
             waiting,
             room=desk.in_flight_max - in_flight,
             wei=look.native - int(wei),
             units=look.tokens - int(units),
-            cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
         )
 
     def _tell(self, chain: Chain, lane: Lane, in_flight: int) -> None:
