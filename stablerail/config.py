@@ -184,15 +184,15 @@ class Settings(BaseSettings):
 
     allow_mainnet: bool = Field(False, description="withdrawals may leave by chains of the mainnet: real money")
     withdrawal_chains: Listed[tuple[Chain, ...]] = Field((), description="chains that withdrawals leave by: MATIC")
-    withdrawal_minimum: BaseUnits = Field(
-        SCALE, description="least USDC of a withdrawal, unless `limits` says otherwise"
+    withdrawal_minimum: BaseUnits = Field(SCALE, description="least USDC of a withdrawal; `limits set` goes over it")
+    withdrawal_maximum: BaseUnits = Field(
+        1_000_000 * SCALE, description="most USDC of a withdrawal; `limits set` goes over it"
     )
-    withdrawal_maximum: BaseUnits = Field(1_000_000 * SCALE, description="most USDC of a withdrawal, likewise")
     withdrawal_user_day_maximum: BaseUnits = Field(
-        1_000_000 * SCALE, description="most USDC that a customer withdraws in a day (UTC), likewise"
+        1_000_000 * SCALE, description="most USDC that a customer withdraws in a day (UTC); `limits set` goes over it"
     )
     withdrawal_network_day_maximum: BaseUnits = Field(
-        10_000_000 * SCALE, description="most USDC that is withdrawn by a chain in a day (UTC), likewise"
+        10_000_000 * SCALE, description="most USDC that leaves by a chain in a day (UTC); `limits set` goes over it"
     )
     withdrawal_keystore: Path | None = Field(
         None, description="our hot wallet's key: a file in Web3 Secret Storage, version 3, scrypt"

@@ -37,7 +37,7 @@ from ledger.posting import Fold
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block
 from ledger.store import blocks_of
-from topics.catalog import WITHDRAWALS_REQUESTED
+from topics.catalog import WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED
 from topics.envelope import value_of
 from topics.events import WithdrawalRequested
 
@@ -118,8 +118,10 @@ async def cancel(
             after, (row, line) = moved(before, Status.CANCELLED, fold.at, actor)
             blocks: list[Block] = [*blocks_of(fold, owners[0].batch)]
             blocks += [block(row[0], Op.UPSERT, [row[1]]), block(line[0], Op.INSERT, [line[1]])]
-            topic, key, event, event_id = settled(after)
-            message = Message(topic.name, key.encode(), value_of(event), event_id, event.ce_type(), traceparent)
+            _, key, event, event_id = settled(after)
+            message = Message(
+                WITHDRAWALS_SETTLED.name, key.encode(), value_of(event), event_id, event.ce_type(), traceparent
+            )
             sealed = await seal(
                 connection, writer, owners, blocks=blocks, messages=[message], at=fold.at, actor=actor,
                 summary={"cancelled": 1},

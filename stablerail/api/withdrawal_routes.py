@@ -87,7 +87,8 @@ async def request_withdrawal(
     key: Annotated[Key, Depends(needs(Scope.WITHDRAW))],
 ) -> models.Withdrawal:
     """It is stored when this answers, and decided after that: `GET /v1/withdrawals/{id}` tells. The same key with the same
-    contents, as often as you like, is one withdrawal and answers with it as it now is; with other contents it is refused."""
+    contents, as often as you like, is one withdrawal and answers with it as it now is; with other contents it is refused.
+    503 `journal_unavailable`: it is stored, and waits for Kafka; ask again with the same key."""
     event = WithdrawalRequested(idempotency_key=idempotency_key, **wish.model_dump(mode="json"))
     journal = request.app.state.journal
     journal.check()
