@@ -90,7 +90,13 @@ async def wired(settings: Settings) -> tuple[list[tuple[str, Stage[Any]]], list[
     metrics = Metrics()
     shared = services(settings, metrics, Stop())
     stages: list[tuple[str, Stage[Any]]] = []
-    senders = [agents.emitter, agents.withdrawals.requests, ledger.levels, *_modules(connectors), *_modules(stablerail.api)]
+    senders = [
+        agents.emitter,
+        agents.withdrawals.requests,
+        ledger.levels,
+        *_modules(connectors),
+        *_modules(stablerail.api),
+    ]
     for name in MOVEMENTS:
         movement = await build(name, settings, shared, metrics)
         stages += [(name, delivery.stage) for delivery in movement.deliveries]

@@ -46,7 +46,7 @@ class Plan:
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    payments=4_000,
+    payments=3_000,
     posting=ledger_load.FULL,
 )  # fmt: skip
 QUICK = Plan(

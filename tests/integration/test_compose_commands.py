@@ -32,11 +32,11 @@ Translate = Callable[[str], str]
 USDC = SERVICES["usdc"]["command"][-1]
 
 
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
+def worker_ports() -> int:
+    """The first of as many free ports in a row as there are movements."""
     while True:
         first = free_port()
-        if all(port_is_free(first + number) for number in range(1, count)):
+        if all(port_is_free(first + number) for number in range(1, len(MOVEMENTS))):
             return first
 
 
@@ -65,7 +65,7 @@ def environment(service: Mapping[str, Any], translate: Translate, prefix: str) -
 def translate(kafka: Kafka, database: str, tmp_path: Path, tools: Tools) -> Translate:
     """From what a container sees to what is here."""
     ports = {port: free_port() for port in ("7101", "7102", "8080", "8081")}
-    first = free_ports(len(MOVEMENTS))
+    first = worker_ports()
     here = {
         COMPOSE["x-settings"]["STABLERAIL_DATABASE_URL"]: database,
         "kafka:9093": kafka.bootstrap,
