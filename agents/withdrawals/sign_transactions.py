@@ -105,11 +105,8 @@ class Queue:
     """The signer's coins less what everything in flight may cost."""
     units: int
     """Its USDC less what is in flight."""
-
-    @property
-    def cost(self) -> int:
-        """The most that one transfer may cost, in wei."""
-        return TRANSFER_GAS[USDC] * self.fees.max_fee if self.fees is not None else 0
+    cost: int
+    """The most that one transfer may cost, in wei."""
 
 
 @dataclass
@@ -296,16 +293,18 @@ class SignTransactions:
         first = max(look.nonce, look.pending_nonce)
         lane = stored or Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
         self._tell(desk.chain, lane, in_flight)
+        offer = fees(look.history, desk.fees)
         return Queue(
             desk,
             look,
-            fees(look.history, desk.fees),
+            offer,
             lane,
             stored is not None,
             waiting,
             room=desk.in_flight_max - in_flight,
             wei=look.native - int(wei),
             units=look.tokens - int(units),
+            cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
         )
 
     def _tell(self, chain: Chain, lane: Lane, in_flight: int) -> None:
