@@ -162,6 +162,11 @@ def spendable(user_id: str) -> Account:
     return Account(user_id, AccountType.USDC_BALANCE)
 
 
+@lru_cache(maxsize=200_000)
+def pending_withdrawal(user_id: str) -> Account:
+    return Account(user_id, AccountType.PENDING_WITHDRAWAL)
+
+
 @lru_cache(maxsize=1_000)
 def buffer(shard: str = "") -> Account:
     return Account(SYSTEM, AccountType.SYSTEM_BUFFER_USDC, shard=shard)

@@ -247,7 +247,7 @@ def _transactions(requests: Iterable[Request]) -> list[Transaction]:
 
 def _check_texts(transactions: Iterable[Transaction]) -> None:
     """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: `refusal_of`."""
-    for id, kind, reference, _, operation in transactions:
+    for id, kind, reference, _, operation, _ in transactions:
         for key in (id,) if operation is None else (id, operation.key(id)[1]):
             if not _is_id(key):
                 raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ledger.accounts import Account
+from ledger.counters import StateKey
 from ledger.errors import PostingRefused
-from ledger.posting import Fold, State, StateKey, Transaction, accounts_of
+from ledger.posting import Fold, State, Transaction, accounts_of
 
 
 class Refused(NamedTuple):
@@ -64,6 +65,8 @@ class _Undo:
             self._states.setdefault(key, (state, key in fold.changed))
             # what it may touch is told by its state, or (made by this batch) is touched already
             accounts |= fold.touched if state is None else {*state.accounts()}
+        for count in transaction.counts:
+            self._states.setdefault(count.key, (fold.states.get(count.key), count.key in fold.changed))
         for account in accounts:
             held = fold.balances[account]
             self._accounts.setdefault(account, (held.balance, held.version, account in fold.touched))

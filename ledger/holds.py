@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
 from ledger.accounts import Account
+from ledger.counters import StateKey
 from ledger.errors import HoldEnded, HoldExceeded, HoldNotDue, UnknownHold
-from ledger.posting import Fold, Leg, Marks, State, StateKey, Transaction, credit, debit
+from ledger.posting import Fold, Leg, Marks, State, Transaction, credit, debit
 
 HOLDS: Final = "holds"
 

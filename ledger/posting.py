@@ -19,6 +19,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
 from ledger.accounts import AMOUNT_MAX, OUT_OF_REACH, Account, refusal_of
+from ledger.counters import Count, StateKey, counted
 from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, Unbalanced
 
 Direction = Literal["d", "c"]
@@ -53,10 +54,12 @@ class Transaction(NamedTuple):
     """What it is about: a deposit's id."""
     legs: tuple[Leg, ...]
     operation: Operation | None = None
+    counts: tuple[Count, ...] = ()
+    """What it counts towards. Not part of its contents: a repeat on another day, or under another limit, is the same."""
 
     def fingerprint(self) -> str:
         """32 hex digits over the contents: the same id with another fingerprint is refused."""
-        _, kind, reference, legs, operation = self
+        _, kind, reference, legs, operation, _ = self
         if operation is None and len(legs) == 2:  # nearly all are such a pair; the same text, made at once
             (one, side, amount, rest), (other, other_side, same, other_rest) = legs
             contents = (
@@ -72,10 +75,6 @@ class Transaction(NamedTuple):
                 parts.append(operation.contents())
             contents = f"{kind}\0{reference}\0" + "\n".join(parts)
         return blake2b(contents.encode(), digest_size=16).hexdigest()
-
-
-StateKey = tuple[str, str]
-"""(table, id) of a state row."""
 
 
 class Marks(NamedTuple):
@@ -156,8 +155,8 @@ class Fold:
 
     def post(self, transaction: Transaction) -> None:
         """Posts one transaction. Raises PostingRefused and changes nothing when it cannot be."""
-        key, _, _, legs, operation = transaction
-        if operation is None and len(legs) == 2:
+        key, _, _, legs, operation, counts = transaction
+        if operation is None and len(legs) == 2 and not counts:
             # nearly all are such a pair. Whatever is odd about one is told by `_post`
             (one, side, amount, rest), (other, other_side, same, other_rest) = legs
             if (
@@ -199,6 +198,7 @@ class Fold:
         if operation is not None:
             legs, state = operation.apply(transaction, self)
         moves = _moves(legs, self.balances)
+        counters = counted(transaction.counts, self.states)
         for seq, (account, direction, amount) in enumerate(moves):
             held = self.balances[account]
             held.balance += amount if direction == "d" else -amount
@@ -210,6 +210,8 @@ class Fold:
             key = operation.key(transaction.id)
             self.states[key] = state
             self.changed.add(key)
+        self.states.update(counters)
+        self.changed.update(counters)
         self.transactions.append(transaction)
         self.fingerprints.append(transaction.fingerprint())
 
@@ -217,7 +219,7 @@ class Fold:
 def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:
     """Every account that the transactions name."""
     found: set[Account] = set()
-    for _, _, _, legs, operation in transactions:
+    for _, _, _, legs, operation, _ in transactions:
         for account, _, _, remainder in legs:
             found.add(account)
             if remainder is not None:

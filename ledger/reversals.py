@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from ledger.accounts import Account
+from ledger.counters import StateKey
 from ledger.errors import NotReversible, ReversalExceeded, UnknownTransaction
 from ledger.holds import HOLDS, Hold
-from ledger.posting import Direction, Fold, Leg, Marks, State, StateKey, Transaction
+from ledger.posting import Direction, Fold, Leg, Marks, State, Transaction
 
 REVERSALS: Final = "reversals"
 

@@ -9,14 +9,16 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ledger.accounts import Account
+from ledger.counters import COUNTERS, Counter, StateKey
 from ledger.errors import TransactionReused
 from ledger.holds import HOLDS, Hold
-from ledger.posting import Balance, Entry, Fold, Marks, StateKey, Transaction, accounts_of
+from ledger.posting import Balance, Entry, Fold, Marks, Transaction, accounts_of
 from ledger.proof import ledger_blocks
 from ledger.reversals import REVERSALS, Line, Original, captured_from
 from ledger.rows import Block, Connection, Op, Row, block, uuids
 from ledger.sql import load
 from ledger.tables import ACCOUNTS
+from ledger.tables import COUNTERS as COUNTERS_TABLE
 from ledger.tables import HOLDS as HOLDS_TABLE
 from ledger.tables import REVERSALS as REVERSALS_TABLE
 
@@ -56,10 +58,11 @@ async def lock_balances(
     return balances, at
 
 
-async def _lock_states(connection: Connection, transactions: Iterable[Transaction]) -> dict[StateKey, Hold | Original]:
-    """A hold that is only now opened has no row, and needs none: its opening's id is unique."""
+async def _lock_states(connection: Connection, transactions: Sequence[Transaction]) -> dict[StateKey, Any]:
+    """A hold that is only now opened has no row, and needs none: its opening's id is unique. A counter that another writer
+    makes at the same moment is not seen: its key conflicts, and the transaction runs again."""
     keys = {t.operation.key(t.id) for t in transactions if t.operation is not None}
-    states: dict[StateKey, Hold | Original] = {}
+    states: dict[StateKey, Any] = {}
     holds = [id for table, id in keys if table == HOLDS]
     if holds:
         for id, *row in await connection.fetch(_sql.lock_holds, uuids(holds)):
@@ -79,6 +82,10 @@ async def _lock_states(connection: Connection, transactions: Iterable[Transactio
         found = [Original(id, tuple(some), Marks(), stored=True) for id, some in lines.items()]
         found += await _read_originals(connection, originals - lines.keys())
         states.update({(REVERSALS, original.id): original for original in found})
+    counters = {count.counter for t in transactions for count in t.counts}
+    if counters:
+        for name, value, version in await connection.fetch(_sql.lock_counters, list(counters)):
+            states[COUNTERS, name] = Counter(name, int(value), version, stored=True)
     return states
 
 
@@ -173,8 +180,8 @@ def blocks_of(fold: Fold, batch: int) -> Iterator[Block]:
     for key in sorted(fold.changed):
         state = fold.states[key]
         op = Op.UPSERT if state.stored else Op.INSERT
-        rows.setdefault((key[0], op), []).extend(_state_rows(state))
-    tables = {HOLDS: HOLDS_TABLE, REVERSALS: REVERSALS_TABLE}
+        rows.setdefault((key[0], op), []).extend(_state_rows(state, at))
+    tables = {HOLDS: HOLDS_TABLE, REVERSALS: REVERSALS_TABLE, COUNTERS: COUNTERS_TABLE}
     for (table, op), states in rows.items():
         yield block(tables[table], op, states)
 
@@ -183,7 +190,7 @@ _NO_MARKS = Marks()
 
 
 def _transaction_row(transaction: Transaction, fingerprint: str, at: datetime, batch: int) -> Row:
-    id, kind, reference, _, operation = transaction
+    id, kind, reference, _, operation, _ = transaction
     marks = _NO_MARKS if operation is None else operation.marks(id)
     return (id, kind, reference, fingerprint, at, *marks, batch)
 
@@ -195,7 +202,9 @@ def account_row(account: Account, held: Balance, at: datetime) -> Row:
     )  # fmt: skip
 
 
-def _state_rows(state: Any) -> list[Row]:
+def _state_rows(state: Any, at: datetime) -> list[Row]:
+    if isinstance(state, Counter):
+        return [(state.name, state.value, state.version, at)]
     if isinstance(state, Hold):
         id, source, pending, *rest, _ = state
         return [(id, source.id, pending.id, *rest)]

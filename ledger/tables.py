@@ -58,6 +58,7 @@ REVERSALS: Final = Table(
     ("transaction_id", "seq"),
     "transaction_id:uuid seq:int account_id:uuid direction:text amount:numeric reversed:numeric",
 )
+COUNTERS: Final = Table("counters", ("name",), "name:text value:numeric version:int updated_at:time")
 CALLS: Final = Table(
     "calls",
     ("id",),
@@ -87,6 +88,33 @@ DEPOSIT_REPORTS: Final = Table(
     ("id",),
     "id:uuid source:text transfer_id:text group_id:uuid deposit_id:uuid evidence:text block_hash:text reported_at:time",
 )
+LIMITS: Final = Table("limits", ("name",), "name:text value:numeric updated_by:text updated_at:time")
+DENIED_ADDRESSES: Final = Table(
+    "denied_addresses", ("chain", "address"), "chain:text address:text reason:text denied_by:text denied_at:time"
+)
+WITHDRAWALS: Final = Table(
+    "withdrawals",
+    ("id",),
+    "id:uuid user_id:text idempotency_key:text fingerprint:uuid rail:text chain:text asset:text amount:numeric"
+    " recipient:text status:text code:text hold_id:uuid requested_at:time updated_at:time settled_at:time version:int",
+)
+WITHDRAWAL_HISTORY: Final = Table(
+    "withdrawal_history",
+    ("withdrawal_id", "version"),
+    "withdrawal_id:uuid version:int status:text code:text actor:text at:time",
+)
+LANES: Final = Table(
+    "lanes",
+    ("chain", "signer"),
+    "chain:text signer:text next_nonce:int chain_nonce:int status:text reason:text version:int updated_at:time",
+)
+ATTEMPTS: Final = Table(
+    "attempts",
+    ("chain", "tx_hash"),
+    "chain:text tx_hash:text signer:text nonce:int n:int kind:text withdrawal_id:uuid raw:bytes gas_limit:int"
+    " max_fee:numeric priority_fee:numeric status:text error:text block_hash:text block_number:int"
+    " signed_at:time broadcast_at:time updated_at:time version:int",
+)
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 AUDIT_LOGS: Final = Table(
     "audit_logs",
@@ -111,6 +139,13 @@ JOURNALED: Final = (
     ENTRIES,
     HOLDS,
     REVERSALS,
+    COUNTERS,
+    LIMITS,
+    DENIED_ADDRESSES,
+    WITHDRAWALS,
+    WITHDRAWAL_HISTORY,
+    LANES,
+    ATTEMPTS,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,
@@ -121,6 +156,6 @@ JOURNALED: Final = (
     AUDIT_LOGS,
     CORRECTIONS,
 )
-APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS)
+APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""
 BY_NAME: Final = {table.name: table for table in JOURNALED}

@@ -65,6 +65,16 @@ DEPOSITS_NOTIFIED = Topic("deposits.notified", key="destination address", models
 DEPOSITS_CREDITED = Topic("deposits.credited", key="destination address", models=(events.DepositCredited,))
 DEPOSITS_FINALIZED = Topic("deposits.finalized", key="destination address", models=(events.DepositFinalized,))
 CHAIN_HEADS = Topic("chain.heads", key="chain", models=(events.HeadSeen,), retention_ms=DAY_MS)
+WITHDRAWALS_REQUESTED = Topic("withdrawals.requested", key="user id", models=(events.WithdrawalRequested,))
+WITHDRAWALS_ACCEPTED = Topic("withdrawals.accepted", key="chain", models=(events.WithdrawalAccepted,))
+TRANSACTIONS_SIGNED = Topic("transactions.signed", key="lane: chain:signer", models=(events.TransactionSigned,))
+TRANSACTIONS_BROADCAST = Topic(
+    "transactions.broadcast", key="lane: chain:signer", models=(events.TransactionBroadcast,)
+)
+TRANSACTIONS_CONFIRMED = Topic(
+    "transactions.confirmed", key="lane: chain:signer", models=(events.TransactionConfirmed,)
+)
+WITHDRAWALS_SETTLED = Topic("withdrawals.settled", key="user id", models=(events.WithdrawalSettled,))
 WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
 JOURNAL = Topic(
     "journal",
@@ -82,6 +92,12 @@ INPUTS = (
     DEPOSITS_CREDITED,
     DEPOSITS_FINALIZED,
     CHAIN_HEADS,
+    WITHDRAWALS_REQUESTED,
+    WITHDRAWALS_ACCEPTED,
+    TRANSACTIONS_SIGNED,
+    TRANSACTIONS_BROADCAST,
+    TRANSACTIONS_CONFIRMED,
+    WITHDRAWALS_SETTLED,
 )
 """Topics that stages read or the world reads; each has a dead-letter topic."""
 

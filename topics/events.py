@@ -196,6 +196,115 @@ class HeadSeen(Event):
         return f"{self.chain}:{self.number}:{self.block_hash}"
 
 
+class Rail(StrEnum):
+    """The way money leaves by."""
+
+    CHAIN = "chain"
+    """Our own hot wallet signs a transaction."""
+    CIRCLE = "circle"
+    """Circle's transfer API sends it."""
+
+
+Asked = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+"""What a customer wrote, right or wrong: the stage's refusal is an answer to the customer, not a dead letter."""
+
+
+class WithdrawalRequested(Event):
+    """A customer wants USDC sent to an address.  Key: user id."""
+
+    type = "withdrawals.requested"
+    user_id: Text
+    idempotency_key: Text
+    """The customer's own; one withdrawal for each, for ever."""
+    chain: Asked
+    asset: Asked
+    amount: Asked
+    """A decimal string, such as "25.00"."""
+    to: Asked
+    rail: Asked = Rail.CHAIN.value
+
+    def identity(self) -> str:
+        return f"{self.user_id}:{self.idempotency_key}"
+
+
+class WithdrawalAccepted(Event):
+    """A withdrawal is valid and its amount is held: it waits for a signature.  Key: the chain."""
+
+    type = "withdrawals.accepted"
+    withdrawal_id: Text
+    user_id: Text
+    rail: Rail
+    chain: Chain
+    asset: Text
+    amount: Amount
+    to: Address
+
+    def identity(self) -> str:
+        return self.withdrawal_id
+
+
+class TransactionSigned(Event):
+    """A transaction of ours is signed and stored.  Key: the lane, `<chain>:<signer>`."""
+
+    type = "transactions.signed"
+    chain: Chain
+    signer: Address
+    nonce: Annotated[int, Field(ge=0, lt=2**63)]
+    n: Annotated[int, Field(ge=1, lt=2**31)]
+    """Which attempt of this nonce."""
+    tx_hash: TxHash
+    withdrawal_id: Text
+
+    def identity(self) -> str:
+        return self.tx_hash
+
+
+class TransactionBroadcast(TransactionSigned):
+    """A node has a transaction of ours, for the first time or again.  Key: the lane."""
+
+    type = "transactions.broadcast"
+
+
+class TransactionConfirmed(Event):
+    """A transaction of ours is final on its chain.  Key: the lane."""
+
+    type = "transactions.confirmed"
+    chain: Chain
+    signer: Address
+    nonce: Annotated[int, Field(ge=0, lt=2**63)]
+    tx_hash: TxHash
+    withdrawal_id: Text
+    block_hash: BlockHash
+    block_number: Annotated[int, Field(ge=0, lt=2**63)]
+    outcome: Literal["confirmed", "reverted"]
+    reason: str = ""
+    """Why it reverted, as far as it can be told."""
+
+    def identity(self) -> str:
+        return f"{self.tx_hash}:{self.block_hash}"
+
+
+class WithdrawalSettled(Event):
+    """The end of a withdrawal.  Key: user id."""
+
+    type = "withdrawals.settled"
+    withdrawal_id: Text
+    user_id: Text
+    rail: Asked
+    chain: Asked
+    asset: Asked
+    amount: Asked
+    to: Asked
+    outcome: Literal["completed", "failed", "cancelled"]
+    code: Text | None = None
+    """Why it failed."""
+    tx_hash: TxHash | None = None
+    """The transaction that was mined, paid or reverted."""
+
+    def identity(self) -> str:
+        return self.withdrawal_id
+
+
 EVENTS: tuple[type[Event], ...] = (
     KycApproved,
     WalletsRequested,
@@ -204,4 +313,10 @@ EVENTS: tuple[type[Event], ...] = (
     DepositCredited,
     DepositFinalized,
     HeadSeen,
+    WithdrawalRequested,
+    WithdrawalAccepted,
+    TransactionSigned,
+    TransactionBroadcast,
+    TransactionConfirmed,
+    WithdrawalSettled,
 )

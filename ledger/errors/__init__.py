@@ -10,6 +10,7 @@ LedgerError (code)
  │    ├── Unbalanced           asset, difference
  │    ├── TransactionReused    transaction_id, stored, given: the id exists with other contents
  │    ├── GroupRefused         transaction_id, cause: another member of the atomic group was refused
+ │    ├── LimitExceeded        counter, used, wanted, limit
  │    ├── UnknownHold          hold_id
  │    ├── HoldEnded            hold_id, state, ended_at
  │    ├── HoldExceeded         hold_id, remaining, wanted
@@ -62,6 +63,7 @@ from ledger.errors.postings import (
     HoldExceeded,
     HoldNotDue,
     InsufficientFunds,
+    LimitExceeded,
     NotReversible,
     PostingRefused,
     ReversalExceeded,
@@ -103,6 +105,7 @@ __all__ = [
     "InsufficientFunds",
     "JournalBroken",
     "LedgerError",
+    "LimitExceeded",
     "NotOnAccount",
     "NotReversible",
     "PostingRefused",

@@ -93,6 +93,16 @@ class GroupRefused(PostingRefused):
         self.transaction_id, self.cause = transaction_id, cause
 
 
+class LimitExceeded(PostingRefused):
+    """A counter would pass its limit."""
+
+    code = "limit_exceeded"
+
+    def __init__(self, counter: str, used: int, wanted: int, limit: int) -> None:
+        super().__init__(f"{counter}: {wanted} wanted, {used} of {limit} used")
+        self.counter, self.used, self.wanted, self.limit = counter, used, wanted, limit
+
+
 class UnknownHold(PostingRefused):
     """No hold has this id."""
 

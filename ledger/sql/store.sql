@@ -24,6 +24,13 @@ JOIN accounts a ON a.id = r.account_id
 ORDER BY r.transaction_id, r.seq
 FOR UPDATE OF r
 
+-- name: lock_counters
+SELECT c.name, c.value::text, c.version
+FROM unnest($1::text[]) AS x(name)
+JOIN counters c ON c.name = x.name
+ORDER BY c.name
+FOR UPDATE OF c
+
 -- name: known
 SELECT replace(t.id::text, '-', ''), replace(t.fingerprint::text, '-', ''), t.at, replace(t.hold_id::text, '-', ''),
        t.hold_step, replace(t.reverses::text, '-', '')

@@ -58,6 +58,8 @@ FIXED = {
     ("reversals", "amount"): 10**31, ("holds", "state"): "open", ("holds", "ended_at"): None,
     ("holds", "amount"): 10**31, ("holds", "captured"): 0,
     ("wallet_requests", "status"): "requested", ("deposits", "status"): "credited", ("audit_logs", "status"): "done",
+    ("withdrawals", "status"): "completed", ("withdrawals", "rail"): "chain", ("lanes", "status"): "open",
+    ("attempts", "kind"): "payment", ("attempts", "status"): "signed",
     ("corrections", "kind"): "correction", ("corrections", "state"): "approved", ("corrections", "decided_by"): "bob",
 }  # fmt: skip
 

@@ -45,6 +45,27 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "outcome": "reversed", "transaction_id": "x1",
     },
     events.HeadSeen: {"chain": "MATIC", "chain_id": 137, "number": 7, "block_hash": HASH, "timestamp_s": 1_780_000_000},
+    events.WithdrawalRequested: {
+        "user_id": "ada", "idempotency_key": "k1", "chain": "MATIC", "asset": "USDC", "amount": "25.00", "to": "0x" + "1" * 40,
+    },
+    events.WithdrawalAccepted: {
+        "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
+        "to": "0x" + "1" * 40,
+    },
+    events.TransactionSigned: {
+        "chain": "MATIC", "signer": "0x" + "2" * 40, "nonce": 7, "n": 1, "tx_hash": HASH, "withdrawal_id": "w1",
+    },
+    events.TransactionBroadcast: {
+        "chain": "MATIC", "signer": "0x" + "2" * 40, "nonce": 7, "n": 1, "tx_hash": HASH, "withdrawal_id": "w1",
+    },
+    events.TransactionConfirmed: {
+        "chain": "MATIC", "signer": "0x" + "2" * 40, "nonce": 7, "tx_hash": HASH, "withdrawal_id": "w1",
+        "block_hash": HASH, "block_number": 7, "outcome": "confirmed",
+    },
+    events.WithdrawalSettled: {
+        "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
+        "to": "0x" + "1" * 40, "outcome": "completed", "tx_hash": HASH,
+    },
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Money goes out: request, signature, broadcast, confirmation, settlement."""
