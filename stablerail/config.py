@@ -151,6 +151,10 @@ class Settings(BaseSettings):
     circle_webhook_key_lookups_per_min: int = Field(
         10, ge=1, description="unknown signing-key ids looked up at Circle per minute; more is answered 503"
     )
+    circle_poll_interval_s: Seconds = Field(30, gt=0, description="pause between two looks at Circle's inbound list")
+    circle_poll_overlap_s: Seconds = Field(
+        600, ge=0, description="how far each look at the list goes back; a transaction may show up late"
+    )
     sumsub_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Sumsub's webhook secret")
 
     provisioned_chains: Listed[tuple[Chain, ...]] = Field(

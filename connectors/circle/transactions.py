@@ -40,6 +40,8 @@ class _Inbound(Model):
 
 EVIDENCE: Final[Mapping[str, Evidence]] = {"CONFIRMED": Evidence.CONFIRMED, "COMPLETE": Evidence.COMPLETE}
 """Circle's state -> ours; an inbound transaction in another one is not understood."""
+ENDED: Final = frozenset({"COMPLETE", "FAILED", "DENIED", "CANCELLED", "CANCELED"})
+"""States that no other follows."""
 _BLOCK_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
