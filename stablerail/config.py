@@ -158,7 +158,9 @@ class Settings(BaseSettings):
     sumsub_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Sumsub's webhook secret")
 
     provisioned_chains: Listed[tuple[Chain, ...]] = Field(
-        tuple(Chain), min_length=1, description="chains a new customer gets a wallet on"
+        (Chain.ETH, Chain.SOL, Chain.APTOS, Chain.MATIC),
+        min_length=1,
+        description="chains a new customer gets a wallet on",
     )
     rpc_urls: RpcUrls = Field(
         {}, description='chains that we read ourselves and their endpoints, JSON: {"MATIC": ["https://…"]}'

@@ -29,6 +29,7 @@ class Chain(StrEnum):
     SOL = "SOL"
     APTOS = "APTOS"
     MATIC = "MATIC"
+    AVAX = "AVAX"
 
 
 _set = object.__setattr__  # the models are frozen

@@ -14,12 +14,13 @@ _NAMES: Final[dict[Network, dict[Chain, str]]] = {
         Chain.SOL: "SOL-DEVNET",
         Chain.APTOS: "APTOS-TESTNET",
         Chain.MATIC: "MATIC-AMOY",
+        Chain.AVAX: "AVAX-FUJI",
     },
-    "mainnet": {Chain.ETH: "ETH", Chain.SOL: "SOL", Chain.APTOS: "APTOS", Chain.MATIC: "MATIC"},
+    "mainnet": {chain: chain.value for chain in Chain},
 }
 _CHAINS: Final = {network: {name: chain for chain, name in names.items()} for network, names in _NAMES.items()}
 
-EVM_CHAINS: Final = frozenset({Chain.ETH, Chain.MATIC})
+EVM_CHAINS: Final = frozenset({Chain.ETH, Chain.MATIC, Chain.AVAX})
 """Chains whose addresses and hashes are hexadecimal, so that their case says nothing."""
 
 

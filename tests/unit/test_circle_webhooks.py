@@ -278,7 +278,7 @@ def test_a_chain_of_another_network_is_never_taken_for_ours(blockchain: str) -> 
     assert notified(body(blockchain=blockchain)).chain == f"circle:{blockchain}"
 
 
-@pytest.mark.parametrize("blockchain", ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY"])
+@pytest.mark.parametrize("blockchain", ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY", "AVAX-FUJI"])
 def test_chain_names_go_both_ways_and_belong_to_one_network(blockchain: str) -> None:
     chain = from_circle(blockchain, "testnet")
     assert chain is not None

@@ -269,4 +269,4 @@ def test_the_catalog_fits_together() -> None:
 
 
 def test_every_chain_is_one_that_is_written_in_capitals() -> None:
-    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC"]
+    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC", "AVAX"]
