@@ -3,6 +3,7 @@
 Refused (code, status)     the request is not taken; the vendor gets a problem answer
  ├── missing_signature     401  a header that the scheme needs is absent or empty
  ├── bad_signature         401  the signature is not one, or not over these bytes, or not with this key
+ ├── stale_signature       401  the time that the vendor signed is too far from ours: a replay
  ├── unknown_key           401  the vendor knows no such key
  ├── unsupported_algorithm 400  an algorithm we do not accept
  └── key_unavailable       503  the key could not be looked up now; the vendor should send again
@@ -24,6 +25,7 @@ class RefusalCode(StrEnum):
 
     MISSING_SIGNATURE = "missing_signature"
     BAD_SIGNATURE = "bad_signature"
+    STALE_SIGNATURE = "stale_signature"
     UNKNOWN_KEY = "unknown_key"
     UNSUPPORTED_ALGORITHM = "unsupported_algorithm"
     KEY_UNAVAILABLE = "key_unavailable"
