@@ -32,3 +32,11 @@ def to_circle(chain: Chain, network: Network) -> str:
 def from_circle(blockchain: str, network: Network) -> Chain | None:
     """ "ETH-SEPOLIA" on testnet -> Chain.ETH; None for a chain of another network or one we do not have."""
     return _CHAINS[network].get(blockchain)
+
+
+_MINT: Final = {"ETH": Chain.ETH, "POLY": Chain.MATIC, "SOL": Chain.SOL, "AVAX": Chain.AVAX}
+
+
+def from_mint(chain: str) -> Chain | None:
+    """ "POLY" -> Chain.MATIC; Mint's names are the same on both networks: its API key and its topic are one network's."""
+    return _MINT.get(chain)

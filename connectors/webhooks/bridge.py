@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -22,7 +22,16 @@ from starlette.requests import ClientDisconnect
 from connectors.webhooks import problems
 from connectors.webhooks.problems import Problem
 from connectors.webhooks.publisher import Publisher, Unavailable
-from connectors.webhooks.source import Ignored, NotUnderstood, Publish, Refused, Translation, WebhookSource
+from connectors.webhooks.source import (
+    Act,
+    Ignored,
+    NotNow,
+    NotUnderstood,
+    Publish,
+    Refused,
+    Translation,
+    WebhookSource,
+)
 from topics.catalog import INPUT_BYTES_MAX, WEBHOOKS_DLQ
 from topics.envelope import headers_of, value_of
 
@@ -36,6 +45,8 @@ CIRCLE_PATHS = (
 )
 """Circle posts every type to one endpoint; the last three are aliases that older configurations name."""
 SUMSUB_PATHS = ("/webhooks/kyc/sumsub",)
+PERSONA_PATHS = ("/webhooks/kyc/persona",)
+ONFIDO_PATHS = ("/webhooks/kyc/onfido",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,12 @@ class Mount:
     paths: tuple[str, ...]
     answers_head: bool = False
     """Circle tries an endpoint with HEAD before it takes a subscription."""
+    by_header: Mapping[str, WebhookSource] = field(default_factory=dict)
+    """Schemes that share the paths: a request with this header (lower case) is for that source, which verifies and
+    translates it; a scheme is never tried after another one has refused."""
+
+    def source_of(self, headers: Mapping[str, str]) -> WebhookSource:
+        return next((source for name, source in self.by_header.items() if name in headers), self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +128,7 @@ def create_bridge(
     problems.install(app)
     context = _Context(publisher, Metrics(registry), limits or Limits(), now)
     for mount in mounts:
-        endpoint = _endpoint(mount.source, context)
+        endpoint = _endpoint(mount, context)
         for path in mount.paths:
             app.add_api_route(path, endpoint, methods=["POST"])
             if mount.answers_head:
@@ -138,8 +155,9 @@ async def _ok() -> Response:
     return Response(status_code=200)
 
 
-def _endpoint(source: WebhookSource, context: _Context) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
+        source = mount.source_of(request.headers)
         with context.metrics.seconds.labels(source.vendor).time():
             try:
                 outcomes = await _receive(request, source, context)
@@ -173,6 +191,11 @@ async def _receive(request: Request, source: WebhookSource, context: _Context) -
     path = request.url.path
     try:
         return [await _say(said, body, path, source.vendor, traceparent, context) for said in _translate(source, body)]
+    except NotNow as error:
+        log.warning("webhook_not_done", vendor=source.vendor, reason=str(error), traceparent=traceparent)
+        raise Problem(
+            503, "not_done", "It could not be done now; send it again.", headers=_retry_after(limits)
+        ) from None
     except Unavailable as error:
         # What was published before the failure is published again with the same id when the vendor repeats.
         log.warning("webhook_not_published", vendor=source.vendor, reason=str(error), traceparent=traceparent)
@@ -202,6 +225,10 @@ async def _say(
             await context.publisher.publish(topic, key, value_of(event), headers)
             log.info("webhook_published", vendor=vendor, topic=topic.name, id=event_id, traceparent=traceparent)
             return "published", event.type
+        case Act(code, act):
+            await act()
+            log.info("webhook_done", vendor=vendor, code=code, traceparent=traceparent)
+            return "done", code
         case Ignored(code, reason):
             log.info("webhook_ignored", vendor=vendor, code=code, reason=reason, traceparent=traceparent)
             return "ignored", code
