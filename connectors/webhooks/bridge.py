@@ -223,7 +223,8 @@ async def _say(
                 event.ce_type(), event_id=event_id, source=source, time=received, traceparent=traceparent
             )
             await context.publisher.publish(topic, key, value_of(event), headers)
-            log.info("webhook_published", vendor=vendor, topic=topic.name, id=event_id, traceparent=traceparent)
+            # at debug: the metric counts it, the message itself has id and trace, and the line cost as much as the signature
+            log.debug("webhook_published", vendor=vendor, topic=topic.name, id=event_id, traceparent=traceparent)
             return "published", event.type
         case Act(code, act):
             await act()

@@ -33,7 +33,7 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     described = await describe(parts)
     told: list[str] = []
     records = [await one(parts, replace(QUICK, run_s_max=100), told.append) for one in BENCHMARKS.values()]
-    sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit"]
+    sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit", "bridge", "verify only"]
     sides += [side.name for side in fields(Reads)]
     sides += ["ours", "plain fold", "naive", "ours", "two rows", "journaled", "20,000 entries", "1,000 entries", *STEPS]
     assert [line.partition(":")[0] for line in told] == sides
