@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import uvicorn
@@ -21,6 +22,7 @@ from connectors.kyc.onfido import OnfidoSource
 from connectors.kyc.persona import PersonaSource
 from connectors.kyc.sumsub import SumsubSource
 from connectors.webhooks.bridge import CIRCLE_PATHS, ONFIDO_PATHS, PERSONA_PATHS, SUMSUB_PATHS, Mount
+from connectors.webhooks.guard import guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
@@ -29,7 +31,7 @@ from stablerail.config import Settings
 from stablerail.metrics import Metrics
 
 CONNECTIONS_MAX = 500
-"""Each may hold a body of a megabyte."""
+"""Of the API."""
 
 
 def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
@@ -102,8 +104,9 @@ def _relay_scheme(settings: Settings, secret: SecretStr) -> HmacScheme:
 
 
 def run_bridge(settings: Settings) -> None:
-    """Serves until SIGTERM."""
-    _serve(bridge_app(settings, Metrics()), settings.bridge_host, settings.bridge_port, settings)
+    """Serves until SIGTERM. Strangers reach it: its connections are guarded."""
+    app = bridge_app(settings, Metrics())
+    _server(app, settings.bridge_host, settings.bridge_port, settings, http=guarded(), limit_concurrency=None).run()
 
 
 def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
@@ -143,11 +146,8 @@ def run_api(settings: Settings) -> None:
     uvloop.run(main())
 
 
-def _serve(app: FastAPI, host: str, port: int, settings: Settings) -> None:
-    _server(app, host, port, settings).run()
-
-
-def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Server:
+def _server(app: FastAPI, host: str, port: int, settings: Settings, **more: Any) -> uvicorn.Server:
+    options: dict[str, Any] = {"limit_concurrency": CONNECTIONS_MAX, **more}
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -156,7 +156,8 @@ def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.S
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS_MAX,
+            ws="none",
             timeout_graceful_shutdown=int(settings.worker_shutdown_timeout_s),
+            **options,
         )
     )

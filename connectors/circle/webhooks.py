@@ -30,6 +30,8 @@ from topics.events import Text
 
 KEYS_MAX: Final = 64  # Circle confirmed each of them, so nobody else can fill the cache
 LOOKUPS_PER_MIN: Final = 10  # unknown key ids we ask Circle about: random ones must not use up its rate limit
+REPEATS_PER_MIN: Final = 5  # more, for ids that come again: a flood of random ones must not keep Circle's own out
+PUT_OFF_MAX: Final = 50_000  # 10 MB; a flood of a thousand a second forgets none for most of a minute
 
 FetchKey = Callable[[str], Awaitable[bytes]]
 """CircleClient.notification_public_key."""
@@ -55,6 +57,9 @@ class CircleWebhooks:
         self._keys: OrderedDict[str, ec.EllipticCurvePublicKey] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[ec.EllipticCurvePublicKey]] = {}
         self._looked_up_at: deque[float] = deque(maxlen=lookups_per_min)
+        self._repeats_at: deque[float] = deque(maxlen=REPEATS_PER_MIN)
+        self._put_off: OrderedDict[str, None] = OrderedDict()
+        """Ids that came when nothing was left to spend, latest last."""
 
     @property
     def vendor(self) -> str:
@@ -85,7 +90,7 @@ class CircleWebhooks:
             return self._keys[key_id]
         lookup = self._lookups.get(key_id)
         if lookup is None:
-            self._spend_lookup()
+            self._spend_lookup(key_id)
             lookup = asyncio.create_task(self._look_up(key_id))
             self._lookups[key_id] = lookup
             lookup.add_done_callback(partial(self._looked_up, key_id))
@@ -97,11 +102,18 @@ class CircleWebhooks:
         if not lookup.cancelled():
             lookup.exception()  # seen, also when everybody who waited has given up
 
-    def _spend_lookup(self) -> None:
-        now, spent = self._clock(), self._looked_up_at
-        if len(spent) == spent.maxlen and now - spent[0] < 60.0:
-            raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
-        spent.append(now)
+    def _spend_lookup(self, key_id: str) -> None:
+        now = self._clock()
+        if _spent(self._looked_up_at, now):
+            return
+        # Who invents ids has no use for one twice; Circle comes again with its own until we have answered.
+        if key_id in self._put_off and _spent(self._repeats_at, now):
+            del self._put_off[key_id]
+            return
+        self._put_off[key_id] = None
+        if len(self._put_off) > PUT_OFF_MAX:
+            self._put_off.popitem(last=False)
+        raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
 
     async def _look_up(self, key_id: str) -> ec.EllipticCurvePublicKey:
         try:
@@ -120,6 +132,14 @@ class CircleWebhooks:
         if len(self._keys) > KEYS_MAX:
             self._keys.popitem(last=False)
         return key
+
+
+def _spent(at: deque[float], now: float) -> bool:
+    """Whether one more within this minute was left, and is spent now."""
+    if len(at) == at.maxlen and now - at[0] < 60.0:
+        return False
+    at.append(now)
+    return True
 
 
 def _key_id(text: str) -> str:

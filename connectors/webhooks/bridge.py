@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from starlette.requests import ClientDisconnect
 
 from connectors.webhooks import problems
+from connectors.webhooks.limits import LargeBodies, Refusals
 from connectors.webhooks.problems import Problem
 from connectors.webhooks.publisher import Publisher, Unavailable
 from connectors.webhooks.source import (
@@ -70,6 +71,10 @@ class Limits:
     """What one request may cost. Vendors wait 5 s for an answer."""
 
     body_bytes: int = INPUT_BYTES_MAX
+    small_bytes: int = 65_536
+    """A webhook has a few kilobytes. What is larger has to find room among the large ones."""
+    large_bodies: int = 32
+    """So many at the same time: memory must not grow with what strangers send, and small ones always have room."""
     read_s: float = 5.0
     verify_s: float = 3.0
     """A key may have to be fetched."""
@@ -98,6 +103,8 @@ class Metrics:
 @dataclass(frozen=True, slots=True)
 class _Context:
     publisher: Publisher
+    bodies: LargeBodies
+    refusals: Refusals
     metrics: Metrics
     limits: Limits
     now: Callable[[], datetime]
@@ -126,7 +133,9 @@ def create_bridge(
         lifespan=lifespan,
     )
     problems.install(app)
-    context = _Context(publisher, Metrics(registry), limits or Limits(), now)
+    limits = limits or Limits()
+    bodies = LargeBodies(limits.large_bodies, limits.retry_after_s)
+    context = _Context(publisher, bodies, Refusals(), Metrics(registry), limits, now)
     for mount in mounts:
         endpoint = _endpoint(mount, context)
         for path in mount.paths:
@@ -160,11 +169,12 @@ def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[
         source = mount.source_of(request.headers)
         with context.metrics.seconds.labels(source.vendor).time():
             try:
-                outcomes = await _receive(request, source, context)
+                with context.bodies.room() as take_room:
+                    outcomes = await _receive(request, source, context, take_room)
             except Problem as problem:
                 outcome = "unavailable" if problem.status == 503 else "refused"
                 context.metrics.webhooks.labels(source.vendor, outcome, problem.code).inc()
-                log.warning("webhook_not_taken", vendor=source.vendor, status=problem.status, code=problem.code)
+                context.refusals.tell(source.vendor, problem)
                 raise
             for outcome, code in outcomes:
                 context.metrics.webhooks.labels(source.vendor, outcome, code).inc()
@@ -173,10 +183,12 @@ def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[
     return receive
 
 
-async def _receive(request: Request, source: WebhookSource, context: _Context) -> list[tuple[str, str]]:
+async def _receive(
+    request: Request, source: WebhookSource, context: _Context, take_room: Callable[[], None]
+) -> list[tuple[str, str]]:
     """(outcome, code) of each thing the webhook said, all of them with the broker. Raises Problem."""
     limits = context.limits
-    body = await _read(request, limits)
+    body = await _read(request, limits, take_room)
     try:
         async with asyncio.timeout(limits.verify_s):
             await source.verify(request.headers, body)
@@ -242,7 +254,7 @@ async def _say(
             return "not_understood", code
 
 
-async def _read(request: Request, limits: Limits) -> bytes:
+async def _read(request: Request, limits: Limits, take_room: Callable[[], None]) -> bytes:
     """The raw body. Nothing beyond the limit is read, so the connection is closed after the answer."""
     declared = request.headers.get("content-length", "")
     too_large = Problem(
@@ -250,6 +262,8 @@ async def _read(request: Request, limits: Limits) -> bytes:
     )
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
         raise too_large
+    if declared.isdecimal() and int(declared) > limits.small_bytes:
+        take_room()
     body = bytearray()
     try:
         async with asyncio.timeout(limits.read_s):
@@ -257,6 +271,8 @@ async def _read(request: Request, limits: Limits) -> bytes:
                 body += chunk
                 if len(body) > limits.body_bytes:
                     raise too_large
+                if len(body) > limits.small_bytes:
+                    take_room()
     except TimeoutError:
         raise Problem(
             408, "body_too_slow", f"A body must arrive within {limits.read_s:g} s.", headers={"Connection": "close"}
