@@ -153,7 +153,7 @@ async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -
     return movement
 
 
-async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("deposits")
     readers: dict[str, ChainReader] = {}
     for chain in settings.read_chains:
@@ -177,7 +177,7 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
             settings.circle_poll_interval_s,
             timedelta(seconds=settings.circle_poll_overlap_s),
         )
-        movement.workers.append(PollCircle(circle, polled, shared).work)
+        movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
 
 

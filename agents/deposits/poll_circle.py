@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
@@ -145,8 +145,12 @@ def _unreadable(transaction: Transaction, said: NotUnderstood, now: datetime) ->
 class PollCircle:
     """`work` never returns."""
 
-    def __init__(self, circle: CircleLists, polled: Polled, services: Services) -> None:
+    def __init__(
+        self, circle: CircleLists, polled: Polled, services: Services, read: Callable[[], None] = lambda: None
+    ) -> None:
+        """`read()` is called whenever the list was read to its end."""
         self._circle = circle
+        self._read = read
         self._polled = polled
         self._services = services
         self._lone = LoneWriter(WRITER, services)
@@ -199,6 +203,7 @@ class PollCircle:
             after = str(page[-1].get("id"))
         await self._look_up(connection, start, since)
         await self._forget(connection, start)
+        self._read()
 
     async def _look_up(self, connection: Connection, listed_from: datetime, since: datetime) -> None:
         """Those that are not at their end and that the list from `listed_from` does not show."""

@@ -24,12 +24,15 @@ from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.control import InjectedTransfer, inject_transfer
 from connectors.circle.sandbox.gate import Fault
 from connectors.circle.sandbox.state import Transaction
-from connectors.circle.sandbox.tokens import USDC_TOKENS
+from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.webhooks import translate
 from connectors.webhooks.source import Publish
 from ledger.accounts import spendable
 from ledger.verify import verify
+from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
+from stablerail.metrics import Metrics
+from stablerail.wiring import build
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
 from tests.support.ledger_rig import balance
 from tests.support.rebuild import differences, empty_database, rebuild
@@ -303,6 +306,39 @@ async def test_what_is_not_understood_is_kept_once_and_stops_nothing(town: Town)
         ]
         assert {letter.key for letter in letters} == {b"circle"}
     await town.proven(1)
+
+
+async def test_the_deposits_worker_polls_where_circles_credentials_are_set(town: Town) -> None:
+    metrics = Metrics()
+    common: dict[str, Any] = {"env_file": None, "kafka_bootstrap": town.at.bootstrap, "database_url": town.at.dsn}
+    credentials = {"circle_api_key": TEST_API_KEY, "circle_entity_secret": TEST_ENTITY_SECRET}
+    tokens = {"SOL": usdc_token_id("SOL-DEVNET")}
+    settings = load_settings(
+        **common,
+        **credentials,
+        circle_api_url=town.circle.base_url,
+        circle_poll_interval_s=0.05,
+        circle_usdc_token_ids=tokens,
+    )
+    async with town.at.process() as services, crediting(town, services):
+        assert (await build("deposits", load_settings(**common), services, metrics)).workers == []
+        movement = await build("deposits", settings, services, metrics)
+        (work,) = movement.workers
+        working = asyncio.create_task(work())
+        try:
+            await until(lambda: polled(metrics), "the list was read")
+            town.sent()
+            await town.credited(25_000_000)
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            for close in movement.closing:
+                await close()
+    await town.proven(1)
+
+
+async def polled(metrics: Metrics) -> bool:
+    return bool(metrics.registry.get_sample_value("stablerail_circle_polled_timestamp_seconds"))
 
 
 async def test_a_time_of_circles_that_is_ahead_carries_nobody_over_what_is_to_come(town: Town) -> None:
