@@ -41,7 +41,7 @@ FULL = Plan(
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    posting=ledger_load.QUICK, webhooks=6_000,
+    posting=ledger_load.QUICK, webhooks=500,
 )  # fmt: skip
 
 
