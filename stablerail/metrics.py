@@ -6,6 +6,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -160,6 +161,13 @@ WITHDRAWAL_OLDEST = Metric(
     "stablerail_withdrawals_oldest_age_seconds", "gauge", "Age of the oldest of them", ("chain", "state")
 )
 
+# Sources that we ask
+CIRCLE_POLLED = Metric(
+    "stablerail_circle_polled_timestamp_seconds",
+    "gauge",
+    "When Circle's inbound list was last read to its end, unix time",
+)
+
 # Processes
 WORKER_READY = Metric(
     "stablerail_worker_ready", "gauge", "1 = the worker has partitions and serves them", ("movement",)
@@ -294,6 +302,9 @@ class Metrics:
         for chain, state, withdrawals, oldest_age_s in found:
             self._set(WITHDRAWALS_OPEN, withdrawals, chain, state)
             self._set(WITHDRAWAL_OLDEST, oldest_age_s, chain, state)
+
+    def circle_polled(self) -> None:
+        self._set(CIRCLE_POLLED, time.time())
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

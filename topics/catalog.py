@@ -80,6 +80,8 @@ BUFFERS_TABLE = Topic("buffers.table", key="account, JSON", partitions=1, compac
 """The change log of the Faust table over it: who takes the partition over has the levels before the first event."""
 NONCES_TABLE = Topic("nonces.table", key="lane, JSON", compacted=True)
 """The change log of the Faust table over transactions.signed, partitioned like it."""
+PAYMENTS_UPDATED = Topic("payments.updated", key="payment id", models=(events.PaymentUpdated,))
+CIRCLE_WALLETS_UPDATED = Topic("circle.wallets.updated", key="wallet id", models=(events.CircleWalletUpdated,))
 WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
 JOURNAL = Topic(
     "journal",
@@ -103,6 +105,8 @@ INPUTS = (
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,
     WITHDRAWALS_SETTLED,
+    PAYMENTS_UPDATED,
+    CIRCLE_WALLETS_UPDATED,
 )
 """Topics that stages read or the world reads; each has a dead-letter topic."""
 

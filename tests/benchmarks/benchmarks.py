@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from stablerail.dev.postgres import Postgres
 from tests.benchmarks import (
+    bridge,
     end_to_end,
     latency,
     ledger_load,
@@ -42,17 +43,16 @@ class Plan:
     reads: int
     payments: int
     posting: ledger_load.Sizes
+    webhooks: int
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    payments=4_000,
-    posting=ledger_load.FULL,
+    payments=4_000, posting=ledger_load.FULL, webhooks=20_000,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    payments=400,
-    posting=ledger_load.QUICK,
+    payments=400, posting=ledger_load.QUICK, webhooks=500,
 )  # fmt: skip
 
 
@@ -195,6 +195,10 @@ async def withdrawals_in_the_pool(parts: Parts, plan: Plan, told: Told) -> Recor
     return await withdrawals_latency.measure(parts, plan.latency_events // 2, plan.repeats, plan.run_s_max, told)
 
 
+async def bridge_webhooks(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await bridge.webhooks(parts, plan.webhooks, plan.repeats, plan.run_s_max, told)
+
+
 def _posting(
     benchmark: Callable[[Postgres, ledger_load.Sizes, int, Told], Awaitable[Record]],
 ) -> Callable[[Parts, Plan, Told], Awaitable[Record]]:
@@ -204,6 +208,7 @@ def _posting(
 BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "deposits.end_to_end": deposits_end_to_end,
     "deposits.latency": deposits_latency,
+    "bridge.webhooks": bridge_webhooks,
     "ledger.reads": reads,
     "ledger.hot_batch": _posting(ledger_posting.hot_batch),
     "ledger.single": _posting(ledger_posting.single),
