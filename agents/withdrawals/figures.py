@@ -17,7 +17,7 @@ REFUSED: Final = "refused"
 def count_ends(observer: Observer, _items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
     """For the stages that end withdrawals."""
     for outcome in outcomes:
-        for _, row in (*outcome.inserts, *outcome.upserts) if isinstance(outcome, Done) else ():
+        for _, row in (*outcome.inserts, *outcome.upserts, *outcome.updates) if isinstance(outcome, Done) else ():
             if isinstance(row, Withdrawal) and row.status in ENDED:
                 assert row.settled_at is not None
                 ended = row.status if row.hold_id is not None else REFUSED

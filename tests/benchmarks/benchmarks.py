@@ -48,7 +48,7 @@ class Plan:
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    payments=4_000, posting=ledger_load.FULL, webhooks=20_000,
+    payments=3_000, posting=ledger_load.FULL, webhooks=20_000,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,

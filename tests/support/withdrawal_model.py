@@ -89,7 +89,7 @@ class Desk:
         waiting = {withdrawal.id: withdrawal for withdrawal in self.in_state(Status.SIGNING)}
         look = Look(self.net.head, self.net.count(SIGNER, self.net.head), 0, 10**30, 10**30, FeeHistory(1, ()))
         queue = sign_transactions.Queue(
-            DESK, look, Fees(FEE, FEE), self.lane, True, waiting, room=room, wei=10**30, units=10**30
+            DESK, look, Fees(FEE, FEE), self.lane, True, waiting, room=room, wei=10**30, units=10**30, cost=FEE
         )
         facts = sign_transactions.Facts(self.now, {Chain.MATIC: queue})
         self.apply(sign_transactions.decide(Received("x", "test", HEAD, 1, None), facts))
@@ -221,7 +221,7 @@ class Desk:
             else:
                 assert table is WITHDRAWAL_HISTORY
                 self._line((table, row))
-        for table, row in outcome.upserts:
+        for table, row in (*outcome.upserts, *outcome.updates):
             if table is ATTEMPTS:
                 assert row.version > self.attempts[row.tx_hash].version
                 self.attempts[row.tx_hash] = row
