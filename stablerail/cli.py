@@ -20,6 +20,7 @@ from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
+from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
 from stablerail.cli_verify import verify_app
@@ -36,6 +37,7 @@ app.add_typer(dev_app, name="dev")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
+app.add_typer(lanes_app, name="lanes")
 app.add_typer(limits_app, name="limits")
 app.add_typer(suspense_app, name="suspense")
 ledger_app.add_typer(correct_app, name="correct")
