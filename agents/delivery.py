@@ -343,6 +343,9 @@ class Delivery:
                 observer.refused(name, code, events)
             if kind == "rejected":
                 observer.dead_letter(self.stage.source.dlq.name, code, events)
+        for alert in settled.alerts:
+            observer.alert(name, alert.code)
+            self._log.warning(alert.code, **alert.about)
         for item, outcome in settled.told[:LOGGED_MAX]:
             received = item.received
             self._log.info(

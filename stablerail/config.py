@@ -171,7 +171,20 @@ class Settings(BaseSettings):
     scan_span_blocks: int = Field(2_000, ge=1, description="most blocks asked for in one eth_getLogs")
     scan_overlap_blocks: int = Field(6, ge=0, description="blocks each pass reads again; a node may lag behind")
 
-    deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
+    deposit_minimum: BaseUnits = Field(
+        SCALE, description="a smaller deposit goes to suspense, decimal USDC; kept in base units"
+    )
+    deposit_at_finality: Listed[tuple[Chain, ...]] = Field(
+        (), description="chains whose deposits are credited at finality; on the others at once"
+    )
+    deposit_instant_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {}, description='a larger deposit is credited at finality, by chain, JSON: {"MATIC": "10000"}'
+    )
+    deposit_outstanding_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {},
+        description="what a customer may have credited and not final (all chains) for a deposit on the chain to be"
+        " credited at once, JSON",
+    )
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
     ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
         {}, description='rows of the hot accounts of ours, by type, JSON: {"system_buffer_fiat": 4}'

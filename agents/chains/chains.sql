@@ -5,4 +5,5 @@ SELECT pg_try_advisory_lock(hashtext(current_schema() || ' ' || $1))
 SELECT state FROM chain_cursors WHERE chain = $1
 
 -- name: addresses
-SELECT address FROM wallets WHERE chain = $1
+-- Our signers' too: what arrives there is ours, and its owner nobody.
+SELECT address FROM wallets WHERE chain = $1 UNION SELECT signer FROM lanes WHERE chain = $1

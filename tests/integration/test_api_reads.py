@@ -97,6 +97,7 @@ async def add_deposits(pool: asyncpg.Pool, rows: list[dict[str, Any]], user_id: 
             *(each.get("amount", 25_000_000), user_id, each.get("status", "credited"), 1, ""),
             *("0x" + "ab" * 32, 100 + number, number),
             *(each.get("credited_at", NOON), each.get("finalized_at"), NOON),
+            *(each.get("sender"), each.get("held"), None),
         )
         for number, each in enumerate(rows)
     ]
@@ -184,7 +185,7 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
     await add_account(pool, buffer(), -25_000_000)
     await add_deposits(pool, [{"id": deposit_id, "status": "finalized", "finalized_at": later}])
     group = deposit_id[:28] + "0000"
-    credit_id, final_id, _ = transaction_ids(deposit_id, 1)
+    credit_id, final_id, *_ = transaction_ids(deposit_id, 1)
     async with pool.acquire() as connection:
         await write(
             connection,
