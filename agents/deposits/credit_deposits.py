@@ -24,6 +24,7 @@ from agents.deposits.deposit import (
     Deposit,
     Report,
     Status,
+    about,
     credited,
     deposit_id,
     finalized,
@@ -31,7 +32,7 @@ from agents.deposits.deposit import (
 )
 from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of
 from agents.deposits.policy import DepositPolicy, Held
-from agents.outcome import Alert, Done, Emit, Outcome, Rejected, Stage
+from agents.outcome import Alert, Done, Emit, Outcome, Rejected, Retry, Stage
 from chain.assets import is_supported
 from chain.errors import ChainError
 from ledger.accounts import shard_of
@@ -82,7 +83,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     )  # fmt: skip
     before = facts.deposits.get(key)
     if before is None:
-        return _settled(event, None, _first(event, n, names, key, facts), report, facts, reported=False)
+        return _first(event, n, names, report, facts)
     return _advance(event, before, names, report, facts, reported=known is not None)
 
 
@@ -91,13 +92,28 @@ def ahead(received: Received) -> None:
     named(received.event)
 
 
-def _first(event: DepositNotified, n: int, names: Named, key: str, facts: Facts) -> Deposit:
-    """A deposit that nobody has reported before."""
-    return Deposit(
-        key, n, event.chain, names.tx_hash, names.to, event.asset, event.amount,
-        facts.owners.get((event.chain, names.to)), _PENDING, 0, shard_of(names.to, facts.policy.buffer_shards),
-        event.block_hash, event.block_number, event.log_index, None, None, facts.now, sender_of(event),
+def _first(event: DepositNotified, n: int, names: Named, report: Report, facts: Facts) -> Done:
+    """A deposit that nobody has reported before. Nearly all are credited here: it is made once, as it will be."""
+    policy, now, chain, amount = facts.policy, facts.now, event.chain, event.amount
+    user_id, sender = facts.owners.get((chain, names.to)), sender_of(event)
+    final = _is_final(event, policy)
+    proven = n == 0 or final or event.source == SCANNER
+    plain = proven and not (policy.limited or facts.denied or facts.closed)  # as good as always: no further question
+    why = None
+    if not plain or user_id is None or amount < policy.minimum:
+        why = _why_not(chain, amount, user_id, sender, proven, facts)
+    waits = final or why is not None
+    counted = None if waits or chain not in policy.outstanding_max else amount
+    deposit = Deposit(
+        report.deposit_id, n, chain, names.tx_hash, names.to, event.asset, amount, user_id,
+        _PENDING if waits else _CREDITED, 0 if waits else 1, shard_of(names.to, policy.buffer_shards),
+        event.block_hash, event.block_number, event.log_index, None if waits else now, None, now, sender,
+        None if why is None else why.value, counted,
     )  # fmt: skip
+    if waits:
+        return _told(None, report, facts, *_judged(event, deposit, facts), reported=False)
+    posting, emit = credited(deposit, policy.outstanding_max.get(chain))
+    return _told(None, report, facts, deposit, (posting,), (emit,), reported=False)
 
 
 def _advance(
@@ -111,7 +127,13 @@ def _advance(
         after = after._replace(sender=sender_of(event))
     if after != before:
         after = after._replace(updated_at=facts.now)
-    return _settled(event, before, after, report, facts, reported=reported)
+    if after.status in _NOT_CREDITED:
+        made = _judged(event, after, facts)
+    elif after.status == _CREDITED and _is_final(event, facts.policy):
+        made = _final(_Made(after), facts)
+    else:
+        made = _Made(after)
+    return _told(before, report, facts, *made, reported=reported)
 
 
 class _Made(NamedTuple):
@@ -122,37 +144,34 @@ class _Made(NamedTuple):
     emits: tuple[Emit, ...] = ()
 
 
-def _settled(
-    event: DepositNotified, before: Deposit | None, deposit: Deposit, report: Report, facts: Facts, *, reported: bool
+def _refused(refusal: PostingRefused) -> Outcome:
+    """The customer's account is closed, or another worker counted towards a customer's first counter at the same moment: the
+    facts of the next attempt know. No function of the event's own: one for each credit would cost a third of the decision."""
+    if isinstance(refusal, ClosedAccount | LimitExceeded):
+        return Retry(refusal.code, 0.0)
+    return Rejected(refusal.code, str(refusal))
+
+
+def _told(
+    before: Deposit | None,
+    report: Report,
+    facts: Facts,
+    deposit: Deposit,
+    postings: tuple[Transaction, ...],
+    emits: tuple[Emit, ...],
+    *,
+    reported: bool,
 ) -> Done:
-    """The decision: the deposit judged, with its report."""
-
-    def done(made: _Made) -> Done:
-        told: tuple[tuple[Table, Row], ...] = ((DEPOSIT_REPORTS, report),)
-        row: tuple[tuple[Table, Row], ...] = ((DEPOSITS, made.deposit),) if made.deposit != before else ()
-        alerts = _alerts(before, made.deposit, facts)
-        if before is None:
-            return Done(made.postings, (*told, *row), (), made.emits, (), None, alerts)
-        if reported:
-            return Done(made.postings, (), (*told, *row), made.emits, (), None, alerts)
-        return Done(made.postings, told, row, made.emits, (), None, alerts)
-
-    def refused(refusal: PostingRefused) -> Outcome:
-        """The customer's account is closed; or another worker counted towards a customer's first counter at this moment."""
-        if isinstance(refusal, ClosedAccount) and _is_final(event, facts.policy):
-            return done(_parked(deposit, Held.ACCOUNT_CLOSED, facts))
-        if isinstance(refusal, ClosedAccount):
-            return done(_waiting(deposit, Held.ACCOUNT_CLOSED, facts))
-        if isinstance(refusal, LimitExceeded):
-            return done(_waiting(deposit, Held.ABOVE_OUTSTANDING_LIMIT, facts))
-        return Rejected(refusal.code, str(refusal))
-
-    if deposit.status in _NOT_CREDITED:
-        made = _judged(event, deposit, facts)
-        return done(made)._replace(if_refused=refused) if made.deposit.status != _PENDING else done(made)
-    if deposit.status == _CREDITED and _is_final(event, facts.policy):
-        return done(_final(_Made(deposit), facts))
-    return done(_Made(deposit))
+    """The decision, with its report. `reported`: the report is known, and this is better evidence of the same."""
+    told: tuple[tuple[Table, Row], ...] = ((DEPOSIT_REPORTS, report),)
+    row: tuple[tuple[Table, Row], ...] = ((DEPOSITS, deposit),)
+    alerts = _alerts(before, deposit, facts) if facts.denied or deposit.user_id is None else ()
+    if before is None:
+        return Done(postings, told + row, (), emits, (), _refused, alerts)
+    changed = row if deposit != before else ()
+    if reported:
+        return Done(postings, (), told + changed, emits, (), _refused, alerts)
+    return Done(postings, told, changed, emits, (), _refused, alerts)
 
 
 def _judged(event: DepositNotified, deposit: Deposit, facts: Facts) -> _Made:
@@ -161,17 +180,29 @@ def _judged(event: DepositNotified, deposit: Deposit, facts: Facts) -> _Made:
     proven = _proven(event, deposit, policy)
     if not proven and deposit.status in _TAKEN_BACK:
         return _Made(deposit)
-    why = policy.parks(amount, deposit.user_id, denied=(chain, deposit.sender) in facts.denied)
     if proven and _is_final(event, policy):
-        return _parked(deposit, why, facts) if why else _final(_credited(deposit, facts), facts)
-    if why is None and not proven:
-        why = Held.UNPROVEN
-    if why is None:
-        why = policy.waits(chain, amount, facts.outstanding.get(deposit.user_id or "", 0))
+        parks = _parks(chain, amount, deposit.user_id, deposit.sender, facts)
+        return _parked(deposit, parks, facts) if parks else _final(_credited(deposit, facts), facts)
+    why = _why_not(chain, amount, deposit.user_id, deposit.sender, proven, facts)
     if why is not None:
         return _waiting(deposit, why, facts)
     bound = policy.outstanding_max.get(chain)
     return _credited(deposit._replace(held=None, counted=amount if bound is not None else None), facts, bound)
+
+
+def _parks(chain: str, amount: int, user_id: str | None, sender: str | None, facts: Facts) -> Held | None:
+    denied = (chain, sender) in facts.denied
+    return facts.policy.parks(amount, user_id, denied=denied, closed=user_id in facts.closed)
+
+
+def _why_not(
+    chain: str, amount: int, user_id: str | None, sender: str | None, proven: bool, facts: Facts
+) -> Held | None:
+    """Why a deposit is not credited at once."""
+    why = _parks(chain, amount, user_id, sender, facts)
+    if why is None and not proven:
+        return Held.UNPROVEN
+    return why or facts.policy.waits(chain, amount, facts.outstanding.get(user_id or "", 0))
 
 
 def _waiting(deposit: Deposit, why: Held, facts: Facts) -> _Made:
@@ -182,9 +213,12 @@ def _waiting(deposit: Deposit, why: Held, facts: Facts) -> _Made:
 
 def _credited(deposit: Deposit, facts: Facts, bound: int | None = None) -> _Made:
     after = deposit._replace(
-        status=_CREDITED, generation=deposit.generation + 1, credited_at=facts.now, finalized_at=None,
+        status=_CREDITED,
+        generation=deposit.generation + 1,
+        credited_at=facts.now,
+        finalized_at=None,
         updated_at=facts.now,
-    )  # fmt: skip
+    )
     posting, emit = credited(after, bound)
     return _Made(after, (posting,), (emit,))
 
@@ -203,14 +237,12 @@ def _parked(deposit: Deposit, why: Held, facts: Facts) -> _Made:
 
 def _alerts(before: Deposit | None, after: Deposit, facts: Facts) -> tuple[Alert, ...]:
     """A denied sender, when it is first known; money whose owner nobody knows, when it is final."""
-    about = {"deposit_id": after.id, "chain": after.chain, "tx_hash": after.tx_hash}
     alerts: tuple[Alert, ...] = ()
-    new = after.sender is not None and (before is None or before.sender is None)
-    if new and (after.chain, after.sender) in facts.denied:
+    if (before is None or before.sender is None) and (after.chain, after.sender) in facts.denied:
         late = after.status in (Status.CREDITED, Status.ORPHANED, Status.FINALIZED)
-        alerts = (Alert("deposit_denied_after_credit" if late else "deposit_denied", about),)
-    if after.status == Status.PARKED and after.held == Held.UNKNOWN_OWNER and after != before:
-        alerts = (*alerts, Alert("deposit_of_unknown_owner", about))
+        alerts = (Alert("deposit_denied_after_credit" if late else "deposit_denied", about(after)),)
+    if after.user_id is None and after.status == Status.PARKED and after != before and after.held == Held.UNKNOWN_OWNER:
+        alerts = (*alerts, Alert("deposit_of_unknown_owner", about(after)))
     return alerts
 
 

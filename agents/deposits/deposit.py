@@ -81,6 +81,11 @@ class Deposit(NamedTuple):
         return found._replace(amount=int(found.amount), counted=found.counted and int(found.counted))
 
 
+def about(deposit: Deposit) -> dict[str, str]:
+    """For an alert."""
+    return {"deposit_id": deposit.id, "chain": deposit.chain, "tx_hash": deposit.tx_hash}
+
+
 class Report(NamedTuple):
     """A row of `deposit_reports`: who said so, and how sure."""
 

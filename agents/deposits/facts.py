@@ -13,6 +13,7 @@ from agents.deposits.policy import DepositPolicy, outstanding_of
 from agents.outcome import Done
 from chain.addresses import EVM_CHAINS, check_address, check_tx_hash
 from chain.errors import ChainError
+from ledger.accounts import spendable
 from ledger.rows import Connection, uuids
 from ledger.sql import load as load_sql
 from ledger.store import lock_counters
@@ -54,6 +55,8 @@ class Facts:
     """Of the senders."""
     ours: frozenset[Place] = frozenset()
     """Of the senders to wallets without an owner: those that are wallets of ours too."""
+    closed: frozenset[str] = frozenset()
+    """Users of events that are here again: those whose account takes nothing any more."""
     outstanding: dict[str, int] = field(default_factory=dict)
     """User id -> credited and not final, of those with a bound."""
 
@@ -71,7 +74,8 @@ def fold(facts: Facts, done: Done) -> None:
     for rows in (done.inserts, done.upserts):
         for _, row in rows:
             if isinstance(row, Deposit):
-                _count(facts, row)
+                if facts.policy.outstanding_max:
+                    _count(facts, row)
                 facts.deposits[row.id] = row
             elif isinstance(row, Report):
                 facts.add(row)
@@ -115,6 +119,7 @@ class Loader:
 
     async def load(self, connection: Connection, events: Sequence[Received], _prepared: Any, at: datetime) -> Facts:
         wallets: set[Place] = set()
+        refused: set[Place] = set()
         senders: list[tuple[Place, Place]] = []
         groups: list[str] = []
         reports: list[str] = []
@@ -126,6 +131,8 @@ class Loader:
                 continue  # decide refuses it
             wallet = (event.chain, names.to)
             wallets.add(wallet)
+            if received.attempt > 1:
+                refused.add(wallet)
             groups.append(names.group_id)
             reports.append(names.report_id)
             sender = sender_of(event)
@@ -149,6 +156,9 @@ class Loader:
             known = {(d.chain, d.sender) for d in facts.deposits.values() if d.sender and d.status not in _SETTLED}
             if known:  # said by an earlier report; this one may be silent
                 facts.denied |= await denied_of(connection, known)
+        again = {self._owners[wallet] for wallet in refused if wallet in self._owners}
+        if again:
+            facts.closed = await closed_of(connection, again)
         bounds = self._policy.outstanding_max
         bounded = {self._owners[wallet] for wallet in wallets if wallet[0] in bounds and wallet in self._owners}
         if bounded:
@@ -171,6 +181,12 @@ async def owners_of(connection: Connection, wallets: Sequence[Place]) -> dict[Pl
     """Of these wallets, those that have an owner."""
     rows = await connection.fetch(_sql.wallets, [c for c, _ in wallets], [a for _, a in wallets])
     return {(chain, address): user_id for chain, address, user_id in rows}
+
+
+async def closed_of(connection: Connection, users: Iterable[str]) -> frozenset[str]:
+    """Of these customers, those whose balance is closed."""
+    rows = await connection.fetch(_sql.closed, [spendable(user).id for user in users])
+    return frozenset(row[0] for row in rows)
 
 
 async def denied_of(connection: Connection, places: Iterable[Place]) -> frozenset[Place]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from agents.deposits.deposit import Deposit, Status, credited, finalized, parked, reversed_
-from agents.deposits.facts import Place, denied_of, owners_of
+from agents.deposits.deposit import Deposit, Status, about, credited, finalized, parked, reversed_
+from agents.deposits.facts import Place, closed_of, denied_of, owners_of
 from agents.deposits.policy import DepositPolicy, Held
 from agents.deposits.reversal import Purse, lock_purses
 from agents.outcome import Alert, Done, Emit, Outcome, Stage
@@ -31,7 +31,6 @@ from agents.withdrawals.withdrawal import Status as Withdrawn
 from agents.withdrawals.withdrawal import Withdrawal, moved, released, settled
 from chain.evidence import Canonical, Finding, Moved, Undecided, find_transfer
 from chain.rpc import Rpc
-from ledger.accounts import spendable
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
@@ -159,9 +158,8 @@ def _settle_pending(deposit: Deposit, facts: Facts, purses: dict[str, Purse]) ->
     """It is final, and was not credited: now or never."""
     place = (deposit.chain, deposit.recipient)
     deposit = deposit._replace(user_id=deposit.user_id or facts.owners.get(place))
-    why = facts.policy.parks(deposit.amount, deposit.user_id, denied=(deposit.chain, deposit.sender) in facts.denied)
-    if why is None and deposit.user_id in facts.closed:
-        why = Held.ACCOUNT_CLOSED
+    denied, closed = (deposit.chain, deposit.sender) in facts.denied, deposit.user_id in facts.closed
+    why = facts.policy.parks(deposit.amount, deposit.user_id, denied=denied, closed=closed)
     if why is not None:
         return _park(deposit, why, facts.now)
     after = deposit._replace(
@@ -177,12 +175,11 @@ def _settle_pending(deposit: Deposit, facts: Facts, purses: dict[str, Purse]) ->
 def _park(deposit: Deposit, why: Held, now: datetime) -> _Step:
     after = deposit._replace(status=Status.PARKED.value, held=why.value, finalized_at=now, updated_at=now)
     posting, emit = parked(after)
-    about = {"deposit_id": after.id, "chain": after.chain, "tx_hash": after.tx_hash}
     alerts: tuple[Alert, ...] = ()
     if why is Held.UNKNOWN_OWNER:
-        alerts = (Alert("deposit_of_unknown_owner", about),)
+        alerts = (Alert("deposit_of_unknown_owner", about(after)),)
     elif why is Held.DENIED and deposit.held != Held.DENIED:
-        alerts = (Alert("deposit_denied", about),)
+        alerts = (Alert("deposit_denied", about(after)),)
     return _Step(after, (posting,), (emit,), alerts=alerts)
 
 
@@ -193,8 +190,8 @@ def _reverse(deposit: Deposit, facts: Facts, purses: dict[str, Purse]) -> _Step:
     after, posting, emit = reversed_(gone, taken.shortfall)
     alerts: tuple[Alert, ...] = ()
     if taken.shortfall:
-        about = {"deposit_id": deposit.id, "user_id": deposit.user_id, "shortfall": format_amount(taken.shortfall)}
-        alerts = (Alert("deposit_shortfall", about),)
+        owed = {"user_id": deposit.user_id, "shortfall": format_amount(taken.shortfall)}
+        alerts = (Alert("deposit_shortfall", about(deposit) | owed),)
     return _Step(after, (posting,), (emit,), taken.cancelled, alerts)
 
 
@@ -273,8 +270,7 @@ class FinalizeDeposits:
             facts.owners = await owners_of(connection, [(d.chain, d.recipient) for d in pending if d.user_id is None])
             facts.denied = await denied_of(connection, [(d.chain, d.sender) for d in pending if d.sender])
             users = {d.user_id for d in pending if d.user_id} | set(facts.owners.values())
-            closed = await connection.fetch(_sql.closed, [spendable(user).id for user in users])
-            facts.closed = frozenset(row[0] for row in closed)
+            facts.closed = await closed_of(connection, users)
         losers = {
             d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(findings[d.id]) and d.user_id
         }

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 
 class Held(StrEnum):
@@ -45,13 +46,20 @@ class DepositPolicy:
     outstanding_max: Mapping[str, int] = field(default_factory=dict)
     """By chain: what its customer may have outstanding, this deposit included, for it to be credited at once."""
 
-    def parks(self, amount: int, user_id: str | None, *, denied: bool) -> Held | None:
+    @cached_property
+    def limited(self) -> bool:
+        """Whether anything of it makes a deposit wait that would be credited otherwise."""
+        return bool(self.at_finality or self.instant_max or self.outstanding_max)
+
+    def parks(self, amount: int, user_id: str | None, *, denied: bool, closed: bool) -> Held | None:
         """Why nobody would be credited, were it final now."""
         if denied:
             return Held.DENIED
         if amount < self.minimum:
             return Held.BELOW_MINIMUM
-        return Held.UNKNOWN_OWNER if user_id is None else None
+        if user_id is None:
+            return Held.UNKNOWN_OWNER
+        return Held.ACCOUNT_CLOSED if closed else None
 
     def waits(self, chain: str, amount: int, outstanding: int) -> Held | None:
         """Why it is not credited at once, when it will be at finality."""
