@@ -63,10 +63,10 @@ class Till:
     alerts: Counter[str] = field(default_factory=Counter)
     offsets: Any = field(default_factory=count)
 
-    async def settle(self, stage: Stage[Any], *events: Event, partition: int = 0) -> Settled:
+    async def settle(self, stage: Stage[Any], *events: Event, partition: int = 0, attempt: int = 1) -> Settled:
         """One batch."""
         topic = stage.source.name
-        records = [self._record(topic, partition, event) for event in events]
+        records = [self._record(topic, partition, event, attempt) for event in events]
         items = [read_item(stage, one) for one in records]
         prepared = await stage.prepare([item.received for item in items if item.received])
         key = (topic, partition)
@@ -79,8 +79,10 @@ class Till:
         self.alerts.update(alert.code for alert in settled.alerts)
         return settled
 
-    def _record(self, topic: str, partition: int, event: Event) -> Any:
+    def _record(self, topic: str, partition: int, event: Event, attempt: int) -> Any:
         headers = headers_of(event.ce_type(), event_id=event.identity(), source="test", time=now())
+        if attempt > 1:
+            headers = [*headers, ("attempt", str(attempt).encode())]
         place = {"topic": topic, "partition": partition, "offset": next(self.offsets)}
         return SimpleNamespace(**place, timestamp=0, key=b"key", value=value_of(event), headers=headers)
 
