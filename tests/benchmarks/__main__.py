@@ -18,7 +18,7 @@ from tests.benchmarks.parts import describe, own_parts
 from tests.benchmarks.records import DIRECTORY, Record, save
 
 RUNS_PER_ROUND = {
-    "deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
+    "deposits.end_to_end": 5, "deposits.growth": 2, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
     "ledger.growth": 2, "ledger.floor": 7,
 }  # fmt: skip
 
