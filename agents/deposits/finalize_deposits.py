@@ -17,7 +17,7 @@ where by now nobody is to be credited; what it does not show has VANISHED.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -275,22 +275,12 @@ class FinalizeDeposits:
             d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(findings[d.id]) and d.user_id
         }
         if losers:
-            facts.purses = await lock_purses(connection, losers, [*_possible(found, facts)], at)
+            facts.purses = await lock_purses(connection, losers, found, facts.owners, at)
         return facts
 
 
 def _may_be_gone(finding: Finding) -> bool:
     return not isinstance(finding, Undecided | Moved)
-
-
-def _possible(deposits: Sequence[Deposit], facts: Facts) -> Iterator[Transaction]:
-    """All that may be posted for them: what must be locked before anything is decided."""
-    for deposit in deposits:
-        yield finalized(deposit)[1]
-        yield parked(deposit._replace(held=Held.DENIED.value))[0]
-        user = deposit.user_id or facts.owners.get((deposit.chain, deposit.recipient))
-        if user is not None:
-            yield reversed_(deposit._replace(user_id=user))[1]
 
 
 def stage(

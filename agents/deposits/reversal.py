@@ -11,11 +11,14 @@ A withdrawal that is accepted while the locks are taken is not seen, and goes on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+from agents.deposits.deposit import Deposit, finalized, parked, reversed_
+from agents.deposits.facts import Place
+from agents.deposits.policy import Held
 from agents.withdrawals.withdrawal import Withdrawal, released
 from ledger import store
 from ledger.accounts import spendable
@@ -59,14 +62,14 @@ class Purse:
 
 
 async def lock_purses(
-    connection: Connection, users: Iterable[str], postings: Sequence[Transaction], at: datetime
+    connection: Connection, users: Iterable[str], due: Sequence[Deposit], owners: Mapping[Place, str], at: datetime
 ) -> dict[str, Purse]:
-    """The customers' purses, locked, with all that the batch's `postings` may need."""
+    """The customers' purses, locked, with all that may be posted for the `due` deposits, which are locked already."""
     found = {user: Purse() for user in users}
     withdrawals = [
         Withdrawal(*row)._replace(amount=int(row[7])) for row in await connection.fetch(_sql.not_signed, list(found))
     ]
-    fold = await store.lock(connection, [*postings, *map(released, withdrawals)], at)
+    fold = await store.lock(connection, [*_possible(due, owners), *map(released, withdrawals)], at)
     for withdrawal in withdrawals:
         hold = fold.states.get((HOLDS, withdrawal.hold_id or ""))
         if hold is not None and hold.state == "open":
@@ -74,3 +77,13 @@ async def lock_purses(
     for user, purse in found.items():
         purse.spendable = fold.balances[spendable(user)].balance
     return found
+
+
+def _possible(due: Sequence[Deposit], owners: Mapping[Place, str]) -> Iterator[Transaction]:
+    """Any of these may be posted: their accounts and counters are locked together."""
+    for deposit in due:
+        yield finalized(deposit)[1]
+        yield parked(deposit._replace(held=Held.DENIED.value))[0]
+        user = deposit.user_id or owners.get((deposit.chain, deposit.recipient))
+        if user is not None:
+            yield reversed_(deposit._replace(user_id=user))[1]

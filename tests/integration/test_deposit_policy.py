@@ -24,7 +24,7 @@ from stablerail.dev.fetch import Tools
 from stablerail.dev.usdc import deploy
 from tests.support import ledger_rig
 from tests.support.deposit_rig import USDC, Shore, Till, now, policy
-from tests.support.ledger_rig import assert_holds, connect_to
+from tests.support.ledger_rig import connect_to
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED
 from topics.events import DepositNotified
 
@@ -39,7 +39,7 @@ async def shore(dsn: str, tmp_path: Path, tools: Tools) -> AsyncIterator[Shore]:
     with Anvil(tmp_path, tools) as anvil:
         usdc = await deploy(anvil, tools.contracts)
         async with Rpc(anvil.rpc_url, anvil.chain_id) as rpc:
-            yield Shore(Till(connection), anvil, usdc, rpc)
+            yield Shore(Till(connection), anvil, usdc, rpc, dsn=dsn)
     await connection.close()
 
 
@@ -65,7 +65,7 @@ async def mirrored(shore: Shore) -> None:
     """What our wallets hold is what the mirror says, all of it being final."""
     on_chain = [await shore.usdc.balance_of(address) for address in shore.watched]
     assert await shore.till.balance(custody("MATIC")) == sum(on_chain)
-    await assert_holds(shore.till.connection)
+    await shore.verified()
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ async def test_on_a_chain_of_finality_first_nothing_is_credited_before_it(shore:
     await shore.final()
     assert [status for status, _ in await held(till, address)] == ["vanished"] * 2
     assert till.said(DEPOSITS_FINALIZED.name) == []
-    await assert_holds(till.connection)
+    await shore.verified()
 
 
 async def test_a_bound_that_comes_and_goes_leaves_the_counter_right(shore: Shore) -> None:
@@ -133,7 +133,7 @@ async def test_a_bound_that_comes_and_goes_leaves_the_counter_right(shore: Shore
     shore.use(bounded)
     await shore.final()
     assert await counter(till, user) == 0
-    await assert_holds(till.connection)
+    await shore.verified()
 
 
 async def test_without_a_bound_no_counter_is_touched(shore: Shore) -> None:
@@ -170,7 +170,7 @@ async def test_two_workers_together_credit_no_more_than_the_bound(shore: Shore, 
     found = await held(shore.till, address)
     assert (found.count(("credited", None)), len(found)) == (5, 20)
     assert await shore.till.balance(spendable(user)) == await counter(shore.till, user) == 50 * USDC
-    await assert_holds(shore.till.connection)
+    await shore.verified()
     for connection in connections:
         await connection.close()
 
@@ -187,6 +187,8 @@ async def test_dust_is_kept_in_suspense_with_its_mirror_and_no_dead_letter(shore
     assert settled.outcomes == {("done", ""): 4, ("repeat", ""): 0}
     assert await held(till, address) == [("pending", "below_minimum")] * 3 + [("credited", None)]
     before = await till.balance(buffer())
+    await shore.anvil.mine(6)
+    await shore.verified()  # it is final, and no head has judged it yet
     await shore.final()
     assert await held(till, address) == [("parked", "below_minimum")] * 3 + [("finalized", None)]
     assert (await till.balance(spendable(user)), await till.balance(SUSPENSE)) == (2 * USDC, USDC + 1)
@@ -289,6 +291,8 @@ async def test_what_a_signer_of_ours_is_sent_is_in_suspense_unless_it_comes_from
     _, address = await shore.wallet()
     await shore.pay((signer, 40 * USDC), (address, 10 * USDC))
     await shore.scan()
+    await shore.anvil.mine(6)
+    await shore.verified()
     await shore.final()
     await shore.usdc.transfer(signer, 10 * USDC, sender=address)
     await shore.scan()
@@ -336,4 +340,15 @@ async def test_an_equal_transfer_that_only_a_vendor_counts_is_credited_when_the_
     assert [status for status, _ in await held(till, address)] == ["finalized"] * 3 + ["vanished"]
     assert await till.balance(spendable(user)) == 18 * USDC
     shore.watched.add(address)
+    await mirrored(shore)
+
+
+async def test_what_is_far_below_the_final_block_and_not_judged_is_late(shore: Shore) -> None:
+    _, address = await shore.wallet()
+    await shore.pay((address, 5 * USDC), (address, 1))
+    await shore.scan()
+    await shore.anvil.mine(150)
+    with pytest.raises(AssertionError, match="2 deposits are 100 blocks below the final one and not judged"):
+        await shore.verified()
+    await shore.head()
     await mirrored(shore)

@@ -34,8 +34,10 @@ from ledger.posting import Transaction, credit, debit
 from ledger.record import Message
 from ledger.rows import Changes, Connection
 from ledger.tables import WALLETS
+from stablerail.config import load_settings
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
+from stablerail.verify import verify_all
 from topics.envelope import headers_of, value_of
 from topics.events import Chain, DepositNotified, Event, Evidence, HeadSeen
 
@@ -158,6 +160,7 @@ class Shore:
     rpc: Rpc
     policy: DepositPolicy = field(default_factory=policy)
     watched: set[str] = field(default_factory=set)
+    dsn: str = ""
 
     def __post_init__(self) -> None:
         token = self.usdc.address.lower()
@@ -204,6 +207,18 @@ class Shore:
                 chain=Chain.MATIC, chain_id=1, number=number, block_hash=block.hash, timestamp_s=block.timestamp_s
             ),
         )
+
+    async def verified(self) -> None:
+        """Every invariant but that of the outbox, which nobody relays here; those that look at the chain too."""
+        settings = load_settings(
+            env_file=None, database_url=self.dsn, rpc_urls={"MATIC": [self.anvil.rpc_url]},
+            usdc_contracts={"MATIC": self.usdc.address}, chain_ids={"MATIC": self.anvil.chain_id},
+            finality_depths_blocks={"MATIC": DEPTH},
+        )  # fmt: skip
+        results = await verify_all(settings)
+        assert {4, 6} <= {result.number for result in results}
+        broken = [result for result in results if not result.holds and result.number != 9]
+        assert not broken, broken
 
     async def final(self) -> None:
         """Everything that is on the chain now is judged, what is gone is taken back."""
