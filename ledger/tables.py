@@ -116,6 +116,10 @@ ATTEMPTS: Final = Table(
     " signed_at:time broadcast_at:time updated_at:time version:int",
 )
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
+SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
+CIRCLE_TRANSFERS: Final = Table(
+    "circle_transfers", ("id",), "id:text state:text created_at:time looked_at:time ended_at:time"
+)
 AUDIT_LOGS: Final = Table(
     "audit_logs",
     ("batch", "n"),
@@ -153,6 +157,8 @@ JOURNALED: Final = (
     DEPOSITS,
     DEPOSIT_REPORTS,
     CHAIN_CURSORS,
+    SOURCE_CURSORS,
+    CIRCLE_TRANSFERS,
     AUDIT_LOGS,
     CORRECTIONS,
 )

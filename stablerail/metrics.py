@@ -6,6 +6,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -96,6 +97,13 @@ CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one reque
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
 SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
 
+# Sources that we ask
+CIRCLE_POLLED = Metric(
+    "stablerail_circle_polled_timestamp_seconds",
+    "gauge",
+    "When Circle's inbound list was last read to its end, unix time",
+)
+
 # Processes
 WORKER_READY = Metric(
     "stablerail_worker_ready", "gauge", "1 = the worker has partitions and serves them", ("movement",)
@@ -184,6 +192,9 @@ class Metrics:
 
     def scanner_lag(self, chain: str, blocks: int) -> None:
         self._set(SCANNER_LAG, blocks, chain)
+
+    def circle_polled(self) -> None:
+        self._set(CIRCLE_POLLED, time.time())
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
+import structlog
 
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
@@ -15,6 +17,7 @@ from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.finalize_deposits import ChainReader
 from agents.deposits.policy import DepositPolicy
+from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
@@ -29,6 +32,8 @@ from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
+
+_log = structlog.get_logger()
 
 MOVEMENTS: Final = ("onboarding", "deposits", "chains")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
@@ -132,17 +137,12 @@ async def build(name: str, settings: Settings, shared: Services, metrics: Metric
 
 
 async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
-    assert settings.circle_api_key is not None
-    assert settings.circle_entity_secret is not None
     movement = Movement("onboarding")
     movement.deliveries.append(Delivery(request_wallets.stage(settings.provisioned_chains), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
-    client = CircleClient(
-        settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
-    )
-    await client.start()
-    movement.closing.append(client.close)
+    client = await _circle(settings, movement)
+    assert client is not None
     wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id)
     acting = Acting(
         provision.stage,
@@ -156,7 +156,7 @@ async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -
     return movement
 
 
-async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("deposits")
     readers: dict[str, ChainReader] = {}
     for chain in settings.read_chains:
@@ -171,7 +171,30 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
         finalize_deposits.stage(readers, policy, shared.connect),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    circle = await _circle(settings, movement)
+    if circle is None:
+        _log.warning("circle.not_polled", reason="circle_api_key or circle_entity_secret is not set")
+    else:
+        polled = Polled(
+            settings.network,
+            dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC"),
+            settings.circle_poll_interval_s,
+            timedelta(seconds=settings.circle_poll_overlap_s),
+        )
+        movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
+
+
+async def _circle(settings: Settings, movement: Movement) -> CircleClient | None:
+    """A client for the movement's life; None without credentials."""
+    if settings.circle_api_key is None or settings.circle_entity_secret is None:
+        return None
+    client = CircleClient(
+        settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
+    )
+    await client.start()
+    movement.closing.append(client.close)
+    return client
 
 
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:

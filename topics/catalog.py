@@ -76,6 +76,8 @@ TRANSACTIONS_CONFIRMED = Topic(
     "transactions.confirmed", key="lane: chain:signer", models=(events.TransactionConfirmed,)
 )
 WITHDRAWALS_SETTLED = Topic("withdrawals.settled", key="user id", models=(events.WithdrawalSettled,))
+PAYMENTS_UPDATED = Topic("payments.updated", key="payment id", models=(events.PaymentUpdated,))
+CIRCLE_WALLETS_UPDATED = Topic("circle.wallets.updated", key="wallet id", models=(events.CircleWalletUpdated,))
 WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
 JOURNAL = Topic(
     "journal",
@@ -100,6 +102,8 @@ INPUTS = (
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,
     WITHDRAWALS_SETTLED,
+    PAYMENTS_UPDATED,
+    CIRCLE_WALLETS_UPDATED,
 )
 """Topics that stages read or the world reads; each has a dead-letter topic."""
 

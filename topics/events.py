@@ -29,6 +29,7 @@ class Chain(StrEnum):
     SOL = "SOL"
     APTOS = "APTOS"
     MATIC = "MATIC"
+    AVAX = "AVAX"
 
 
 _set = object.__setattr__  # the models are frozen
@@ -330,6 +331,46 @@ class WithdrawalSettled(Event):
         return self.withdrawal_id
 
 
+class PaymentUpdated(Event):
+    """A payment or refund at the custodian's business account has a new status.  Key: payment id."""
+
+    type = "payments.updated"
+    source: Text
+    """`circle_mint`"""
+    payment_id: Text
+    kind: Text
+    """In the source's words: `payment`, `refund`."""
+    status: Text
+    """In the source's words: `pending`, `confirmed`, `paid`, `failed`, `action_required`."""
+    amount: Amount | None = None
+    currency: Text | None = None
+    tx_hash: TxHash | None = None
+    updated_at: Text | None = None
+    """The source's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.source}:{self.payment_id}:{self.status}"
+
+
+class CircleWalletUpdated(Event):
+    """A wallet or a recipient's address at Circle's business account changed.  Key: wallet id."""
+
+    type = "circle.wallets.updated"
+    wallet_id: Text
+    kind: Text
+    """Circle's notification type: `addressBookRecipients`, `wallets`."""
+    status: Text | None = None
+    """In Circle's words: `pending`, `active`, `inactive`, `denied`."""
+    chain: Text | None = None
+    """Circle's name."""
+    address: Address | None = None
+    updated_at: Text | None = None
+    """Circle's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.kind}:{self.wallet_id}:{self.status}:{self.updated_at}"
+
+
 EVENTS: tuple[type[Event], ...] = (
     KycApproved,
     WalletsRequested,
@@ -345,4 +386,6 @@ EVENTS: tuple[type[Event], ...] = (
     TransactionBroadcast,
     TransactionConfirmed,
     WithdrawalSettled,
+    PaymentUpdated,
+    CircleWalletUpdated,
 )

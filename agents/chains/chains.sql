@@ -1,6 +1,3 @@
--- name: lead
-SELECT pg_try_advisory_lock(hashtext(current_schema() || ' ' || $1))
-
 -- name: cursor
 SELECT state FROM chain_cursors WHERE chain = $1
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TypeVar
 
 from stablerail.dev.postgres import Postgres
-from tests.benchmarks import end_to_end, growth, latency, ledger_load, ledger_posting, ledger_reads, workload
+from tests.benchmarks import bridge, end_to_end, growth, latency, ledger_load, ledger_posting, ledger_reads, workload
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -32,6 +32,7 @@ class Plan:
     entries: int
     reads: int
     posting: ledger_load.Sizes
+    webhooks: int
     grown_entries: int
     backlog: int
     grown_s_max: float
@@ -39,11 +40,11 @@ class Plan:
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    posting=ledger_load.FULL, grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
+    posting=ledger_load.FULL, webhooks=20_000, grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    posting=ledger_load.QUICK, grown_entries=20_000, backlog=2_000, grown_s_max=60,
+    posting=ledger_load.QUICK, webhooks=500, grown_entries=20_000, backlog=2_000, grown_s_max=60,
 )  # fmt: skip
 
 
@@ -211,6 +212,10 @@ async def reads(parts: Parts, plan: Plan, told: Told) -> Record:
     )
 
 
+async def bridge_webhooks(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await bridge.webhooks(parts, plan.webhooks, plan.repeats, plan.run_s_max, told)
+
+
 def _posting(
     benchmark: Callable[[Postgres, ledger_load.Sizes, int, Told], Awaitable[Record]],
 ) -> Callable[[Parts, Plan, Told], Awaitable[Record]]:
@@ -221,6 +226,7 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "deposits.end_to_end": deposits_end_to_end,
     "deposits.growth": deposits_growth,
     "deposits.latency": deposits_latency,
+    "bridge.webhooks": bridge_webhooks,
     "ledger.reads": reads,
     "ledger.hot_batch": _posting(ledger_posting.hot_batch),
     "ledger.single": _posting(ledger_posting.single),

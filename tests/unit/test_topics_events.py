@@ -70,6 +70,14 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
         "to": "0x" + "1" * 40, "outcome": "completed", "tx_hash": HASH,
     },
+    events.PaymentUpdated: {
+        "source": "circle_mint", "payment_id": "p1", "kind": "payment", "status": "paid", "amount": "3.14",
+        "currency": "USD", "tx_hash": HASH, "updated_at": "2026-11-21T02:00:00.000Z",
+    },
+    events.CircleWalletUpdated: {
+        "wallet_id": "w1", "kind": "addressBookRecipients", "status": "active", "chain": "ETH",
+        "address": "0x" + "1" * 40, "updated_at": "2026-11-21T02:00:00.000Z",
+    },
 }  # fmt: skip
 
 
@@ -273,4 +281,4 @@ def test_the_catalog_fits_together() -> None:
 
 
 def test_every_chain_is_one_that_is_written_in_capitals() -> None:
-    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC"]
+    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC", "AVAX"]
