@@ -81,7 +81,7 @@ DEPOSITS: Final = Table(
     ("id",),
     "id:uuid n:int chain:text tx_hash:text recipient:text asset:text amount:numeric user_id:text"
     " status:text generation:int buffer_shard:text block_hash:text block_number:int log_index:int"
-    " credited_at:time finalized_at:time updated_at:time",
+    " credited_at:time finalized_at:time updated_at:time sender:text held:text counted:numeric",
 )
 DEPOSIT_REPORTS: Final = Table(
     "deposit_reports",

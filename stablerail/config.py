@@ -238,7 +238,20 @@ class Settings(BaseSettings):
         {}, description="most per gas, tip included, where it differs; signing waits above it, JSON"
     )
 
-    deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
+    deposit_minimum: BaseUnits = Field(
+        SCALE, description="a smaller deposit goes to suspense, decimal USDC; kept in base units"
+    )
+    deposit_at_finality: Listed[tuple[Chain, ...]] = Field(
+        (), description="chains whose deposits are credited at finality; on the others at once"
+    )
+    deposit_instant_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {}, description='a larger deposit is credited at finality, by chain, JSON: {"MATIC": "10000"}'
+    )
+    deposit_outstanding_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {},
+        description="what a customer may have credited and not final (all chains) for a deposit on the chain to be"
+        " credited at once, JSON",
+    )
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
     buffer_alert_threshold: BaseUnits = Field(
         5_000 * SCALE, description="a USDC buffer below it is low, decimal; kept in base units"

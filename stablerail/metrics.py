@@ -74,6 +74,12 @@ STAGE_OLDEST = Metric(
     ("stage",),
 )
 FUSE_BLOWN = Metric("stablerail_fuse_blown", "gauge", "1 = the stage stopped because it refuses too much", ("stage",))
+STAGE_ALERTS = Metric(
+    "stablerail_stage_alerts",
+    "counter",
+    "What a person should look at, by code; the log has the details",
+    ("stage", "code"),
+)
 DEAD_LETTERS = Metric(
     "stablerail_dead_letters", "counter", "Dead letters by the topic they came from", ("topic", "code")
 )
@@ -240,6 +246,9 @@ class Metrics:
 
     def fuse(self, stage: str, *, blown: bool) -> None:
         self._set(FUSE_BLOWN, int(blown), stage)
+
+    def alert(self, stage: str, code: str) -> None:
+        self._add(STAGE_ALERTS, 1, stage, code)
 
     def dead_letter(self, topic: str, code: str, events: int = 1) -> None:
         self._add(DEAD_LETTERS, events, topic, code)

@@ -16,8 +16,8 @@ from agents.chains.watch_chain import WatchChain, Watched
 from agents.crash import Stop
 from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
-from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
+from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
@@ -156,6 +156,9 @@ def deposit_policy(settings: Settings) -> DepositPolicy:
         minimum=settings.deposit_minimum,
         chains_read=frozenset(chain.value for chain in settings.read_chains),
         buffer_shards=settings.shards_of(AccountType.SYSTEM_BUFFER_USDC),
+        at_finality=frozenset(chain.value for chain in settings.deposit_at_finality),
+        instant_max={chain.value: amount for chain, amount in settings.deposit_instant_max.items()},
+        outstanding_max={chain.value: amount for chain, amount in settings.deposit_outstanding_max.items()},
     )
 
 
@@ -226,9 +229,10 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
+    policy = deposit_policy(settings)
     stages: tuple[Stage[Any], ...] = (
-        credit_deposits.stage(deposit_policy(settings)),
-        finalize_deposits.stage(readers, shared.connect),
+        credit_deposits.stage(policy),
+        finalize_deposits.stage(readers, policy, shared.connect),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     circle = await _circle(settings, movement)

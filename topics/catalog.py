@@ -64,6 +64,7 @@ WALLETS_PROVISIONED = Topic("wallets.provisioned", key="user id", models=(events
 DEPOSITS_NOTIFIED = Topic("deposits.notified", key="destination address", models=(events.DepositNotified,))
 DEPOSITS_CREDITED = Topic("deposits.credited", key="destination address", models=(events.DepositCredited,))
 DEPOSITS_FINALIZED = Topic("deposits.finalized", key="destination address", models=(events.DepositFinalized,))
+DEPOSITS_PARKED = Topic("deposits.parked", key="destination address", models=(events.DepositParked,))
 CHAIN_HEADS = Topic("chain.heads", key="chain", models=(events.HeadSeen,), retention_ms=DAY_MS)
 WITHDRAWALS_REQUESTED = Topic("withdrawals.requested", key="user id", models=(events.WithdrawalRequested,))
 WITHDRAWALS_ACCEPTED = Topic("withdrawals.accepted", key="chain", models=(events.WithdrawalAccepted,))
@@ -98,6 +99,7 @@ INPUTS = (
     DEPOSITS_NOTIFIED,
     DEPOSITS_CREDITED,
     DEPOSITS_FINALIZED,
+    DEPOSITS_PARKED,
     CHAIN_HEADS,
     WITHDRAWALS_REQUESTED,
     WITHDRAWALS_ACCEPTED,

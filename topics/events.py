@@ -143,6 +143,8 @@ class DepositNotified(Event):
     block_number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     log_index: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Only a reader of the chain knows it."""
+    sender: Address | None = None
+    """Where the transfer came from, in the source's words."""
 
     def identity(self) -> str:
         return f"{self.source}:{self.transfer_id}:{self.evidence}"
@@ -177,6 +179,29 @@ class DepositFinalized(Event):
     asset: Text
     amount: Amount
     outcome: Literal["finalized", "reversed"]
+    transaction_id: Text
+    shortfall: Amount | None = None
+    """Of a reversed one: what the customer did not have any more, and owes us."""
+
+    def identity(self) -> str:
+        return self.transaction_id
+
+
+class DepositParked(Event):
+    """A transfer to a wallet of ours is final on its chain, and nobody is credited: it is in suspense until people assign it.
+    Key: as deposits.notified."""
+
+    type = "deposits.parked"
+    deposit_id: Text
+    user_id: Text | None = None
+    """Whose wallet it is; None where nobody knows."""
+    chain: Chain
+    tx_hash: TxHash
+    to: Address
+    sender: Address | None = None
+    asset: Text
+    amount: Amount
+    reason: Literal["denied", "below_minimum", "unknown_owner", "account_closed"]
     transaction_id: Text
 
     def identity(self) -> str:
@@ -373,6 +398,7 @@ EVENTS: tuple[type[Event], ...] = (
     DepositNotified,
     DepositCredited,
     DepositFinalized,
+    DepositParked,
     HeadSeen,
     WithdrawalRequested,
     WithdrawalAccepted,

@@ -2,4 +2,5 @@
 SELECT state FROM chain_cursors WHERE chain = $1
 
 -- name: addresses
-SELECT address FROM wallets WHERE chain = $1
+-- Our signers' too: what arrives there is ours, and its owner nobody.
+SELECT address FROM wallets WHERE chain = $1 UNION SELECT signer FROM lanes WHERE chain = $1

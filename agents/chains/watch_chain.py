@@ -152,6 +152,7 @@ class WatchChain:
                 block_hash=log.block_hash,
                 block_number=log.block_number,
                 log_index=log.log_index,
+                sender=log.sender,
             )
             messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, f"{self._watched.chain.value}:{event_id}"))
         return messages

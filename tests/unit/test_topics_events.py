@@ -44,6 +44,10 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "deposit_id": "d1", "user_id": "ada", "chain": "MATIC", "tx_hash": HASH, "asset": "USDC", "amount": "25.00",
         "outcome": "reversed", "transaction_id": "x1",
     },
+    events.DepositParked: {
+        "deposit_id": "d1", "chain": "MATIC", "tx_hash": HASH, "to": "0x" + "1" * 40, "asset": "USDC", "amount": "0.50",
+        "reason": "unknown_owner", "transaction_id": "x1",
+    },
     events.HeadSeen: {"chain": "MATIC", "chain_id": 137, "number": 7, "block_hash": HASH, "timestamp_s": 1_780_000_000},
     events.BufferLevel: {
         "account": "system.system_buffer_usdc[3]:USDC", "account_type": "system_buffer_usdc", "asset": "USDC", "shard": "3",
