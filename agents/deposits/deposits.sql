@@ -14,6 +14,11 @@ SELECT replace(r.id::text, '-', ''), r.source, r.transfer_id, replace(r.group_id
 FROM unnest($2::text::uuid[]) AS x(id)
 JOIN deposit_reports r ON r.id = x.id
 
+-- name: grouped
+SELECT replace(r.group_id::text, '-', ''), replace(r.id::text, '-', '')
+FROM unnest($1::text::uuid[]) AS x(group_id)
+JOIN deposit_reports r ON r.group_id = x.group_id
+
 -- name: locked
 SELECT replace(d.id::text, '-', ''), d.n, d.chain, d.tx_hash, d.recipient, d.asset,
        d.amount::text, d.user_id, d.status, d.generation, d.buffer_shard, d.block_hash, d.block_number, d.log_index,
