@@ -171,7 +171,7 @@ def describe(settings: Settings) -> tuple[SettingRow, ...]:
 def _shown(name: str, value: Any) -> str:
     if value is None:
         return "(not set)"
-    if name == "deposit_minimum":
+    if name.startswith("deposit_") and isinstance(value, int):
         return f"{format_amount(value)} USDC"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(name, each)}" for key, each in value.items()) or "(none)"

@@ -74,3 +74,7 @@ SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fin
        w.requested_at, w.updated_at, w.settled_at, w.version
 FROM locked w
 ORDER BY w.requested_at DESC, w.id
+
+-- name: count_not_signed
+SELECT count(*) FROM withdrawals
+WHERE user_id = ANY($1::text[]) AND status IN ('pending', 'signing') AND hold_id IS NOT NULL
