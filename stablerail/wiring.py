@@ -16,7 +16,7 @@ from agents.crash import Stop
 from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.finalize_deposits import ChainReader
-from agents.deposits.lookups import Listing, Lookups
+from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
@@ -26,16 +26,13 @@ from agents.outcome import Stage
 from agents.services import Services
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
-from connectors.circle.chains import to_circle
 from connectors.circle.client import CircleClient
-from connectors.circle.transactions import notified
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
-from topics.events import Chain, DepositNotified
 
 _log = structlog.get_logger()
 
@@ -171,7 +168,11 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         )
     policy = deposit_policy(settings)
     circle = await _circle(settings, movement)
-    lookups = None if circle is None else Lookups(_listing(circle, settings), policy.chains_read, shared.connect)
+    lookups = None
+    if circle is not None:
+        tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
+        listing = circle_listing(circle, settings.network, tokens)
+        lookups = Lookups(listing, policy.chains_read, shared.connect)
     stages: tuple[Stage[Any], ...] = (
         credit_deposits.stage(policy, lookups),
         finalize_deposits.stage(readers, policy, shared.connect),
@@ -188,20 +189,6 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         )
         movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
-
-
-def _listing(client: CircleClient, settings: Settings) -> Listing:
-    """Circle's own list, in our words."""
-    tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
-
-    async def listing(chain: str, tx_hash: str, address: str) -> list[DepositNotified]:
-        listed = await client.list_transactions(
-            blockchain=to_circle(Chain(chain), settings.network), tx_hash=tx_hash, destination_address=address
-        )
-        told = [notified(transaction, settings.network, tokens) for transaction in listed]
-        return [event for event in told if isinstance(event, DepositNotified)]
-
-    return listing
 
 
 async def _circle(settings: Settings, movement: Movement) -> CircleClient | None:

@@ -17,12 +17,15 @@ import structlog
 
 from agents.deposits.facts import named
 from chain.errors import ChainError
+from connectors.circle.chains import Network, to_circle
+from connectors.circle.client import CircleClient
+from connectors.circle.transactions import notified
 from connectors.errors import ConnectorError
 from ledger.commit import TRANSIENT
 from ledger.rows import Connection, uuids
 from ledger.sql import load as load_sql
 from topics.envelope import Received
-from topics.events import DepositNotified, Evidence
+from topics.events import Chain, DepositNotified, Evidence
 
 _log = structlog.get_logger()
 _sql = load_sql("agents.deposits", "deposits.sql")
@@ -38,6 +41,18 @@ Listing = Callable[[str, str, str], Awaitable[Sequence[DepositNotified]]]
 """(chain, transaction hash, address) -> the custodian's inbound transfers. Raises ConnectorError."""
 Looked = Mapping[str, Mapping[str, Evidence]]
 """Group -> the custodian's transfer ids in it, with what it says of each."""
+
+
+def circle_listing(client: CircleClient, network: Network, usdc_tokens: Mapping[str, str]) -> Listing:
+    """Circle's own list, in our words. `usdc_tokens`: Circle's token id -> our asset."""
+
+    async def listing(chain: str, tx_hash: str, address: str) -> list[DepositNotified]:
+        blockchain = to_circle(Chain(chain), network)
+        found = await client.list_transactions(blockchain=blockchain, tx_hash=tx_hash, destination_address=address)
+        told = [notified(transaction, network, usdc_tokens) for transaction in found]
+        return [event for event in told if isinstance(event, DepositNotified)]
+
+    return listing
 
 
 class _Asked(NamedTuple):
