@@ -42,7 +42,7 @@ from chain.errors import ChainError
 from chain.outcomes import Executed, Gone
 from chain.rpc import Asks
 from chain.window import Window
-from ledger.commit import TRANSIENT
+from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
 from ledger.tables import CHAIN_CURSORS
@@ -255,9 +255,13 @@ class TrackConfirmations:
         news: dict[str, News] = {}
         for name in sorted(woken & self._chains.keys()):
             try:
-                found = await self._look(name)
+                with lost_not_cancelled():
+                    found = await self._look(name)
             except _AGAIN as error:
-                self._endpoints[name] += 1
+                if isinstance(error, ChainError):
+                    self._endpoints[name] += 1
+                elif self._connection is not None:
+                    self._connection.terminate()
                 code = getattr(error, "code", type(error).__name__)
                 _log.warning("withdrawals.later", stage=NAME, chain=name, error=code, reason=str(error))
                 continue
