@@ -372,6 +372,9 @@ class Delivery:
                 observer.dead_letter(self.stage.source.dlq.name, code, events)
         if settled.sealed is not None:
             self.stage.figures(observer, *settled.decided)
+        for alert in settled.alerts:
+            observer.alert(name, alert.code)
+            self._log.warning(alert.code, **alert.about)
         for item, outcome in settled.told[:LOGGED_MAX]:
             received = item.received
             self._log.info(

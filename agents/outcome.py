@@ -51,6 +51,13 @@ class Retry:
     after_s: float
 
 
+class Alert(NamedTuple):
+    """What a person should hear of: logged and counted when it is committed. `code` is one of a few, for the metric's label."""
+
+    code: str
+    about: dict[str, str]
+
+
 class Done(NamedTuple):
     """All of it or nothing. An empty Done: there is nothing to do (any more)."""
 
@@ -62,6 +69,7 @@ class Done(NamedTuple):
     if_refused: Outcome | Callable[[PostingRefused], Outcome] | None = None
     """What a refusal of the ledger means, or a pure function that says so; None: dead letter with the refusal's own code. A
     Done may post in its turn; what is refused then is a dead letter, unless its own `if_refused` is no Done."""
+    alerts: tuple[Alert, ...] = ()
     updates: tuple[tuple[Table, Row], ...] = ()
     """As upserts, of rows that are there and locked: of the whole row only the columns that may change are written, at half the
     price."""

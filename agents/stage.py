@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 from agents.dead_letters import dead_letter
 from agents.intents import intent_rows
 from agents.item import Item
-from agents.outcome import Done, Outcome, Rejected, Retry, Stage
+from agents.outcome import Alert, Done, Outcome, Rejected, Retry, Stage
 from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, seal
@@ -64,6 +64,7 @@ class Settled:
     """The events that were not done, for the log."""
     decided: tuple[Sequence[Item], Sequence[Outcome]] = ((), ())
     """The events that were no repeats, and what became of each."""
+    alerts: list[Alert] = field(default_factory=list)
 
 
 async def settle(
@@ -95,7 +96,8 @@ async def settle(
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)
     told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
-    return Settled(sealed, counts, refused, told, decided=(live, outcomes))
+    alerts = [alert for outcome in outcomes if isinstance(outcome, Done) for alert in outcome.alerts]
+    return Settled(sealed, counts, refused, told, decided=(live, outcomes), alerts=alerts)
 
 
 async def _claim(

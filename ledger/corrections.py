@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import orjson
 
-from ledger.accounts import SYSTEM, Account, AccountType, spendable
+from ledger.accounts import SUSPENSE, SYSTEM, Account, spendable
 from ledger.audit_logs import Log
 from ledger.commit import Owner, lock_writer, seal
 from ledger.errors import (
@@ -46,7 +46,6 @@ from ledger.tables import CORRECTIONS
 _sql = load("ledger", "sql/corrections.sql")
 
 WRITER: Final = "corrections"
-SUSPENSE: Final = Account(SYSTEM, AccountType.SUSPENSE_USDC)
 REASON_LENGTH_MAX: Final = 1_000
 LEGS_MAX: Final = 100
 _NAMESPACE: Final = uuid.UUID("5e1f3a52-0f0e-4c4d-9a3b-8f6f0c1d2e3f")

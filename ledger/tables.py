@@ -81,7 +81,7 @@ DEPOSITS: Final = Table(
     ("id",),
     "id:uuid n:int chain:text tx_hash:text recipient:text asset:text amount:numeric user_id:text"
     " status:text generation:int buffer_shard:text block_hash:text block_number:int log_index:int"
-    " credited_at:time finalized_at:time updated_at:time",
+    " credited_at:time finalized_at:time updated_at:time sender:text held:text counted:numeric",
 )
 DEPOSIT_REPORTS: Final = Table(
     "deposit_reports",
@@ -119,6 +119,10 @@ ATTEMPTS: Final = Table(
     changing=("status", "error", "block_hash", "block_number", "broadcast_at", "updated_at", "version"),
 )
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
+SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
+CIRCLE_TRANSFERS: Final = Table(
+    "circle_transfers", ("id",), "id:text state:text created_at:time looked_at:time ended_at:time"
+)
 AUDIT_LOGS: Final = Table(
     "audit_logs",
     ("batch", "n"),
@@ -156,6 +160,8 @@ JOURNALED: Final = (
     DEPOSITS,
     DEPOSIT_REPORTS,
     CHAIN_CURSORS,
+    SOURCE_CURSORS,
+    CIRCLE_TRANSFERS,
     AUDIT_LOGS,
     CORRECTIONS,
 )

@@ -20,6 +20,8 @@ from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
+from stablerail.cli_deposits import deny_app, shortfall_app
+from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
 from stablerail.cli_verify import verify_app
@@ -36,8 +38,11 @@ app.add_typer(dev_app, name="dev")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
+app.add_typer(lanes_app, name="lanes")
 app.add_typer(limits_app, name="limits")
 app.add_typer(suspense_app, name="suspense")
+app.add_typer(deny_app, name="deny")
+app.add_typer(shortfall_app, name="shortfall")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 

@@ -50,6 +50,7 @@ PREFIX: Final = "STABLERAIL_"
 
 ALSO_CALLED: Final[Mapping[str, str]] = {
     "circle_api_key": "CIRCLE_API_KEY",
+    "circle_webhook_secret": "CIRCLE_WEBHOOK_SECRET",
     "database_url": "DATABASE_URL",
     "deposit_minimum": "ONCHAIN_MIN_DEPOSIT_AMOUNT",
     "buffer_alert_threshold": "ONCHAIN_BUFFER_ALERT_THRESHOLD",
@@ -63,7 +64,6 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
 """The names the source documents use. Ours wins when both are set."""
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
-    "CIRCLE_WEBHOOK_SECRET": "Circle signs with a key pair; there is no shared secret to set",
     "ONCHAIN_WITHDRAWAL_TIMEOUT": "a withdrawal ends by what the chain says, never by a clock",
     "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
     "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
@@ -160,10 +160,39 @@ class Settings(BaseSettings):
     circle_webhook_key_lookups_per_min: int = Field(
         10, ge=1, description="unknown signing-key ids looked up at Circle per minute; more is answered 503"
     )
+    circle_webhook_secret: SecretStr | None = Field(
+        None,
+        min_length=8,
+        description="of a relay of yours that signs by HMAC-SHA256; Circle itself signs by a key pair",
+    )
+    circle_webhook_header: str = Field("X-Signature", min_length=1, description="where the relay puts its signature")
+    circle_webhook_time_header: str = Field(
+        "X-Timestamp", min_length=1, description='unix seconds, signed before the body and a dot; "none" = body alone'
+    )
+    circle_webhook_encoding: Literal["hex", "base64"] = Field("hex", description="how the relay writes its signature")
+    circle_mint_topic_arns: Listed[tuple[str, ...]] = Field(
+        (),
+        description="Amazon SNS topics of Circle Mint's notifications, both regions; unset = Mint is not listened to",
+    )
+    circle_sns_url: HttpUrl | None = Field(
+        None, description="a sandbox of ours in the place of Amazon SNS; never on mainnet"
+    )
+    circle_poll_interval_s: Seconds = Field(30, gt=0, description="pause between two looks at Circle's inbound list")
+    circle_poll_overlap_s: Seconds = Field(
+        600, ge=0, description="how far each look at the list goes back; a transaction may show up late"
+    )
     sumsub_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Sumsub's webhook secret")
 
+    persona_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Persona's webhook secret")
+    persona_window_s: Seconds = Field(
+        86_400, gt=0, description="how far the time that Persona signed may be from ours; it repeats for hours"
+    )
+    onfido_webhook_token: SecretStr | None = Field(None, min_length=8, description="Onfido's webhook token")
+
     provisioned_chains: Listed[tuple[Chain, ...]] = Field(
-        tuple(Chain), min_length=1, description="chains a new customer gets a wallet on"
+        (Chain.ETH, Chain.SOL, Chain.APTOS, Chain.MATIC),
+        min_length=1,
+        description="chains a new customer gets a wallet on",
     )
     rpc_urls: RpcUrls = Field(
         {},
@@ -209,7 +238,20 @@ class Settings(BaseSettings):
         {}, description="most per gas, tip included, where it differs; signing waits above it, JSON"
     )
 
-    deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
+    deposit_minimum: BaseUnits = Field(
+        SCALE, description="a smaller deposit goes to suspense, decimal USDC; kept in base units"
+    )
+    deposit_at_finality: Listed[tuple[Chain, ...]] = Field(
+        (), description="chains whose deposits are credited at finality; on the others at once"
+    )
+    deposit_instant_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {}, description='a larger deposit is credited at finality, by chain, JSON: {"MATIC": "10000"}'
+    )
+    deposit_outstanding_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {},
+        description="what a customer may have credited and not final (all chains) for a deposit on the chain to be"
+        " credited at once, JSON",
+    )
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
     buffer_alert_threshold: BaseUnits = Field(
         5_000 * SCALE, description="a USDC buffer below it is low, decimal; kept in base units"
@@ -282,6 +324,8 @@ class Settings(BaseSettings):
     def _together(self) -> Self:
         if self.call_lease_s <= self.call_timeout_s:
             raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
+        if self.circle_sns_url is not None and self.network == "mainnet":
+            raise ValueError(f"{PREFIX}CIRCLE_SNS_URL is for sandboxes: on mainnet only Amazon is believed")
         for chain in self.rpc_urls:
             if chain not in self.usdc_contracts:
                 raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")

@@ -26,8 +26,8 @@ EVM_CHAINS: Final = tuple(chain for chain in Chain if chain in addresses.EVM_CHA
 """The chains our own scanner can read."""
 
 _CHAIN_IDS: Final[Mapping[Network, Mapping[Chain, int]]] = {
-    "testnet": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002},
-    "mainnet": {Chain.ETH: 1, Chain.MATIC: 137},
+    "testnet": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002, Chain.AVAX: 43_113},
+    "mainnet": {Chain.ETH: 1, Chain.MATIC: 137, Chain.AVAX: 43_114},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 import structlog
@@ -24,6 +24,14 @@ _sql = load("stablerail", "custody.sql")
 _AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 
 
+class Look(NamedTuple):
+    final: int
+    """The block."""
+    wallets: int
+    difference: int
+    """Base units that they hold above what the ledger says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Custody:
     chain: Chain
@@ -31,18 +39,19 @@ class Custody:
     token: str
     depth_blocks: int
 
-    async def difference(self, connection: Connection) -> tuple[int, int]:
-        """(wallets, base units that they hold above what the ledger says), at the newest final block.
+    async def look(self, connection: Connection) -> Look:
+        """At the newest final block.
 
         Deposits at or below that block whose finality the ledger has not posted yet are added to the mirror, those above it
-        that it has posted are taken off: both sides speak of the same height, whoever is ahead. Raises ChainError.
+        that it has posted are taken off, and so it is with withdrawals the other way round: both sides speak of the same
+        height, whoever is ahead. Raises ChainError.
         """
         source = await readable(self.rpcs)
         final = max(source.head.number - self.depth_blocks, 0)
         addresses = [row[0] for row in await connection.fetch(_sql.wallets, self.chain.value)]
         held = sum(await source.rpc.balances_of(self.token, addresses, final))
         expected = int(await connection.fetchval(_sql.expected, self.chain.value, final))
-        return len(addresses), held - expected
+        return Look(final, len(addresses), held - expected)
 
 
 class CustodyCheck:
@@ -68,7 +77,7 @@ class CustodyCheck:
                 if self._leads():
                     if self._connection is None or self._connection.is_closed():
                         self._connection = await self._connect()
-                    _, difference = await self._custody.difference(self._connection)
+                    difference = (await self._custody.look(self._connection)).difference
                     self._tell(chain, difference)
                     if difference:
                         _log.warning("custody.differs", chain=chain, base_units=difference)

@@ -6,6 +6,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -73,6 +74,12 @@ STAGE_OLDEST = Metric(
     ("stage",),
 )
 FUSE_BLOWN = Metric("stablerail_fuse_blown", "gauge", "1 = the stage stopped because it refuses too much", ("stage",))
+STAGE_ALERTS = Metric(
+    "stablerail_stage_alerts",
+    "counter",
+    "What a person should look at, by code; the log has the details",
+    ("stage", "code"),
+)
 DEAD_LETTERS = Metric(
     "stablerail_dead_letters", "counter", "Dead letters by the topic they came from", ("topic", "code")
 )
@@ -160,6 +167,13 @@ WITHDRAWAL_OLDEST = Metric(
     "stablerail_withdrawals_oldest_age_seconds", "gauge", "Age of the oldest of them", ("chain", "state")
 )
 
+# Sources that we ask
+CIRCLE_POLLED = Metric(
+    "stablerail_circle_polled_timestamp_seconds",
+    "gauge",
+    "When Circle's inbound list was last read to its end, unix time",
+)
+
 # Processes
 WORKER_READY = Metric(
     "stablerail_worker_ready", "gauge", "1 = the worker has partitions and serves them", ("movement",)
@@ -233,6 +247,9 @@ class Metrics:
     def fuse(self, stage: str, *, blown: bool) -> None:
         self._set(FUSE_BLOWN, int(blown), stage)
 
+    def alert(self, stage: str, code: str) -> None:
+        self._add(STAGE_ALERTS, 1, stage, code)
+
     def dead_letter(self, topic: str, code: str, events: int = 1) -> None:
         self._add(DEAD_LETTERS, events, topic, code)
 
@@ -294,6 +311,9 @@ class Metrics:
         for chain, state, withdrawals, oldest_age_s in found:
             self._set(WITHDRAWALS_OPEN, withdrawals, chain, state)
             self._set(WITHDRAWAL_OLDEST, oldest_age_s, chain, state)
+
+    def circle_polled(self) -> None:
+        self._set(CIRCLE_POLLED, time.time())
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

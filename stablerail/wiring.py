@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
 import asyncpg
+import structlog
 
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
 from agents.crash import Stop
 from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
-from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
+from agents.deposits.policy import DepositPolicy
+from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
 from agents.onboarding.provision_wallets import CircleWallets
@@ -49,6 +52,8 @@ from stablerail.metrics import Metrics
 from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
 from topics.trace import Spans
+
+_log = structlog.get_logger()
 
 MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
@@ -151,6 +156,9 @@ def deposit_policy(settings: Settings) -> DepositPolicy:
         minimum=settings.deposit_minimum,
         chains_read=frozenset(chain.value for chain in settings.read_chains),
         buffer_shards=settings.shards_of(AccountType.SYSTEM_BUFFER_USDC),
+        at_finality=frozenset(chain.value for chain in settings.deposit_at_finality),
+        instant_max={chain.value: amount for chain, amount in settings.deposit_instant_max.items()},
+        outstanding_max={chain.value: amount for chain, amount in settings.deposit_outstanding_max.items()},
     )
 
 
@@ -193,17 +201,12 @@ async def build(name: str, settings: Settings, shared: Services, metrics: Metric
 
 
 async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
-    assert settings.circle_api_key is not None
-    assert settings.circle_entity_secret is not None
     movement = Movement("onboarding")
     movement.deliveries.append(Delivery(request_wallets.stage(settings.provisioned_chains), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
-    client = CircleClient(
-        settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
-    )
-    await client.start()
-    movement.closing.append(client.close)
+    client = await _circle(settings, movement)
+    assert client is not None
     wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id)
     acting = Acting(
         provision.stage,
@@ -217,7 +220,7 @@ async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -
     return movement
 
 
-async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("deposits")
     readers: dict[str, ChainReader] = {}
     for chain in settings.read_chains:
@@ -226,11 +229,23 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
+    policy = deposit_policy(settings)
     stages: tuple[Stage[Any], ...] = (
-        credit_deposits.stage(deposit_policy(settings)),
-        finalize_deposits.stage(readers, shared.connect),
+        credit_deposits.stage(policy),
+        finalize_deposits.stage(readers, policy, shared.connect),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    circle = await _circle(settings, movement)
+    if circle is None:
+        _log.warning("circle.not_polled", reason="circle_api_key or circle_entity_secret is not set")
+    else:
+        polled = Polled(
+            settings.network,
+            dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC"),
+            settings.circle_poll_interval_s,
+            timedelta(seconds=settings.circle_poll_overlap_s),
+        )
+        movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
 
 
@@ -271,6 +286,18 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     return movement
+
+
+async def _circle(settings: Settings, movement: Movement) -> CircleClient | None:
+    """A client for the movement's life; None without credentials."""
+    if settings.circle_api_key is None or settings.circle_entity_secret is None:
+        return None
+    client = CircleClient(
+        settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
+    )
+    await client.start()
+    movement.closing.append(client.close)
+    return client
 
 
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:

@@ -29,6 +29,7 @@ class Chain(StrEnum):
     SOL = "SOL"
     APTOS = "APTOS"
     MATIC = "MATIC"
+    AVAX = "AVAX"
 
 
 _set = object.__setattr__  # the models are frozen
@@ -142,6 +143,8 @@ class DepositNotified(Event):
     block_number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     log_index: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Only a reader of the chain knows it."""
+    sender: Address | None = None
+    """Where the transfer came from, in the source's words."""
 
     def identity(self) -> str:
         return f"{self.source}:{self.transfer_id}:{self.evidence}"
@@ -176,6 +179,29 @@ class DepositFinalized(Event):
     asset: Text
     amount: Amount
     outcome: Literal["finalized", "reversed"]
+    transaction_id: Text
+    shortfall: Amount | None = None
+    """Of a reversed one: what the customer did not have any more, and owes us."""
+
+    def identity(self) -> str:
+        return self.transaction_id
+
+
+class DepositParked(Event):
+    """A transfer to a wallet of ours is final on its chain, and nobody is credited: it is in suspense until people assign it.
+    Key: as deposits.notified."""
+
+    type = "deposits.parked"
+    deposit_id: Text
+    user_id: Text | None = None
+    """Whose wallet it is; None where nobody knows."""
+    chain: Chain
+    tx_hash: TxHash
+    to: Address
+    sender: Address | None = None
+    asset: Text
+    amount: Amount
+    reason: Literal["denied", "below_minimum", "unknown_owner", "account_closed"]
     transaction_id: Text
 
     def identity(self) -> str:
@@ -325,6 +351,46 @@ class BufferLevel(Event):
         return f"{self.account}:{self.account_version}"
 
 
+class PaymentUpdated(Event):
+    """A payment or refund at the custodian's business account has a new status.  Key: payment id."""
+
+    type = "payments.updated"
+    source: Text
+    """`circle_mint`"""
+    payment_id: Text
+    kind: Text
+    """In the source's words: `payment`, `refund`."""
+    status: Text
+    """In the source's words: `pending`, `confirmed`, `paid`, `failed`, `action_required`."""
+    amount: Amount | None = None
+    currency: Text | None = None
+    tx_hash: TxHash | None = None
+    updated_at: Text | None = None
+    """The source's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.source}:{self.payment_id}:{self.status}"
+
+
+class CircleWalletUpdated(Event):
+    """A wallet or a recipient's address at Circle's business account changed.  Key: wallet id."""
+
+    type = "circle.wallets.updated"
+    wallet_id: Text
+    kind: Text
+    """Circle's notification type: `addressBookRecipients`, `wallets`."""
+    status: Text | None = None
+    """In Circle's words: `pending`, `active`, `inactive`, `denied`."""
+    chain: Text | None = None
+    """Circle's name."""
+    address: Address | None = None
+    updated_at: Text | None = None
+    """Circle's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.kind}:{self.wallet_id}:{self.status}:{self.updated_at}"
+
+
 EVENTS: tuple[type[Event], ...] = (
     KycApproved,
     WalletsRequested,
@@ -332,6 +398,7 @@ EVENTS: tuple[type[Event], ...] = (
     DepositNotified,
     DepositCredited,
     DepositFinalized,
+    DepositParked,
     HeadSeen,
     WithdrawalRequested,
     WithdrawalAccepted,
@@ -340,4 +407,6 @@ EVENTS: tuple[type[Event], ...] = (
     TransactionConfirmed,
     WithdrawalSettled,
     BufferLevel,
+    PaymentUpdated,
+    CircleWalletUpdated,
 )

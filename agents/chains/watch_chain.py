@@ -16,13 +16,14 @@ import asyncpg
 import orjson
 import structlog
 
+from agents.lone_writer import STANDBY_S, LoneWriter
 from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.heads import readable
 from chain.rpc import Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
 from chain.scanner import Pass, scan_once
-from ledger.commit import TRANSIENT, lock_writer, seal
+from ledger.commit import TRANSIENT
 from ledger.record import Message
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
@@ -37,7 +38,6 @@ _sql = load("agents.chains", "chains.sql")
 _AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 
 WAIT_S_MAX = 30.0
-STANDBY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,20 @@ class WatchChain:
         self._services = services
         self._seen = seen
         self._writer = f"watch_chain.{watched.chain.value}"
-        self._connection: Connection | None = None
+        self._lone = LoneWriter(self._writer, services)
         self._log = _log.bind(stage=self._writer)
         self._rpc: Rpc | None = None
         self._left_out: tuple[tuple[str, str], ...] = ()
-        self.leads = False
 
     async def work(self) -> None:
         wait_s = self._watched.interval_s
         while True:
             try:
-                if not await self._lead():
+                connection = await self._lone.lead()
+                if connection is None:
                     await asyncio.sleep(STANDBY_S)
                     continue
-                caught_up = await self.look()
+                caught_up = await self.look(connection)
                 self._services.unready.pop(self._writer, None)
                 wait_s = self._watched.interval_s if caught_up else 0.0
             except ChainMoved:
@@ -95,18 +95,8 @@ class WatchChain:
                 raise
             await asyncio.sleep(wait_s)
 
-    async def _lead(self) -> bool:
-        if self._connection is None or self._connection.is_closed():
-            self.leads = False
-            self._connection = await self._services.connect()
-        if not self.leads:
-            self.leads = bool(await self._connection.fetchval(_sql.lead, self._writer))
-        return self.leads
-
-    async def look(self) -> bool:
+    async def look(self, connection: Connection) -> bool:
         """One pass; whether everything up to the head was read."""
-        connection = self._connection
-        assert connection is not None
         source = await readable(self._watched.rpcs, self._rpc)
         self._rpc = rpc = source.rpc
         self._tell_left_out(source.left_out)
@@ -116,7 +106,7 @@ class WatchChain:
         if found.rewound_from is not None:
             self._log.warning("chain.reorg", was=found.rewound_from.number)
         if found.heads or found.transfers or found.state != state:
-            await self._commit(connection, found)
+            await self._commit(found)
         for head in found.heads:
             read = found.state.cursor.number if found.state.cursor else 0
             answering = len(self._watched.rpcs) - len(source.left_out)
@@ -138,24 +128,13 @@ class WatchChain:
         start = self._watched.start_block
         return begin(head.number if start is None else start, self._watched.scan)
 
-    async def _commit(self, connection: Connection, found: Pass) -> None:
-        now = self._services.clock()
-        row = (self._watched.chain.value, found.state.as_json(), now)
-        async with connection.transaction():
-            owners = await lock_writer(connection, self._writer)
-            sealed = await seal(
-                connection,
-                self._writer,
-                owners,
-                blocks=[block(CHAIN_CURSORS, Op.UPSERT, [row])],
-                messages=[*self._transfers(found), *map(self._head, found.heads)],
-                at=now,
-                actor=self._writer,
-                summary={"transfers": len(found.transfers), "heads": len(found.heads)},
-            )
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+    async def _commit(self, found: Pass) -> None:
+        row = (self._watched.chain.value, found.state.as_json(), self._services.clock())
+        await self._lone.commit(
+            [block(CHAIN_CURSORS, Op.UPSERT, [row])],
+            [*self._transfers(found), *map(self._head, found.heads)],
+            {"transfers": len(found.transfers), "heads": len(found.heads)},
+        )
 
     def _transfers(self, found: Pass) -> list[Message]:
         messages = []
@@ -173,6 +152,7 @@ class WatchChain:
                 block_hash=log.block_hash,
                 block_number=log.block_number,
                 log_index=log.log_index,
+                sender=log.sender,
             )
             messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, f"{self._watched.chain.value}:{event_id}"))
         return messages

@@ -19,3 +19,6 @@ FROM (
       AND (a.status <> 'mined' OR a.block_number > $3)
     GROUP BY a.nonce
 ) f
+
+-- name: lanes
+SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer

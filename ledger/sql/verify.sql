@@ -59,19 +59,22 @@ WHERE a.balance <> coalesce(e.balance_after, 0) OR a.version <> coalesce(e.versi
 
 -- name: credited_once
 SELECT coalesce(replace(d.id::text, '-', ''), l.reference) AS deposit, d.status, d.generation, l.credits, l.reversals,
-       l.finals
+       l.finals, l.parks
 FROM deposits d
 FULL JOIN (
     SELECT reference,
            count(*) FILTER (WHERE kind = 'deposit') AS credits,
            count(*) FILTER (WHERE kind = 'deposit_reversed') AS reversals,
-           count(*) FILTER (WHERE kind = 'deposit_final') AS finals
-    FROM transactions WHERE kind IN ('deposit', 'deposit_reversed', 'deposit_final') GROUP BY reference
+           count(*) FILTER (WHERE kind = 'deposit_final') AS finals,
+           count(*) FILTER (WHERE kind = 'deposit_parked') AS parks
+    FROM transactions WHERE kind IN ('deposit', 'deposit_reversed', 'deposit_final', 'deposit_parked')
+    GROUP BY reference
 ) AS l ON l.reference = replace(d.id::text, '-', '')
 WHERE d.id IS NULL OR coalesce(l.credits, 0) <> d.generation
    OR coalesce(l.credits, 0) - coalesce(l.reversals, 0)
       <> CASE WHEN d.status IN ('credited', 'orphaned', 'finalized') THEN 1 ELSE 0 END
    OR coalesce(l.finals, 0) <> CASE WHEN d.status = 'finalized' THEN 1 ELSE 0 END
+   OR coalesce(l.parks, 0) <> CASE WHEN d.status = 'parked' THEN 1 ELSE 0 END
 
 -- name: count_deposits
 SELECT count(*) FROM deposits

@@ -70,14 +70,18 @@ class Wallets(Answer):
     awaited: list[AwaitedWallet] = Field(description="chains whose wallet is not there yet")
 
 
+DepositStatus = Literal["pending", "credited", "orphaned", "finalized", "reversed", "parked", "vanished"]
+
+
 class Deposit(Answer):
     """One transfer to a customer's wallet."""
 
     id: Hex
-    user_id: str = Field(examples=["user_42"])
-    status: Literal["pending", "credited", "orphaned", "finalized", "reversed"] = Field(
-        description="pending: reported, evidence awaited; credited: on the balance; orphaned: its block left the chain; "
-        "finalized and reversed are the two ends"
+    user_id: str | None = Field(description="null: the wallet's owner is not known", examples=["user_42"])
+    status: DepositStatus = Field(
+        description="pending: reported, not credited; credited: on the balance; orphaned: its block left the chain. "
+        "The ends: finalized; reversed: the chain dropped it; parked: final and kept in suspense; vanished: never "
+        "credited, and not on its chain"
     )
     chain: str = Field(examples=["MATIC"])
     tx_hash: str = Field(examples=[_TX])
@@ -92,6 +96,11 @@ class Deposit(Answer):
     credited_at: datetime | None
     finalized_at: datetime | None
     updated_at: datetime
+    sender: str | None = Field(description="where it came from, where a source has said", examples=[_ADDRESS])
+    held: str | None = Field(
+        description="why it was not credited at once: unproven, at_finality, above_instant_limit, above_outstanding_limit, "
+        "denied, below_minimum, unknown_owner, account_closed"
+    )
 
 
 class Report(Answer):
@@ -238,6 +247,20 @@ class LimitChanges(BaseModel):
         dict[str, Annotated[str, AfterValidator(_limit)] | None],
         Field(min_length=1, max_length=100, examples=[{"withdrawal.max.MATIC": "5000.00"}]),
     ]
+
+
+class ListedDeposits(Answer):
+    deposits: list[Deposit] = Field(description="in the order of their ids")
+    next: str | None = Field(description="cursor of the next page; null = this was the last")
+
+
+class ListedWallet(Wallet):
+    user_id: str = Field(examples=["user_42"])
+
+
+class ListedWallets(Answer):
+    wallets: list[ListedWallet] = Field(description="in the order of chains and addresses")
+    next: str | None = Field(description="cursor of the next page; null = this was the last")
 
 
 class Health(Answer):

@@ -54,6 +54,8 @@ class Stack:
             "STABLERAIL_CIRCLE_API_KEY": TEST_API_KEY,
             "STABLERAIL_CIRCLE_ENTITY_SECRET": TEST_ENTITY_SECRET,
             "STABLERAIL_CIRCLE_USDC_TOKEN_IDS": json.dumps(tokens),
+            # what is told twice is for the tests of it: a look at the list comes once, when nothing has come in yet
+            "STABLERAIL_CIRCLE_POLL_INTERVAL_S": "1h",
             "STABLERAIL_SUMSUB_WEBHOOK_SECRET": self._sumsub_secret,
             "STABLERAIL_BRIDGE_PORT": str(self.ports["bridge"]),
             "STABLERAIL_API_PORT": str(self.ports["api"]),

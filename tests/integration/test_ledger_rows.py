@@ -244,7 +244,7 @@ async def test_any_text_is_kept_as_it_is(shared: bool, connection: Connection) -
         assert [r[0] for r in codes] == [text or "" for text in batch]
         places = [
             (f"{n:032x}", n, "c", "t", "r", "a", 1, text or "", "pending", 0, "", text, n if text else None,
-             None, AT if text else None, None, AT)
+             None, AT if text else None, None, AT, text or None, None, n)
             for n, text in enumerate(batch)
         ]  # fmt: skip
         await write(connection, [block(DEPOSITS, Op.INSERT, places)])

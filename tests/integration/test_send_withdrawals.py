@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from agents.withdrawals.lanes import list_lanes, open_lane, pause_lane
 from chain.fees import GWEI
 from ledger.rows import Connection
 from stablerail.dev.anvil import Anvil
@@ -208,10 +209,38 @@ async def test_a_nonce_that_somebody_else_used_pauses_the_lane_until_a_person_op
     await desk.anvil.mine()
     assert await desk.head(process) == []
     assert await desk.lane() == (1, "paused", "foreign_nonce")
-    await desk.anvil.rpc("anvil_setNonce", desk.signer.address, hex(1))
     await desk.anvil.mine()
     assert await desk.head(process) == []
-    assert await desk.lane() == (1, "paused", "foreign_nonce")
+    assert await desk.lane() == (1, "paused", "foreign_nonce"), "not by itself"
+    await open_lane(desk.connection, ("MATIC", desk.signer.address), desk.now, "ann")
+    assert len(await desk.head(process)) == 1
+    assert await desk.nonces() == [0, 3]
+    assert await desk.lane() == (4, "open", "")
+    await assert_holds(desk.connection)
+
+
+async def test_a_lane_that_a_person_paused_signs_nothing_until_a_person_opens_it(desk: Sending) -> None:
+    asked, process = await desk.ask(2), desk.process()
+    await desk.signed(process, asked[0])
+    key = ("MATIC", desk.signer.address)
+    for reason in ("", "low_gas", "two\nlines", "x" * 201):
+        with pytest.raises(ValueError):
+            await pause_lane(desk.connection, key, reason, desk.now, "ann")
+    with pytest.raises(LookupError):
+        await pause_lane(desk.connection, ("MATIC", "0x1"), "who is that", desk.now, "ann")
+    await pause_lane(desk.connection, key, "the key is being moved", desk.now, "ann")
+    assert await desk.signed(process, asked[1]) == []
+    assert await desk.head(process) == []
+    assert await desk.lane() == (1, "paused", "the key is being moved")
+    await open_lane(desk.connection, key, desk.now, "bob")
+    assert len(await desk.head(process)) == 1
+    assert [lane.status for lane in await list_lanes(desk.connection)] == ["open"]
+    logs = await desk.connection.fetch("SELECT actor, action, resource_id FROM audit_logs ORDER BY batch, n")
+    assert [tuple(row) for row in logs] == [
+        ("ann", "lane.paused", f"MATIC:{desk.signer.address}"),
+        ("bob", "lane.opened", f"MATIC:{desk.signer.address}"),
+    ]
+    await assert_holds(desk.connection)
 
 
 async def test_a_key_that_was_used_before_goes_on_where_the_chain_counts(desk: Sending) -> None:

@@ -110,11 +110,15 @@ class Ground:
 
 
 @asynccontextmanager
-async def ground(dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic]) -> AsyncIterator[Ground]:
-    """A migrated database, and these topics with their dead letters and a journal."""
+async def ground(
+    dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic], plain: Sequence[Topic] = ()
+) -> AsyncIterator[Ground]:
+    """A migrated database, and these topics with their dead letters, `plain` ones without, and a journal."""
     await upgrade(dsn, SCHEMA)
     async with admin(bootstrap) as client:
-        await create_missing(client, prefix, 1, [*topics, *(topic.dlq for topic in topics), JOURNAL, BUFFERS_LEVELS])
+        await create_missing(
+            client, prefix, 1, [*topics, *(topic.dlq for topic in topics), *plain, JOURNAL, BUFFERS_LEVELS]
+        )
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
     observer = await asyncpg.connect(dsn, server_settings={"search_path": SCHEMA, "timezone": "UTC"})
     await producer.start()

@@ -135,7 +135,7 @@ def test_an_unknown_override_is_refused() -> None:
 
 def test_one_chain_can_differ_without_unsetting_the_others() -> None:
     settings = load_settings(env_file=None, network="mainnet", chain_ids='{"MATIC": 31337}')
-    assert settings.chain_ids == {Chain.ETH: 1, Chain.MATIC: 31337}
+    assert settings.chain_ids == {Chain.ETH: 1, Chain.MATIC: 31337, Chain.AVAX: 43_114}
     token = settings.usdc_contracts[Chain.MATIC]
     assert load_settings(env_file=None, usdc_contracts={"MATIC": token}).usdc_contracts[Chain.MATIC] == token
 

@@ -44,6 +44,10 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "deposit_id": "d1", "user_id": "ada", "chain": "MATIC", "tx_hash": HASH, "asset": "USDC", "amount": "25.00",
         "outcome": "reversed", "transaction_id": "x1",
     },
+    events.DepositParked: {
+        "deposit_id": "d1", "chain": "MATIC", "tx_hash": HASH, "to": "0x" + "1" * 40, "asset": "USDC", "amount": "0.50",
+        "reason": "unknown_owner", "transaction_id": "x1",
+    },
     events.HeadSeen: {"chain": "MATIC", "chain_id": 137, "number": 7, "block_hash": HASH, "timestamp_s": 1_780_000_000},
     events.BufferLevel: {
         "account": "system.system_buffer_usdc[3]:USDC", "account_type": "system_buffer_usdc", "asset": "USDC", "shard": "3",
@@ -69,6 +73,14 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
     events.WithdrawalSettled: {
         "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
         "to": "0x" + "1" * 40, "outcome": "completed", "tx_hash": HASH,
+    },
+    events.PaymentUpdated: {
+        "source": "circle_mint", "payment_id": "p1", "kind": "payment", "status": "paid", "amount": "3.14",
+        "currency": "USD", "tx_hash": HASH, "updated_at": "2026-11-21T02:00:00.000Z",
+    },
+    events.CircleWalletUpdated: {
+        "wallet_id": "w1", "kind": "addressBookRecipients", "status": "active", "chain": "ETH",
+        "address": "0x" + "1" * 40, "updated_at": "2026-11-21T02:00:00.000Z",
     },
 }  # fmt: skip
 
@@ -273,4 +285,4 @@ def test_the_catalog_fits_together() -> None:
 
 
 def test_every_chain_is_one_that_is_written_in_capitals() -> None:
-    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC"]
+    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC", "AVAX"]

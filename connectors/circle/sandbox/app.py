@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connectors.circle.sandbox import control, wallets, webhooks
+from connectors.circle.sandbox import control, mint, wallets, webhooks
 from connectors.circle.sandbox.chainwatch import ChainWatch
 from connectors.circle.sandbox.config import SandboxConfig
 from connectors.circle.sandbox.deliveries import Deliveries
@@ -31,6 +31,7 @@ class Sandbox:
         self.state = State(config)
         self.gate = Gate(rate_limits=config.rate_limits)
         self.deliveries = Deliveries(config, self.state)
+        self.mint = mint.MintSandbox()
         self.rpc: Rpc | None = None
         if config.rpc_url is not None:
             if config.usdc_address is None:
@@ -58,6 +59,7 @@ class Sandbox:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             await self.deliveries.close()
+            await self.mint.close()
             if self.rpc is not None:
                 await self.rpc.close()
 
@@ -81,7 +83,10 @@ def create_app(sandbox: Sandbox) -> FastAPI:
     app.add_middleware(GateMiddleware, gate=sandbox.gate)
     app.include_router(wallets.routes(sandbox.state, sandbox.rpc), dependencies=[Depends(bearer)])
     app.include_router(webhooks.routes(sandbox.state, sandbox.deliveries), dependencies=[Depends(bearer)])
+    app.include_router(mint.api(sandbox.mint), dependencies=[Depends(bearer)])
+    app.include_router(mint.amazon(sandbox.mint))
     if sandbox.config.control:
+        app.include_router(mint.control(sandbox.mint))
         app.include_router(control.routes(sandbox.state, sandbox.gate, sandbox.deliveries))
     _errors(app)
     return app
