@@ -18,7 +18,7 @@ import structlog
 
 from agents.transport import ack, batched_topic
 from agents.withdrawals.watch_nonces import take
-from ledger.commit import TRANSIENT
+from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.metrics import Metrics
@@ -53,10 +53,13 @@ class WithdrawalViews:
         connection: Connection | None = None
         while True:
             try:
-                if connection is None or connection.is_closed():
-                    connection = await self._connect()
-                await self.look(connection)
+                with lost_not_cancelled():
+                    if connection is None or connection.is_closed():
+                        connection = await self._connect()
+                    await self.look(connection)
             except _AGAIN as error:
+                if connection is not None:
+                    connection.terminate()
                 _log.warning("withdrawals.unseen", error=type(error).__name__)
             await asyncio.sleep(LOOK_S)
 

@@ -13,18 +13,15 @@ payment that succeeded without exactly our transfer (`unexpected_transfers`). Ne
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import asyncpg
-import orjson
-import structlog
-
 from agents.outcome import Done, Emit, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes, lock_nonces
-from agents.withdrawals.look import OPEN_MAX, RESEND_S, ChainWriter, LaneNonce, News, OpenAttempt, look
+from agents.withdrawals.look import RESEND_S, ChainWriter, News
+from agents.withdrawals.looker import Looker, cursor_of
 from agents.withdrawals.withdrawal import (
     NEXT,
     NONCE_TAKEN,
@@ -38,34 +35,20 @@ from agents.withdrawals.withdrawal import (
     lane_row,
     moved,
 )
-from chain.errors import ChainError
 from chain.outcomes import Executed, Gone
-from chain.rpc import Asks
-from chain.window import Window
-from ledger.commit import TRANSIENT
 from ledger.rows import Connection, Row, Table
-from ledger.sql import load as load_sql
 from ledger.tables import CHAIN_CURSORS
 from topics.catalog import CHAIN_HEADS, TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED
 from topics.envelope import Received
 from topics.events import HeadSeen, TransactionConfirmed, TransactionSigned
-
-_log = structlog.get_logger()
-_sql = load_sql("agents.withdrawals", "tracking.sql")
 
 NAME: Final = "track_confirmations"
 BLACKLISTED: Final = "blacklisted"
 """The token's issuer refuses one of the addresses."""
 _BLACKLIST: Final = "Blacklistable: account is blacklisted"
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 _OPEN: Final = frozenset({AttemptStatus.SIGNED, AttemptStatus.BROADCAST, AttemptStatus.MINED})
 _FINAL: Final = frozenset({AttemptStatus.CONFIRMED, AttemptStatus.REVERTED})
-
-
-def cursor_of(chain: str) -> str:
-    """Its row in chain_cursors."""
-    return f"withdrawals:{chain}"
 
 
 @dataclass
@@ -235,83 +218,11 @@ def fold(facts: Facts, done: Done) -> None:
             facts.news.pop(row[0].removeprefix("withdrawals:"), None)
 
 
-class TrackConfirmations:
-    def __init__(
-        self,
-        chains: Mapping[str, ChainWriter],
-        connect: Callable[[], Awaitable[Connection]],
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._chains = chains
-        self._connect = connect
-        self._clock = clock
-        self._connection: Connection | None = None
-        self._verified: set[Asks] = set()
-        self._endpoints = dict.fromkeys(chains, 0)
-
-    async def prepare(self, events: Sequence[Received]) -> dict[str, News]:
-        """Before the transaction: what each chain that has a new head says. What cannot be read is asked at the next head."""
-        woken = {received.event.chain.value for received in events if isinstance(received.event, HeadSeen)}
-        news: dict[str, News] = {}
-        for name in sorted(woken & self._chains.keys()):
-            try:
-                found = await self._look(name)
-            except _AGAIN as error:
-                self._endpoints[name] += 1
-                code = getattr(error, "code", type(error).__name__)
-                _log.warning("withdrawals.later", stage=NAME, chain=name, error=code, reason=str(error))
-                continue
-            if found is not None:
-                news[name] = found
-        return news
-
-    async def _look(self, name: str) -> News | None:
-        chain = self._chains[name]
-        connection = await self._reading()
-        if not await connection.fetch(_sql.open_attempts, name, 1):
-            return None
-        start = self._endpoints[name] % len(chain.rpcs)
-        rpcs = await self._serving([*chain.rpcs[start:], *chain.rpcs[:start]])
-        stored = await connection.fetchval(_sql.cursor, cursor_of(name))
-
-        async def attempts() -> list[OpenAttempt]:
-            return [OpenAttempt(*row) for row in await connection.fetch(_sql.open_attempts, name, OPEN_MAX)]
-
-        async def signed(nonces: Collection[LaneNonce]) -> dict[LaneNonce, list[str]]:
-            hashes: dict[LaneNonce, list[str]] = {}
-            columns = [list(column) for column in zip(*nonces, strict=True)]
-            for signer, nonce, tx_hash in await connection.fetch(_sql.hashes_of_nonces, name, *columns):
-                hashes.setdefault((signer, nonce), []).append(tx_hash)
-            return hashes
-
-        window = None if stored is None else Window.of_json(orjson.loads(stored))
-        return await look(chain, rpcs, window, attempts, signed, self._clock())
-
-    async def _serving(self, rpcs: Sequence[Asks]) -> list[Asks]:
-        """Those that serve the chain they are said to; the first, which is read, must."""
-        for rpc in rpcs:
-            if rpc not in self._verified:
-                try:
-                    await rpc.verify_chain_id()
-                    self._verified.add(rpc)
-                except ChainError as error:
-                    if rpc is rpcs[0]:
-                        raise
-                    _log.warning("withdrawals.endpoint", stage=NAME, error=error.code, reason=str(error))
-        return [rpc for rpc in rpcs if rpc in self._verified]
-
-    async def _reading(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return self._connection
-
-    async def load(
-        self, connection: Connection, _events: Sequence[Received], news: dict[str, News], at: datetime
-    ) -> Facts:
-        touched = [(chain, *key) for chain, found in news.items() for key in found.touched]
-        withdrawals, groups = await lock_nonces(connection, touched)
-        lanes = {(chain, signer) for chain, found in news.items() for signer in found.nonces}
-        return Facts(at, dict(news), groups, withdrawals, await lock_lanes(connection, lanes))
+async def load(connection: Connection, _events: Sequence[Received], news: dict[str, News], at: datetime) -> Facts:
+    touched = [(chain, *key) for chain, found in news.items() for key in found.touched]
+    withdrawals, groups = await lock_nonces(connection, touched)
+    lanes = {(chain, signer) for chain, found in news.items() for signer in found.nonces}
+    return Facts(at, dict(news), groups, withdrawals, await lock_lanes(connection, lanes))
 
 
 def stage(
@@ -320,12 +231,12 @@ def stage(
     clock: Callable[[], datetime],
 ) -> Stage[Facts]:
     """`connect` opens a connection for reading what is open."""
-    agent = TrackConfirmations(chains, connect, clock)
+    looker = Looker(chains, connect, clock)
     return Stage(
         name=NAME,
         source=CHAIN_HEADS,
-        prepare=agent.prepare,
-        load=agent.load,
+        prepare=looker.prepare,
+        load=load,
         decide=decide,
         fold=fold,
         emits=(TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED),

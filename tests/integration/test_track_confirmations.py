@@ -12,13 +12,15 @@ import pytest
 from ledger.rows import Connection
 from stablerail.dev.fetch import Tools
 from tests.support import ledger_rig
-from tests.support.ledger_rig import assert_holds, connect_to
+from tests.support.ledger_rig import assert_holds, connect_to, owner
 from tests.support.payouts import DEPTH, Payouts, asked, payouts
 from tests.support.rpc_stub import Refusal
+from topics.events import HeadSeen
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 
 AMOUNT = 25_000_000
+HEAD = HeadSeen(chain="MATIC", chain_id=80_002, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
 
 
 @pytest.fixture
@@ -232,6 +234,33 @@ async def test_while_the_endpoint_is_away_nothing_changes_and_the_other_is_read(
     desk.endpoint.whole = None
     await desk.head()
     assert await desk.status(withdrawal) == ("completed", None)
+
+
+async def test_a_lost_connection_or_no_endpoint_at_all_only_puts_the_look_off(desk: Payouts, dsn: str) -> None:
+    withdrawal, _ = await desk.sent()
+    await desk.head()
+    administrator = await owner(dsn)
+    mine = desk.connection.get_server_pid()
+    killed = await administrator.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid NOT IN ($1, pg_backend_pid())",
+        mine,
+    )
+    await administrator.close()
+    assert len(killed) == 1, "the connection that the stage reads by"
+    await desk.head()
+    await desk.head(DEPTH)
+    assert await desk.status(withdrawal) == ("completed", None)
+    second, _ = await desk.sent()
+    await desk.rpc.close()
+    url, desk.rpc._url = desk.rpc._url, "http://127.0.0.1:1"
+    desk.endpoint.whole = (503, b"")
+    assert await desk.run(desk.track, HEAD, "nobody answers") == []
+    assert await desk.status(second) == ("broadcasting", None)
+    desk.rpc._url, desk.endpoint.whole = url, None
+    await desk.head()
+    await desk.head(DEPTH)
+    assert await desk.status(second) == ("completed", None)
 
 
 async def test_repeats_of_a_confirmation_change_nothing(desk: Payouts) -> None:

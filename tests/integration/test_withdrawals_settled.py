@@ -22,7 +22,7 @@ from stablerail.dev.postgres import Postgres
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, assert_holds, connect_to, owner, unguard
 from tests.support.payouts import CHAIN, asked, open_withdrawal, store
-from topics.catalog import TRANSACTIONS_CONFIRMED
+from topics.catalog import BUFFERS_LEVELS, TRANSACTIONS_CONFIRMED
 from topics.envelope import headers_of, value_of
 from topics.events import TransactionConfirmed
 
@@ -85,7 +85,7 @@ class Desk:
             items.append(read_item(STAGE, record))  # type: ignore[arg-type]
         done = await settle(self.connection, STAGE, items, epochs, AT, None)
         assert done.sealed is not None
-        return list(unpack(done.sealed.record).messages)
+        return [m for m in unpack(done.sealed.record).messages if m.topic != BUFFERS_LEVELS.name]
 
     async def statuses(self) -> list[tuple[str, str | None]]:
         return [
