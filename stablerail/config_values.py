@@ -180,7 +180,7 @@ def describe(settings: Settings) -> tuple[SettingRow, ...]:
 def _shown(name: str, value: Any) -> str:
     if value is None:
         return "(not set)"
-    if name == "deposit_minimum" or name.startswith("withdrawal_m") or name.endswith("_day_maximum"):
+    if isinstance(value, int) and (name.startswith(("deposit_", "withdrawal_m")) or name.endswith("_day_maximum")):
         return f"{format_amount(value)} USDC"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(name, each)}" for key, each in value.items()) or "(none)"

@@ -17,6 +17,7 @@ from agents.crash import Stop
 from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.finalize_deposits import ChainReader
+from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
@@ -230,12 +231,17 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
     policy = deposit_policy(settings)
+    circle = await _circle(settings, movement)
+    lookups = None
+    if circle is not None:
+        tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
+        listing = circle_listing(circle, settings.network, tokens)
+        lookups = Lookups(listing, policy.chains_read, shared.connect)
     stages: tuple[Stage[Any], ...] = (
-        credit_deposits.stage(policy),
+        credit_deposits.stage(policy, lookups),
         finalize_deposits.stage(readers, policy, shared.connect),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
-    circle = await _circle(settings, movement)
     if circle is None:
         _log.warning("circle.not_polled", reason="circle_api_key or circle_entity_secret is not set")
     else:

@@ -30,8 +30,10 @@ from agents.deposits.deposit import (
     finalized,
     parked,
 )
+from agents.deposits.evidence import TAKEN_BACK, is_final, listed, must_look, proven, rank
 from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of
 from agents.deposits.figures import count_credits
+from agents.deposits.lookups import Lookups
 from agents.deposits.policy import DepositPolicy, Held
 from agents.outcome import Alert, Done, Emit, Outcome, Rejected, Retry, Stage
 from chain.assets import is_supported
@@ -49,7 +51,8 @@ __all__ = ["DepositPolicy", "Facts", "decide", "fold", "stage"]
 
 _PENDING, _CREDITED = Status.PENDING.value, Status.CREDITED.value
 _NOT_CREDITED = frozenset({Status.PENDING, Status.REVERSED, Status.VANISHED})
-_TAKEN_BACK = frozenset({Status.REVERSED, Status.VANISHED})
+LOOK_S, LOOK_S_MAX = 10.0, 600.0
+"""Until the custodian is asked again: times the attempts, and at most."""
 _RANK = {Evidence.SEEN: 0, Evidence.CONFIRMED: 1, Evidence.COMPLETE: 2}
 
 
@@ -68,7 +71,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
             return Done()  # between wallets of ours: the mirror stays as it is
     known = facts.reports.get(names.report_id)
     if known is None:
-        n = _rank(event, facts.groups.get(names.group_id, ()))
+        n = rank(event, facts.groups.get(names.group_id, ()))
         if n >= EQUAL_MAX:
             return Rejected("too_many_transfers", f"{EQUAL_MAX} equal transfers of one transaction at most")
         key = deposit_id(names.group_id, n)
@@ -83,6 +86,11 @@ def decide(received: Received, facts: Facts) -> Outcome:
         event.block_hash if event.source == SCANNER else None, facts.now,
     )  # fmt: skip
     before = facts.deposits.get(key)
+    further = key != names.group_id and (before is None or before.status == _PENDING)
+    if further and facts.looked is not None and is_final(event, facts.policy):
+        n = before.n if before is not None else n
+        if must_look(received, event, n, names, facts):
+            return Retry("not_looked_up", min(LOOK_S * received.attempt, LOOK_S_MAX))
     if before is None:
         return _first(event, n, names, report, facts)
     return _advance(event, before, names, report, facts, reported=known is not None)
@@ -97,12 +105,12 @@ def _first(event: DepositNotified, n: int, names: Named, report: Report, facts: 
     """A deposit that nobody has reported before. Nearly all are credited here: it is made once, as it will be."""
     policy, now, chain, amount = facts.policy, facts.now, event.chain, event.amount
     user_id, sender = facts.owners.get((chain, names.to)), sender_of(event)
-    final = _is_final(event, policy)
-    proven = n == 0 or final or event.source == SCANNER
-    plain = proven and not (policy.limited or facts.denied or facts.closed)  # as good as always: no further question
+    final = is_final(event, policy)
+    sure = n == 0 or event.source == SCANNER or (final and listed(event, n, names, facts))
+    plain = sure and not (policy.limited or facts.denied or facts.closed)  # as good as always: no further question
     why = None
     if not plain or user_id is None or amount < policy.minimum:
-        why = _why_not(chain, amount, user_id, sender, proven, facts)
+        why = _why_not(chain, amount, user_id, sender, sure, facts)
     waits = final or why is not None
     counted = None if waits or chain not in policy.outstanding_max else amount
     deposit = Deposit(
@@ -112,7 +120,7 @@ def _first(event: DepositNotified, n: int, names: Named, report: Report, facts: 
         None if why is None else why.value, counted,
     )  # fmt: skip
     if waits:
-        return _told(None, report, facts, *_judged(event, deposit, facts), reported=False)
+        return _told(None, report, facts, *_judged(event, deposit, sure, facts), reported=False)
     posting, emit = credited(deposit, policy.outstanding_max.get(chain))
     return _told(None, report, facts, deposit, (posting,), (emit,), reported=False)
 
@@ -129,8 +137,8 @@ def _advance(
     if after != before:
         after = after._replace(updated_at=facts.now)
     if after.status in _NOT_CREDITED:
-        made = _judged(event, after, facts)
-    elif after.status == _CREDITED and _is_final(event, facts.policy):
+        made = _judged(event, after, proven(event, after, names, facts), facts)
+    elif after.status == _CREDITED and is_final(event, facts.policy):
         made = _final(_Made(after), facts)
     else:
         made = _Made(after)
@@ -175,16 +183,15 @@ def _told(
     return Done(postings, told, changed, emits, (), _refused, alerts)
 
 
-def _judged(event: DepositNotified, deposit: Deposit, facts: Facts) -> _Made:
+def _judged(event: DepositNotified, deposit: Deposit, sure: bool, facts: Facts) -> _Made:
     """What this evidence makes of a deposit that is not credited."""
     policy, chain, amount = facts.policy, deposit.chain, deposit.amount
-    proven = _proven(event, deposit, policy)
-    if not proven and deposit.status in _TAKEN_BACK:
+    if not sure and deposit.status in TAKEN_BACK:
         return _Made(deposit)
-    if proven and _is_final(event, policy):
+    if sure and is_final(event, policy):
         parks = _parks(chain, amount, deposit.user_id, deposit.sender, facts)
         return _parked(deposit, parks, facts) if parks else _final(_credited(deposit, facts), facts)
-    why = _why_not(chain, amount, deposit.user_id, deposit.sender, proven, facts)
+    why = _why_not(chain, amount, deposit.user_id, deposit.sender, sure, facts)
     if why is not None:
         return _waiting(deposit, why, facts)
     bound = policy.outstanding_max.get(chain)
@@ -196,12 +203,10 @@ def _parks(chain: str, amount: int, user_id: str | None, sender: str | None, fac
     return facts.policy.parks(amount, user_id, denied=denied, closed=user_id in facts.closed)
 
 
-def _why_not(
-    chain: str, amount: int, user_id: str | None, sender: str | None, proven: bool, facts: Facts
-) -> Held | None:
+def _why_not(chain: str, amount: int, user_id: str | None, sender: str | None, sure: bool, facts: Facts) -> Held | None:
     """Why a deposit is not credited at once."""
     why = _parks(chain, amount, user_id, sender, facts)
-    if why is None and not proven:
+    if why is None and not sure:
         return Held.UNPROVEN
     return why or facts.policy.waits(chain, amount, facts.outstanding.get(user_id or "", 0))
 
@@ -247,11 +252,6 @@ def _alerts(before: Deposit | None, after: Deposit, facts: Facts) -> tuple[Alert
     return alerts
 
 
-def _is_final(event: DepositNotified, policy: DepositPolicy) -> bool:
-    """Whether this is the end: the custodian's last word on a chain that we do not read."""
-    return event.evidence is Evidence.COMPLETE and event.chain not in policy.chains_read
-
-
 def _placed(event: DepositNotified, deposit: Deposit, facts: Facts) -> Deposit:
     """Where the deposit is on its chain: our own reader knows best, others fill a gap. A reader that sees it again
     after it was missed takes it back from ORPHANED."""
@@ -265,29 +265,17 @@ def _placed(event: DepositNotified, deposit: Deposit, facts: Facts) -> Deposit:
     )
 
 
-def _proven(event: DepositNotified, deposit: Deposit, policy: DepositPolicy) -> bool:
-    """The first of a group is believed on anyone's word, at once. A further one needs the chain's own logs; where we
-    cannot read the chain, the custodian's COMPLETE. One that was taken back needs our reader to have seen it mined again."""
-    if event.source == SCANNER:
-        return True
-    return deposit.status not in _TAKEN_BACK and (deposit.n == 0 or _is_final(event, policy))
+def stage(policy: DepositPolicy, lookups: Lookups | None = None) -> Stage[Facts]:
+    """Without `lookups` what only a vendor counts on chains that we do not read stays pending."""
 
+    async def nobody(_events: Sequence[Received]) -> None:
+        return None
 
-def _rank(event: DepositNotified, reports: Sequence[Report]) -> int:
-    """Which of the group's transfers a new report is: the source's next one. The reader counts within one block's hash,
-    because a transaction that is mined again is reported anew."""
-    return sum(
-        1
-        for report in reports
-        if report.source == event.source and (event.source != SCANNER or report.block_hash == event.block_hash)
-    )
-
-
-def stage(policy: DepositPolicy) -> Stage[Facts]:
     return Stage(
         name="credit_deposits",
         source=DEPOSITS_NOTIFIED,
         ahead=ahead,
+        prepare=nobody if lookups is None else lookups.prepare,
         load=Loader(policy).load,
         decide=decide,
         fold=fold,

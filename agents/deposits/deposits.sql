@@ -14,6 +14,11 @@ SELECT replace(r.id::text, '-', ''), r.source, r.transfer_id, replace(r.group_id
 FROM unnest($2::text::uuid[]) AS x(id)
 JOIN deposit_reports r ON r.id = x.id
 
+-- name: grouped
+SELECT replace(r.group_id::text, '-', ''), replace(r.id::text, '-', '')
+FROM unnest($1::text::uuid[]) AS x(group_id)
+JOIN deposit_reports r ON r.group_id = x.group_id
+
 -- name: locked
 SELECT replace(d.id::text, '-', ''), d.n, d.chain, d.tx_hash, d.recipient, d.asset,
        d.amount::text, d.user_id, d.status, d.generation, d.buffer_shard, d.block_hash, d.block_number, d.log_index,
@@ -69,3 +74,7 @@ SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fin
        w.requested_at, w.updated_at, w.settled_at, w.version
 FROM locked w
 ORDER BY w.requested_at DESC, w.id
+
+-- name: count_not_signed
+SELECT count(*) FROM withdrawals
+WHERE user_id = ANY($1::text[]) AND status IN ('pending', 'signing') AND hold_id IS NOT NULL

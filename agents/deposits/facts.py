@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from agents.deposits.deposit import Deposit, Report, Status, group_of, report_id
 from agents.deposits.policy import DepositPolicy, outstanding_of
@@ -18,7 +18,7 @@ from ledger.rows import Connection, uuids
 from ledger.sql import load as load_sql
 from ledger.store import lock_counters
 from topics.envelope import Received
-from topics.events import DepositNotified
+from topics.events import DepositNotified, Evidence
 
 _sql = load_sql("agents.deposits", "deposits.sql")
 
@@ -57,6 +57,8 @@ class Facts:
     """Of the senders to wallets without an owner: those that are wallets of ours too."""
     closed: frozenset[str] = frozenset()
     """Users of events that are here again: those whose account takes nothing any more."""
+    looked: Mapping[str, Mapping[str, Evidence]] | None = field(default_factory=dict)
+    """What the custodian lists of groups that may hold several transfers (lookups.py); None: there is nobody to ask."""
     outstanding: dict[str, int] = field(default_factory=dict)
     """User id -> credited and not final, of those with a bound."""
 
@@ -117,7 +119,13 @@ class Loader:
         self._policy = policy
         self._owners: dict[Place, str] = {}
 
-    async def load(self, connection: Connection, events: Sequence[Received], _prepared: Any, at: datetime) -> Facts:
+    async def load(
+        self,
+        connection: Connection,
+        events: Sequence[Received],
+        looked: Mapping[str, Mapping[str, Evidence]] | None,
+        at: datetime,
+    ) -> Facts:
         wallets: set[Place] = set()
         refused: set[Place] = set()
         senders: list[tuple[Place, Place]] = []
@@ -139,7 +147,7 @@ class Loader:
             if sender is not None:
                 senders.append(((event.chain, sender), wallet))
         await self._learn(connection, wallets)
-        facts = Facts(at, self._policy, self._owners)
+        facts = Facts(at, self._policy, self._owners, looked=looked)
         if senders:
             facts.denied = await denied_of(connection, [sender for sender, _ in senders])
             ownerless = [sender for sender, wallet in senders if wallet not in self._owners]

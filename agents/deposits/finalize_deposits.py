@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 
+import asyncpg
+import structlog
+
 from agents.deposits.deposit import Deposit, Status, about, credited, finalized, parked, reversed_
 from agents.deposits.facts import Place, closed_of, denied_of, owners_of
 from agents.deposits.figures import count_ends
@@ -32,6 +35,7 @@ from agents.withdrawals.withdrawal import Status as Withdrawn
 from agents.withdrawals.withdrawal import Withdrawal, moved, released, settled
 from chain.evidence import Canonical, Finding, Moved, Undecided, find_transfer
 from chain.rpc import Rpc
+from ledger.commit import TRANSIENT
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
@@ -47,9 +51,11 @@ from topics.envelope import Received
 from topics.events import HeadSeen
 from topics.money import format_amount
 
+_log = structlog.get_logger()
 _sql = load_sql("agents.deposits", "deposits.sql")
 
 NAME: Final = "finalize_deposits"
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 DUE_MAX: Final = 500
 """Deposits looked up under one head; the rest follows under the next."""
 LOOKUPS_AT_ONCE: Final = 10
@@ -248,8 +254,12 @@ class FinalizeDeposits:
                         reader.depth_blocks,
                     )
 
-            connection = await self._reading()
-            due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
+            try:
+                connection = await self._reading()
+                due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
+            except _AGAIN as error:
+                _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
+                return findings
             await asyncio.gather(*(look(tuple(row)) for row in due))
         return findings
 

@@ -6,7 +6,7 @@ first; the rest is a shortfall.
 | lock | deposits (the caller), withdrawals, holds, counters, accounts of all that may be posted | what is decided will be posted |
 | take | pure: the customer's purse after a deposit is taken from it | |
 
-A withdrawal that is accepted while the locks are taken is not seen, and goes on: what it holds is then missed by the reversal.
+A withdrawal that was accepted while the locks were taken would not be seen: the transaction runs again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
+
+import asyncpg
 
 from agents.deposits.deposit import Deposit, finalized, parked, reversed_
 from agents.deposits.facts import Place
@@ -64,12 +66,15 @@ class Purse:
 async def lock_purses(
     connection: Connection, users: Iterable[str], due: Sequence[Deposit], owners: Mapping[Place, str], at: datetime
 ) -> dict[str, Purse]:
-    """The customers' purses, locked, with all that may be posted for the `due` deposits, which are locked already."""
+    """The customers' purses, locked, with all that may be posted for the `due` deposits, which are locked already. Raises
+    SerializationError: run the transaction again."""
     found = {user: Purse() for user in users}
     withdrawals = [
         Withdrawal(*row)._replace(amount=int(row[7])) for row in await connection.fetch(_sql.not_signed, list(found))
     ]
     fold = await store.lock(connection, [*_possible(due, owners), *map(released, withdrawals)], at)
+    if await connection.fetchval(_sql.count_not_signed, list(found)) != len(withdrawals):
+        raise asyncpg.SerializationError("a withdrawal was accepted while the locks were taken")
     for withdrawal in withdrawals:
         hold = fold.states.get((HOLDS, withdrawal.hold_id or ""))
         if hold is not None and hold.state == "open":

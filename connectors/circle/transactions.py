@@ -36,12 +36,14 @@ class _Inbound(Model):
     transaction_type: Literal["INBOUND"] = "INBOUND"
     block_hash: Any = None
     block_height: Any = None
+    source_address: Any = None
 
 
 EVIDENCE: Final[Mapping[str, Evidence]] = {"CONFIRMED": Evidence.CONFIRMED, "COMPLETE": Evidence.COMPLETE}
 """Circle's state -> ours; an inbound transaction in another one is not understood."""
 ENDED: Final = frozenset({"COMPLETE", "FAILED", "DENIED", "CANCELLED", "CANCELED"})
 """States that no other follows."""
+_ADDRESS: Final = re.compile(r"[0-9A-Za-z_.:-]{1,128}", re.ASCII)
 _BLOCK_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
@@ -78,7 +80,13 @@ def _notified(inbound: _Inbound, network: Network, usdc_tokens: Mapping[str, str
         evidence=EVIDENCE[inbound.state],
         block_hash=block_hash.lower() if in_hex else None,
         block_number=height if type(height) is int and 0 <= height < 2**63 else None,
+        sender=_sender(inbound.source_address),
     )
+
+
+def _sender(given: Any) -> str | None:
+    """Where it came from; what is no address is left out, since the money came all the same."""
+    return given if isinstance(given, str) and _ADDRESS.fullmatch(given) else None
 
 
 def wrong_schema(error: ValidationError) -> NotUnderstood:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from agents.withdrawals.withdrawal import Status
@@ -15,7 +17,7 @@ from stablerail.dev.fetch import Tools
 from stablerail.dev.usdc import Usdc, deploy
 from tests.support import ledger_rig
 from tests.support.deposit_rig import DEPTH, USDC, Shore, Till
-from tests.support.ledger_rig import assert_holds, connect_to
+from tests.support.ledger_rig import assert_holds, connect_to, owner
 from topics.catalog import DEPOSITS_FINALIZED, WITHDRAWALS_SETTLED
 
 databases = ledger_rig.databases
@@ -27,11 +29,12 @@ PAID = 25 * USDC
 
 @pytest.fixture
 async def shore(databases: Callable[[], str], tmp_path: Path, tools: Tools) -> AsyncIterator[Shore]:
-    connection = await connect_to(databases())()
+    dsn = databases()
+    connection = await connect_to(dsn)()
     with Anvil(tmp_path, tools) as anvil:
         usdc: Usdc = await deploy(anvil, tools.contracts)
         async with Rpc(anvil.rpc_url, anvil.chain_id) as rpc:
-            yield Shore(Till(connection), anvil, usdc, rpc)
+            yield Shore(Till(connection), anvil, usdc, rpc, dsn=dsn)
     await connection.close()
 
 
@@ -174,4 +177,68 @@ async def test_a_deposit_whose_sender_pays_another_one_instead_is_taken_back_and
     assert await till.balance(SHORTFALL) == 0
     with pytest.raises(Exception, match="nonce too low"):
         await shore.anvil.rpc("eth_sendRawTransaction", raw)
+    await assert_holds(till.connection)
+
+
+async def _until_waiting(dsn: str) -> None:
+    """Until somebody waits for a lock in this database."""
+    looker = await owner(dsn)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    try:
+        async with asyncio.timeout(30):
+            while not await looker.fetchval(waiting):
+                await asyncio.sleep(0.01)
+    finally:
+        await looker.close()
+
+
+async def _gone(shore: Shore) -> tuple[str, str]:
+    """A customer whose deposit is orphaned: the next head takes it back."""
+    user, address = await shore.wallet()
+    await shore.pay((address, PAID))
+    await shore.scan()
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    await shore.head(DEPTH)
+    assert await shore.till.statuses(address) == [("orphaned", 1)]
+    return user, address
+
+
+async def test_a_withdrawal_that_is_signed_while_its_deposit_is_taken_back_is_not_cancelled(shore: Shore) -> None:
+    till = shore.till
+    user, address = await _gone(shore)
+    withdrawal = await till.withdrawal(user, 15 * USDC)
+    signer = await owner(shore.dsn)
+    signing = signer.transaction()
+    await signing.start()
+    await signer.execute("UPDATE withdrawals SET status = 'broadcasting' WHERE id = $1", withdrawal.id)
+    taking = asyncio.create_task(shore.head())
+    await _until_waiting(shore.dsn)
+    await signing.commit()
+    await taking
+    await signer.close()
+    assert await till.statuses(address) == [("reversed", 1)]
+    assert (await till.balance(pending_withdrawal(user)), await till.balance(SHORTFALL)) == (15 * USDC, -15 * USDC)
+    assert till.said(WITHDRAWALS_SETTLED.name) == []
+    await assert_holds(till.connection)
+
+
+async def test_a_withdrawal_that_is_accepted_while_its_deposit_is_taken_back_is_cancelled_by_the_next_try(
+    shore: Shore,
+) -> None:
+    till = shore.till
+    user, address = await _gone(shore)
+    other = await connect_to(shore.dsn)()
+    accepting = other.transaction()
+    await accepting.start()
+    await Till(other).withdrawal(user, 15 * USDC)
+    taking = asyncio.create_task(shore.head())
+    await _until_waiting(shore.dsn)
+    await accepting.commit()
+    with pytest.raises(asyncpg.SerializationError):
+        await taking
+    await shore.head()
+    await other.close()
+    assert await till.statuses(address) == [("reversed", 1)]
+    assert (await till.balance(pending_withdrawal(user)), await till.balance(SHORTFALL)) == (0, 0)
+    assert [event["outcome"] for event in till.said(WITHDRAWALS_SETTLED.name)] == ["cancelled"]
     await assert_holds(till.connection)

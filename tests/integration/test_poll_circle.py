@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
+from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.services import Services
 from agents.sweeper import ABANDONED_S, Sweeper
@@ -113,7 +114,9 @@ async def town(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[
 
 @asynccontextmanager
 async def crediting(town: Town, services: Services) -> AsyncIterator[None]:
-    stage = credit_deposits.stage(DepositPolicy(minimum=1_000_000, chains_read=frozenset({"MATIC"})))
+    policy = DepositPolicy(minimum=1_000_000, chains_read=frozenset({"MATIC"}))
+    listing = circle_listing(town.client, "testnet", USDC_TOKENS)
+    stage = credit_deposits.stage(policy, Lookups(listing, policy.chains_read, services.connect))
     async with running(stage, services, town.at):
         yield
 

@@ -23,8 +23,9 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.keystore import write_keystore
 from stablerail.dev.usdc import Usdc, deploy
 from stablerail.metrics import Metrics
-from tests.support.in_process import Ground, ground, running, until
+from tests.support.in_process import SCHEMA, Ground, ground, running, until
 from tests.support.ledger_rig import assert_holds
+from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.sending import Process, Sending, accepted, sending
 from topics.catalog import (
     CHAIN_HEADS,
@@ -153,6 +154,9 @@ async def test_a_worker_that_dies_between_signature_and_broadcast_pays_each_once
     assert await desk.nonces() == list(range(NUMBER))
     assert len({record.value for record in await at.told(TRANSACTIONS_SIGNED)}) == NUMBER
     await assert_holds(desk.connection)
+    async with empty_database(at.dsn) as empty:
+        await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
+        assert await differences(at.dsn, empty) == {}
 
     said += repr(logs)
     assert desk.signer.address in said, "what is looked through is what was said"

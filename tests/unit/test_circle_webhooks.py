@@ -256,8 +256,11 @@ def test_an_inbound_transfer_becomes_a_reported_deposit() -> None:
         evidence=Evidence.COMPLETE,
         block_hash="0xa4c5" + "0" * 60,
         block_number=41_100_000,
+        sender="0x7b777eb80e82f73f118378b15509cb48cd2c2ac3",
     )
     assert notified(body(state="CONFIRMED")).evidence is Evidence.CONFIRMED
+    for sender in (None, "", 7, "a b", "0" * 129, ["0x1"]):
+        assert notified(body(sourceAddress=sender)).sender is None, "the money came all the same"
 
 
 def test_a_solana_address_keeps_its_case_and_its_block_hash_is_left_out() -> None:

@@ -16,6 +16,7 @@ from stablerail.config import (
     names_without_effect,
 )
 from stablerail.config_values import describe, duration_s, masked_url
+from stablerail.wiring import deposit_policy
 from topics.events import Chain
 
 KEY = "TEST_API_KEY:0a1b2c:very-secret"
@@ -246,3 +247,20 @@ def test_withdrawals_leave_by_the_mainnet_only_where_it_is_allowed(monkeypatch: 
 def test_a_chain_that_withdrawals_cannot_leave_by_is_named_with_what_it_lacks(given: dict[str, str], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         load_settings(env_file=None, **given)
+
+
+def test_the_policy_of_deposits_is_by_chain_and_in_decimal_amounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_AT_FINALITY", "ETH,SOL")
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_INSTANT_MAX", '{"MATIC": "10000", "ETH": "0.5"}')
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_OUTSTANDING_MAX", '{"MATIC": "25000.000001"}')
+    policy = deposit_policy(load_settings(env_file=None))
+    assert policy.at_finality == {"ETH", "SOL"}
+    assert policy.instant_max == {"MATIC": 10_000_000_000, "ETH": 500_000}
+    assert policy.outstanding_max == {"MATIC": 25_000_000_001}
+    shown = {row.name: row.value for row in describe(load_settings(env_file=None))}
+    assert "MATIC: 10000.000000 USDC" in shown["STABLERAIL_DEPOSIT_INSTANT_MAX"]
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_INSTANT_MAX", '{"DOGE": "1"}')
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_OUTSTANDING_MAX", '{"MATIC": "1e3"}')
+    with pytest.raises(ConfigError) as error:
+        load_settings(env_file=None)
+    assert set(problems_of(error)) == {"STABLERAIL_DEPOSIT_INSTANT_MAX", "STABLERAIL_DEPOSIT_OUTSTANDING_MAX"}

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.deposit import EQUAL_MAX, Deposit, deposit_id, group_of
+from agents.deposits.facts import named
 from agents.deposits.policy import DepositPolicy, outstanding_of
 from agents.deposits.reversal import Purse
-from agents.outcome import Done, Outcome, Rejected
+from agents.outcome import Done, Outcome, Rejected, Retry
+from chain.errors import ChainError
 from chain.evidence import Canonical, Doubt, Finding, Missing, Moved, Undecided
 from ledger.accounts import SHORTFALL, SUSPENSE, SYSTEM, Account, spendable
 from ledger.counters import COUNTERS
@@ -72,10 +74,20 @@ class Books:
 
     def report(self, event: DepositNotified) -> Outcome:
         self.facts.denied = self.now_denied
+        self.listed(event)
         outcome = credit_deposits.decide(received(event), self.facts)
         if isinstance(outcome, Done):
             self.take(outcome)
         return outcome
+
+    def listed(self, event: DepositNotified) -> None:
+        """The custodian's list has what the custodian said, and has been looked up."""
+        names = named(event)
+        if not isinstance(names, ChainError):
+            assert isinstance(self.facts.looked, dict)
+            group = self.facts.looked.setdefault(names.group_id, {})
+            if event.source == "circle":
+                group[event.transfer_id] = event.evidence
 
     def ask(self, chain: str, findings: dict[str, Finding]) -> Done:
         due = [d for d in self.facts.deposits.values() if d.id in findings and d.chain == chain]
@@ -340,6 +352,43 @@ def test_where_we_cannot_read_the_custodians_complete_is_finality() -> None:
     assert isinstance(done, Done)
     assert [p.kind for p in done.postings] == ["deposit", "deposit_final"], "the second equal transfer, at once"
     books.check()
+
+
+@pytest.mark.parametrize(
+    ("looked", "attempt", "outcome"),
+    [
+        ({"t1": "seen", "t2": "complete"}, 1, "finalized"),
+        ({"t2": "complete"}, 1, "retry"),  # its list lacks the other one
+        ({"t1": "complete", "t2": "confirmed"}, 1, "retry"),
+        ({}, 1, "retry"),
+        (None, 1, "retry"),  # Circle did not answer
+        ({"t2": "complete"}, 20, "pending"),
+        (None, 20, "retry"),
+    ],
+)
+def test_where_we_cannot_read_a_further_transfer_is_credited_when_the_custodians_list_has_it(
+    looked: dict[str, str] | None, attempt: int, outcome: str
+) -> None:
+    books = Books()
+    books.report(note(chain="ETH"))
+    event = note(chain="ETH", transfer_id="t2", evidence="complete")
+    names = named(event)
+    assert not isinstance(names, ChainError)
+    found = None if looked is None else {id: Evidence(evidence) for id, evidence in looked.items()}
+    books.facts.looked = {} if found is None else {names.group_id: found}
+    done = credit_deposits.decide(received(event)._replace(attempt=attempt), books.facts)
+    if outcome == "retry":
+        assert done == Retry("not_looked_up", 10.0 * attempt)
+        return
+    assert isinstance(done, Done)
+    books.take(done)
+    assert [d.status for d in books.facts.deposits.values()] == ["credited", outcome]
+    books.check()
+    # nobody to ask: it waits
+    books.facts.looked = None
+    third = credit_deposits.decide(received(note(chain="ETH", transfer_id="t3", evidence="complete")), books.facts)
+    assert isinstance(third, Done)
+    assert third.postings == ()
 
 
 def test_a_deposit_that_the_chain_dropped_is_orphaned_then_reversed_then_credited_when_mined_again() -> None:

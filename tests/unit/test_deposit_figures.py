@@ -40,7 +40,7 @@ def test_reports_are_counted_by_source_and_outcome_and_circles_are_timed() -> No
         item("circle", "b2", 2),  # a second equal one, that only Circle counts
         item("scanner", "c", 1),  # the first, from the chain
         item("bank of somewhere", "d", 3),
-        item("circle", "e", 4, amount=1),
+        item("circle", "e", 4, chain="DOGE"),
     ]
     outcomes: list[Outcome] = []
     for one in items:

@@ -32,6 +32,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
         "LowSystemBuffer",
         "WithdrawalStuck",
         "WithdrawalInReview",
+        "LanePaused",
     ]
 
 
