@@ -84,6 +84,7 @@ class Boundary:
 def commit_of(stage: str) -> Match:
     """The commit of a batch of this stage that changes a withdrawal or an attempt."""
     name, at_work = stage.encode(), set[int]()
+    changed = "attempts" if stage == "track_confirmations" else "withdrawal_history"
 
     def match(frame: Frame) -> bool:
         if name in frame.raw and "inbox" in frame.name.lower():
@@ -93,7 +94,7 @@ def commit_of(stage: str) -> Match:
         ours = frame.connection in at_work and frame.kind == "COMMIT"
         at_work.discard(frame.connection)
         written = " ".join(frame.before).lower()
-        return ours and "insert into outbox" in written and "withdrawal_history" in written
+        return ours and "insert into outbox" in written and changed in written
 
     return match
 

@@ -149,7 +149,12 @@ class WithdrawalRig:
             amount = 1_000_000 + len(self.asked) + number
             one = Asked(secrets.token_hex(8), user, "0x" + secrets.token_hex(20), amount)
             event = WithdrawalRequested(
-                user_id=user, idempotency_key=one.key, chain=CHAIN, asset="USDC", amount=f"{amount / 1e6:.6f}", to=one.to
+                user_id=user,
+                idempotency_key=one.key,
+                chain=CHAIN,
+                asset="USDC",
+                amount=f"{amount / 1e6:.6f}",
+                to=one.to,
             )
             headers = headers_of(event.ce_type(), event_id=event.identity(), source="test", time=datetime.now(UTC))
             batch.append(key=user.encode(), value=value_of(event), timestamp=None, headers=headers)
@@ -249,7 +254,9 @@ class WithdrawalRig:
 
     async def _paid(self) -> Counter[tuple[str, int]]:
         async with Rpc(self.anvil.rpc_url, self.anvil.chain_id) as rpc:
-            logs = await rpc.logs(self.usdc.address.lower(), {one.to for one in self.asked}, 0, (await rpc.head()).number)
+            logs = await rpc.logs(
+                self.usdc.address.lower(), {one.to for one in self.asked}, 0, (await rpc.head()).number
+            )
         assert {log.sender for log in logs} <= {self.signer}
         return Counter((log.to, log.amount) for log in logs)
 
