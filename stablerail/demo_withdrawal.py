@@ -10,16 +10,12 @@ import asyncio
 import json
 import secrets
 import time
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiohttp
 
-from ledger.accounts import WORLD, custody
-from ledger.book import post
-from ledger.posting import Transaction, credit, debit
 from ledger.rows import Connection
-from stablerail.demo_story import AMOUNT, Hop, Story, StoryBroken, short
+from stablerail.demo_story import AMOUNT, LOOK_S, Hop, Story, StoryBroken, short
 from stablerail.demo_view import Check
 from stablerail.dev.gate import Gate
 from stablerail.dev.stack import Stack
@@ -40,15 +36,20 @@ WITHDRAWN: Final = 10 * SCALE
 HOT_WALLET: Final = 1_000 * SCALE
 """What the company puts into its hot wallet."""
 GAS_MONEY_WEI: Final = 10**18
+LANE_TIMEOUT_S: Final = 60.0
+"""A few blocks."""
 
 
 async def fund(stack: Stack, usdc: Usdc, connection: Connection) -> None:
-    """Gas and USDC for the hot wallet, and the ledger's mirror of it."""
+    """Gas and USDC for the hot wallet. Once the signer has its lane, the wallet is known for ours and the mirror follows the
+    chain; so that is waited for."""
+    deadline = time.monotonic() + LANE_TIMEOUT_S
+    while not await connection.fetchval("SELECT count(*) FROM lanes WHERE signer = $1", stack.hot_wallet):
+        if time.monotonic() > deadline:
+            raise StoryBroken(f"{stack.hot_wallet} has no lane after {LANE_TIMEOUT_S:g} s")
+        await asyncio.sleep(LOOK_S)
     await usdc.anvil.rpc("anvil_setBalance", stack.hot_wallet, hex(GAS_MONEY_WEI))
     await usdc.anvil.wait_mined(await usdc.transfer(stack.hot_wallet, HOT_WALLET))
-    legs = (debit(custody(Chain.MATIC), HOT_WALLET), credit(WORLD, HOT_WALLET))
-    transaction = Transaction(secrets.token_hex(16), "hot_wallet_funded", stack.hot_wallet, legs)
-    await post(connection, "demo", [transaction], datetime.now(UTC))
 
 
 def node_at(gate: Gate) -> dict[str, str]:
