@@ -235,6 +235,8 @@ class Acting:
                 changes.insert(table, written)
             for table, written in outcome.upserts:
                 changes.upsert(table, written)
+            for table, written in outcome.updates:
+                changes.update(table, written)
             messages = [
                 Message(e.topic.name, e.key.encode(), value_of(e.event), e.id, e.event.ce_type(), call.traceparent)
                 for e in outcome.emits

@@ -70,6 +70,9 @@ class Done(NamedTuple):
     """What a refusal of the ledger means, or a pure function that says so; None: dead letter with the refusal's own code. A
     Done may post in its turn; what is refused then is a dead letter, unless its own `if_refused` is no Done."""
     alerts: tuple[Alert, ...] = ()
+    updates: tuple[tuple[Table, Row], ...] = ()
+    """As upserts, of rows that are there and locked: of the whole row only the columns that may change are written, at half the
+    price."""
 
 
 Outcome: TypeAlias = Done | Rejected | Retry
@@ -85,6 +88,9 @@ def _unfolded(_facts: Any, _done: Done) -> None: ...
 
 
 def _unread(_received: Received) -> None: ...
+
+
+def _uncounted(_observer: Any, _items: Sequence[Any], _outcomes: Sequence[Outcome]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,15 @@ class Stage(Generic[F]):
     ahead: Callable[[Received], None] = _unread
     """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing
+    prepares_ahead: bool = False
+    """`prepare` of one batch may run while the one before is in PostgreSQL: it depends on nothing that a commit of this stage
+    changes, and doing it twice, or for events that another worker settles, is harmless."""
     ordered: bool = False
     """Events of a key that waits in the schedule wait behind it."""
     partner: str = ""
     """Whom an acting stage calls; empty for others."""
     operation: str = ""
+    figures: Callable[[Any, Sequence[Any], Sequence[Outcome]], None] = _uncounted
+    """(observer, items, their outcomes) of a batch that is committed: metrics of the stage's own."""
     emits: tuple[Topic, ...] = field(default=())
     """For people and for AsyncAPI."""

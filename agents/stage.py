@@ -31,6 +31,7 @@ from ledger import inbox, store
 from ledger.commit import Owner, Sealed, seal
 from ledger.errors import PostingRefused
 from ledger.groups import try_post
+from ledger.levels import buffer_levels
 from ledger.posting import Fold, Transaction
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
@@ -61,6 +62,8 @@ class Settled:
     """For each event that was not a repeat: whether it was refused. The fuse judges it."""
     told: list[tuple[Item, Rejected | Retry]] = field(default_factory=list)
     """The events that were not done, for the log."""
+    decided: tuple[Sequence[Item], Sequence[Outcome]] = ((), ())
+    """The events that were no repeats, and what became of each."""
     alerts: list[Alert] = field(default_factory=list)
 
 
@@ -94,7 +97,7 @@ async def settle(
     told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
     alerts = [alert for outcome in outcomes if isinstance(outcome, Done) for alert in outcome.alerts]
-    return Settled(sealed, counts, refused, told, alerts)
+    return Settled(sealed, counts, refused, told, decided=(live, outcomes), alerts=alerts)
 
 
 async def _claim(
@@ -244,6 +247,8 @@ async def _seal(
                 changes.insert(table, row)
             for table, row in outcome.upserts:
                 changes.upsert(table, row)
+            for table, row in outcome.updates:
+                changes.update(table, row)
             if outcome.calls:
                 intent_rows(changes, stage, item, item.uid, outcome.calls, at)
         elif isinstance(outcome, Rejected):
@@ -258,7 +263,7 @@ async def _seal(
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
         blocks=chain(store.blocks_of(fold, owners[0].batch), changes.blocks()),
-        messages=_messages(stage, live, outcomes, at),
+        messages=chain(_messages(stage, live, outcomes, at), buffer_levels(fold)),
         at=at,
         actor=stage.name,
         summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in counts.items()},

@@ -51,28 +51,28 @@ def request(
     def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
         return corrections.request(connection, key, legs, reason, who, at, reference=reference)
 
-    shown(act(ask, actor))
+    shown(changed(ask, actor))
 
 
 @correct_app.command("approve")
 def approve(correction_id: str, actor: Actor = None) -> None:
     """Post a correction that somebody else asked for."""
     found = id_of(correction_id)
-    shown(act(lambda connection, who, at: corrections.approve(connection, found, who, at), actor))
+    shown(changed(lambda connection, who, at: corrections.approve(connection, found, who, at), actor))
 
 
 @correct_app.command("reject")
 def reject(correction_id: str, actor: Actor = None) -> None:
     """End a correction without posting it."""
     found = id_of(correction_id)
-    shown(act(lambda connection, who, at: corrections.reject(connection, found, who, at), actor))
+    shown(changed(lambda connection, who, at: corrections.reject(connection, found, who, at), actor))
 
 
 @correct_app.command("show")
 def show(correction_id: str) -> None:
     """One correction."""
     found = id_of(correction_id)
-    shown(read(lambda connection: corrections.find(connection, found)))
+    shown(looked_up(lambda connection: corrections.find(connection, found)))
 
 
 @correct_app.command("list")
@@ -84,7 +84,7 @@ def list_(
     table = Table(
         "id", "kind", "state", "asked by", "decided by", "reason", header_style="bold", pad_edge=False, box=None
     )
-    for one in read(lambda connection: corrections.list_corrections(connection, state, limit)):
+    for one in looked_up(lambda connection: corrections.list_corrections(connection, state, limit)):
         table.add_row(one.id, one.kind, one.state, one.requested_by, one.decided_by or "", one.reason)
     out.print(table, markup=False)
 
@@ -99,7 +99,7 @@ def assign(
     def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
         return corrections.assign_suspense(connection, key, user, units, reason, who, at, reference=reference)
 
-    shown(act(ask, actor))
+    shown(changed(ask, actor))
 
 
 @suspense_app.callback()
@@ -122,7 +122,7 @@ def close(
         closed_at, _ = await close_account(connection, corrections.WRITER, found, at, actor=who, reason=reason)
         return closed_at
 
-    out.print(f"{found} is closed since {act(end, actor).isoformat()}", markup=False, highlight=False)
+    out.print(f"{found} is closed since {changed(end, actor).isoformat()}", markup=False, highlight=False)
 
 
 def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
@@ -157,7 +157,7 @@ def _who(settings: Settings, given: str | None) -> str:
     return who
 
 
-def act(action: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
+def changed(action: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
     settings = needed_settings("database_url", logs=False)
     who = _who(settings, actor)
 
@@ -170,7 +170,7 @@ def act(action: Callable[[Connection, str, datetime], Awaitable[T]], actor: str 
     return found
 
 
-def read(reading: Callable[[Connection], Awaitable[Any]]) -> Any:
+def looked_up(reading: Callable[[Connection], Awaitable[Any]]) -> Any:
     return _connected(needed_settings("database_url", logs=False), reading)
 
 

@@ -13,7 +13,7 @@ from ledger.corrections import Correction
 from ledger.rows import Connection
 from stablerail import denied, shortfalls
 from stablerail.cli_base import fail, out
-from stablerail.cli_corrections import Actor, Id, Reason, act, id_of, read, shown
+from stablerail.cli_corrections import Actor, Id, Reason, changed, id_of, looked_up, shown
 from stablerail.shortfalls import NothingOwed
 from topics.events import Chain
 from topics.money import format_amount
@@ -30,14 +30,16 @@ Deposit = Annotated[str, typer.Argument(metavar="DEPOSIT", help="the deposit's i
 @deny_app.command("add")
 def deny(chain: ChainName, address: str, reason: Reason, actor: Actor = None) -> None:
     """Deny an address from now on."""
-    done = act(lambda connection, who, at: _change(denied.add(connection, chain, address, reason, who, at)), actor)
+    done = changed(lambda connection, who, at: _change(denied.add(connection, chain, address, reason, who, at)), actor)
     out.print(f"{address} on {chain} is denied" + ("" if done else " already"), highlight=False)
 
 
 @deny_app.command("remove")
 def allow(chain: ChainName, address: str, reason: Reason, actor: Actor = None) -> None:
     """Deny an address no more."""
-    done = act(lambda connection, who, at: _change(denied.remove(connection, chain, address, reason, who, at)), actor)
+    done = changed(
+        lambda connection, who, at: _change(denied.remove(connection, chain, address, reason, who, at)), actor
+    )
     if not done:
         fail(f"{address} on {chain} is not denied")
     out.print(f"{address} on {chain} is denied no more", highlight=False)
@@ -49,7 +51,7 @@ def denied_list(
 ) -> None:
     """Every denied address."""
     table = Table("chain", "address", "by", "since", "reason", header_style="bold", pad_edge=False, box=None)
-    for one in read(lambda connection: denied.listed(connection, chain)):
+    for one in looked_up(lambda connection: denied.listed(connection, chain)):
         table.add_row(one.chain, one.address, one.denied_by, f"{one.denied_at:%Y-%m-%d %H:%M}", one.reason)
     out.print(table, markup=False)
 
@@ -60,7 +62,7 @@ def shortfall_list() -> None:
     table = Table(
         "deposit", "customer", "owed", "since", "chain", "transaction", header_style="bold", pad_edge=False, box=None
     )
-    for one in read(shortfalls.listed):
+    for one in looked_up(shortfalls.listed):
         since, owed = f"{one.since:%Y-%m-%d %H:%M}", format_amount(one.owed)
         table.add_row(one.deposit_id, one.user_id or "", owed, since, one.chain or "", one.tx_hash or "")
     out.print(table, markup=False)
@@ -87,7 +89,7 @@ def settle(
             except NothingOwed as error:
                 fail(f"nothing_owed: {error}")
 
-        shown(act(ask, actor))
+        shown(changed(ask, actor))
         return
 
     async def take(connection: Connection, who: str, at: datetime) -> tuple[int, int]:
@@ -96,7 +98,7 @@ def settle(
         except NothingOwed as error:
             fail(f"nothing_owed: {error}")
 
-    taken, owed = act(take, actor)
+    taken, owed = changed(take, actor)
     out.print(f"took {format_amount(taken)}; {format_amount(owed)} is still owed", highlight=False)
 
 

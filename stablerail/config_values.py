@@ -31,6 +31,15 @@ _CHAIN_IDS: Final[Mapping[Network, Mapping[Chain, int]]] = {
 }
 
 
+WITHDRAWAL_CHAINS: Final = (Chain.MATIC,)
+"""The chains that our own wallet can send by."""
+
+
+def is_mainnet(chain: Chain, chain_id: int) -> bool:
+    """By the id that transactions are signed for, whatever the network is called."""
+    return chain_id == _CHAIN_IDS["mainnet"][chain]
+
+
 def network_default(setting: str, network: Network) -> dict[Chain, Any]:
     """What `chain_ids`, `usdc_contracts` or `finality_depths_blocks` is where nothing else is set."""
     if setting == "chain_ids":
@@ -171,7 +180,7 @@ def describe(settings: Settings) -> tuple[SettingRow, ...]:
 def _shown(name: str, value: Any) -> str:
     if value is None:
         return "(not set)"
-    if name.startswith("deposit_") and isinstance(value, int):
+    if isinstance(value, int) and (name.startswith(("deposit_", "withdrawal_m")) or name.endswith("_day_maximum")):
         return f"{format_amount(value)} USDC"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(name, each)}" for key, each in value.items()) or "(none)"

@@ -24,27 +24,7 @@ ORDER BY o.since, o.reference
 -- name: open_write_offs
 SELECT count(*) FROM corrections WHERE state = 'requested' AND reference = $1
 
--- name: our_addresses
--- Whose holdings the custody mirror is of: customers' wallets, signers, and where something was parked that has no owner.
-SELECT address FROM wallets WHERE chain = $1
-UNION SELECT signer FROM lanes WHERE chain = $1
-UNION SELECT recipient FROM deposits WHERE chain = $1 AND status = 'parked' AND user_id IS NULL
-
 -- name: judged
--- On the chain and not in the mirror yet; in the mirror and above the final block; the mirror; late; all.
-WITH ours AS (
-    SELECT address FROM wallets WHERE chain = $1
-    UNION SELECT signer FROM lanes WHERE chain = $1
-    UNION SELECT recipient FROM deposits WHERE chain = $1 AND status = 'parked' AND user_id IS NULL
-)
-SELECT
-    (SELECT coalesce(sum(amount), 0) FROM deposits
-     WHERE chain = $1 AND block_number <= $2
-       AND (status = 'credited' OR status = 'pending' AND held <> 'unproven')
-       AND recipient IN (SELECT address FROM ours))::text,
-    (SELECT coalesce(sum(amount), 0) FROM deposits
-     WHERE chain = $1 AND status IN ('finalized', 'parked') AND block_number > $2)::text,
-    (SELECT coalesce(sum(balance), 0) FROM accounts WHERE type = 'custody_usdc' AND shard = $1)::text,
-    (SELECT count(*) FROM deposits
-     WHERE chain = $1 AND status IN ('pending', 'credited', 'orphaned') AND block_number <= $3)::text,
-    (SELECT count(*) FROM deposits WHERE chain = $1)::text
+-- Deposits that are late, and all.
+SELECT count(*) FILTER (WHERE status IN ('pending', 'credited', 'orphaned') AND block_number <= $2), count(*)
+FROM deposits WHERE chain = $1

@@ -9,7 +9,7 @@ from ledger.sql import load
 from ledger.verify import Result, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
-from stablerail.wiring import connector, rpcs
+from stablerail.wiring import connector, custody_of, rpcs
 from topics.money import format_amount
 
 LATE_BLOCKS: Final = 100
@@ -34,23 +34,19 @@ async def _chains(settings: Settings, connection: Connection) -> tuple[Result, R
     offending, late = [], []
     checked = deposits = 0
     for chain in settings.read_chains:
-        rpc = rpcs(settings, chain)[0]
+        endpoints = rpcs(settings, chain)
         try:
-            await rpc.verify_chain_id()
-            token, depth = settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
-            final = (await rpc.head()).number - depth
-            addresses = [row[0] for row in await connection.fetch(_sql.our_addresses, chain.value)]
-            held = sum([await rpc.balance_of(token, address, max(final, 0)) for address in addresses])
-            counts = await connection.fetchrow(_sql.judged, chain.value, final, final - LATE_BLOCKS)
-            assert counts is not None
-            open_, early, mirror, overdue, known = map(int, counts)
+            found = await custody_of(settings, chain, endpoints).look(connection)
         finally:
-            await rpc.close()
-        checked += len(addresses)
+            for rpc in endpoints:
+                await rpc.close()
+        counts = await connection.fetchrow(_sql.judged, chain.value, found.final - LATE_BLOCKS)
+        assert counts is not None
+        overdue, known = counts
+        checked += found.wallets
         deposits += known
-        difference = held - open_ + early - mirror
-        if difference:
-            offending.append(f"{chain}: the wallets hold {format_amount(difference)} more than the mirror says")
+        if found.difference:
+            offending.append(f"{chain}: the wallets hold {format_amount(found.difference)} more than the mirror says")
         if overdue:
             late.append(f"{chain}: {overdue} deposits are {LATE_BLOCKS} blocks below the final one and not judged")
     return (

@@ -76,6 +76,11 @@ TRANSACTIONS_CONFIRMED = Topic(
     "transactions.confirmed", key="lane: chain:signer", models=(events.TransactionConfirmed,)
 )
 WITHDRAWALS_SETTLED = Topic("withdrawals.settled", key="user id", models=(events.WithdrawalSettled,))
+BUFFERS_LEVELS = Topic("buffers.levels", key="account", models=(events.BufferLevel,), partitions=1, compacted=True)
+BUFFERS_TABLE = Topic("buffers.table", key="account, JSON", partitions=1, compacted=True)
+"""The change log of the Faust table over it: who takes the partition over has the levels before the first event."""
+NONCES_TABLE = Topic("nonces.table", key="lane, JSON", compacted=True)
+"""The change log of the Faust table over transactions.signed, partitioned like it."""
 PAYMENTS_UPDATED = Topic("payments.updated", key="payment id", models=(events.PaymentUpdated,))
 CIRCLE_WALLETS_UPDATED = Topic("circle.wallets.updated", key="wallet id", models=(events.CircleWalletUpdated,))
 WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
@@ -107,7 +112,15 @@ INPUTS = (
 )
 """Topics that stages read or the world reads; each has a dead-letter topic."""
 
-TOPICS: tuple[Topic, ...] = (*INPUTS, *(topic.dlq for topic in INPUTS), WEBHOOKS_DLQ, JOURNAL)
+TOPICS: tuple[Topic, ...] = (
+    *INPUTS,
+    *(topic.dlq for topic in INPUTS),
+    WEBHOOKS_DLQ,
+    JOURNAL,
+    BUFFERS_LEVELS,
+    BUFFERS_TABLE,
+    NONCES_TABLE,
+)
 
 
 def by_name(name: str) -> Topic:

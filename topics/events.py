@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from topics.money import Amount
+from topics.money import Amount, Balance
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]
 """Printable ASCII: identifiers of ours and of vendors."""
@@ -38,7 +38,7 @@ _set = object.__setattr__  # the models are frozen
 class Event(BaseModel):
     """The base: frozen, versioned."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False, use_attribute_docstrings=True)
     type: ClassVar[str]
     version: Literal[1] = 1
 
@@ -46,7 +46,7 @@ class Event(BaseModel):
     @cache
     def ce_type(cls) -> str:
         """`ce_type` header: io.stablerail.<type>.v<version>."""
-        return f"io.stablerail.{cls.type}.v1"
+        return f"io.stablerail.{cls.type}.v{cls.model_fields['version'].default}"
 
     @classmethod
     def known(cls, **fields: Any) -> Self:
@@ -56,7 +56,7 @@ class Event(BaseModel):
         _set(event, "__pydantic_fields_set__", set(fields))
         _set(event, "__pydantic_extra__", None)
         _set(event, "__pydantic_private__", None)
-        fields["version"] = 1
+        fields["version"] = cls.__pydantic_fields__["version"].default
         _set(event, "__dict__", fields)
         return event
 
@@ -94,7 +94,7 @@ class WalletsRequested(Event):
 
 
 class ProvisionedWallet(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
     chain: Chain
     address: Address
     wallet_id: Text
@@ -231,8 +231,9 @@ class Rail(StrEnum):
     """Circle's transfer API sends it."""
 
 
-Asked = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-"""What a customer wrote, right or wrong: the stage's refusal is an answer to the customer, not a dead letter."""
+Asked = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""What a customer wrote, right or wrong, without control characters (PostgreSQL keeps no NUL): the stage's refusal is an
+answer to the customer, not a dead letter."""
 
 
 class WithdrawalRequested(Event):
@@ -250,7 +251,8 @@ class WithdrawalRequested(Event):
     rail: Asked = Rail.CHAIN.value
 
     def identity(self) -> str:
-        return f"{self.user_id}:{self.idempotency_key}"
+        # both may hold a colon: the length tells where one ends and the other begins
+        return f"{len(self.user_id)}:{self.user_id}:{self.idempotency_key}"
 
 
 class WithdrawalAccepted(Event):
@@ -331,6 +333,24 @@ class WithdrawalSettled(Event):
         return self.withdrawal_id
 
 
+class BufferLevel(Event):
+    """What a buffer account holds after a commit that moved it.  Key: the account. Taken by the highest version, so repeats
+    and old ones do nothing."""
+
+    type = "buffers.levels"
+    account: Text
+    """As `stablerail ledger balance` takes it: `system.system_buffer_usdc[3]:USDC`."""
+    account_type: Text
+    asset: Text
+    shard: Annotated[str, StringConstraints(max_length=200)] = ""
+    balance: Balance
+    account_version: Annotated[int, Field(ge=0, lt=2**63)]
+    """Entries of the account so far."""
+
+    def identity(self) -> str:
+        return f"{self.account}:{self.account_version}"
+
+
 class PaymentUpdated(Event):
     """A payment or refund at the custodian's business account has a new status.  Key: payment id."""
 
@@ -386,6 +406,7 @@ EVENTS: tuple[type[Event], ...] = (
     TransactionBroadcast,
     TransactionConfirmed,
     WithdrawalSettled,
+    BufferLevel,
     PaymentUpdated,
     CircleWalletUpdated,
 )

@@ -32,6 +32,7 @@ from agents.deposits.deposit import (
 )
 from agents.deposits.evidence import TAKEN_BACK, is_final, listed, must_look, proven, rank
 from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of
+from agents.deposits.figures import count_credits
 from agents.deposits.lookups import Lookups
 from agents.deposits.policy import DepositPolicy, Held
 from agents.outcome import Alert, Done, Emit, Outcome, Rejected, Retry, Stage
@@ -278,5 +279,6 @@ def stage(policy: DepositPolicy, lookups: Lookups | None = None) -> Stage[Facts]
         load=Loader(policy).load,
         decide=decide,
         fold=fold,
+        figures=count_credits,
         emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED),
     )

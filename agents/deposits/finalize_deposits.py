@@ -5,10 +5,10 @@ Key:      the chain.
 Repeats:  harmless; a deposit that is further on is left alone.
 Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next head.
 
-A credited deposit that no endpoint shows is first ORPHANED; it is reversed when, at a later head, every endpoint of the chain,
-each past the deposit's depth, still has nothing. A node that is behind is no evidence. Where nobody named a block (it may
-not be mined yet, or not where we look), the depth is counted from the head at which it was first missed. A reversal cancels
-withdrawals that are not signed, as far as it needs them (reversal.py).
+A deposit is final when two endpoints show it alike. A credited one that two do not show is first ORPHANED; it is reversed when,
+at a later head, two, each past the deposit's depth, still have nothing (chain/evidence.py). A node that is behind is no
+evidence. Where nobody named a block (it may not be mined yet, or not where we look), the depth is counted from the head at
+which it was first missed. A reversal cancels withdrawals that are not signed, as far as it needs them (reversal.py).
 
 A pending deposit is judged in the same way: what the chain shows is credited and mirrored in one commit, or parked in suspense
 where by now nobody is to be credited; what it does not show has VANISHED.
@@ -27,6 +27,7 @@ import structlog
 
 from agents.deposits.deposit import Deposit, Status, about, credited, finalized, parked, reversed_
 from agents.deposits.facts import Place, closed_of, denied_of, owners_of
+from agents.deposits.figures import count_ends
 from agents.deposits.policy import DepositPolicy, Held
 from agents.deposits.reversal import Purse, lock_purses
 from agents.outcome import Alert, Done, Emit, Outcome, Stage
@@ -65,7 +66,7 @@ class ChainReader:
     """A chain that we read ourselves."""
 
     rpcs: Sequence[Rpc]
-    """All endpoints; every one must agree before money is taken back."""
+    """All endpoints; two must agree before anything is final or taken back. A single one's word is all there is."""
     token: str
     depth_blocks: int
 
@@ -305,5 +306,6 @@ def stage(
         load=agent.load,
         decide=decide,
         fold=fold,
+        figures=count_ends,
         emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED, WITHDRAWALS_SETTLED),
     )

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from connectors.webhooks.source import (
 )
 from topics.catalog import INPUT_BYTES_MAX, WEBHOOKS_DLQ
 from topics.envelope import headers_of, value_of
+from topics.trace import Span, Spans, child, is_traceparent
 
 log = structlog.get_logger()
 
@@ -108,6 +109,8 @@ class _Context:
     metrics: Metrics
     limits: Limits
     now: Callable[[], datetime]
+    spans: Spans | None
+    trace_ratio: float
 
 
 def _utc_now() -> datetime:
@@ -122,8 +125,11 @@ def create_bridge(
     limits: Limits | None = None,
     now: Callable[[], datetime] = _utc_now,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    spans: Spans | None = None,
+    trace_ratio: float = 1.0,
 ) -> FastAPI:
-    """The app. The publisher is started and stopped by the caller (see `serve`)."""
+    """The app. The publisher is started and stopped by the caller (see `serve`). `spans`: told of each webhook of a sampled
+    trace; `trace_ratio` of those whose sender has none begin one that is."""
     app = FastAPI(
         title="Stablerail bridge",
         docs_url=None,
@@ -135,8 +141,11 @@ def create_bridge(
     problems.install(app)
     limits = limits or Limits()
     bodies = LargeBodies(limits.large_bodies, limits.retry_after_s)
-    context = _Context(publisher, bodies, Refusals(), Metrics(registry), limits, now)
+    context = _Context(publisher, bodies, Refusals(), Metrics(registry), limits, now, spans, trace_ratio)
     for mount in mounts:
+        for source in (mount.source, *mount.by_header.values()):
+            # a series that begins at its first rise has, to Prometheus, not risen
+            context.metrics.webhooks.labels(source.vendor, "unavailable", "broker_unavailable")
         endpoint = _endpoint(mount, context)
         for path in mount.paths:
             app.add_api_route(path, endpoint, methods=["POST"])
@@ -166,16 +175,29 @@ async def _ok() -> Response:
 
 def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
+        started_ns = time.time_ns()
         source = mount.source_of(request.headers)
+        parent = request.headers.get("traceparent")
+        traceparent = trace_of(parent, context.trace_ratio, new_span=context.spans is not None)
+
+        def over(outcome: str, code: str) -> None:
+            if context.spans is not None:
+                about = {"url.path": request.url.path, "webhook.outcome": outcome, "webhook.code": code}
+                above = parent if is_traceparent(parent) else None
+                name = f"webhook {source.vendor}"
+                context.spans(Span(name, "server", traceparent, above, started_ns, time.time_ns(), about))
+
         with context.metrics.seconds.labels(source.vendor).time():
             try:
                 with context.bodies.room() as take_room:
-                    outcomes = await _receive(request, source, context, take_room)
+                    outcomes = await _receive(request, source, context, traceparent, take_room)
             except Problem as problem:
                 outcome = "unavailable" if problem.status == 503 else "refused"
+                over(outcome, problem.code)
                 context.metrics.webhooks.labels(source.vendor, outcome, problem.code).inc()
                 context.refusals.tell(source.vendor, problem)
                 raise
+            over(*(outcomes[0] if outcomes else ("ignored", "")))
             for outcome, code in outcomes:
                 context.metrics.webhooks.labels(source.vendor, outcome, code).inc()
             return Response(status_code=200)
@@ -184,7 +206,7 @@ def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[
 
 
 async def _receive(
-    request: Request, source: WebhookSource, context: _Context, take_room: Callable[[], None]
+    request: Request, source: WebhookSource, context: _Context, traceparent: str, take_room: Callable[[], None]
 ) -> list[tuple[str, str]]:
     """(outcome, code) of each thing the webhook said, all of them with the broker. Raises Problem."""
     limits = context.limits
@@ -199,7 +221,6 @@ async def _receive(
         raise Problem(
             503, "key_unavailable", "The signature could not be checked in time.", headers=_retry_after(limits)
         ) from None
-    traceparent = trace_of(request.headers.get("traceparent"))
     path = request.url.path
     try:
         return [await _say(said, body, path, source.vendor, traceparent, context) for said in _translate(source, body)]
@@ -286,11 +307,9 @@ def _retry_after(limits: Limits) -> dict[str, str]:
     return {"Retry-After": str(limits.retry_after_s)}
 
 
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-
-
-def trace_of(received: str | None) -> str:
-    """The caller's W3C `traceparent` when it is one, else a new one."""
-    if received is not None and _TRACEPARENT.fullmatch(received):
-        return received
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+def trace_of(received: str | None, ratio: float = 1.0, *, new_span: bool = False) -> str:
+    """The caller's W3C `traceparent` when it is one, else a new one, sampled at the ratio. `new_span`: a span of ours in it."""
+    if received is not None and is_traceparent(received):
+        return child(received, secrets.token_hex(8)) if new_span else received
+    sampled = secrets.randbelow(1_000_000) < ratio * 1_000_000
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{sampled:02x}"

@@ -50,21 +50,22 @@ _UNKNOWN_DEPOSIT: Final = ("unknown_deposit", "There is no deposit with this id.
 _BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
 
 
-def read_router() -> APIRouter:
-    """For endpoints under /v1 that need the scope `read`."""
+def router_of(scope: Scope) -> APIRouter:
+    """For endpoints under /v1 that need the scope."""
+    lacks = f"This API key does not have the scope {scope.value}."
     return APIRouter(
         prefix="/v1",
-        dependencies=[Depends(needs(Scope.READ))],
+        dependencies=[Depends(needs(scope))],
         responses={
             **problem(401, "invalid_key", "This API key is malformed, unknown, wrong or revoked.", "Unauthorized"),
-            **problem(403, "insufficient_scope", "This API key does not have the scope read.", "Forbidden"),
+            **problem(403, "insufficient_scope", lacks, "Forbidden"),
             **problem(422, "invalid_request", "Some fields are missing or wrong; see errors.", "Unprocessable Content"),
             **problem(503, "database_unavailable", "The database does not answer; try again.", "Service Unavailable"),
         },
     )
 
 
-router = read_router()
+router = router_of(Scope.READ)
 
 
 @router.get(

@@ -18,8 +18,9 @@ from tests.benchmarks.parts import describe, own_parts
 from tests.benchmarks.records import DIRECTORY, Record, save
 
 RUNS_PER_ROUND = {
-    "deposits.end_to_end": 5, "deposits.growth": 2, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
-    "ledger.growth": 2, "ledger.floor": 7, "bridge.webhooks": 2,
+    "deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
+    "ledger.growth": 2, "ledger.floor": 7, "withdrawals.send": 4, "withdrawals.latency": 2,
+    "bridge.webhooks": 2, "deposits.growth": 2,
 }  # fmt: skip
 
 
@@ -27,7 +28,7 @@ async def run(names: list[str], plan: Plan, console: Console) -> tuple[list[Reco
     records = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
-        own_parts(kafka=any(name.startswith(("deposits.", "bridge.")) for name in names)) as parts,
+        own_parts(kafka=any(name.startswith(("deposits.", "bridge.", "withdrawals.")) for name in names)) as parts,
         Progress(*columns, console=console) as progress,
     ):
         described = await describe(parts)

@@ -9,7 +9,18 @@ from statistics import median
 from typing import TypeVar
 
 from stablerail.dev.postgres import Postgres
-from tests.benchmarks import bridge, end_to_end, growth, latency, ledger_load, ledger_posting, ledger_reads, workload
+from tests.benchmarks import (
+    bridge,
+    end_to_end,
+    growth,
+    latency,
+    ledger_load,
+    ledger_posting,
+    ledger_reads,
+    withdrawals_latency,
+    withdrawals_send,
+    workload,
+)
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -31,6 +42,7 @@ class Plan:
     run_s_max: float
     entries: int
     reads: int
+    payments: int
     posting: ledger_load.Sizes
     webhooks: int
     grown_entries: int
@@ -40,11 +52,13 @@ class Plan:
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    posting=ledger_load.FULL, webhooks=20_000, grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
+    payments=3_000, posting=ledger_load.FULL, webhooks=20_000,
+    grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    posting=ledger_load.QUICK, webhooks=500, grown_entries=20_000, backlog=2_000, grown_s_max=60,
+    payments=400, posting=ledger_load.QUICK, webhooks=500,
+    grown_entries=20_000, backlog=2_000, grown_s_max=60,
 )  # fmt: skip
 
 
@@ -212,6 +226,14 @@ async def reads(parts: Parts, plan: Plan, told: Told) -> Record:
     )
 
 
+async def withdrawals_sent(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_send.send(parts, plan.payments, plan.repeats, plan.run_s_max, told)
+
+
+async def withdrawals_in_the_pool(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_latency.measure(parts, plan.latency_events // 2, plan.repeats, plan.run_s_max, told)
+
+
 async def bridge_webhooks(parts: Parts, plan: Plan, told: Told) -> Record:
     return await bridge.webhooks(parts, plan.webhooks, plan.repeats, plan.run_s_max, told)
 
@@ -232,4 +254,6 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.single": _posting(ledger_posting.single),
     "ledger.growth": _posting(ledger_posting.growth),
     "ledger.floor": _posting(ledger_posting.floor),
+    "withdrawals.send": withdrawals_sent,
+    "withdrawals.latency": withdrawals_in_the_pool,
 }

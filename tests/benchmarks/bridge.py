@@ -27,7 +27,7 @@ from tests.benchmarks.parts import Parts, Place, cpu_seconds, place
 from tests.benchmarks.records import Comparison, Record, Spread
 from topics.catalog import DEPOSITS_NOTIFIED
 
-CONNECTIONS: Final = 64
+CONNECTIONS: Final = 256
 START_S_MAX: Final = 60
 PATH: Final = "/webhooks/circle/transfers"
 

@@ -24,7 +24,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child, scratch_directory, tail
 from stablerail.topics_admin import admin, create_missing
 from tests.benchmarks.workload import insert_wallets
-from topics.catalog import DEPOSITS_CREDITED, TOPICS
+from topics.catalog import DEPOSITS_CREDITED, TOPICS, TRANSACTIONS_BROADCAST
 
 SCHEMA = "stablerail"
 TEMPLATE = "benchmark_template"
@@ -37,7 +37,7 @@ SHOWN_SETTINGS = (
 # The broker's own time of an append says when a message was in Kafka, without anybody polling for it.
 STAMPED = tuple(
     replace(topic, config={**topic.config, "message.timestamp.type": "LogAppendTime"})
-    if topic is DEPOSITS_CREDITED
+    if topic in (DEPOSITS_CREDITED, TRANSACTIONS_BROADCAST)
     else topic
     for topic in TOPICS
 )

@@ -22,6 +22,7 @@ from ledger.reversals import reversal
 from ledger.rows import Connection
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, ORDERED, STAGE, TOLD, Moved, assert_holds, balance, decide, items, own, record
+from topics.catalog import BUFFERS_LEVELS
 from topics.envelope import Received
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -38,6 +39,7 @@ def told(settled: Settled) -> list[tuple[str, Any]]:
     return [
         (m.id, int(m.value.split(b'"amount":')[1].split(b",")[0])) if m.id else ("dead", dict(m.headers)["dlq_code"])
         for m in settled.sealed.messages
+        if m.topic != BUFFERS_LEVELS.name
     ]
 
 

@@ -170,7 +170,8 @@ class Story:
 
     async def settled(self, topic: Topic, sent: Sequence[Sent]) -> None:
         """Waits until a stage has acknowledged these messages: then what they caused is out."""
-        movement = "deposits" if topic.name.startswith(("deposits.", "chain.")) else "onboarding"
+        first = topic.name.partition(".")[0]
+        movement = {"deposits": "deposits", "chain": "deposits", "withdrawals": "withdrawals"}.get(first, "onboarding")
         group = f"stablerail-{self.prefix}{movement}"
         needed: dict[TopicPartition, int] = {}
         for place in sent:

@@ -219,6 +219,36 @@ def test_only_accounts_of_ours_have_shards_and_a_chain_is_none(given: str, monke
     assert [name.partition(".")[0] for name in problems_of(error)] == ["STABLERAIL_LEDGER_SHARDS"]
 
 
+RPC = '{"MATIC": ["https://rpc.example"]}'
+USDC = '{"MATIC": "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359"}'
+
+
+def test_withdrawals_leave_by_the_mainnet_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(env_file=None).withdrawal_chains == ()
+    given = {"network": "mainnet", "withdrawal_chains": "MATIC", "rpc_urls": RPC}
+    with pytest.raises(ConfigError, match="STABLERAIL_ALLOW_MAINNET must be true"):
+        load_settings(env_file=None, **given)
+    # whatever the network is called, the id says what is signed for
+    renamed = {**given, "network": "testnet", "chain_ids": '{"MATIC": 137}', "usdc_contracts": USDC}
+    with pytest.raises(ConfigError, match="STABLERAIL_ALLOW_MAINNET must be true"):
+        load_settings(env_file=None, **renamed)
+    monkeypatch.setenv("STABLERAIL_ALLOW_MAINNET", "true")
+    assert load_settings(env_file=None, **given).withdrawal_chains == (Chain.MATIC,)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"withdrawal_chains": "SOL"}, "STABLERAIL_WITHDRAWAL_CHAINS"),
+        ({"withdrawal_chains": "MATIC", "rpc_urls": RPC}, "STABLERAIL_USDC_CONTRACTS"),
+        ({"withdrawal_chains": "MATIC", "usdc_contracts": USDC}, "STABLERAIL_RPC_URLS"),
+    ],
+)
+def test_a_chain_that_withdrawals_cannot_leave_by_is_named_with_what_it_lacks(given: dict[str, str], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_settings(env_file=None, **given)
+
+
 def test_the_policy_of_deposits_is_by_chain_and_in_decimal_amounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STABLERAIL_DEPOSIT_AT_FINALITY", "ETH,SOL")
     monkeypatch.setenv("STABLERAIL_DEPOSIT_INSTANT_MAX", '{"MATIC": "10000", "ETH": "0.5"}')

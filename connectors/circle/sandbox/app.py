@@ -20,7 +20,7 @@ from connectors.circle.sandbox.deliveries import Deliveries
 from connectors.circle.sandbox.gate import Gate, GateMiddleware
 from connectors.circle.sandbox.keys import entity_key
 from connectors.circle.sandbox.rpc import Rpc, RpcError
-from connectors.circle.sandbox.state import CircleError, State
+from connectors.circle.sandbox.state import CircleError, State, Subscription
 
 
 class Sandbox:
@@ -41,6 +41,9 @@ class Sandbox:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         await asyncio.to_thread(entity_key, self.config.rsa_bits)
+        if self.config.endpoint is not None:
+            subscribed = Subscription(endpoint=self.config.endpoint)
+            self.state.subscriptions[subscribed.id] = subscribed
         await self.deliveries.start()
         watching = None
         if self.rpc is not None:
