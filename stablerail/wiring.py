@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -329,7 +328,7 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
             custody_of(settings, chain, endpoints),
             shared.connect,
             settings.custody_check_interval_s,
-            partial(getattr, watcher, "leads"),
+            watcher.leads,
             metrics.custody_discrepancy,
         )
         movement.workers += [watcher.work, custody.work]

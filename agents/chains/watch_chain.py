@@ -68,6 +68,10 @@ class WatchChain:
         self._rpc: Rpc | None = None
         self._left_out: tuple[tuple[str, str], ...] = ()
 
+    def leads(self) -> bool:
+        """Whether this process watches the chain, and no other."""
+        return self._lone.leads
+
     async def work(self) -> None:
         wait_s = self._watched.interval_s
         while True:
