@@ -61,12 +61,13 @@ ORDER BY d.block_number
 LIMIT $3
 
 -- name: not_signed
--- What a customer's withdrawals hold and may still be given back, the newest first; locked in the order of their ids.
+-- What a customer's withdrawals hold and may still be given back, the newest first; locked in the order in which those that
+-- sign lock what waits.
 WITH locked AS (
     SELECT w.*
     FROM withdrawals w
     WHERE w.user_id = ANY($1::text[]) AND w.status IN ('pending', 'signing') AND w.hold_id IS NOT NULL
-    ORDER BY w.id
+    ORDER BY w.requested_at, w.id
     FOR UPDATE
 )
 SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', ''), w.rail,

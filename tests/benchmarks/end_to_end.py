@@ -67,7 +67,7 @@ async def run(
         await reader.start()
         database = await asyncpg.connect(here.dsn)
         try:
-            return await _Measured(here, side, load, reader, database, freeze_s_max).run()
+            return await _Measured(here, side, load, reader, database, freeze_s_max, bool(grown)).run()
         finally:
             await reader.stop()
             await database.close()
@@ -76,7 +76,7 @@ async def run(
 class _Measured:
     def __init__(
         self, here: Place, side: Side, load: Workload, reader: AIOKafkaConsumer, database: asyncpg.Connection,
-        freeze_s_max: float,
+        freeze_s_max: float, grown: bool,
     ) -> None:  # fmt: skip
         self._here = here
         self._side = side
@@ -84,13 +84,14 @@ class _Measured:
         self._reader = reader
         self._database = database
         self._freeze_s_max = freeze_s_max
+        self._grown = grown
         self._notified = DEPOSITS_NOTIFIED.named(here.prefix)
         self._credited = DEPOSITS_CREDITED.named(here.prefix)
         self._journal = JOURNAL.named(here.prefix)
 
     async def run(self) -> Run:
         here, load = self._here, self._load
-        there = await self._database.fetchval(self._side.count)
+        there = await self._database.fetchval(self._side.count) if self._grown else 0
         await preload(here.bootstrap, self._notified, load.warm_up)
         await self._until(self._acked_all)
         assert await self._emitted() == len(load.warm_up)

@@ -121,11 +121,11 @@ class Till:
         await self.post(Transaction(uuid.uuid4().hex, "spent", user, legs))
 
     async def withdrawal(self, user: str, amount: int, status: Status = Status.SIGNING) -> Withdrawal:
-        """One whose amount is held, in that state; the completed one is paid."""
+        """One whose amount is held, in that state; the completed one is paid. By Circle: there are no signed transactions."""
         key = uuid.uuid4().hex
         id = withdrawal_id(user, key)
         made = Withdrawal(
-            id, user, key, fingerprint("chain", "MATIC", "USDC", str(amount), "0x"), "chain", "MATIC", "USDC", amount,
+            id, user, key, fingerprint("circle", "MATIC", "USDC", str(amount), "0x"), "circle", "MATIC", "USDC", amount,
             "0x" + "9" * 40, status.value, None, None, now(), now(),
             now() if status is Status.COMPLETED else None, 1,
         )  # fmt: skip
