@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ledger.audit_logs import Log
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
 from topics.catalog import Topic
@@ -25,11 +26,11 @@ class Emit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call to a partner that this event wants made. `item` tells the calls of one event apart."""
+    """What this event wants of a partner. `item` tells the wishes of one event apart. Performers make one call of several."""
 
     item: str
     request: dict[str, Any]
-    """What is asked, in our terms, without secrets; stored, and sent again as it is."""
+    """What is asked, in our terms, without secrets; stored."""
     context: dict[str, Any]
     """What `conclude` needs to know of the event."""
 
@@ -60,6 +61,8 @@ class Done(NamedTuple):
     calls: tuple[Call, ...] = ()
     if_refused: Rejected | Retry | None = None
     """What a refusal of the ledger means; None: dead letter with the refusal's own code."""
+    logs: tuple[Log, ...] = ()
+    """For `audit_logs`: what a person may ask about later."""
 
 
 Outcome = Done | Rejected | Retry

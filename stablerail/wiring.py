@@ -17,7 +17,8 @@ from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
 from agents.emitter import Emitter
 from agents.onboarding import provision_wallets, request_wallets
-from agents.onboarding.provision_wallets import CircleWallets
+from agents.onboarding.circle_wallets import CircleWallets
+from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
 from agents.services import Services
 from chain.rpc import Rpc
@@ -128,7 +129,7 @@ async def build(name: str, settings: Settings, shared: Services, metrics: Metric
     return await _BUILDERS[name](settings, shared, metrics)
 
 
-async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     assert settings.circle_api_key is not None
     assert settings.circle_entity_secret is not None
     movement = Movement("onboarding")
@@ -140,15 +141,10 @@ async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -
     )
     await client.start()
     movement.closing.append(client.close)
-    wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id)
-    acting = Acting(
-        provision.stage,
-        wallets.perform,
-        provision_wallets.conclude,
-        shared,
-        provision.wake,
-        _call_policy(settings),
-    )
+    wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id, shared.connect, shared.clock)
+    policy = _call_policy(settings)
+    deeds = WalletDeeds(wallets, policy.members_max, policy.attempts_max, metrics)
+    acting = Acting(provision.stage, deeds, shared, provision.wake, policy)
     movement.workers.append(acting.work)
     return movement
 
@@ -197,9 +193,11 @@ def _call_policy(settings: Settings) -> CallPolicy:
         lease_s=settings.call_lease_s,
         rate_per_s=settings.call_rate_per_s,
         concurrency_max=settings.call_concurrency_max,
+        members_max=settings.call_members_max,
         poll_s=settings.call_poll_interval_s,
         retry_first_s=settings.call_retry_first_s,
         retry_max_s=settings.call_retry_max_s,
+        attempts_max=settings.call_attempts_max,
         breaker_failures_max=settings.breaker_failures_max,
         breaker_open_s=settings.breaker_open_s,
     )

@@ -1,6 +1,23 @@
 -- name: requests
-SELECT w.user_id, w.chain, w.status, w.requested_at, w.ready_at
+SELECT w.user_id, w.chain, w.status, w.requested_at, w.ready_at, w.error
 FROM wallet_requests w
 WHERE w.user_id = ANY($1::text[])
 ORDER BY w.user_id, w.chain
 FOR UPDATE OF w
+
+-- name: jobs
+SELECT j.user_id, j.state, j.attempts, j.error, j.created_at, j.started_at, j.next_attempt_at, j.finished_at,
+       j.updated_at, j.version
+FROM wallet_provisioning_jobs j
+WHERE j.user_id = ANY($1::text[])
+ORDER BY j.user_id
+FOR UPDATE OF j
+
+-- name: owners
+-- Whose the addresses are already: chain and address in two arrays.
+SELECT w.chain, w.address, w.user_id
+FROM wallets w
+WHERE (w.chain, w.address) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+
+-- name: wallet_set
+SELECT wallet_set_id FROM wallet_sets WHERE network = $1

@@ -1,4 +1,4 @@
-"""kyc.approved -> wallet_requests -> wallets.requested
+"""kyc.approved -> wallet_requests, wallet_provisioning_jobs -> wallets.requested
 
 Decides:  which chains an approved customer still lacks a wallet on.
 Key:      user id.
@@ -8,7 +8,7 @@ Refuses:  reserved_user  ->  kyc.approved.dlq
 
 from __future__ import annotations
 
-from agents.onboarding.wallet_requests import REQUESTED, Facts, WalletRequest, fold, load
+from agents.onboarding.wallet_requests import REQUESTED, Facts, WalletRequest, fold, load, queued
 from agents.outcome import Done, Emit, Outcome, Rejected, Stage
 from ledger.accounts import may_own
 from ledger.tables import WALLET_REQUESTS
@@ -32,7 +32,10 @@ def stage(chains: tuple[Chain, ...]) -> Stage[Facts]:
         rows = tuple(
             (WALLET_REQUESTS, WalletRequest(event.user_id, chain.value, REQUESTED, facts.now, None)) for chain in wanted
         )
-        return Done(inserts=rows, emits=(Emit(WALLETS_REQUESTED, event.user_id, request, request.identity()),))
+        return Done(
+            upserts=(*rows, *queued(facts, event.user_id)),
+            emits=(Emit(WALLETS_REQUESTED, event.user_id, request, request.identity()),),
+        )
 
     return Stage(
         name="request_wallets",
