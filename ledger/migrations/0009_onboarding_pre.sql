@@ -7,6 +7,7 @@ ALTER TABLE calls DROP CONSTRAINT calls_state_check;
 ALTER TABLE calls ADD CONSTRAINT calls_state_check CHECK (state IN ('open', 'concluded', 'split', 'failed')) NOT VALID;
 ALTER TABLE call_members ALTER call_id DROP NOT NULL, ADD request jsonb, ADD queued_at timestamptz;
 CREATE INDEX call_members_waiting ON call_members (stage, queued_at) WHERE call_id IS NULL;
+CREATE INDEX call_members_user ON call_members ((request ->> 'user_id')) WHERE request ->> 'user_id' IS NOT NULL;
 
 -- requested: told to provision_wallets; pending: with a performer.
 ALTER TABLE wallet_requests ADD error text;
