@@ -1,8 +1,8 @@
 """Every journaled table, declared once, in the column order of its rows. What a rebuild restores is exactly this list.
 
 Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to the journal itself), `leases` (who is
-calling a partner just now), `rate_limits` (when a partner may be asked next), `crashes` (how often an event stopped a
-process), `api_keys` (credentials).
+calling a partner just now), `rate_limits` (when a partner may be asked next), `workers` and `worker_restarts` (the
+processes of the moment), `crashes` (how often an event stopped a process), `api_keys` (credentials).
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import typer
 from rich.table import Table
 
 from stablerail.cli_audit import audit_app
+from stablerail.cli_base import actor_of as _actor
 from stablerail.cli_base import fail as _fail
 from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
@@ -22,6 +22,7 @@ from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_verify import verify_app
+from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
 from stablerail.config_values import describe
 
@@ -36,6 +37,8 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
 app.add_typer(suspense_app, name="suspense")
+app.add_typer(wallets_app, name="wallets")
+app.add_typer(workers_app, name="workers")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 
@@ -163,16 +166,6 @@ async def _list_topics(settings: Settings) -> bool:
         table.add_row(topic.named(settings.topic_prefix), topic.key, str(topic.partitions), told)
     out.print(table)
     return all(state.exists and not state.drift for state in states)
-
-
-def _actor(settings: Settings, given: str | None) -> str:
-    """Who acts, for the audit: as they say, else the login they have on this machine."""
-    import getpass
-
-    try:
-        return given or settings.actor or f"os:{getpass.getuser()}"
-    except (KeyError, OSError):  # a container's user without a name
-        return f"os:{os.getuid()}"
 
 
 @keys_app.command("create")

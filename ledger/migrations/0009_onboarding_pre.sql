@@ -34,3 +34,10 @@ CREATE TABLE wallet_freezes (
 
 -- Outside the journal: when a partner may be asked next, by all workers together.
 CREATE TABLE rate_limits (name text PRIMARY KEY, next_at timestamptz NOT NULL) WITH (fillfactor = 20);
+
+-- Outside the journal: the worker processes as they were last seen, and which are to start anew.
+CREATE TABLE workers (
+    id text PRIMARY KEY, movement text NOT NULL, host text NOT NULL, pid int NOT NULL, started_at timestamptz NOT NULL,
+    seen_at timestamptz NOT NULL, trouble jsonb NOT NULL, figures jsonb NOT NULL
+) WITH (fillfactor = 50);
+CREATE TABLE worker_restarts (movement text PRIMARY KEY, ordered_by text NOT NULL, ordered_at timestamptz NOT NULL);

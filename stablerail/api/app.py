@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from ledger.errors import ReadRefused
 from stablerail import problems
-from stablerail.api import ledger_routes, models
+from stablerail.api import ledger_routes, models, onboarding_routes, worker_routes
 from stablerail.api.observe import Observed
 from stablerail.api.reads import Pool
 from stablerail.api.routes import problem, router
@@ -60,6 +60,7 @@ def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -
             {"name": "customers", "description": f"Balances and wallets ({settings.network})."},
             {"name": "deposits", "description": "Transfers to customers' wallets."},
             {"name": "ledger", "description": "Accounts, statements, transactions; the company's own too."},
+            {"name": "workers", "description": "The workers, for operators."},
             {"name": "operation", "description": "For orchestrators and Prometheus; no key."},
         ],
     )
@@ -71,6 +72,8 @@ def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -
     app.add_middleware(Observed, metrics=metrics, name="api")
     app.include_router(router)
     app.include_router(ledger_routes.router)
+    app.include_router(onboarding_routes.router)
+    app.include_router(worker_routes.router)
     app.add_exception_handler(ReadRefused, ledger_routes.on_read_refused)
     _add_operation(app, pool, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
