@@ -83,7 +83,11 @@ WALLET_JOBS: Final = Table(
     " finished_at:time updated_at:time version:int",
 )
 WALLET_SETS: Final = Table("wallet_sets", ("network",), "network:text wallet_set_id:text created_at:time")
-WALLET_FREEZES: Final = Table("wallet_freezes", ("user_id",), "user_id:text reason:text frozen_by:text frozen_at:time")
+KYC_STANDINGS: Final = Table(
+    "kyc_standings",
+    ("user_id",),
+    "user_id:text standing:text vendor:text vendor_event_id:text decided_at:text changed_at:time",
+)
 WALLETS: Final = Table(
     "wallets", ("chain", "address"), "chain:text address:text user_id:text wallet_id:text created_at:time"
 )
@@ -162,7 +166,7 @@ JOURNALED: Final = (
     WALLET_REQUESTS,
     WALLET_JOBS,
     WALLET_SETS,
-    WALLET_FREEZES,
+    KYC_STANDINGS,
     WALLETS,
     DEPOSITS,
     DEPOSIT_REPORTS,

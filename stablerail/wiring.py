@@ -16,7 +16,7 @@ from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
 from agents.emitter import Emitter
-from agents.onboarding import provision_wallets, request_wallets
+from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
@@ -134,6 +134,7 @@ async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) ->
     assert settings.circle_entity_secret is not None
     movement = Movement("onboarding")
     movement.deliveries.append(Delivery(request_wallets.stage(settings.provisioned_chains), shared))
+    movement.deliveries.append(Delivery(freeze_wallets.stage(), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
     client = CircleClient(

@@ -113,7 +113,7 @@ def wanted(facts: Facts, user_id: str, chains: Sequence[str], cause: str) -> lis
 
 async def backfill(connection: Connection, chain: Chain, actor: str, clock: Any) -> AsyncIterator[tuple[int, int]]:
     """Queues a wallet on the chain for every customer who was never promised one: (done so far, still to do) after each
-    commit. Frozen customers are left out."""
+    commit. Rejected customers are left out."""
     done, after = 0, ""
     while True:
         at = clock()

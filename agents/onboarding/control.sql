@@ -21,7 +21,7 @@ SELECT DISTINCT w.user_id
 FROM wallet_requests w
 WHERE w.user_id > $2
   AND NOT EXISTS (SELECT FROM wallet_requests r WHERE r.user_id = w.user_id AND r.chain = $1)
-  AND NOT EXISTS (SELECT FROM wallet_freezes f WHERE f.user_id = w.user_id)
+  AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')
 ORDER BY w.user_id
 LIMIT $3
 
@@ -29,4 +29,4 @@ LIMIT $3
 SELECT count(DISTINCT w.user_id)
 FROM wallet_requests w
 WHERE NOT EXISTS (SELECT FROM wallet_requests r WHERE r.user_id = w.user_id AND r.chain = $1)
-  AND NOT EXISTS (SELECT FROM wallet_freezes f WHERE f.user_id = w.user_id)
+  AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')

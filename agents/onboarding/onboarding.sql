@@ -21,3 +21,10 @@ WHERE (w.chain, w.address) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 
 -- name: wallet_set
 SELECT wallet_set_id FROM wallet_sets WHERE network = $1
+
+-- name: standings
+SELECT k.user_id, k.standing, k.vendor, k.vendor_event_id, k.decided_at, k.changed_at
+FROM kyc_standings k
+WHERE k.user_id = ANY($1::text[])
+ORDER BY k.user_id
+FOR UPDATE OF k

@@ -17,9 +17,9 @@ from agents.outcome import Done
 from ledger.audit_logs import Log
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
-from ledger.tables import WALLET_JOBS, WALLET_REQUESTS
+from ledger.tables import KYC_STANDINGS, WALLET_JOBS, WALLET_REQUESTS
 from topics.envelope import Received
-from topics.events import Chain, KycApproved, WalletsRequested
+from topics.events import Chain, KycApproved, KycRejected, WalletsRequested
 
 _sql = load_sql("agents.onboarding", "onboarding.sql")
 
@@ -27,6 +27,9 @@ REQUESTED = "requested"
 PENDING = "pending"
 READY = "ready"
 FAILED = "failed"
+
+APPROVED = "approved"
+REJECTED = "rejected"
 
 QUEUED = "queued"
 IN_PROGRESS = "in_progress"
@@ -58,12 +61,25 @@ class Job(NamedTuple):
     version: int
 
 
+class Standing(NamedTuple):
+    """The KYC vendor's last word on a customer."""
+
+    user_id: str
+    standing: str
+    vendor: str
+    vendor_event_id: str
+    decided_at: str
+    """In the vendor's words."""
+    changed_at: datetime
+
+
 @dataclass
 class Facts:
     now: datetime
     requests: dict[tuple[str, str], WalletRequest] = field(default_factory=dict)
     """(user id, chain) -> its row."""
     jobs: dict[str, Job] = field(default_factory=dict)
+    standings: dict[str, Standing] = field(default_factory=dict)
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
     """(chain, address) -> whose it is already."""
 
@@ -74,8 +90,12 @@ class Facts:
 
 async def load(connection: Connection, events: Sequence[Received], _prepared: Any, at: datetime) -> Facts:
     """The rows of the events' customers, locked."""
-    users = {r.event.user_id for r in events if isinstance(r.event, KycApproved | WalletsRequested)}
-    return await load_users(connection, users, at)
+    users = {r.event.user_id for r in events if isinstance(r.event, KycApproved | KycRejected | WalletsRequested)}
+    facts = await load_users(connection, users, at)
+    if any(not isinstance(r.event, WalletsRequested) for r in events):
+        rows = [Standing(*row) for row in await connection.fetch(_sql.standings, sorted(users))]
+        facts.standings = {row.user_id: row for row in rows}
+    return facts
 
 
 async def load_users(connection: Connection, users: set[str], at: datetime) -> Facts:
@@ -97,6 +117,8 @@ def fold(facts: Facts, done: Done) -> None:
             facts.requests[(row[0], row[1])] = WalletRequest(*row)
         elif table is WALLET_JOBS:
             facts.jobs[row[0]] = Job(*row)
+        elif table is KYC_STANDINGS:
+            facts.standings[row[0]] = Standing(*row)
 
 
 def queued(facts: Facts, user_id: str) -> tuple[tuple[Table, Row], ...]:

@@ -27,9 +27,10 @@ CREATE INDEX wallet_provisioning_jobs_open ON wallet_provisioning_jobs (state, u
 -- Circle's wallet set that customers' wallets are in, made once per network.
 CREATE TABLE wallet_sets (network text PRIMARY KEY, wallet_set_id text NOT NULL, created_at timestamptz NOT NULL);
 
--- Customers whose approval was taken back: deposits are credited, nothing is withdrawn.
-CREATE TABLE wallet_freezes (
-    user_id text PRIMARY KEY, reason text NOT NULL, frozen_by text NOT NULL, frozen_at timestamptz NOT NULL
+-- The KYC vendor's last word on a customer. Who is rejected has deposits credited and withdraws nothing.
+CREATE TABLE kyc_standings (
+    user_id text PRIMARY KEY, standing text NOT NULL CHECK (standing IN ('approved', 'rejected')),
+    vendor text NOT NULL, vendor_event_id text NOT NULL, decided_at text NOT NULL, changed_at timestamptz NOT NULL
 );
 
 -- Outside the journal: when a partner may be asked next, by all workers together.

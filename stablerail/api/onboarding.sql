@@ -12,4 +12,4 @@ ORDER BY r.chain
 SELECT attempts, next_attempt_at, error, version FROM wallet_provisioning_jobs WHERE user_id = $1
 
 -- name: frozen
-SELECT EXISTS (SELECT FROM wallet_freezes WHERE user_id = $1)
+SELECT EXISTS (SELECT FROM kyc_standings WHERE user_id = $1 AND standing = 'rejected')

@@ -24,6 +24,8 @@ from stablerail.metrics import Metrics
 from stablerail.workers import tell
 from tests.support.in_process import SCHEMA, until
 from tests.support.wallet_rig import Rig, wallet_rig
+from topics.catalog import WALLETS_FROZEN
+from topics.events import WalletsFrozen
 
 
 @pytest.fixture
@@ -91,6 +93,25 @@ async def test_a_customer_sees_each_chain_become_ready_and_the_stream_ends_with_
     assert one == [wallet for wallet in all_of_them if wallet["chain"] == "ETH"]
     logs = await rig.at.observer.fetch("SELECT actor FROM audit_logs WHERE action = 'wallet_job.triggered'")
     assert [actor[:4] for (actor,) in logs] == ["key:"]
+
+
+async def test_a_customer_who_is_rejected_later_is_frozen_and_it_is_told_and_logged(
+    rig: Rig, api: httpx.AsyncClient
+) -> None:
+    await rig.approve("kim")
+    async with rig.worker():
+        await rig.ended(Counter(completed=1), "wallets")
+        assert not (await api.get("/v1/onboarding/status", params={"user_id": "kim"})).json()["frozen"]
+        await rig.reject("kim")
+
+        async def frozen() -> bool:
+            return bool((await api.get("/v1/onboarding/status", params={"user_id": "kim"})).json()["frozen"])
+
+        await until(frozen, "it is frozen")
+        (record,) = await until(lambda: rig.at.told(WALLETS_FROZEN), "it is told")
+        assert WalletsFrozen.model_validate_json(record.value).frozen
+    logs = await rig.at.observer.fetch("SELECT actor, resource_id FROM audit_logs WHERE action = 'wallets.frozen'")
+    assert [tuple(log) for log in logs] == [("freeze_wallets", "kim")]
 
 
 async def test_only_an_admin_may_touch_the_workers(rig: Rig, api: httpx.AsyncClient) -> None:

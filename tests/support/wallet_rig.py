@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from agents.acting import Acting, CallPolicy
-from agents.onboarding import provision_wallets, request_wallets
+from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.services import Services
@@ -22,9 +22,9 @@ from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from stablerail.metrics import Metrics
 from tests.support.in_process import Ground, ground, read_topic, running, until
-from topics.catalog import KYC_APPROVED, WALLETS_PROVISIONED, WALLETS_REQUESTED
+from topics.catalog import KYC_APPROVED, KYC_REJECTED, WALLETS_FROZEN, WALLETS_PROVISIONED, WALLETS_REQUESTED
 from topics.envelope import value_of
-from topics.events import Chain, KycApproved
+from topics.events import Chain, KycApproved, KycRejected
 
 CHAINS = tuple(Chain)
 CREATE = "POST /v1/w3s/developer/wallets"
@@ -46,12 +46,24 @@ class Rig:
             sends.append(await self.at.producer.send(topic, value_of(event), key=user.encode()))
         await asyncio.gather(*sends)
 
+    async def reject(self, user: str) -> None:
+        event = KycRejected(
+            user_id=user,
+            vendor="sumsub",
+            applicant_id=user,
+            vendor_event_id=f"red:{user}",
+            rejected_at="now",
+            final=True,
+        )
+        await self.at.send(KYC_REJECTED, user.encode(), value_of(event))
+
     @asynccontextmanager
     async def worker(self, policy: CallPolicy = POLICY, chains: Sequence[Chain] = CHAINS) -> AsyncIterator[Services]:
         """A process of the movement; leaving it is its end, whatever it was at."""
         async with AsyncExitStack() as stack:
             services = await stack.enter_async_context(self.at.process())
             await stack.enter_async_context(running(request_wallets.stage(tuple(chains)), services, self.at))
+            await stack.enter_async_context(running(freeze_wallets.stage(), services, self.at))
             delivery = await stack.enter_async_context(running(provision_wallets.stage(), services, self.at))
             await stack.enter_async_context(self.performing(services, policy, delivery.wake))
             yield services
@@ -125,7 +137,7 @@ class Rig:
 
 @asynccontextmanager
 async def wallet_rig(dsn: str, bootstrap: str, prefix: str) -> AsyncIterator[Rig]:
-    topics = [KYC_APPROVED, WALLETS_REQUESTED, WALLETS_PROVISIONED]
+    topics = [KYC_APPROVED, KYC_REJECTED, WALLETS_REQUESTED, WALLETS_PROVISIONED, WALLETS_FROZEN]
     async with (
         CircleSandbox(SandboxConfig(rate_limits=False, rsa_bits=2048)) as circle,
         ground(dsn, bootstrap, prefix, topics) as at,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.intents import Again, Conclusion, Member, StoredCall, call_id, idempotency_key
-from agents.onboarding import provision_wallets, request_wallets
+from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.wallet_calls import MISSING, WalletDeeds
 from agents.onboarding.wallet_requests import PENDING, READY, Facts, WalletRequest, fold
 from agents.outcome import Done, Rejected
@@ -19,7 +19,7 @@ from connectors.errors import Refused
 from ledger.tables import WALLET_JOBS, WALLET_REQUESTS, WALLETS
 from stablerail.metrics import Metrics
 from topics.envelope import Received
-from topics.events import Chain, Event, KycApproved, WalletsProvisioned, WalletsRequested
+from topics.events import Chain, Event, KycApproved, KycRejected, WalletsFrozen, WalletsProvisioned, WalletsRequested
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 ADDRESSES = {
@@ -221,3 +221,42 @@ def test_the_companys_own_name_gets_no_wallet(user_id: str) -> None:
     outcome = provision_wallets.decide(received(event), Facts(NOW))
     assert isinstance(outcome, Rejected)
     assert outcome.code == "reserved_user"
+
+
+def word(day: int, *, approved: bool) -> KycApproved | KycRejected:
+    at = f"2026-11-{day:02} 02:00:00.704"
+    if approved:
+        return KycApproved(user_id="ada", vendor="sumsub", applicant_id="a", vendor_event_id=f"e{day}", approved_at=at)
+    return KycRejected(
+        user_id="ada", vendor="sumsub", applicant_id="a", vendor_event_id=f"e{day}", rejected_at=at, final=True
+    )
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=5), st.data())
+def test_the_vendors_last_word_counts_in_whatever_order_its_words_arrive(words: list[bool], data: Any) -> None:
+    said = [word(day, approved=approved) for day, approved in enumerate(words, 1)]
+    stages = {True: request_wallets.stage((Chain.ETH,)), False: freeze_wallets.stage()}
+    facts = Facts(NOW)
+    frozen = False
+    for event in data.draw(st.permutations([*said, *said])):
+        outcome = stages[isinstance(event, KycApproved)].decide(received(event), facts)
+        assert isinstance(outcome, Done)
+        fold(facts, outcome)
+        for emit in outcome.emits:
+            if isinstance(emit.event, WalletsFrozen):
+                assert emit.event.frozen != frozen, "told only when it changes"
+                frozen = emit.event.frozen
+        assert [log.action for log in outcome.logs] in ([], ["wallets.frozen"], ["wallets.unfrozen"])
+    assert facts.standings["ada"].standing == ("approved" if words[-1] else "rejected")
+
+
+def test_a_customer_who_was_rejected_since_gets_no_wallets_by_an_older_approval() -> None:
+    facts = Facts(NOW)
+    rejected = freeze_wallets.decide(received(word(2, approved=False)), facts)
+    assert isinstance(rejected, Done)
+    fold(facts, rejected)
+    stage = request_wallets.stage((Chain.ETH,))
+    assert stage.decide(received(word(1, approved=True)), facts) == Done()
+    again = stage.decide(received(word(3, approved=True)), facts)
+    assert isinstance(again, Done)
+    assert {emit.topic.name for emit in again.emits} == {"wallets.requested"}
