@@ -102,6 +102,7 @@ JOB_RETRIES = Metric("wallet_provisioning_job_retries", "counter", "Attempts of 
 JOB_ERRORS = Metric("wallet_provisioning_job_errors", "counter", "Attempts of jobs that failed", ("error_type",))
 WALLETS_CREATED = Metric("wallet_provisioning_wallets_created", "counter", "Wallets stored", ("chain",))
 ACTIVE_JOBS = Metric("wallet_provisioning_active_jobs", "gauge", "Jobs that the partner is asked for now")
+JOBS_STUCK = Metric("stablerail_wallet_jobs_stuck", "gauge", "Wallet jobs under way for more than 30 minutes")
 SCHEDULER_RUNNING = Metric("wallet_provisioning_scheduler_running", "gauge", "1 = this process takes jobs")
 
 # Chains
@@ -201,6 +202,9 @@ class Metrics:
 
     def wallet_created(self, chain: str) -> None:
         self._add(WALLETS_CREATED, 1, chain)
+
+    def jobs_stuck(self, jobs: int) -> None:
+        self._set(JOBS_STUCK, jobs)
 
     def jobs_active(self, jobs: int, *, running: bool) -> None:
         self._set(ACTIVE_JOBS, jobs)

@@ -32,7 +32,7 @@ from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.views import View, mount
 from stablerail.wiring import NEEDS, Movement, build, services
-from stablerail.workers import tell
+from stablerail.workers import tell, watch_jobs
 from topics.catalog import Topic
 
 _log = structlog.get_logger()
@@ -87,6 +87,8 @@ class _Worker:
         watchdog.start()
         loops: list[Callable[[], Awaitable[None]]] = [d.work for d in movement.deliveries]
         loops += [*movement.workers, Sweeper(shared).work, view.measure]
+        if self._name == "onboarding":
+            loops.append(partial(watch_jobs, shared.connect, shared.clock, self._metrics))
         loops.append(partial(tell, shared.connect, self._name, self._metrics.registry, view.unready))
         for loop in loops:
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))

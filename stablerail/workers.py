@@ -24,6 +24,7 @@ from ledger.commit import TRANSIENT, lock_writer, seal
 from ledger.rows import Connection as Locked
 from ledger.sql import load
 from stablerail.keys import Connection
+from stablerail.metrics import Metrics
 from stablerail.wiring import MOVEMENTS
 
 _log = structlog.get_logger()
@@ -34,6 +35,7 @@ LOST_S: Final = 15.0
 """A worker that was not heard of for so long does not work."""
 STUCK_S: Final = 1_800.0
 """A job that has been under way for so long is looked at by a person."""
+WATCH_S: Final = 30.0
 WRITER: Final = "workers"
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 _SHOWN: Final = (
@@ -124,6 +126,20 @@ async def jobs(connection: Connection, now: datetime) -> tuple[dict[str, int], i
     """Jobs of wallet provisioning by state, and how many have been under way for too long."""
     rows = await connection.fetch(_SQL.jobs, now - timedelta(seconds=STUCK_S))
     return {state: count for state, count, _ in rows}, sum(stuck for *_, stuck in rows)
+
+
+async def watch_jobs(connect: Callable[[], Any], clock: Callable[[], datetime], metrics: Metrics) -> None:
+    """Shows how many jobs are stuck; never returns."""
+    while True:
+        try:
+            connection = await connect()
+            try:
+                metrics.jobs_stuck((await jobs(connection, clock()))[1])
+            finally:
+                await connection.close()
+        except _AGAIN as error:
+            _log.warning("jobs.not_counted", error=type(error).__name__)
+        await asyncio.sleep(WATCH_S)
 
 
 async def trouble(connection: Connection, now: datetime) -> dict[str, str]:
