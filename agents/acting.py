@@ -9,8 +9,9 @@
 | end | pure; rows, messages and the calls' end in one commit (concluding.py) | the call's row is locked: one performer ends it |
 
 No answer (time-out, 5xx, 429, no connection, a reply that makes no sense) is an attempt: the same call again, later and later,
-until the attempts are used up; then its members are dead letters, and an operator may open it again with its key. A definite
-refusal is split until what is at fault stands alone. While the breaker is open nobody is asked and nothing is counted.
+until the attempts are used up; then its members are dead letters, and an operator may open it again with its key. A 429 that
+says when is no attempt: nothing was done. A definite refusal is split until what is at fault stands alone. While the breaker is
+open nobody is asked and nothing is counted.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError
 
 CREDENTIALS_REFUSED: Final = (401, 403)
 """Our mistake, not the event's: the call waits until an operator has put the key right."""
-RATE_MARGIN: Final = 1.03
+RATE_MARGIN: Final = 1.1
 """Requests arrive less evenly than they leave."""
 END_MEMBERS_MAX: Final = 2_000
 """In one commit."""
@@ -200,7 +201,8 @@ class Acting:
             self._observe("retry", started)
             if not isinstance(error, RateLimited):
                 self._breaker.failed()
-            return Again(code, getattr(error, "retry_after_s", None), counted=not probing)
+            after_s = error.retry_after_s if isinstance(error, RateLimited) else None
+            return Again(code, after_s, counted=not probing and after_s is None)
         self._breaker.succeeded()
         self._services.unready.pop(self._stage.name, None)
         self._observe("ok", started)

@@ -54,11 +54,15 @@ class CallPolicy:
     breaker_failures_max: int = 5
     breaker_open_s: float = 30.0
 
-    def wait_s(self, call: str, attempts: int) -> float:
-        """After so many attempts of the call: doubled each time, give or take a tenth, which the call's id decides."""
-        wait_s: float = min(self.retry_first_s * 2 ** min(max(attempts - 1, 0), 20), self.retry_max_s)
+    def wait_s(self, call: str, attempts: int, said_s: float | None = None) -> float:
+        """After so many attempts of the call: doubled each time, give or take a tenth, which the call's id decides. What the
+        partner said it is instead, and up to a tenth more."""
         drawn = hashlib.blake2b(f"{call} {attempts}".encode(), digest_size=2).digest()
-        return wait_s * (0.9 + 0.2 * int.from_bytes(drawn) / 65_535)
+        tenth = int.from_bytes(drawn) / 655_350
+        if said_s is not None:
+            return said_s * (1 + tenth)
+        doubled: float = min(self.retry_first_s * 2 ** min(max(attempts - 1, 0), 20), self.retry_max_s)
+        return doubled * (0.9 + 2 * tenth)
 
 
 @dataclass
@@ -181,7 +185,7 @@ class Concluder:
     async def _put_off(
         self, connection: Connection, made: _Commit, call: StoredCall, again: Again, facts: Any, at: datetime
     ) -> None:
-        wait_s = max(self._policy.wait_s(call.id, call.attempts), again.after_s or 0.0)
+        wait_s = self._policy.wait_s(call.id, call.attempts, again.after_s)
         due = at + timedelta(seconds=wait_s)
         self._add(made, self._deeds.put_off(call, again, due, facts), facts)
         made.changes.upsert(CALLS, call.row(self._stage, OPEN, None, due, again.code))

@@ -110,7 +110,7 @@ class Again:
 
     code: str
     after_s: float | None = None
-    """Not before, where the partner says so."""
+    """When, where the partner says so."""
     counted: bool = True
 
 

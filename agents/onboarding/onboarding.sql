@@ -1,15 +1,14 @@
 -- name: requests
+-- Joined: a generic plan may compare every row of the table with every element of an array.
 SELECT w.user_id, w.chain, w.status, w.requested_at, w.ready_at, w.error
-FROM wallet_requests w
-WHERE w.user_id = ANY($1::text[])
+FROM unnest($1::text[]) AS u(user_id) JOIN wallet_requests w ON w.user_id = u.user_id
 ORDER BY w.user_id, w.chain
 FOR UPDATE OF w
 
 -- name: jobs
 SELECT j.user_id, j.state, j.attempts, j.error, j.created_at, j.started_at, j.next_attempt_at, j.finished_at,
        j.updated_at, j.version
-FROM wallet_provisioning_jobs j
-WHERE j.user_id = ANY($1::text[])
+FROM unnest($1::text[]) AS u(user_id) JOIN wallet_provisioning_jobs j ON j.user_id = u.user_id
 ORDER BY j.user_id
 FOR UPDATE OF j
 
@@ -24,7 +23,6 @@ SELECT wallet_set_id FROM wallet_sets WHERE network = $1
 
 -- name: standings
 SELECT k.user_id, k.standing, k.vendor, k.vendor_event_id, k.decided_at, k.changed_at
-FROM kyc_standings k
-WHERE k.user_id = ANY($1::text[])
+FROM unnest($1::text[]) AS u(user_id) JOIN kyc_standings k ON k.user_id = u.user_id
 ORDER BY k.user_id
 FOR UPDATE OF k

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TypeVar
 
 from stablerail.dev.postgres import Postgres
-from tests.benchmarks import end_to_end, latency, ledger_load, ledger_posting, ledger_reads, workload
+from tests.benchmarks import end_to_end, latency, ledger_load, ledger_posting, ledger_reads, provisioning, workload
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -32,15 +32,17 @@ class Plan:
     entries: int
     reads: int
     posting: ledger_load.Sizes
+    approvals: int
+    single_calls: int
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    posting=ledger_load.FULL,
+    posting=ledger_load.FULL, approvals=5_000, single_calls=1_000,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    posting=ledger_load.QUICK,
+    posting=ledger_load.QUICK, approvals=300, single_calls=40,
 )  # fmt: skip
 
 
@@ -189,4 +191,6 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.single": _posting(ledger_posting.single),
     "ledger.growth": _posting(ledger_posting.growth),
     "ledger.floor": _posting(ledger_posting.floor),
+    "provisioning.burst": lambda parts, plan, told: provisioning.burst(parts, plan.approvals, plan.repeats, told),
+    "provisioning.rate": lambda parts, plan, told: provisioning.rate(parts, plan.single_calls, plan.repeats, told),
 }

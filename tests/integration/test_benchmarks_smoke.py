@@ -36,13 +36,14 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     sides = ["worker", "bare", "lab", "plain", "two workers", "worker", "hop and commit"]
     sides += [side.name for side in fields(Reads)]
     sides += ["ours", "plain fold", "naive", "ours", "two rows", "journaled", "20,000 entries", "1,000 entries", *STEPS]
+    sides += ["worker", "bare httpx", "worker", "bare httpx"]
     assert [line.partition(":")[0] for line in told] == sides
     assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
     save([record.plain(described) for record in records], tmp_path / "docs")
     written = json.loads((tmp_path / "docs" / "results.json").read_text())
     assert [record["name"] for record in written] == sorted(BENCHMARKS)
     assert written[0]["also"]["journal_bytes_per_event"]["median"] > 0
-    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 3 + 5
+    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 3 + 5 + 2
     floor = (tmp_path / "docs" / "ledger_floor.svg").read_text()
     assert [f">{step}<" in floor for step in STEPS] == [True] * len(STEPS)
 

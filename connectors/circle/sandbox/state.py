@@ -124,6 +124,7 @@ class State:
     """References and blockchains for which no wallet is made: 400."""
     hidden: set[str | None] = field(default_factory=set)
     """References whose wallets are made and left out of the answer."""
+    _spare: dict[str, list[keys.KeyPair]] = field(default_factory=dict, repr=False)
     _answers: dict[str, _Answer] = field(default_factory=dict)
     _ciphertexts: set[bytes] = field(default_factory=set)
     _by_address: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -132,6 +133,12 @@ class State:
     def __post_init__(self) -> None:
         secret = self.config.entity_secret
         self.entity_secret = None if secret is None else bytes.fromhex(secret)
+        for family in ("evm", "solana", "aptos") if self.config.keys_beforehand else ():
+            self._spare[family] = [keys.new_key_pair(family) for _ in range(self.config.keys_beforehand)]
+
+    def new_key_pair(self, family: str) -> keys.KeyPair:
+        spare = self._spare.get(family)
+        return spare.pop() if spare else keys.new_key_pair(family)
 
     def add_wallet(self, wallet: Wallet, key_pair: keys.KeyPair) -> None:
         self.wallets[wallet.id] = wallet

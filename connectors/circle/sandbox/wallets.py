@@ -162,7 +162,7 @@ def _create_wallets(state: State, body: _CreateWallets) -> dict[str, Any]:
         for name in body.blockchains:
             family = tokens.BLOCKCHAINS[name].family
             pair = pairs.setdefault(
-                family, pairs.get(family) or keys.new_key_pair(family)
+                family, pairs.get(family) or state.new_key_pair(family)
             )  # one address on all EVM chains
             wallet = Wallet(
                 address=pair.address,
