@@ -1,6 +1,7 @@
 # setup   .venv with the locked dependencies          demo    the whole story, live (ONCE=1: ends by itself)
 # test    everything, on real parts of its own        bench   tests/benchmarks (NAME=… for one)
 # lint    ruff, mypy, import-linter                   lock    the lock files, anew (needs uv)
+# docs    what is made from the program: settings, events, topics, API; refuses what would break a reader
 
 SHELL := /bin/bash
 
@@ -12,7 +13,7 @@ LOCKS := requirements.lock requirements-build.lock
 PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 
-.PHONY: setup demo test bench lint lock
+.PHONY: setup demo test bench lint lock docs
 
 setup: .venv/installed
 
@@ -44,9 +45,14 @@ lint: setup
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-# The build back-end (and what it needs for --editable) is locked apart: it is no dependency of the product.
+docs: setup
+	@.venv/bin/python -m stablerail.docs
+
+# The build back-end (and what it needs for --editable) is locked apart: it is no dependency of the product. What the image
+# installs is the part of requirements.lock without extras.
 lock:
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv" >&2; exit 1; }
 	@$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+	@$(COMPILE) --constraint requirements.lock pyproject.toml -o requirements-product.lock
 	@.venv/bin/python -c 'import tomllib; print("editables", *tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $(COMPILE) --constraint requirements.lock -o requirements-build.lock -

@@ -82,6 +82,8 @@ class _Commit:
             self.changes.insert(table, row)
         for table, row in done.upserts:
             self.changes.upsert(table, row)
+        for table, row in done.updates:
+            self.changes.update(table, row)
         for topic, key, event, event_id in done.emits:
             trace = traces.get(event_id)
             self.messages.append(Message(topic.name, key.encode(), value_of(event), event_id, event.ce_type(), trace))

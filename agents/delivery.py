@@ -7,6 +7,7 @@
 | --- | --- | --- |
 | own | epochs bumped for newly assigned partitions; what a crash left is journaled and emitted | before any new event of them |
 | gather | all that waits, up to a limit, of all partitions, as one batch | low load has low latency, high load has high throughput |
+| prepare | what a stage does outside; some do it while the batch before commits | a chain is slow, a transaction must not be |
 | settle | stage.py; a known transient failure is tried again in place | nothing is acknowledged meanwhile |
 | split | a batch that fails otherwise is halved until one event stands alone | its neighbours go on |
 | crash | its failure is counted, the process stops; the third time it is a dead letter `bug` | an exception that left a Faust agent would acknowledge it |
@@ -16,6 +17,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +37,7 @@ from ledger.errors import Fenced, RecordTooLarge
 from ledger.record import unpack
 from ledger.rows import Connection
 from ledger.sql import load
-from topics.envelope import trace_id
+from topics.envelope import Received, trace_id
 
 _log = structlog.get_logger()
 _sql = load("ledger", "sql/journal.sql")
@@ -80,6 +82,15 @@ class Delivered:
 
 
 @dataclass(slots=True)
+class _Gathered:
+    """The runs of the next batch."""
+
+    runs: list[Delivered]
+    prepared: tuple[Any] | None = None
+    """What `prepare` found for all their events; None: it is still to be done."""
+
+
+@dataclass(slots=True)
 class _Batch:
     sealed: list[Sealed]
     acks: list[Callable[[], Any]]
@@ -96,6 +107,7 @@ class Delivery:
         self._services = services
         self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=QUEUED_RUNS_MAX)
         self._left_over: Delivered | None = None
+        self._gathered: asyncio.Queue[_Gathered] = asyncio.Queue(maxsize=1)
         self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
         self._slots = asyncio.Semaphore(services.in_flight)
         self._assigned: set[Key] = set()
@@ -168,6 +180,8 @@ class Delivery:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_endless(self._commit_forever()))
+                if self.stage.prepares_ahead:
+                    group.create_task(_endless(self._prepare_forever()))
                 group.create_task(_endless(self._finish_forever()))
         except* Exception as errors:
             self._services.stop(f"{self.stage.name}: {errors.exceptions[0]!r}", errors.exceptions[0])
@@ -179,16 +193,26 @@ class Delivery:
 
     async def _commit_forever(self) -> None:
         while True:
-            waiting = await self._gather()
+            gathered = await (self._gathered.get() if self.stage.prepares_ahead else self._gather())
             await self._slots.acquire()
             try:
-                batch = await self._commit(waiting)
+                batch = await self._commit(gathered)
             except BaseException:
                 self._slots.release()
                 raise
             self._finishing.put_nowait(batch)
 
-    async def _gather(self) -> list[Delivered]:
+    async def _prepare_forever(self) -> None:
+        """Of a stage that prepares ahead: the next batch is prepared while this one commits."""
+        while True:
+            gathered = await self._gather()
+            received = _readable([item for delivered in gathered.runs for item in delivered.items])
+            # what fails here is done again where failures are handled
+            with contextlib.suppress(Exception):
+                gathered.prepared = (await self.stage.prepare(received),)
+            await self._gathered.put(gathered)
+
+    async def _gather(self) -> _Gathered:
         """What waits, up to the limit; a run that would pass it is the first of the next batch."""
         events = size = 0
         found: list[Delivered] = []
@@ -199,21 +223,21 @@ class Delivery:
                 size += sum(len(record.value or b"") for record in run.records)
                 if found and (events + len(run.records) > self._services.events_max or size > self._services.bytes_max):
                     self._left_over = first
-                    return found
+                    return _Gathered(found)
                 events += len(run.records)
                 found.append(first)
                 if self.oldest_ms is None:
                     self.oldest_ms = run.records[0].timestamp
             if self._incoming.empty():
-                return found
+                return _Gathered(found)
             first = self._incoming.get_nowait()
 
-    async def _commit(self, waiting: Sequence[Delivered]) -> _Batch:
+    async def _commit(self, gathered: _Gathered) -> _Batch:
         await self._own()
-        runs = [d for d in waiting if self._is_ours(d)]
+        runs = [d for d in gathered.runs if self._is_ours(d)]
         items = [item for d in runs for item in d.items]
         started = asyncio.get_running_loop().time()
-        sealed = await self._settle_all(items)
+        sealed = await self._settle_all(items, gathered.prepared)
         commit_s = asyncio.get_running_loop().time() - started
         positions = {(item.topic, item.partition): item.offset for item in items}
         # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere
@@ -257,7 +281,8 @@ class Delivery:
                         emit_s=emit_s,
                         ack_s=clock() - started - emit_s,
                     )
-            if self._left_over is None and self._incoming.empty() and self._finishing.empty():
+            queued = (self._incoming, self._gathered, self._finishing)
+            if self._left_over is None and all(queue.empty() for queue in queued):
                 self.oldest_ms = None
 
     # -- owning ------------------------------------------------------------------------------------------------------
@@ -294,8 +319,9 @@ class Delivery:
 
     # -- settling ----------------------------------------------------------------------------------------------------
 
-    async def _settle_all(self, items: Sequence[Item]) -> list[Sealed]:
-        """Settles the items in order, in one transaction when that is possible, in smaller ones when it is not."""
+    async def _settle_all(self, items: Sequence[Item], prepared: tuple[Any] | None) -> list[Sealed]:
+        """Settles the items in order, in one transaction when that is possible, in smaller ones when it is not. What was
+        prepared ahead is used once: what is settled again is prepared again."""
         size = self._services.events_max  # the last run may have brought more than there was room for
         todo = [list(items[start : start + size]) for start in range(0, len(items), size)]
         sealed: list[Sealed] = []
@@ -304,7 +330,8 @@ class Delivery:
             if not part:
                 continue
             try:
-                settled = await self._settle(part)
+                ahead, prepared = prepared, None
+                settled = await self._settle(part, ahead)
             except Fenced as error:
                 # another worker owns them: its business now, also what we have read of them
                 self._log.warning("stage.fenced", partitions=[partition for _, partition in error.lost])
@@ -343,6 +370,11 @@ class Delivery:
                 observer.refused(name, code, events)
             if kind == "rejected":
                 observer.dead_letter(self.stage.source.dlq.name, code, events)
+        if settled.sealed is not None:
+            self.stage.figures(observer, *settled.decided)
+        for alert in settled.alerts:
+            observer.alert(name, alert.code)
+            self._log.warning(alert.code, **alert.about)
         for item, outcome in settled.told[:LOGGED_MAX]:
             received = item.received
             self._log.info(
@@ -354,12 +386,11 @@ class Delivery:
                 offset=item.offset,
             )
 
-    async def _settle(self, items: Sequence[Item]) -> Settled:
+    async def _settle(self, items: Sequence[Item], ahead: tuple[Any] | None) -> Settled:
         """One transaction, tried again in place while the failure is a known transient one."""
         conflicts = 0
         epochs = {(i.topic, i.partition): self._epochs[(i.topic, i.partition)] for i in items}
-        received = [item.received for item in items if item.received is not None and item.refusal is None]
-        prepared = await self.stage.prepare(received)
+        prepared = await self.stage.prepare(_readable(items)) if ahead is None else ahead[0]
 
         async def once(connection: Connection) -> Settled:
             nonlocal conflicts
@@ -435,6 +466,10 @@ class Delivery:
         when an action has locked the same rows again: before that, the server may still be at the commit."""
         await self._services.relay.journal()
         await self._drain(sorted(self._epochs))
+
+
+def _readable(items: Sequence[Item]) -> list[Received]:
+    return [item.received for item in items if item.received is not None and item.refusal is None]
 
 
 async def _endless(loop: Coroutine[Any, Any, None]) -> None:

@@ -7,6 +7,7 @@ cost four times as much as one request.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,7 @@ from aiokafka.errors import KafkaError
 from ledger.record import Message
 from topics.catalog import JOURNAL, RECORD_BYTES_MAX, bytes_max
 from topics.partitioner import partition_of
+from topics.trace import Span, Spans, child, is_sampled
 
 _log = structlog.get_logger()
 
@@ -35,8 +37,12 @@ ENVELOPE_BYTES = 320
 class Emitter:
     """`emit` and `journal` return when the broker has everything; while it is away they wait and try again."""
 
-    def __init__(self, bootstrap: str, prefix: str, *, request_timeout_s: float = 15.0) -> None:
+    def __init__(
+        self, bootstrap: str, prefix: str, *, request_timeout_s: float = 15.0, spans: Spans | None = None
+    ) -> None:
+        """`spans`: told of each message that belongs to a sampled trace, once the broker has it."""
         self._bootstrap = bootstrap
+        self._spans = spans
         self._prefix = prefix
         self._timeout_ms = int(request_timeout_s * 1000)
         self._producer: AIOKafkaProducer | None = None
@@ -68,8 +74,23 @@ class Emitter:
 
     async def emit(self, messages: Sequence[Message], source: str, at: datetime) -> None:
         """Sends messages in order per partition."""
-        if messages:
-            await self._until_acked(lambda: self._send(messages, source, at))
+        if not messages:
+            return
+        spans = self._spans
+        traced = [(m, _published(m)) for m in messages if spans and m.traceparent and is_sampled(m.traceparent)]
+        if traced:
+            contexts = {id(message): context for message, context in traced}
+            messages = [m._replace(traceparent=contexts.get(id(m), m.traceparent)) for m in messages]
+        await self._until_acked(lambda: self._send(messages, source, at))
+        ended_ns = time.time_ns()
+        for message, context in traced:
+            assert spans is not None
+            started_ns = min(int(at.timestamp() * 1e9), ended_ns)  # the writer's clock may be another machine's
+            about = {"messaging.system": "kafka", "messaging.destination.name": message.topic}
+            about["messaging.message.id"] = message.id
+            spans(
+                Span(f"{source} {message.topic}", "producer", context, message.traceparent, started_ns, ended_ns, about)
+            )
 
     async def journal(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Sends commit records to the journal's one partition, in sequence."""
@@ -149,6 +170,12 @@ class Emitter:
         found = len(await self._live().partitions_for(self._prefix + topic))
         self._partitions[topic] = found
         return found
+
+
+def _published(message: Message) -> str:
+    """The context of the step that makes and publishes the message: what its reader goes on from."""
+    assert message.traceparent is not None
+    return child(message.traceparent, f"{message.topic}\0{message.id}")
 
 
 def _size(message: Message) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ledger.audit_logs import Log
+from ledger.errors import PostingRefused
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
 from topics.catalog import Topic
@@ -51,6 +52,13 @@ class Retry:
     after_s: float
 
 
+class Alert(NamedTuple):
+    """What a person should hear of: logged and counted when it is committed. `code` is one of a few, for the metric's label."""
+
+    code: str
+    about: dict[str, str]
+
+
 class Done(NamedTuple):
     """All of it or nothing. An empty Done: there is nothing to do (any more)."""
 
@@ -59,13 +67,18 @@ class Done(NamedTuple):
     upserts: tuple[tuple[Table, Row], ...] = ()
     emits: tuple[Emit, ...] = ()
     calls: tuple[Call, ...] = ()
-    if_refused: Rejected | Retry | None = None
-    """What a refusal of the ledger means; None: dead letter with the refusal's own code."""
+    if_refused: Outcome | Callable[[PostingRefused], Outcome] | None = None
+    """What a refusal of the ledger means, or a pure function that says so; None: dead letter with the refusal's own code. A
+    Done may post in its turn; what is refused then is a dead letter, unless its own `if_refused` is no Done."""
+    alerts: tuple[Alert, ...] = ()
+    updates: tuple[tuple[Table, Row], ...] = ()
+    """As upserts, of rows that are there and locked: of the whole row only the columns that may change are written, at half the
+    price."""
     logs: tuple[Log, ...] = ()
     """For `audit_logs`: what a person may ask about later."""
 
 
-Outcome = Done | Rejected | Retry
+Outcome: TypeAlias = Done | Rejected | Retry
 
 F = TypeVar("F")
 
@@ -78,6 +91,9 @@ def _unfolded(_facts: Any, _done: Done) -> None: ...
 
 
 def _unread(_received: Received) -> None: ...
+
+
+def _uncounted(_observer: Any, _items: Sequence[Any], _outcomes: Sequence[Outcome]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -98,10 +114,15 @@ class Stage(Generic[F]):
     ahead: Callable[[Received], None] = _unread
     """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing
+    prepares_ahead: bool = False
+    """`prepare` of one batch may run while the one before is in PostgreSQL: it depends on nothing that a commit of this stage
+    changes, and doing it twice, or for events that another worker settles, is harmless."""
     ordered: bool = False
     """Events of a key that waits in the schedule wait behind it."""
     partner: str = ""
     """Whom an acting stage calls; empty for others."""
     operation: str = ""
+    figures: Callable[[Any, Sequence[Any], Sequence[Outcome]], None] = _uncounted
+    """(observer, items, their outcomes) of a batch that is committed: metrics of the stage's own."""
     emits: tuple[Topic, ...] = field(default=())
     """For people and for AsyncAPI."""

@@ -7,7 +7,7 @@
 | facts | loaded for all events; state rows locked | what is read stays true until the commit |
 | decide | each event in order, folded into the facts | the second event sees what the first did |
 | accounts | locked, sorted, after everything else | one lock order everywhere |
-| post | folded in memory; a refusal discards the decisions after it | they may have seen what was refused |
+| post | folded in memory; a refusal is what `if_refused` says, and discards the decisions after it | they may have seen what was refused |
 | seal | rows, audit, owner rows; then the commit record, last | ledger/commit.py |
 
 A batch that fails for one event's sake is split by the caller (delivery.py) until that event stands alone.
@@ -25,12 +25,13 @@ from typing import Any, Final, Literal
 from agents.dead_letters import dead_letter
 from agents.intents import intent_rows
 from agents.item import Item
-from agents.outcome import Done, Outcome, Rejected, Retry, Stage
+from agents.outcome import Alert, Done, Outcome, Rejected, Retry, Stage
 from agents.parking import PARKED, PARKED_STEP_S, Parked, parked_keys
 from ledger import inbox, store
 from ledger.commit import Owner, Sealed, seal
 from ledger.errors import PostingRefused
 from ledger.groups import try_post
+from ledger.levels import buffer_levels
 from ledger.posting import Fold, Transaction
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
@@ -61,6 +62,9 @@ class Settled:
     """For each event that was not a repeat: whether it was refused. The fuse judges it."""
     told: list[tuple[Item, Rejected | Retry]] = field(default_factory=list)
     """The events that were not done, for the log."""
+    decided: tuple[Sequence[Item], Sequence[Outcome]] = ((), ())
+    """The events that were no repeats, and what became of each."""
+    alerts: list[Alert] = field(default_factory=list)
 
 
 async def settle(
@@ -92,7 +96,8 @@ async def settle(
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)
     told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
-    return Settled(sealed, counts, refused, told)
+    alerts = [alert for outcome in outcomes if isinstance(outcome, Done) for alert in outcome.alerts]
+    return Settled(sealed, counts, refused, told, decided=(live, outcomes), alerts=alerts)
 
 
 async def _claim(
@@ -158,12 +163,22 @@ async def _decide(
                 careful = True  # refused for what it did itself the first time: the money is spent, the hold has ended
                 break
             if refusal is not None:
-                refused[index] = outcome.if_refused or Rejected(refusal.code, str(refusal))
+                refused[index] = _meaning(outcome, refusal, again=index in refused)
                 break
         else:
             return outcomes, fold, at
         if len(refused) > REFUSALS_MAX and len(live) > 1:
             raise SplitBatch
+
+
+def _meaning(outcome: Done, refusal: PostingRefused, *, again: bool) -> Outcome:
+    """What the ledger's refusal makes of an event. `again`: the outcome was a refusal's meaning already, and ends here."""
+    meaning = outcome.if_refused
+    if callable(meaning):
+        meaning = meaning(refusal)
+    if meaning is None or (again and isinstance(meaning, Done)):
+        return Rejected(refusal.code, str(refusal))
+    return meaning
 
 
 def _post(
@@ -232,6 +247,8 @@ async def _seal(
                 changes.insert(table, row)
             for table, row in outcome.upserts:
                 changes.upsert(table, row)
+            for table, row in outcome.updates:
+                changes.update(table, row)
             if outcome.calls:
                 intent_rows(changes, stage, item, outcome.calls, at)
         elif isinstance(outcome, Rejected):
@@ -246,7 +263,7 @@ async def _seal(
         owners,
         written=_inbox_blocks(stage, live, settled, claimed_at),
         blocks=chain(store.blocks_of(fold, owners[0].batch), changes.blocks()),
-        messages=_messages(stage, live, outcomes, at),
+        messages=chain(_messages(stage, live, outcomes, at), buffer_levels(fold)),
         at=at,
         actor=stage.name,
         summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in counts.items()},

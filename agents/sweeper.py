@@ -121,8 +121,10 @@ class Sweeper:
         batch = await expire_due(connection, WRITER, self._services.clock(), holds_max=DUE_MAX)
         if batch.sealed is None:
             return False
-        await self._services.relay.journal([(batch.sealed.seq, batch.sealed.record)])
-        self._services.relay.emitted([batch.sealed.seq])
+        sealed = batch.sealed
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
+        self._services.relay.emitted([sealed.seq])
         return len(batch.results) == DUE_MAX
 
     async def _abandoned_records(self, connection: Connection) -> None:

@@ -151,6 +151,8 @@ class Consumer(KafkaConsumer):
         # What was delivered in this assignment and is not yet committable, oldest first. For a batched partition Faust's
         # own `_acked[tp]` holds at most one number: the last offset that may be committed.
         self._delivered: dict[TP, deque[Any]] = {}
+        # Where reading began of partitions without a committed offset: nothing else says where to go back to.
+        self._began: dict[TP, int] = {}
         self._room = asyncio.Event()
         self._deliver_one = self.callback
         self.callback = self._deliver
@@ -175,7 +177,12 @@ class Consumer(KafkaConsumer):
             CROWDED_FETCH_WAIT_MS if self._buffered_partitions else FETCH_WAIT_MS
         )
         records = await super()._getmany(wanted, timeout)
-        return {tp: list(runs(rs)) if tp.topic in self._batched else rs for tp, rs in records.items()}
+        found: dict[TP, list[Any]] = {}
+        for tp, some in records.items():
+            found[tp] = list(runs(some)) if tp.topic in self._batched else some
+            if some and tp.topic in self._batched and not self._committed_offset[tp]:
+                self._began[tp] = min(some[0].offset, self._began.get(tp, some[0].offset))
+        return found
 
     def _to_message(self, tp: TP, record: Any) -> Any:
         if not isinstance(record, Run):
@@ -244,13 +251,12 @@ class Consumer(KafkaConsumer):
         await super().on_partitions_revoked(revoked)
 
     async def perform_seek(self) -> None:
-        """Back to the committed offsets: what was delivered and not committed comes again, and old acks count no more."""
-        again = {tp: waiting[0].value.first_offset for tp, waiting in self._delivered.items() if waiting}
+        """Back to the committed offsets: what was fetched and not committed comes again, and old acks count no more."""
         self._delivered.clear()
         await super().perform_seek()
-        # aiokafka does not move a partition that has no committed offset.
+        # aiokafka does not move a partition that has no committed offset, and Faust drops what it fetched around a rebalance
         assigned = self.assignment()
-        if unmoved := {tp: at for tp, at in again.items() if tp in assigned and not self._committed_offset[tp]}:
+        if unmoved := {tp: at for tp, at in self._began.items() if tp in assigned and not self._committed_offset[tp]}:
             await self.seek_wait(unmoved)
 
 

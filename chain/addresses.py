@@ -11,7 +11,7 @@ from solders.signature import Signature
 from chain.errors import BadAddress, BadTxHash, UnknownChain
 from topics.events import Chain
 
-EVM_CHAINS = frozenset({Chain.ETH, Chain.MATIC})
+EVM_CHAINS = frozenset({Chain.ETH, Chain.MATIC, Chain.AVAX})
 """The chains whose addresses, logs and RPC are Ethereum's."""
 
 _EVM_LOWER = re.compile(r"0x[0-9a-f]{40}", re.ASCII)

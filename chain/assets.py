@@ -16,7 +16,7 @@ class Network(StrEnum):
 
     MAINNET = "mainnet"
     TESTNET = "testnet"
-    """ETH is Sepolia, MATIC is Amoy, SOL is Devnet, APTOS is Testnet."""
+    """ETH is Sepolia, MATIC is Amoy, AVAX is Fuji, SOL is Devnet, APTOS is Testnet."""
     LOCAL = "local"
     """A chain of our own: every contract is configured."""
 
@@ -34,12 +34,14 @@ USDC = "USDC"
 _SUPPORTED = frozenset((chain.value, USDC) for chain in Chain)
 
 # Native USDC as Circle publishes it. A place that is not here must be configured: a guessed contract credits for nothing.
-# MATIC is native USDC, not the bridged USDC.e.
+# MATIC and AVAX are native USDC, not the bridged USDC.e.
 _USDC = {
     (Network.MAINNET, Chain.ETH): "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48",
     (Network.MAINNET, Chain.MATIC): "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359",
+    (Network.MAINNET, Chain.AVAX): "0xB97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E",
     (Network.MAINNET, Chain.SOL): "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v",
     (Network.TESTNET, Chain.ETH): "0x1c7D4B196Cb0C7B01d743Fbc6116a902379C7238",
+    (Network.TESTNET, Chain.AVAX): "0x5425890298aed601595a70AB815c96711a31Bc65",
 }
 
 

@@ -7,6 +7,10 @@ ChainError (code, detail)
  ├── NoToken            no_token           no contract or mint is known for the asset on that network: configure it
  ├── BadLog             bad_log            a log that claims to be a Transfer and is not one
  ├── ChainMoved         chain_moved        the chain was reorganised while it was read: read again
+ ├── KeystoreError
+ │    ├── BadKeystore    bad_keystore      the file is not there, or no keystore that we read
+ │    ├── WrongPassword  wrong_password    the password does not open the keystore
+ │    └── WrongSigner    wrong_signer      the keystore holds another address's key than was expected
  ├── ReorgTooDeep       reorg_too_deep     no stored block is canonical any more: a person must choose where to scan from
  └── RpcError (endpoint)
       ├── RpcUnavailable  rpc_unavailable  no connection, or an HTTP answer that is none (429, 5xx, a redirect)
@@ -62,6 +66,22 @@ class ReorgTooDeep(ChainError):
     code = "reorg_too_deep"
 
 
+class KeystoreError(ChainError):
+    code = "keystore_error"
+
+
+class BadKeystore(KeystoreError):
+    code = "bad_keystore"
+
+
+class WrongPassword(KeystoreError):
+    code = "wrong_password"
+
+
+class WrongSigner(KeystoreError):
+    code = "wrong_signer"
+
+
 class RpcError(ChainError):
     """`endpoint` is the masked URL: scheme and host, never the path, which may carry a key."""
 
@@ -91,10 +111,13 @@ class RpcGarbled(RpcError):
 class RpcRefused(RpcError):
     code = "rpc_refused"
 
-    def __init__(self, endpoint: str, method: str, rpc_code: int, message: str) -> None:
+    def __init__(self, endpoint: str, method: str, rpc_code: int, message: str, data: str = "") -> None:
+        """`data`: what a contract that reverted left."""
         super().__init__(endpoint, f"{method} was refused with {rpc_code}: {message}")
         self.method = method
         self.rpc_code = rpc_code
+        self.message = message
+        self.data = data
 
 
 class WrongChainId(RpcError):

@@ -1,20 +1,33 @@
-"""Whether a transfer is on its chain, at finality, in the words of every endpoint.
+"""Whether a transfer is on its chain, at finality, in the words of two endpoints.
 
-A node that is behind, fails or contradicts another is no evidence: `Undecided`, ask again. Money is taken back only on
-`Missing`; the caller gives at least two endpoints of different operators for that to mean something.
+| an endpoint                                    | its word                                                           |
+| ---------------------------------------------- | ------------------------------------------------------------------ |
+| is behind, fails, is slow, of another chain    | none                                                               |
+| contradicts itself                             | none                                                               |
+| has the transfer in a canonical block          | there, in that block, at those places, final or not                |
+| has no such transfer, its head past the depth  | missing                                                            |
+
+What `QUORUM` endpoints say alike, and more of them than say anything else, is found; everything else is `Undecided`, ask
+again. So one endpoint that lies, of three, neither makes money final nor takes it back. The exception is a chain with one
+endpoint configured: there its word is all there is. Give endpoints of different operators for two words to mean something.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 
 from chain.errors import ChainError
 from chain.finality import is_final
 from chain.logs import transfers_of
 from chain.rpc import Receipt, Rpc
+
+QUORUM: Final = 2
+"""Endpoints that must say the same, where so many are configured."""
 
 
 class Doubt(StrEnum):
@@ -53,7 +66,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Every endpoint says that the chain has no such transfer."""
+    """The endpoints say that the chain has no such transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,9 @@ class _Place:
     final: bool
 
 
+_Answer = _Place | Missing | Undecided
+
+
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     tx_hash: str
@@ -94,32 +110,61 @@ async def find_transfer(
     head: int,
     depth: int,
 ) -> Finding:
-    """Look the transfer up on every endpoint. Raises nothing but a programmer's error.
+    """Look the transfer up on the endpoints. Raises nothing but a programmer's error.
 
-    Ask when `head` (a number) is at least `depth` blocks above the block it was reported in; every endpoint must have
-    reached `head`. `block_hash` None: reported without a block, so the first final one is canonical. Hashes and addresses
-    are lower case, `amount` is in base units.
+    Ask when `head` (a number) is at least `depth` blocks above the block it was reported in; only the word of an endpoint that
+    has reached `head` counts. `block_hash` None: reported without a block, so the first final one is canonical. Hashes and
+    addresses are lower case, `amount` is in base units. Nobody waits for an endpoint whose word could change nothing.
     """
     assert rpcs, "without an endpoint nothing can be known"
     wanted = _Transfer(tx_hash, block_hash, token, to, amount)
-    answers = await asyncio.gather(*(_ask(rpc, wanted, head, depth) for rpc in rpcs))
-    for answer in answers:
-        if isinstance(answer, Undecided):
-            return answer
-    places = [answer for answer in answers if isinstance(answer, _Place)]
-    if not places:
-        return Missing()
-    first = places[0]
-    found = (first.block_hash, first.block_number, first.log_indexes)
-    if len(places) < len(answers) or any((p.block_hash, p.block_number, p.log_indexes) != found for p in places):
-        return Undecided(Doubt.DISAGREEMENT)
-    final = all(place.final for place in places)
-    if first.block_hash == block_hash or (block_hash is None and final):
-        return Canonical(*found) if final else Undecided(Doubt.NOT_FINAL)
+    asked = [asyncio.create_task(_ask(rpc, wanted, head, depth)) for rpc in rpcs]
+    answers: list[_Answer] = []
+    try:
+        for answer in asyncio.as_completed(asked):
+            answers.append(await answer)
+            agreed = _agreed(answers, len(rpcs))
+            if agreed is not None:
+                return _finding(agreed, block_hash)
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    return _doubt(answers)
+
+
+def _agreed(answers: Sequence[_Answer], endpoints: int) -> _Place | Missing | None:
+    """What enough endpoints say, and more than can still say anything else; None while there is no such thing."""
+    needed = min(QUORUM, endpoints)
+    said = [answer for answer in answers if not isinstance(answer, Undecided)]
+    # one that is a block ahead calls final what the other will call final next: where it is they agree
+    ranked = Counter(replace(one, final=False) if isinstance(one, _Place) else one for one in said).most_common(2)
+    others = ranked[1][1] if len(ranked) > 1 else 0
+    if not ranked or ranked[0][1] < needed or ranked[0][1] <= others + endpoints - len(answers):
+        return None
+    agreed = ranked[0][0]
+    if isinstance(agreed, Missing):
+        return agreed
+    final = replace(agreed, final=True)
+    return final if said.count(final) >= needed else agreed
+
+
+def _finding(agreed: _Place | Missing, block_hash: str | None) -> Finding:
+    if isinstance(agreed, Missing):
+        return agreed
+    found = (agreed.block_hash, agreed.block_number, agreed.log_indexes)
+    if agreed.block_hash == block_hash or (block_hash is None and agreed.final):
+        return Canonical(*found) if agreed.final else Undecided(Doubt.NOT_FINAL)
     return Moved(*found)
 
 
-async def _ask(rpc: Rpc, wanted: _Transfer, head: int, depth: int) -> _Place | Missing | Undecided:
+def _doubt(answers: Sequence[_Answer]) -> Undecided:
+    """Why they do not agree: what an endpoint itself could not say, else that they say different things."""
+    unsaid = [answer for answer in answers if isinstance(answer, Undecided)]
+    return unsaid[0] if unsaid else Undecided(Doubt.DISAGREEMENT)
+
+
+async def _ask(rpc: Rpc, wanted: _Transfer, head: int, depth: int) -> _Answer:
     try:
         receipt, latest = await rpc.receipt_and_head(wanted.tx_hash)
         own_head = latest.number
@@ -142,9 +187,7 @@ async def _absent(rpc: Rpc, wanted: _Transfer) -> Missing | Undecided:
     return Missing()
 
 
-async def _present(
-    rpc: Rpc, wanted: _Transfer, receipt: Receipt, own_head: int, depth: int
-) -> _Place | Missing | Undecided:
+async def _present(rpc: Rpc, wanted: _Transfer, receipt: Receipt, own_head: int, depth: int) -> _Answer:
     by_hash, by_number = await rpc.block_both_ways(receipt.block_hash, receipt.block_number)
     if (
         by_hash is None

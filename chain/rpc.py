@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -19,6 +19,7 @@ import orjson
 
 from chain.errors import (
     BadLog,
+    RpcError,
     RpcGarbled,
     RpcRefused,
     RpcTimeout,
@@ -34,6 +35,11 @@ ANSWER_BYTES_MAX: Final = 64_000_000
 FILTER_ADDRESSES_MAX: Final = 1_000
 """Addresses in one topic filter; with more, all transfers are fetched and filtered here."""
 CONNECTIONS_MAX: Final = 8
+BATCH_CALLS_MAX: Final = 100
+"""Calls in one request of `ask`; hosted endpoints refuse more."""
+BALANCE_OF: Final = "0x70a08231"
+"""The selector of balanceOf(address)."""
+BALANCES_AT_ONCE: Final = 100
 TIMESTAMP_S_END: Final = 2**40
 """What an event can carry."""
 
@@ -59,12 +65,31 @@ class Receipt:
     """As the node sent them; `logs.transfers_of` reads them."""
 
 
+class Call(NamedTuple):
+    """One question. `read` checks the result; ValueError, KeyError or BadLog of it mean that the answer is garbled."""
+
+    method: str
+    params: list[Any]
+    read: Callable[[Any], Any]
+
+
+class Asks(Protocol):
+    """What readers of a chain need of an endpoint; `Rpc` is one."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+    async def verify_chain_id(self) -> None: ...
+
+    async def ask(self, calls: Sequence[Call]) -> list[Any]: ...
+
+
 class Rpc:
     """A keep-alive client. `close()` it, or use it as an async context manager. Safe for concurrent calls of one loop."""
 
     def __init__(self, url: str, chain_id: int, timeout_s: float = 10.0) -> None:
         self._url = url
-        self._chain_id = chain_id
+        self.chain_id = chain_id
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._last_id = 0
@@ -75,7 +100,7 @@ class Rpc:
         self._secrets = [text for text in re.split(r"[/?&=:@]", url.replace(shown, "", 1)) if len(text) >= 8]
 
     def __repr__(self) -> str:
-        return f"Rpc({self.endpoint}/***, chain_id={self._chain_id})"
+        return f"Rpc({self.endpoint}/***, chain_id={self.chain_id})"
 
     async def __aenter__(self) -> Rpc:
         return self
@@ -93,13 +118,22 @@ class Rpc:
 
     async def verify_chain_id(self) -> None:
         """WrongChainId unless the endpoint serves the chain we were told it does. Call it once before anything else."""
-        actual = self._checked(quantity, await self._call("eth_chainId"))
-        if actual != self._chain_id:
-            raise WrongChainId(self.endpoint, self._chain_id, actual)
+        self._check_chain(await self._call("eth_chainId"))
+
+    def _check_chain(self, raw: Any) -> None:
+        actual = self._checked(quantity, raw)
+        if actual != self.chain_id:
+            raise WrongChainId(self.endpoint, self.chain_id, actual)
 
     async def head(self) -> Block:
         """The newest block."""
         return self._latest(await self._call("eth_getBlockByNumber", "latest", False))
+
+    async def head_of_chain(self) -> Block:
+        """The newest block, with the proof that it is of our chain. WrongChainId: the endpoint may have changed its mind."""
+        chain_id, latest = await self._batch([("eth_chainId", []), ("eth_getBlockByNumber", ["latest", False])])
+        self._check_chain(chain_id)
+        return self._latest(latest)
 
     async def block_by_number(self, number: int) -> Block | None:
         """The canonical block of that number; None when the endpoint has none."""
@@ -121,10 +155,15 @@ class Rpc:
         return self._receipt(tx_hash, await self._call("eth_getTransactionReceipt", tx_hash))
 
     async def receipt_and_head(self, tx_hash: str) -> tuple[Receipt | None, Block]:
-        """Both in one batch: behind a load balancer, a missing receipt and the head then come from one node."""
-        latest, raw = await self._batch(
-            [("eth_getBlockByNumber", ["latest", False]), ("eth_getTransactionReceipt", [tx_hash])]
+        """Both in one batch: behind a load balancer, a missing receipt and the head then come from one node. WrongChainId."""
+        chain_id, latest, raw = await self._batch(
+            [
+                ("eth_chainId", []),
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_getTransactionReceipt", [tx_hash]),
+            ]
         )
+        self._check_chain(chain_id)
         return self._receipt(tx_hash, raw), self._latest(latest)
 
     async def logs(self, token: str, addresses: AbstractSet[str] | None, first: int, last: int) -> list[TransferLog]:
@@ -150,9 +189,30 @@ class Rpc:
 
     async def balance_of(self, token: str, address: str, block: int | None = None) -> int:
         """Base units of `token` that `address` holds at `block` (the newest when None)."""
-        call = {"to": token, "data": "0x70a08231" + topic_of(address)[2:]}  # balanceOf(address)
+        call = {"to": token, "data": BALANCE_OF + topic_of(address)[2:]}
         answer = await self._call("eth_call", call, "latest" if block is None else hex(block))
         return self._checked(uint256, answer)
+
+    async def ask(self, calls: Sequence[Call]) -> list[Any]:
+        """What the calls' `read` made of the results, in their order. The first refusal raises."""
+        found: list[Any] = []
+        for start in range(0, len(calls), BATCH_CALLS_MAX):
+            some = calls[start : start + BATCH_CALLS_MAX]
+            results = await self._batch([(call.method, call.params) for call in some])
+            found += [self._checked(call.read, result) for call, result in zip(some, results, strict=True)]
+        return found
+
+    async def balances_of(self, token: str, addresses: Sequence[str], block: int) -> list[int]:
+        """Base units of `token` that each address holds at `block`, a hundred to a request."""
+        found: list[int] = []
+        for start in range(0, len(addresses), BALANCES_AT_ONCE):
+            some = addresses[start : start + BALANCES_AT_ONCE]
+            calls: list[tuple[str, list[Any]]] = [
+                ("eth_call", [{"to": token, "data": BALANCE_OF + topic_of(address)[2:]}, hex(block)])
+                for address in some
+            ]
+            found += [self._checked(uint256, raw) for raw in await self._batch(calls)]
+        return found
 
     def _latest(self, raw: Any) -> Block:
         block = self._block(raw)
@@ -161,7 +221,7 @@ class Rpc:
         return block
 
     def _receipt(self, tx_hash: str, raw: Any) -> Receipt | None:
-        receipt = None if raw is None else self._checked(_read_receipt, raw)
+        receipt = None if raw is None else self._checked(read_receipt, raw)
         if receipt is not None and receipt.tx_hash != tx_hash:
             raise RpcGarbled(self.endpoint, f"asked for the receipt of {tx_hash}, got that of {receipt.tx_hash}")
         return receipt
@@ -179,7 +239,7 @@ class Rpc:
         return block
 
     def _block(self, raw: Any) -> Block | None:
-        return None if raw is None else self._checked(_read_block, raw)
+        return None if raw is None else self._checked(read_block, raw)
 
     def _checked(self, read: Callable[[Any], T], raw: Any) -> T:
         try:
@@ -193,7 +253,16 @@ class Rpc:
         return self._result(method, request["id"], answer)
 
     async def _batch(self, calls: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-        """Results in the order of the calls, whatever the order of the answers. The first refusal raises."""
+        """Results in the order of the calls. The first refusal raises."""
+        results = await self.answers(calls)
+        for result in results:
+            if isinstance(result, RpcError):
+                raise result
+        return results
+
+    async def answers(self, calls: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+        """One batch: each call's result, or the RpcError that it was answered with, in the order of the calls, whatever the
+        order of the answers. Raises RpcError where the batch as such has no answer."""
         requests = [self._request(method, params) for method, params in calls]
         answer = await self._post(requests)
         if isinstance(answer, dict):  # a node that refuses the batch as such answers one error
@@ -207,7 +276,13 @@ class Rpc:
             answers[number] = one
         if answers.keys() != {request["id"] for request in requests}:
             raise RpcGarbled(self.endpoint, f"{len(answers)} answers to other ids than the {len(requests)} asked")
-        return [self._result(request["method"], request["id"], answers[request["id"]]) for request in requests]
+        return [self._result_or_error(request, answers[request["id"]]) for request in requests]
+
+    def _result_or_error(self, request: dict[str, Any], answer: dict[str, Any]) -> Any:
+        try:
+            return self._result(request["method"], request["id"], answer)
+        except RpcError as error:
+            return error
 
     def _request(self, method: str, params: list[Any]) -> dict[str, Any]:
         self._last_id += 1
@@ -227,7 +302,8 @@ class Rpc:
         message = str(message)
         for secret in self._secrets:  # some providers quote the key they refuse
             message = message.replace(secret, "***")
-        return RpcRefused(self.endpoint, method, code, message[:200])
+        data = error.get("data")
+        return RpcRefused(self.endpoint, method, code, message[:200], data if type(data) is str else "")
 
     async def _post(self, body: Any) -> Any:
         if self._session is None:
@@ -273,7 +349,8 @@ class Rpc:
         return answer
 
 
-def _read_block(raw: Any) -> Block:
+def read_block(raw: Any) -> Block:
+    """A block with the hashes of its transactions."""
     block = mapping(raw)
     timestamp_s = quantity(block["timestamp"])
     if timestamp_s >= TIMESTAMP_S_END:
@@ -287,7 +364,8 @@ def _read_block(raw: Any) -> Block:
     )
 
 
-def _read_receipt(raw: Any) -> Receipt:
+def read_receipt(raw: Any) -> Receipt:
+    """The receipt of a mined transaction."""
     receipt = mapping(raw)
     status = quantity(receipt["status"])
     if status not in (0, 1):

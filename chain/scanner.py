@@ -50,21 +50,32 @@ class Pass:
     """False: call again at once, there is more to read."""
 
 
-async def scan_once(rpc: ReadsChain, state: ScanState, watched: AbstractSet[str], settings: ScanSettings) -> Pass:
+async def scan_once(
+    rpc: ReadsChain,
+    state: ScanState,
+    watched: AbstractSet[str],
+    settings: ScanSettings,
+    head: Block | None = None,
+    *,
+    agreed: bool = False,
+) -> Pass:
     """One pass. `watched`: lower-case addresses, loaded just before. Raises ChainError; the stored state then still holds.
+    `head`: the endpoint's, where the caller has just read it; `agreed`: another endpoint has reached it too.
 
     ChainMoved is ordinary (call again); ReorgTooDeep needs a person.
     """
-    head = await rpc.head()
+    head = head or await rpc.head()
     before = state.cursor
     if before is not None and (head.number, head.hash) == (before.number, before.block_hash):
         return Pass(state)
     canonical = await _newest_canonical(rpc, state, head)
     rewound_from = None
     if before is not None and canonical != before:
-        if canonical is not None and canonical == _newest_below(state, head):
+        # two endpoints far below the cursor are not both behind: it came from one that lied about its head
+        lied = agreed and before.number - head.number > settings.overlap_blocks
+        if not lied and canonical is not None and canonical == _newest_below(state, head):
             return Pass(state)  # the endpoint is behind: it agrees with us as far as it goes
-        if head.number < state.recent[0].number:
+        if not lied and head.number < state.recent[0].number:
             return Pass(state)  # below everything we stored, so it proves nothing
         state, rewound_from = rewind(state, canonical), before
     wanted = plan(state.cursor, head.number, state.span_blocks, settings.overlap_blocks, state.start_block)

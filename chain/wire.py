@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
+_AMOUNT = re.compile(r"0x[0-9a-fA-F]{1,64}", re.ASCII)
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
 
@@ -53,3 +54,10 @@ def items(value: Any) -> list[Any]:
     if type(value) is list:
         return value
     raise ValueError(f"not an array: {value!r:.80}")
+
+
+def amount(value: Any) -> int:
+    """A quantity of up to 256 bits: wei, token units."""
+    if type(value) is str and _AMOUNT.fullmatch(value):
+        return int(value, 16)
+    raise ValueError(f"not an amount: {value!r:.80}")

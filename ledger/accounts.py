@@ -185,3 +185,4 @@ def shard_of(key: str, count: int) -> str:
 
 WORLD: Final = Account(SYSTEM, AccountType.WORLD_USDC)
 SHORTFALL: Final = Account(SYSTEM, AccountType.SHORTFALL_USDC)
+SUSPENSE: Final = Account(SYSTEM, AccountType.SUSPENSE_USDC)

@@ -30,6 +30,7 @@ from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
+from ledger.levels import buffer_levels
 from ledger.posting import Fold, Marks, Transaction
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
@@ -60,7 +61,8 @@ class Batch:
     results: list[Result]
     """One for each transaction, in the order of the requests; a group's in its own order."""
     sealed: Sealed | None
-    """The commit, for the relay; None when nothing was new. Acknowledge when it is journaled."""
+    """The commit, for the relay and the emitter; None when nothing was new. Acknowledge when it is journaled. Its messages
+    (levels of buffers) are sent by the sweeper where the writer does not."""
 
 
 async def post(
@@ -107,7 +109,7 @@ async def _post(
             if not fold.transactions:
                 raise _Unchanged
             sealed = await seal(
-                connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=[],
+                connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=buffer_levels(fold),
                 at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
             )  # fmt: skip
     except _Unchanged:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import orjson
 
-from ledger.accounts import SYSTEM, Account, AccountType, spendable
+from ledger.accounts import SUSPENSE, SYSTEM, Account, spendable
 from ledger.audit_logs import Log
 from ledger.commit import Owner, lock_writer, seal
 from ledger.errors import (
@@ -35,7 +35,9 @@ from ledger.errors import (
     UnknownCorrection,
     UnknownUser,
 )
+from ledger.levels import buffer_levels
 from ledger.posting import Direction, Leg, Transaction, check_balanced, check_leg, credit, debit
+from ledger.record import Message
 from ledger.rows import Block, Connection, Op, Row, block
 from ledger.sql import load
 from ledger.store import blocks_of, lock
@@ -44,7 +46,6 @@ from ledger.tables import CORRECTIONS
 _sql = load("ledger", "sql/corrections.sql")
 
 WRITER: Final = "corrections"
-SUSPENSE: Final = Account(SYSTEM, AccountType.SUSPENSE_USDC)
 REASON_LENGTH_MAX: Final = 1_000
 LEGS_MAX: Final = 100
 _NAMESPACE: Final = uuid.UUID("5e1f3a52-0f0e-4c4d-9a3b-8f6f0c1d2e3f")
@@ -144,6 +145,7 @@ async def approve(connection: Connection, correction_id: str, actor: str, at: da
         if found.state == "approved":
             return found
         posted: list[Block] = []
+        levels: list[Message] = []
         done = found
         try:
             _decidable(found, actor)
@@ -153,9 +155,10 @@ async def approve(connection: Connection, correction_id: str, actor: str, at: da
             fold.post(transaction)
             done = replace(found, state="approved", decided_by=actor, decided_at=at)
             posted = [*blocks_of(fold, owners[0].batch), done._block()]
+            levels = [*buffer_levels(fold)]
         except (CorrectionRefused, PostingRefused) as error:
             refusal = error
-        await _seal(connection, owners, posted, _decided("approved", actor, found, done, refusal), at)
+        await _seal(connection, owners, posted, _decided("approved", actor, found, done, refusal), at, levels)
     if refusal is not None:
         raise refusal
     return done
@@ -223,10 +226,13 @@ def _decided(verb: str, actor: str, before: Correction, after: Correction, refus
     return Log(actor, f"correction.{verb}", "correction", before.id, before.plain(), None, "refused", refusal.code)
 
 
-async def _seal(connection: Connection, owners: list[Owner], blocks: list[Block], log: Log, at: datetime) -> None:
-    """The commit's record is journaled by whoever commits, or the next relay's turn."""
+async def _seal(
+    connection: Connection, owners: list[Owner], blocks: list[Block], log: Log, at: datetime,
+    messages: Sequence[Message] = (),
+) -> None:  # fmt: skip
+    """The commit's record is journaled by whoever commits, or the next relay's turn; the sweeper sends its messages."""
     await seal(
-        connection, WRITER, owners, blocks=blocks, messages=[], at=at, actor=log.actor,
+        connection, WRITER, owners, blocks=blocks, messages=messages, at=at, actor=log.actor,
         summary={log.action if log.status == "done" else f"{log.action}:{log.error}": 1}, logs=[log],
     )  # fmt: skip
 

@@ -39,6 +39,10 @@ class Counter(NamedTuple):
     version: int = 0
     stored: bool = False
 
+    @property
+    def key(self) -> StateKey:
+        return COUNTERS, self.name
+
     def accounts(self) -> tuple[()]:
         return ()
 

@@ -255,6 +255,7 @@ class Changes:
     def __init__(self) -> None:
         self._inserts: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
         self._upserts: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
+        self._updates: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
         self._deletes: defaultdict[Table, dict[Any, Row]] = defaultdict(dict)
 
     def insert(self, table: Table, row: Row) -> None:
@@ -266,11 +267,21 @@ class Changes:
         if fresh is not None and key in fresh:
             fresh[key] = row  # made in this very commit: it stays an insert, so that another writer's is noticed
         else:
+            self._updates[table].pop(key, None)
             self._upserts[table][key] = row
+
+    def update(self, table: Table, row: Row) -> None:
+        """A row that is there, locked by us, whole; only the table's `changing` columns are written."""
+        key = _key_of(table)(row)
+        for rows in (self._inserts[table], self._upserts[table]):
+            if key in rows:
+                rows[key] = row
+                return
+        self._updates[table][key] = row
 
     def delete(self, table: Table, key: Row) -> None:
         """`key`: the primary key's values, in its order."""
-        for rows in (self._inserts, self._upserts):
+        for rows in (self._inserts, self._upserts, self._updates):
             rows[table].pop(key if len(key) > 1 else key[0], None)
         self._deletes[table][key] = key
 
@@ -280,6 +291,16 @@ class Changes:
             for table, rows in tables.items():
                 if rows:
                     yield block(table, op, list(rows.values()))
+        for table, rows in self._updates.items():
+            if rows:
+                yield block(table, Op.UPDATE, list(map(_changing_of(table), rows.values())))
+
+
+@cache
+def _changing_of(table: Table) -> Callable[[Row], Row]:
+    """The columns that an UPDATE writes."""
+    names = [name for name, _ in table.columns]
+    return itemgetter(*(names.index(name) for name in table.written(Op.UPDATE)))
 
 
 @cache

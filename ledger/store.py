@@ -84,9 +84,20 @@ async def _lock_states(connection: Connection, transactions: Sequence[Transactio
         states.update({(REVERSALS, original.id): original for original in found})
     counters = {count.counter for t in transactions for count in t.counts}
     if counters:
-        for name, value, version in await connection.fetch(_sql.lock_counters, list(counters)):
-            states[COUNTERS, name] = Counter(name, int(value), version, stored=True)
+        for counter in await _lock_counters(connection, counters):
+            states[counter.key] = counter
     return states
+
+
+async def lock_counters(connection: Connection, names: Iterable[str]) -> dict[str, int]:
+    """Name -> value of those that are there, locked: for who must know them before deciding. After every other state row,
+    before any account."""
+    return {counter.name: counter.value for counter in await _lock_counters(connection, names)}
+
+
+async def _lock_counters(connection: Connection, names: Iterable[str]) -> list[Counter]:
+    rows = await connection.fetch(_sql.lock_counters, list(names))
+    return [Counter(name, int(value), version, stored=True) for name, value, version in rows]
 
 
 async def _read_originals(connection: Connection, ids: set[str]) -> list[Original]:

@@ -96,7 +96,7 @@ DEPOSITS: Final = Table(
     ("id",),
     "id:uuid n:int chain:text tx_hash:text recipient:text asset:text amount:numeric user_id:text"
     " status:text generation:int buffer_shard:text block_hash:text block_number:int log_index:int"
-    " credited_at:time finalized_at:time updated_at:time",
+    " credited_at:time finalized_at:time updated_at:time sender:text held:text counted:numeric",
 )
 DEPOSIT_REPORTS: Final = Table(
     "deposit_reports",
@@ -112,6 +112,7 @@ WITHDRAWALS: Final = Table(
     ("id",),
     "id:uuid user_id:text idempotency_key:text fingerprint:uuid rail:text chain:text asset:text amount:numeric"
     " recipient:text status:text code:text hold_id:uuid requested_at:time updated_at:time settled_at:time version:int",
+    changing=("status", "code", "updated_at", "settled_at", "version"),
 )
 WITHDRAWAL_HISTORY: Final = Table(
     "withdrawal_history",
@@ -122,6 +123,7 @@ LANES: Final = Table(
     "lanes",
     ("chain", "signer"),
     "chain:text signer:text next_nonce:int chain_nonce:int status:text reason:text version:int updated_at:time",
+    changing=("next_nonce", "chain_nonce", "status", "reason", "version", "updated_at"),
 )
 ATTEMPTS: Final = Table(
     "attempts",
@@ -129,8 +131,13 @@ ATTEMPTS: Final = Table(
     "chain:text tx_hash:text signer:text nonce:int n:int kind:text withdrawal_id:uuid raw:bytes gas_limit:int"
     " max_fee:numeric priority_fee:numeric status:text error:text block_hash:text block_number:int"
     " signed_at:time broadcast_at:time updated_at:time version:int",
+    changing=("status", "error", "block_hash", "block_number", "broadcast_at", "updated_at", "version"),
 )
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
+SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
+CIRCLE_TRANSFERS: Final = Table(
+    "circle_transfers", ("id",), "id:text state:text created_at:time looked_at:time ended_at:time"
+)
 AUDIT_LOGS: Final = Table(
     "audit_logs",
     ("batch", "n"),
@@ -171,6 +178,8 @@ JOURNALED: Final = (
     DEPOSITS,
     DEPOSIT_REPORTS,
     CHAIN_CURSORS,
+    SOURCE_CURSORS,
+    CIRCLE_TRANSFERS,
     AUDIT_LOGS,
     CORRECTIONS,
 )

@@ -41,6 +41,13 @@ class Result:
 
 _FLOW: Final = (
     (5, "one transfer, at most one credit", _sql.credited_once, _sql.count_deposits),
+    (
+        7,
+        "a withdrawal debits at most once and pays at most once; settled xor released",
+        _sql.withdrawals_settled_once,
+        _sql.count_withdrawals,
+    ),
+    (8, "nonces per lane without gap, one mined transaction per nonce", _sql.nonces_used_once, _sql.count_nonces),
     (9, "every commit record is journaled and emitted", _sql.waiting_records, _sql.count_commits),
     (10, "every input event has exactly one outcome", _sql.events_settled, _sql.count_events),
 )

@@ -20,7 +20,10 @@ from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
+from stablerail.cli_deposits import deny_app, shortfall_app
+from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
+from stablerail.cli_limits import limits_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
@@ -36,9 +39,13 @@ app.add_typer(dev_app, name="dev")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
+app.add_typer(lanes_app, name="lanes")
+app.add_typer(limits_app, name="limits")
 app.add_typer(suspense_app, name="suspense")
 app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
+app.add_typer(deny_app, name="deny")
+app.add_typer(shortfall_app, name="shortfall")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 
@@ -80,7 +87,9 @@ def migrate(
 
 @app.command()
 def worker(
-    movements: Annotated[list[str] | None, typer.Argument(help="onboarding, deposits, chains; none = all")] = None,
+    movements: Annotated[
+        list[str] | None, typer.Argument(help="onboarding, deposits, chains, withdrawals, treasury; none = all")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
 ) -> None:
     """Run one movement in this process, or several as children that are restarted when they stop."""
@@ -161,7 +170,8 @@ async def _list_topics(settings: Settings) -> bool:
         states = await inspect(client, settings.topic_prefix)
     table = Table("topic", "key", "partitions", "state", header_style="bold", pad_edge=False, box=None)
     for state in states:
-        told = "[red]missing[/]" if not state.exists else f"[red]{'; '.join(state.drift)}[/]" if state.drift else "ok"
+        drift = "\n".join(state.drift)
+        told = "[red]missing[/]" if not state.exists else f"[red]{drift}[/]" if drift else "ok"
         topic = state.topic
         table.add_row(topic.named(settings.topic_prefix), topic.key, str(topic.partitions), told)
     out.print(table)
@@ -170,7 +180,7 @@ async def _list_topics(settings: Settings) -> bool:
 
 @keys_app.command("create")
 def keys_create(
-    scope: Annotated[list[str], typer.Option(help="read or admin; may be given several times")],
+    scope: Annotated[list[str], typer.Option(help="read, withdraw or admin; may be given several times")],
     name: Annotated[str, typer.Option(help="whose key it is, for the list")] = "unnamed",
     actor: Actor = None,
 ) -> None:

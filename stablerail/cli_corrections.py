@@ -46,33 +46,33 @@ def request(
 ) -> None:  # fmt: skip
     """Ask for a balanced correction; prints its id. Nothing moves before another person approves."""
     legs = [*(_leg(text, debit) for text in debit_), *(_leg(text, credit) for text in credit_)]
-    key = _id(id)
+    key = id_of(id)
 
     def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
         return corrections.request(connection, key, legs, reason, who, at, reference=reference)
 
-    _show(_act(ask, actor))
+    shown(changed(ask, actor))
 
 
 @correct_app.command("approve")
 def approve(correction_id: str, actor: Actor = None) -> None:
     """Post a correction that somebody else asked for."""
-    found = _id(correction_id)
-    _show(_act(lambda connection, who, at: corrections.approve(connection, found, who, at), actor))
+    found = id_of(correction_id)
+    shown(changed(lambda connection, who, at: corrections.approve(connection, found, who, at), actor))
 
 
 @correct_app.command("reject")
 def reject(correction_id: str, actor: Actor = None) -> None:
     """End a correction without posting it."""
-    found = _id(correction_id)
-    _show(_act(lambda connection, who, at: corrections.reject(connection, found, who, at), actor))
+    found = id_of(correction_id)
+    shown(changed(lambda connection, who, at: corrections.reject(connection, found, who, at), actor))
 
 
 @correct_app.command("show")
 def show(correction_id: str) -> None:
     """One correction."""
-    found = _id(correction_id)
-    _show(_read(lambda connection: corrections.find(connection, found)))
+    found = id_of(correction_id)
+    shown(looked_up(lambda connection: corrections.find(connection, found)))
 
 
 @correct_app.command("list")
@@ -84,7 +84,7 @@ def list_(
     table = Table(
         "id", "kind", "state", "asked by", "decided by", "reason", header_style="bold", pad_edge=False, box=None
     )
-    for one in _read(lambda connection: corrections.list_corrections(connection, state, limit)):
+    for one in looked_up(lambda connection: corrections.list_corrections(connection, state, limit)):
         table.add_row(one.id, one.kind, one.state, one.requested_by, one.decided_by or "", one.reason)
     out.print(table, markup=False)
 
@@ -94,12 +94,12 @@ def assign(
     user: str, amount: str, reason: Reason, reference: Reference = "", id: Id = None, actor: Actor = None
 ) -> None:
     """Ask that AMOUNT of USDC in suspense becomes USER's; another person approves it with `ledger correct approve`."""
-    units, key = _amount(amount), _id(id)
+    units, key = _amount(amount), id_of(id)
 
     def ask(connection: Connection, who: str, at: datetime) -> Awaitable[Correction]:
         return corrections.assign_suspense(connection, key, user, units, reason, who, at, reference=reference)
 
-    _show(_act(ask, actor))
+    shown(changed(ask, actor))
 
 
 @suspense_app.callback()
@@ -122,7 +122,7 @@ def close(
         closed_at, _ = await close_account(connection, corrections.WRITER, found, at, actor=who, reason=reason)
         return closed_at
 
-    out.print(f"{found} is closed since {_act(end, actor).isoformat()}", markup=False, highlight=False)
+    out.print(f"{found} is closed since {changed(end, actor).isoformat()}", markup=False, highlight=False)
 
 
 def _leg(text: str, side: Callable[[Account, int], Leg]) -> Leg:
@@ -141,7 +141,7 @@ def _amount(text: str) -> int:
         fail(f"{text}: {error}", 2)
 
 
-def _id(given: str | None) -> str:
+def id_of(given: str | None) -> str:
     if given is None:
         return uuid.uuid4().hex
     try:
@@ -157,12 +157,12 @@ def _who(settings: Settings, given: str | None) -> str:
     return who
 
 
-def _act(act: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
+def changed(action: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
     settings = needed_settings("database_url", logs=False)
     who = _who(settings, actor)
 
     async def acted(connection: Connection) -> T:
-        done = await act(connection, who, datetime.now(UTC))
+        done = await action(connection, who, datetime.now(UTC))
         await journaled(settings)
         return done
 
@@ -170,8 +170,8 @@ def _act(act: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | 
     return found
 
 
-def _read(read: Callable[[Connection], Awaitable[Any]]) -> Any:
-    return _connected(needed_settings("database_url", logs=False), read)
+def looked_up(reading: Callable[[Connection], Awaitable[Any]]) -> Any:
+    return _connected(needed_settings("database_url", logs=False), reading)
 
 
 def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) -> Any:
@@ -191,7 +191,7 @@ def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) 
     return run(action)
 
 
-def _show(found: Correction) -> None:
+def shown(found: Correction) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in found.plain().items():
         if name != "legs" and value is not None:

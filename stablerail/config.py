@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ledger.accounts import CUSTOMERS, AccountType
 from stablerail.config_values import (
     EVM_CHAINS,
+    WITHDRAWAL_CHAINS,
     BaseUnits,
     Bootstrap,
     EntitySecret,
@@ -39,6 +40,7 @@ from stablerail.config_values import (
     RpcUrls,
     Seconds,
     evm_address,
+    is_mainnet,
     network_default,
 )
 from topics.events import Chain
@@ -48,8 +50,10 @@ PREFIX: Final = "STABLERAIL_"
 
 ALSO_CALLED: Final[Mapping[str, str]] = {
     "circle_api_key": "CIRCLE_API_KEY",
+    "circle_webhook_secret": "CIRCLE_WEBHOOK_SECRET",
     "database_url": "DATABASE_URL",
     "deposit_minimum": "ONCHAIN_MIN_DEPOSIT_AMOUNT",
+    "buffer_alert_threshold": "ONCHAIN_BUFFER_ALERT_THRESHOLD",
     "scan_interval_s": "ONCHAIN_DEPOSIT_POLL_INTERVAL",
     "call_attempts_max": "WORKER_MAX_ATTEMPTS",
     "call_concurrency_max": "WORKER_MAX_CONCURRENCY",
@@ -61,9 +65,7 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
 """The names the source documents use. Ours wins when both are set."""
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
-    "CIRCLE_WEBHOOK_SECRET": "Circle signs with a key pair; there is no shared secret to set",
-    "ONCHAIN_BUFFER_ALERT_THRESHOLD": "nothing watches the buffer yet",
-    "ONCHAIN_WITHDRAWAL_TIMEOUT": "there are no withdrawals yet",
+    "ONCHAIN_WITHDRAWAL_TIMEOUT": "a withdrawal ends by what the chain says, never by a clock",
     "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
     "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
     "BALANCE_SOURCE": "balances come from the ledger",
@@ -116,6 +118,13 @@ class Settings(BaseSettings):
     network: Network = Field("testnet", description="testnet or mainnet: which network every chain name means")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
+    otlp_traces_url: HttpUrl | None = Field(
+        None,
+        description="OpenTelemetry collector that traces go to, https://host:4318/v1/traces; unset = none are made",
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of webhooks whose trace is exported, where the sender does not say"
+    )
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
     actor: str | None = Field(
@@ -151,13 +160,44 @@ class Settings(BaseSettings):
     circle_webhook_key_lookups_per_min: int = Field(
         10, ge=1, description="unknown signing-key ids looked up at Circle per minute; more is answered 503"
     )
+    circle_webhook_secret: SecretStr | None = Field(
+        None,
+        min_length=8,
+        description="of a relay of yours that signs by HMAC-SHA256; Circle itself signs by a key pair",
+    )
+    circle_webhook_header: str = Field("X-Signature", min_length=1, description="where the relay puts its signature")
+    circle_webhook_time_header: str = Field(
+        "X-Timestamp", min_length=1, description='unix seconds, signed before the body and a dot; "none" = body alone'
+    )
+    circle_webhook_encoding: Literal["hex", "base64"] = Field("hex", description="how the relay writes its signature")
+    circle_mint_topic_arns: Listed[tuple[str, ...]] = Field(
+        (),
+        description="Amazon SNS topics of Circle Mint's notifications, both regions; unset = Mint is not listened to",
+    )
+    circle_sns_url: HttpUrl | None = Field(
+        None, description="a sandbox of ours in the place of Amazon SNS; never on mainnet"
+    )
+    circle_poll_interval_s: Seconds = Field(30, gt=0, description="pause between two looks at Circle's inbound list")
+    circle_poll_overlap_s: Seconds = Field(
+        600, ge=0, description="how far each look at the list goes back; a transaction may show up late"
+    )
     sumsub_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Sumsub's webhook secret")
 
+    persona_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Persona's webhook secret")
+    persona_window_s: Seconds = Field(
+        86_400, gt=0, description="how far the time that Persona signed may be from ours; it repeats for hours"
+    )
+    onfido_webhook_token: SecretStr | None = Field(None, min_length=8, description="Onfido's webhook token")
+
     provisioned_chains: Listed[tuple[Chain, ...]] = Field(
-        tuple(Chain), min_length=1, description="chains a new customer gets a wallet on"
+        (Chain.ETH, Chain.SOL, Chain.APTOS, Chain.MATIC),
+        min_length=1,
+        description="chains a new customer gets a wallet on",
     )
     rpc_urls: RpcUrls = Field(
-        {}, description='chains that we read ourselves and their endpoints, JSON: {"MATIC": ["https://…"]}'
+        {},
+        description='chains that we read ourselves, JSON: {"MATIC": ["https://…", "https://…"]}; of several endpoints two'
+        " must agree before money is final or taken back, one alone is believed",
     )
     chain_ids: Mapped[dict[Chain, int]] = Field({}, description="EIP-155 ids that differ from the network's own, JSON")
     usdc_contracts: Mapped[dict[Chain, str]] = Field(
@@ -171,8 +211,54 @@ class Settings(BaseSettings):
     scan_span_blocks: int = Field(2_000, ge=1, description="most blocks asked for in one eth_getLogs")
     scan_overlap_blocks: int = Field(6, ge=0, description="blocks each pass reads again; a node may lag behind")
 
-    deposit_minimum: BaseUnits = Field(SCALE, description="USDC below it is refused, decimal; kept in base units")
+    allow_mainnet: bool = Field(False, description="withdrawals may leave by chains of the mainnet: real money")
+    withdrawal_chains: Listed[tuple[Chain, ...]] = Field((), description="chains that withdrawals leave by: MATIC")
+    withdrawal_minimum: BaseUnits = Field(SCALE, description="least USDC of a withdrawal; `limits set` goes over it")
+    withdrawal_maximum: BaseUnits = Field(
+        1_000_000 * SCALE, description="most USDC of a withdrawal; `limits set` goes over it"
+    )
+    withdrawal_user_day_maximum: BaseUnits = Field(
+        1_000_000 * SCALE, description="most USDC that a customer withdraws in a day (UTC); `limits set` goes over it"
+    )
+    withdrawal_network_day_maximum: BaseUnits = Field(
+        10_000_000 * SCALE, description="most USDC that leaves by a chain in a day (UTC); `limits set` goes over it"
+    )
+    withdrawal_keystore: Path | None = Field(
+        None, description="our hot wallet's key: a file in Web3 Secret Storage, version 3, scrypt"
+    )
+    withdrawal_keystore_password: SecretStr | None = Field(None, min_length=1, description="opens the keystore")
+    withdrawal_signer: str | None = Field(None, description="the hot wallet's address; another key is then refused")
+    withdrawal_in_flight_max: int = Field(
+        16, ge=1, le=10_000, description="transactions of the hot wallet that are signed and in no block"
+    )
+    withdrawal_tip_floors_gwei: Mapped[dict[Chain, int]] = Field(
+        {}, description="least tip per gas where it differs from the network's, JSON"
+    )
+    withdrawal_fee_caps_gwei: Mapped[dict[Chain, int]] = Field(
+        {}, description="most per gas, tip included, where it differs; signing waits above it, JSON"
+    )
+
+    deposit_minimum: BaseUnits = Field(
+        SCALE, description="a smaller deposit goes to suspense, decimal USDC; kept in base units"
+    )
+    deposit_at_finality: Listed[tuple[Chain, ...]] = Field(
+        (), description="chains whose deposits are credited at finality; on the others at once"
+    )
+    deposit_instant_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {}, description='a larger deposit is credited at finality, by chain, JSON: {"MATIC": "10000"}'
+    )
+    deposit_outstanding_max: Mapped[dict[Chain, BaseUnits]] = Field(
+        {},
+        description="what a customer may have credited and not final (all chains) for a deposit on the chain to be"
+        " credited at once, JSON",
+    )
     buffer_shards: int = Field(1, ge=1, le=256, description="rows of the buffer account, so that workers do not wait")
+    buffer_alert_threshold: BaseUnits = Field(
+        5_000 * SCALE, description="a USDC buffer below it is low, decimal; kept in base units"
+    )
+    custody_check_interval_s: Seconds = Field(
+        60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
+    )
     ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
         {}, description='rows of the hot accounts of ours, by type, JSON: {"system_buffer_fiat": 4}'
     )
@@ -242,11 +328,28 @@ class Settings(BaseSettings):
     def _together(self) -> Self:
         if self.call_lease_s <= self.call_timeout_s:
             raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
+        if self.circle_sns_url is not None and self.network == "mainnet":
+            raise ValueError(f"{PREFIX}CIRCLE_SNS_URL is for sandboxes: on mainnet only Amazon is believed")
         for chain in self.rpc_urls:
             if chain not in self.usdc_contracts:
                 raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
         if self.call_retry_max_s < self.call_retry_first_s:
             raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
+        return self
+
+    @model_validator(mode="after")
+    def _withdrawable(self) -> Self:
+        for chain in self.withdrawal_chains:
+            if chain not in WITHDRAWAL_CHAINS:
+                raise ValueError(
+                    f"{PREFIX}WITHDRAWAL_CHAINS: no withdrawals by {chain}; there are {', '.join(WITHDRAWAL_CHAINS)}"
+                )
+            if chain not in self.usdc_contracts:
+                raise ValueError(f"{PREFIX}USDC_CONTRACTS must name USDC's contract on {chain} ({self.network})")
+            if chain not in self.rpc_urls:
+                raise ValueError(f"{PREFIX}RPC_URLS must name an endpoint of {chain}, which withdrawals leave by")
+            if is_mainnet(chain, self.chain_ids[chain]) and not self.allow_mainnet:
+                raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by {chain} on the mainnet")
         return self
 
     @property

@@ -26,9 +26,18 @@ EVM_CHAINS: Final = tuple(chain for chain in Chain if chain in addresses.EVM_CHA
 """The chains our own scanner can read."""
 
 _CHAIN_IDS: Final[Mapping[Network, Mapping[Chain, int]]] = {
-    "testnet": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002},
-    "mainnet": {Chain.ETH: 1, Chain.MATIC: 137},
+    "testnet": {Chain.ETH: 11_155_111, Chain.MATIC: 80_002, Chain.AVAX: 43_113},
+    "mainnet": {Chain.ETH: 1, Chain.MATIC: 137, Chain.AVAX: 43_114},
 }
+
+
+WITHDRAWAL_CHAINS: Final = (Chain.MATIC,)
+"""The chains that our own wallet can send by."""
+
+
+def is_mainnet(chain: Chain, chain_id: int) -> bool:
+    """By the id that transactions are signed for, whatever the network is called."""
+    return chain_id == _CHAIN_IDS["mainnet"][chain]
 
 
 def network_default(setting: str, network: Network) -> dict[Chain, Any]:
@@ -171,7 +180,7 @@ def describe(settings: Settings) -> tuple[SettingRow, ...]:
 def _shown(name: str, value: Any) -> str:
     if value is None:
         return "(not set)"
-    if name == "deposit_minimum":
+    if isinstance(value, int) and (name.startswith(("deposit_", "withdrawal_m")) or name.endswith("_day_maximum")):
         return f"{format_amount(value)} USDC"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(name, each)}" for key, each in value.items()) or "(none)"

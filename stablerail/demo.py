@@ -1,4 +1,5 @@
-"""`make demo`: a KYC approval becomes wallets, a real USDC transfer becomes a balance, at once and then final.
+"""`make demo`: a KYC approval becomes wallets, a real USDC transfer becomes a balance, at once and then final; a withdrawal
+reaches the chain once, though its worker is killed between signature and sending.
 
 Everything runs on this machine in `.dev/demo`: Kafka, PostgreSQL, a chain, the vendors' sandboxes, the bridge, the API
 and a worker per movement. It begins empty each time and ends with this process, however that ends.
@@ -7,6 +8,7 @@ and a worker per movement. It begins empty each time and ends with this process,
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -23,15 +25,17 @@ from rich.markup import escape
 
 import stablerail
 from chain.errors import ChainError
-from ledger.accounts import custody, spendable
+from ledger.accounts import custody, pending_withdrawal, spendable
 from stablerail.config import ALSO_CALLED, PREFIX, Settings, load_settings
 from stablerail.demo_story import AMOUNT, Story, StoryBroken, describe
 from stablerail.demo_view import Check, showing, step, summary
+from stablerail.demo_withdrawal import HOT_WALLET, WITHDRAWN, Withdrawing, fund, node_at
 from stablerail.dev.errors import DevError, PartFailed
 from stablerail.dev.fetch import fetch
+from stablerail.dev.gate import Gate
 from stablerail.dev.parts import Parts
 from stablerail.dev.processes import tail
-from stablerail.dev.stack import Stack
+from stablerail.dev.stack import PROGRAMS, Stack
 from stablerail.keys import Scope, create_key
 from stablerail.verify import verify_all
 from stablerail.wiring import MOVEMENTS, connector
@@ -118,6 +122,7 @@ class _Demo:
         self._parts = parts
         self._console = console
         self._stack: Stack | None = None
+        self._gate: Gate | None = None
         self.code = EXIT_INTERRUPTED
         """How the process ends, if it is interrupted now."""
 
@@ -125,7 +130,7 @@ class _Demo:
         try:
             with step(self._console, "Kafka, PostgreSQL, and a chain with Circle's USDC"):
                 await self._parts.start()
-            story, key, settings = await self._start()
+            story, withdrawing, key, settings = await self._start()
             async with asyncio.TaskGroup() as group:
                 beside = [
                     group.create_task(self._guard()),
@@ -134,7 +139,7 @@ class _Demo:
                 ]
                 with showing(self._console, story):
                     await story.run()
-                self.code = await self._agreement(story, settings)
+                self.code = await self._agreement(story, withdrawing, settings)
                 if not once:
                     await self._stay(story, key)
                 for task in beside:
@@ -144,16 +149,21 @@ class _Demo:
         finally:
             self._console.print("stopping everything", style="dim")
             await asyncio.to_thread(self._stop)
+            if self._gate is not None:
+                await self._gate.stop()
 
-    async def _start(self) -> tuple[Story, str, Settings]:
+    async def _start(self) -> tuple[Story, Withdrawing, str, Settings]:
         directory = self._directory / "stack"
         shutil.rmtree(directory, ignore_errors=True)  # the parts' lock is ours: nobody writes there
         stack = self._stack = Stack(directory, self._parts.environment())
         with step(self._console, "schema and topics"):
             await stack.prepare()
         with step(self._console, "Circle's and Sumsub's sandboxes, bridge, API, a worker per movement"):
+            self._gate = gate = Gate(self._parts.anvil.rpc_url)
+            await gate.start()
             stack.start_sandboxes()
-            stack.start()
+            stack.start([name for name in PROGRAMS if name != "withdrawals"])
+            stack.start(("withdrawals",), node_at(gate))
             await stack.wait_ready()
             await asyncio.to_thread(stack.wait_listening, ("circle", "sumsub"))
             await stack.subscribe()
@@ -161,10 +171,15 @@ class _Demo:
         settings = load_settings(env_file=None, **given)
         connection = await connector(settings)()
         try:
-            key = (await create_key(connection, [Scope.READ], "demo")).token.get_secret_value()
+            key = (await create_key(connection, [Scope.READ, Scope.WITHDRAW], "demo")).token.get_secret_value()
+            with step(self._console, "gas and USDC for the hot wallet"):
+                await fund(stack, self._parts.usdc, connection)
         finally:
             await connection.close()
-        return Story(stack, self._parts.usdc, key, settings.finality_depths_blocks[Chain.MATIC]), key, settings
+        story = Story(stack, self._parts.usdc, key, settings.finality_depths_blocks[Chain.MATIC])
+        withdrawing = Withdrawing(story, stack, self._parts.usdc, gate, key)
+        story.add(withdrawing)
+        return story, withdrawing, key, settings
 
     def _stop(self) -> None:
         if self._stack is not None:
@@ -190,11 +205,11 @@ class _Demo:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    async def _agreement(self, story: Story, settings: Settings) -> int:
+    async def _agreement(self, story: Story, withdrawing: Withdrawing, settings: Settings) -> int:
         """Compares what the API, the chain and the ledger say, and shows it. 0 when they agree."""
         deadline = asyncio.get_running_loop().time() + AGREE_TIMEOUT_S
         while True:
-            checks = await self._checks(story, settings)
+            checks = await self._checks(story, withdrawing, settings)
             agree = all(check.holds for check in checks)
             if agree or asyncio.get_running_loop().time() > deadline:
                 break
@@ -206,24 +221,29 @@ class _Demo:
             self._console.print(f"✗ {differ}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 0 if agree else 1
 
-    async def _checks(self, story: Story, settings: Settings) -> list[Check]:
-        sent = format_amount(AMOUNT)
+    async def _checks(self, story: Story, withdrawing: Withdrawing, settings: Settings) -> list[Check]:
         balance = await story.balance()
-        on_chain = format_amount(await self._parts.usdc.balance_of(story.wallet))
+        wallet = await self._parts.usdc.balance_of(story.wallet)
+        accounts = {
+            "usdc_balance": (spendable(story.user_id), AMOUNT - WITHDRAWN),
+            "pending_withdrawal": (pending_withdrawal(story.user_id), 0),
+            "custody_usdc": (custody(Chain.MATIC), AMOUNT + HOT_WALLET - WITHDRAWN),
+        }
         connection = await connector(settings)()
         try:
-            accounts = {"usdc_balance": spendable(story.user_id), "custody_usdc": custody(Chain.MATIC)}
-            ledger = {
-                name: format_amount(int(await connection.fetchval(_BALANCE, account.id) or 0))
-                for name, account in accounts.items()
-            }
+            entries = {name: int(await connection.fetchval(_BALANCE, a.id) or 0) for name, (a, _) in accounts.items()}
         finally:
             await connection.close()
+        left = format_amount(AMOUNT - WITHDRAWN)
         found = [
-            Check("available, by the API", balance["available"], balance["available"] == sent),
+            Check("available, by the API", balance["available"], balance["available"] == left),
             Check("of it not final, by the API", balance["not_final"], balance["not_final"] == format_amount(0)),
-            Check("balanceOf(wallet), by the chain", on_chain, on_chain == sent),
-            *(Check(f"{name}, by the ledger's entries", text, text == sent) for name, text in ledger.items()),
+            Check("balanceOf(wallet), by the chain", format_amount(wallet), wallet == AMOUNT),
+            *await withdrawing.checks(),
+            *(
+                Check(f"{name}, by the ledger's entries", format_amount(entries[name]), entries[name] == wanted)
+                for name, (_, wanted) in accounts.items()
+            ),
         ]
         results = await verify_all(settings)
         broken = [f"{result.number} {result.name}: {result.offending[0]}" for result in results if not result.holds]
@@ -242,9 +262,11 @@ class _Demo:
             ("  key", key),
             ("  try", f"curl {bearer} {url('api')}/v1/users/{story.user_id}/deposits"),
             *((f"worker {name}", f"{url(name)}/flow, /metrics, /readyz") for name in MOVEMENTS),
+            ("lanes", f"{url('withdrawals')}/nonces, /withdrawals"),
             ("bridge", f"{url('bridge')}/metrics, /readyz; webhooks to /webhooks/circle and /webhooks/kyc/sumsub"),
             ("metrics of the API", f"{url('api')}/metrics"),
             ("logs", f"{DIRECTORY / 'stack'}, {DIRECTORY / 'parts'}"),
+            ("withdraw", f"curl {bearer} -H 'Idempotency-Key: 1' {url('api')}/v1/withdrawals --json '{_asks(story)}'"),
             ("deposit again", f"sh {DIRECTORY / 'deposit.sh'} [ADDRESS [WHOLE_USDC]]"),
             ("another customer", f"sh {DIRECTORY / 'approve.sh'} CUSTOMER_ID"),
         ):
@@ -275,6 +297,12 @@ class _Demo:
             path.unlink(missing_ok=True)
             path.touch(mode=0o600)
             path.write_text(text)
+
+
+def _asks(story: Story) -> str:
+    """The body of a withdrawal to an address that is nobody's."""
+    amount, to = format_amount(SCALE), "0x" + "d1" * 20
+    return json.dumps({"user_id": story.user_id, "chain": Chain.MATIC, "asset": "USDC", "amount": amount, "to": to})
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from stablerail.dev.anvil import Anvil
+from stablerail.dev.anvil import Node
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
 from topics import catalog
@@ -39,7 +39,7 @@ from topics.events import (
 from topics.money import SCALE, format_amount
 
 AMOUNT: Final = 25 * SCALE
-STORY_TIMEOUT_S: Final = 90.0
+STORY_TIMEOUT_S: Final = 180.0
 """About ten times what it takes on two slow cores."""
 LOOK_S: Final = 0.05
 """Between two looks at something that is asked over HTTP."""
@@ -80,6 +80,16 @@ def _hops() -> dict[str, Hop]:
     }
 
 
+class Chapter(Protocol):
+    """What follows the story's own hops."""
+
+    hops: dict[str, Hop]
+
+    async def run(self) -> None: ...
+
+    def take(self, event: Event, at: float) -> None: ...
+
+
 class Story:
     """`run` tells it; `watch_topics` and `watch_circle` run beside it and never return."""
 
@@ -92,6 +102,7 @@ class Story:
         self.block = 0
         self.listeners: list[Callable[[Hop], None]] = []
         self.event_listeners: list[Callable[[str, Event | None, Mapping[str, str]], None]] = []
+        self._chapters: list[Chapter] = []
         self._seen: set[tuple[str, str, str]] = set()
         self._stack = stack
         self._usdc = usdc
@@ -99,8 +110,12 @@ class Story:
         self._depth_blocks = depth_blocks
 
     @property
-    def anvil(self) -> Anvil:
+    def anvil(self) -> Node:
         return self._usdc.anvil
+
+    def add(self, chapter: Chapter) -> None:
+        self._chapters.append(chapter)
+        self.hops |= chapter.hops
 
     # -- what is done ------------------------------------------------------------------------------------------------
 
@@ -116,21 +131,23 @@ class Story:
             ) from None
 
     async def _tell(self) -> None:
-        self._done("approval", time.time(), f"{self.user_id} is GREEN; signed with HMAC-SHA256")
+        self.done("approval", time.time(), f"{self.user_id} is GREEN; signed with HMAC-SHA256")
         await self._stack.approve(self.user_id)
         await self.hops["wallets.provisioned"].seen.wait()
         self.tx_hash = await self._usdc.transfer(self.wallet, AMOUNT)
         receipt = await self.anvil.wait_mined(self.tx_hash, timeout_s=STORY_TIMEOUT_S)
         self.block = int(receipt["blockNumber"], 16)
-        self._done("mined", time.time(), f"{format_amount(AMOUNT)} USDC  {_short(self.tx_hash)}  block {self.block}")
+        self.done("mined", time.time(), f"{format_amount(AMOUNT)} USDC  {short(self.tx_hash)}  block {self.block}")
         await self.hops["deposits.credited"].seen.wait()
-        balance = await self._until(lambda found: found["available"] == format_amount(AMOUNT))
-        self._done(
+        balance = await self.until_balance(lambda found: found["available"] == format_amount(AMOUNT))
+        self.done(
             "balance", time.time(), f"available {balance['available']}, of it not final yet {balance['not_final']}"
         )
         await self.hops["deposits.finalized"].seen.wait()
-        balance = await self._until(lambda found: found["not_final"] == format_amount(0))
-        self._done("final", time.time(), f"available {balance['available']}, all of it final")
+        balance = await self.until_balance(lambda found: found["not_final"] == format_amount(0))
+        self.done("final", time.time(), f"available {balance['available']}, all of it final")
+        for chapter in self._chapters:
+            await chapter.run()
         for hop in self.hops.values():
             await hop.seen.wait()
 
@@ -145,14 +162,14 @@ class Story:
         usdc: dict[str, Any] = next(each for each in body["balances"] if each["asset"] == "USDC")
         return usdc
 
-    async def _until(self, is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async def until_balance(self, is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         while True:
             found = await self.balance()
             if is_right(found):
                 return found
             await asyncio.sleep(LOOK_S)
 
-    def _done(self, key: str, at: float, detail: str) -> None:
+    def done(self, key: str, at: float, detail: str) -> None:
         hop = self.hops[key]
         if hop.at is None:
             hop.at, hop.detail = at, detail
@@ -195,34 +212,36 @@ class Story:
             listener(topic.name, event, headers)
 
     def _advance(self, event: Event, at: float) -> None:
+        for chapter in self._chapters:
+            chapter.take(event, at)
         match event:
             case KycApproved(user_id=self.user_id):
-                self._done("kyc.approved", at, f"applicant {event.applicant_id[:8]}…; the signature was verified")
+                self.done("kyc.approved", at, f"applicant {event.applicant_id[:8]}…; the signature was verified")
             case WalletsRequested(user_id=self.user_id):
-                self._done("wallets.requested", at, ", ".join(event.chains))
+                self.done("wallets.requested", at, ", ".join(event.chains))
             case WalletsProvisioned(user_id=self.user_id):
                 self.wallet = next(wallet.address for wallet in event.wallets if wallet.chain is Chain.MATIC)
-                shown = "  ".join(f"{wallet.chain} {_short(wallet.address, 4)}" for wallet in event.wallets)
-                self._done("wallets.provisioned", at, shown)
+                shown = "  ".join(f"{wallet.chain} {short(wallet.address, 4)}" for wallet in event.wallets)
+                self.done("wallets.provisioned", at, shown)
             case DepositNotified(tx_hash=self.tx_hash, source="circle") if self.tx_hash:
                 if event.evidence is Evidence.COMPLETE:
                     self.hops["by circle"].detail += ", later complete"
                 else:
-                    self._done("by circle", at, f"transfer {event.transfer_id[:8]}…, evidence: {event.evidence}")
+                    self.done("by circle", at, f"transfer {event.transfer_id[:8]}…, evidence: {event.evidence}")
             case DepositNotified(tx_hash=self.tx_hash, source="scanner") if self.tx_hash:
-                self._done("by scanner", at, f"read by RPC: block {event.block_number}, log {event.log_index}")
+                self.done("by scanner", at, f"read by RPC: block {event.block_number}, log {event.log_index}")
             case DepositCredited(tx_hash=self.tx_hash) if self.tx_hash:
-                self._done("deposits.credited", at, "debit usdc_balance, credit system_buffer_usdc")
+                self.done("deposits.credited", at, "debit usdc_balance, credit system_buffer_usdc")
             case HeadSeen(chain=Chain.MATIC) if self.block and self.hops["chain.heads"].at is None:
                 on_top = event.number - self.block
                 told = f"block {event.number}: {max(on_top, 0)} of the {self._depth_blocks} on top that finality takes"
                 self.hops["chain.heads"].detail = told
                 if on_top >= self._depth_blocks:
-                    self._done("chain.heads", at, told)
+                    self.done("chain.heads", at, told)
             case DepositFinalized(tx_hash=self.tx_hash) if self.tx_hash:
                 if event.outcome != "finalized":
                     raise StoryBroken(f"the deposit was {event.outcome}, not finalized")
-                self._done("deposits.finalized", at, "debit custody_usdc[MATIC], credit world_usdc")
+                self.done("deposits.finalized", at, "debit custody_usdc[MATIC], credit world_usdc")
             case _:
                 pass
 
@@ -235,7 +254,7 @@ class Story:
                 wallets = [wallet for wallet in made["wallets"] if wallet.get("refId") == self.user_id]
                 if wallets:
                     chains = ", ".join(wallet["blockchain"] for wallet in wallets)
-                    self._done("circle", max(map(_created_at, wallets)), chains)
+                    self.done("circle", max(map(_created_at, wallets)), chains)
                 ours = {t["id"]: t for t in made["transactions"] if self.tx_hash and t["txHash"] == self.tx_hash}
                 for delivery in sent["deliveries"]:
                     transfer = ours.get(delivery["resourceId"])
@@ -243,7 +262,7 @@ class Story:
                         told = (
                             f"transactions.inbound {delivery['state']}; signed with ECDSA; {delivery['attempts'][-1]}"
                         )
-                        self._done("webhook", _created_at(transfer), told)
+                        self.done("webhook", _created_at(transfer), told)
                 await asyncio.sleep(LOOK_S)
         await asyncio.Event().wait()
 
@@ -256,11 +275,11 @@ def describe(topic: str, event: Event | None, headers: Mapping[str, str]) -> str
     if isinstance(event, HeadSeen):
         return None
     fields = json.loads(event.model_dump_json(exclude={"version", "vendor_event_id", "approved_at", "transfer_id"}))
-    told = [_short(str(value)) for name, value in fields.items() if isinstance(value, str) and name != "block_hash"]
+    told = [short(str(value)) for name, value in fields.items() if isinstance(value, str) and name != "block_hash"]
     if isinstance(event, WalletsRequested):
         told.append(", ".join(event.chains))
     if isinstance(event, WalletsProvisioned):
-        told.extend(f"{wallet.chain} {_short(wallet.address)}" for wallet in event.wallets)
+        told.extend(f"{wallet.chain} {short(wallet.address)}" for wallet in event.wallets)
     return "  ".join(told)
 
 
@@ -274,6 +293,6 @@ def _created_at(record: Mapping[str, Any]) -> float:
     return datetime.fromisoformat(record["createDate"]).timestamp()
 
 
-def _short(text: str, kept: int = 10) -> str:
+def short(text: str, kept: int = 10) -> str:
     """Addresses, hashes and our ids; a customer's name stays whole."""
     return text if len(text) <= 24 else f"{text[:kept]}…{text[-4:]}"

@@ -45,8 +45,10 @@ class Scope(StrEnum):
 
     READ = "read"
     """Read balances, wallets and deposits of every customer, and the ledger."""
+    WITHDRAW = "withdraw"
+    """Ask for withdrawals, and cancel them, of every customer."""
     ADMIN = "admin"
-    """Everything, reading included."""
+    """Everything: reading, withdrawing, changing limits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -20,6 +22,12 @@ from prometheus_client import (
     generate_latest,
 )
 
+from agents.deposits.figures import SOURCES
+from stablerail.bulk import BulkHistogram
+from topics.money import SCALE
+
+REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "foreign_nonce")
+"""Why a lane pauses by itself (agents/withdrawals/sign_transactions.py)."""
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
 RECORDS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -32,7 +40,7 @@ class Metric:
     """One metric. Counters get `_total` behind their name when they are served."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "bulk histogram"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = SECONDS
@@ -68,6 +76,12 @@ STAGE_OLDEST = Metric(
     ("stage",),
 )
 FUSE_BLOWN = Metric("stablerail_fuse_blown", "gauge", "1 = the stage stopped because it refuses too much", ("stage",))
+STAGE_ALERTS = Metric(
+    "stablerail_stage_alerts",
+    "counter",
+    "What a person should look at, by code; the log has the details",
+    ("stage", "code"),
+)
 DEAD_LETTERS = Metric(
     "stablerail_dead_letters", "counter", "Dead letters by the topic they came from", ("topic", "code")
 )
@@ -105,9 +119,79 @@ ACTIVE_JOBS = Metric("wallet_provisioning_active_jobs", "gauge", "Jobs that the 
 JOBS_STUCK = Metric("stablerail_wallet_jobs_stuck", "gauge", "Wallet jobs under way for more than 30 minutes")
 SCHEDULER_RUNNING = Metric("wallet_provisioning_scheduler_running", "gauge", "1 = this process takes jobs")
 
+# Money
+DEPOSITS = Metric(
+    "stablerail_deposits",
+    "counter",
+    "Reports of deposits by who made them (circle, scanner, other; chain = finality) and what became of the deposit",
+    ("source", "outcome"),
+)
+WEBHOOK_TO_LEDGER = Metric(
+    "stablerail_webhook_to_ledger_seconds",
+    "bulk histogram",
+    "From the bridge's publishing Circle's webhook to its credit in the ledger",
+)
+CUSTODY_DISCREPANCY = Metric(
+    "stablerail_custody_discrepancy",
+    "gauge",
+    "USDC that our wallets hold above the custody mirror, at a final block",
+    ("chain",),
+)
+BUFFER_LEVEL = Metric(
+    "stablerail_buffer_level",
+    "gauge",
+    "What a buffer holds, in whole units of its asset, all shards together",
+    ("account",),
+)
+BUFFER_THRESHOLD = Metric("stablerail_buffer_threshold", "gauge", "Below it the buffer is low", ("account",))
+
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
 SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
+RPC_ENDPOINTS = Metric(
+    "stablerail_rpc_endpoints",
+    "gauge",
+    "RPC endpoints that gave a head of their chain; below 2 nothing becomes final",
+    ("chain",),
+)
+
+# Withdrawals
+LANE_PAUSED = Metric(
+    "stablerail_lane_paused",
+    "gauge",
+    "1 = the hot wallet signs nothing: low_gas, low_usdc, fees_over_cap, foreign_nonce, other",
+    ("chain", "reason"),
+)
+LANE_IN_FLIGHT = Metric(
+    "stablerail_lane_in_flight", "gauge", "Transactions of the hot wallet that are signed and in no block", ("chain",)
+)
+
+WITHDRAWALS_ENDED = Metric(
+    "stablerail_withdrawals_ended",
+    "counter",
+    "Withdrawals by how they ended: completed, failed, cancelled; refused = nothing was held",
+    ("outcome",),
+)
+WITHDRAWAL_SECONDS = Metric(
+    "stablerail_withdrawal_seconds",
+    "histogram",
+    "From the request of a withdrawal to its end",
+    ("outcome",),
+    (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0),
+)
+WITHDRAWALS_OPEN = Metric(
+    "stablerail_withdrawals_open", "gauge", "Withdrawals that have not ended, by state", ("chain", "state")
+)
+WITHDRAWAL_OLDEST = Metric(
+    "stablerail_withdrawals_oldest_age_seconds", "gauge", "Age of the oldest of them", ("chain", "state")
+)
+
+# Sources that we ask
+CIRCLE_POLLED = Metric(
+    "stablerail_circle_polled_timestamp_seconds",
+    "gauge",
+    "When Circle's inbound list was last read to its end, unix time",
+)
 
 # Processes
 WORKER_READY = Metric(
@@ -135,15 +219,23 @@ class Metrics:
         self._counters: dict[Metric, Counter] = {}
         self._gauges: dict[Metric, Gauge] = {}
         self._histograms: dict[Metric, Histogram] = {}
+        self._bulk: dict[Metric, BulkHistogram] = {}
         for metric in ALL:
             if metric.kind == "counter":
                 self._counters[metric] = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
             elif metric.kind == "gauge":
                 self._gauges[metric] = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+            elif metric.kind == "bulk histogram":
+                self._bulk[metric] = BulkHistogram(metric.name, metric.help, metric.buckets, self.registry)
             else:
                 self._histograms[metric] = Histogram(
                     metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets
                 )
+
+        for source in SOURCES:  # a series that begins at its first rise has, to Prometheus, not risen
+            self._counters[DEPOSITS].labels(source, "rejected")
+        for outcome in ("completed", "failed", "cancelled", "refused"):
+            self._counters[WITHDRAWALS_ENDED].labels(outcome)
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format; serve it as `content_type`."""
@@ -173,6 +265,9 @@ class Metrics:
 
     def fuse(self, stage: str, *, blown: bool) -> None:
         self._set(FUSE_BLOWN, int(blown), stage)
+
+    def alert(self, stage: str, code: str) -> None:
+        self._add(STAGE_ALERTS, 1, stage, code)
 
     def dead_letter(self, topic: str, code: str, events: int = 1) -> None:
         self._add(DEAD_LETTERS, events, topic, code)
@@ -210,11 +305,55 @@ class Metrics:
         self._set(ACTIVE_JOBS, jobs)
         self._set(SCHEDULER_RUNNING, int(running))
 
+    def deposits(self, source: str, outcome: str, events: int = 1) -> None:
+        self._add(DEPOSITS, events, source, outcome)
+
+    def webhooks_in_ledger(self, waits_s: Mapping[float, int]) -> None:
+        """How long the credited webhooks of a batch took: seconds -> how many."""
+        self._bulk[WEBHOOK_TO_LEDGER].observe(waits_s)
+
+    def custody_discrepancy(self, chain: str, base_units: int) -> None:
+        self._set(CUSTODY_DISCREPANCY, base_units / SCALE, chain)
+
+    def buffers(self, found: Iterable[tuple[str, int, int | None]]) -> None:
+        """(account type, base units, threshold) of every buffer that this process knows; it forgets the others."""
+        self._gauges[BUFFER_LEVEL].clear()
+        self._gauges[BUFFER_THRESHOLD].clear()
+        for account, balance, threshold in found:
+            self._set(BUFFER_LEVEL, balance / SCALE, account)
+            if threshold is not None:
+                self._set(BUFFER_THRESHOLD, threshold / SCALE, account)
+
     def chain_head(self, chain: str, number: int) -> None:
         self._set(CHAIN_HEAD, number, chain)
 
     def scanner_lag(self, chain: str, blocks: int) -> None:
         self._set(SCANNER_LAG, blocks, chain)
+
+    def rpc_endpoints(self, chain: str, answering: int) -> None:
+        self._set(RPC_ENDPOINTS, answering, chain)
+
+    def lane(self, chain: str, reason: str, in_flight: int) -> None:
+        """A lane as it was just read; `reason` is empty while it is open."""
+        known = reason if not reason or reason in REASONS else "other"
+        for one in (*REASONS, "other"):
+            self._set(LANE_PAUSED, int(one == known), chain, one)
+        self._set(LANE_IN_FLIGHT, in_flight, chain)
+
+    def withdrawal_ended(self, outcome: str, seconds: float) -> None:
+        self._add(WITHDRAWALS_ENDED, 1, outcome)
+        self._see(WITHDRAWAL_SECONDS, seconds, outcome)
+
+    def withdrawals_open(self, found: Iterable[tuple[str, str, int, float]]) -> None:
+        """(chain, state, how many, age of the oldest in seconds) of all that are open; every worker tells the same."""
+        self._gauges[WITHDRAWALS_OPEN].clear()
+        self._gauges[WITHDRAWAL_OLDEST].clear()
+        for chain, state, withdrawals, oldest_age_s in found:
+            self._set(WITHDRAWALS_OPEN, withdrawals, chain, state)
+            self._set(WITHDRAWAL_OLDEST, oldest_age_s, chain, state)
+
+    def circle_polled(self) -> None:
+        self._set(CIRCLE_POLLED, time.time())
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

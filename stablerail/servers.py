@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 
+from connectors.circle import mint_webhooks
 from connectors.circle.client import CircleClient
+from connectors.circle.mint_webhooks import MintWebhooks
+from connectors.circle.sns import SnsVerifier, Trust
+from connectors.circle.sns_http import SnsHttp
 from connectors.circle.webhooks import CircleWebhooks
+from connectors.kyc.onfido import OnfidoSource
+from connectors.kyc.persona import PersonaSource
 from connectors.kyc.sumsub import SumsubSource
-from connectors.webhooks.bridge import CIRCLE_PATHS, SUMSUB_PATHS, Mount
+from connectors.webhooks.bridge import CIRCLE_PATHS, ONFIDO_PATHS, PERSONA_PATHS, SUMSUB_PATHS, Mount
+from connectors.webhooks.guard import guarded
+from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
+from connectors.webhooks.source import WebhookSource
 from stablerail.api.app import create_api
+from stablerail.api.journal import Journal
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
+from stablerail.telemetry import exported
 
 CONNECTIONS_MAX = 500
-"""Each may hold a body of a megabyte."""
+"""Of the API."""
 
 
 def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
-    """The bridge with Circle's and Sumsub's webhooks."""
+    """The bridge with every source that is configured."""
     assert settings.circle_api_key is not None
     assert settings.circle_entity_secret is not None
-    assert settings.sumsub_webhook_secret is not None
     circle = CircleClient(
         settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
     )
@@ -37,31 +52,74 @@ def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
         tokens,
         lookups_per_min=settings.circle_webhook_key_lookups_per_min,
     )
-    sumsub = SumsubSource(settings.sumsub_webhook_secret, accept_sandbox_mode=settings.network == "testnet")
+    by_header: dict[str, WebhookSource] = {}
+    sns = SnsHttp()
+    if settings.circle_mint_topic_arns:
+        verifier = SnsVerifier(_sns_trust(settings), sns.get)
+        by_header[mint_webhooks.HEADER] = MintWebhooks(verifier, sns.get, settings.network)
+    if settings.circle_webhook_secret is not None:
+        scheme = _relay_scheme(settings, settings.circle_webhook_secret)
+        by_header[scheme.signature_header.lower()] = HmacSource(webhooks, scheme)
+    spans = exported(settings.otlp_traces_url, "stablerail-bridge")
     app = kafka_bridge(
-        [Mount(webhooks, CIRCLE_PATHS, answers_head=True), Mount(sumsub, SUMSUB_PATHS)],
+        [Mount(webhooks, CIRCLE_PATHS, answers_head=True, by_header=by_header), *_kyc(settings)],
         bootstrap=settings.kafka_bootstrap,
         registry=metrics.registry,
         prefix=settings.topic_prefix,
+        spans=spans,
+        trace_ratio=settings.trace_ratio,
     )
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
-        await circle.start()
         try:
-            async with inner(served):
+            async with circle, sns, inner(served):
                 yield
         finally:
-            await circle.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
     app.router.lifespan_context = lifespan
     return app
 
 
+def _kyc(settings: Settings) -> list[Mount]:
+    """The vendors that are configured; Sumsub always is."""
+    assert settings.sumsub_webhook_secret is not None
+    sumsub = SumsubSource(settings.sumsub_webhook_secret, accept_sandbox_mode=settings.network == "testnet")
+    mounts = [Mount(sumsub, SUMSUB_PATHS)]
+    if settings.persona_webhook_secret is not None:
+        persona = PersonaSource(settings.persona_webhook_secret, window_s=settings.persona_window_s)
+        mounts.append(Mount(persona, PERSONA_PATHS))
+    if settings.onfido_webhook_token is not None:
+        mounts.append(Mount(OnfidoSource(settings.onfido_webhook_token), ONFIDO_PATHS))
+    return mounts
+
+
+def _sns_trust(settings: Settings) -> Trust:
+    arns = frozenset(settings.circle_mint_topic_arns)
+    if settings.circle_sns_url is None:
+        return Trust(arns)
+    return Trust(arns, re.compile(re.escape(settings.circle_sns_url)))
+
+
+def _relay_scheme(settings: Settings, secret: SecretStr) -> HmacScheme:
+    timed = settings.circle_webhook_time_header != "none"
+    return HmacScheme(
+        secret,
+        settings.circle_webhook_header,
+        settings.circle_webhook_time_header if timed else None,
+        settings.circle_webhook_encoding,
+    )
+
+
 def run_bridge(settings: Settings) -> None:
-    """Serves until SIGTERM."""
-    _serve(bridge_app(settings, Metrics()), settings.bridge_host, settings.bridge_port, settings)
+    """Serves until SIGTERM. Strangers reach it: its connections are guarded."""
+    # a request's objects die with it; looking at the living every 700 costs a fifth of the time
+    gc.set_threshold(100_000, 50, 100)
+    app = bridge_app(settings, Metrics())
+    _server(app, settings.bridge_host, settings.bridge_port, settings, http=guarded(), limit_concurrency=None).run()
 
 
 def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
@@ -76,15 +134,23 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
             "search_path": settings.database_schema,
             "jit": "off",  # our statements are short; compiling them costs more than running them
             "role": settings.database_role,
+            # a frozen process keeps no locks
+            "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
+            "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
         },
     )
-    app = create_api(settings, pool, metrics)
+    journal = Journal.of(settings)
+    app = create_api(settings, pool, metrics, journal)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
         async with pool, inner(served):
-            yield
+            await journal.start()
+            try:
+                yield
+            finally:
+                await journal.stop()
 
     app.router.lifespan_context = lifespan
     return app
@@ -101,11 +167,8 @@ def run_api(settings: Settings) -> None:
     uvloop.run(main())
 
 
-def _serve(app: FastAPI, host: str, port: int, settings: Settings) -> None:
-    _server(app, host, port, settings).run()
-
-
-def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Server:
+def _server(app: FastAPI, host: str, port: int, settings: Settings, **more: Any) -> uvicorn.Server:
+    options: dict[str, Any] = {"limit_concurrency": CONNECTIONS_MAX, **more}
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -114,7 +177,8 @@ def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.S
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS_MAX,
+            ws="none",
             timeout_graceful_shutdown=int(settings.worker_shutdown_timeout_s),
+            **options,
         )
     )

@@ -12,12 +12,15 @@ import re
 import secrets
 import sys
 from collections.abc import Generator, Mapping, MutableMapping
-from typing import Any, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import orjson
 import structlog
 from pydantic import SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+if TYPE_CHECKING:
+    from stablerail.tracing import Exported
 
 MASK: Final = "********"
 
@@ -160,3 +163,12 @@ def _parsed(traceparent: str | None) -> re.Match[str] | None:
     if match is None or match[1] == "ff" or (match[1] == "00" and match[5]):
         return None
     return None if match[2] == "0" * 32 or match[3] == "0" * 16 else match
+
+
+def exported(url: str | None, service: str) -> Exported | None:
+    """Where spans go; None where no collector is named: then none is made, and the SDK, half a second, is not imported."""
+    if url is None:
+        return None
+    from stablerail.tracing import Exported
+
+    return Exported(url, service)

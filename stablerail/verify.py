@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ledger.rows import Connection
+from ledger.sql import load
 from ledger.verify import Result, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
-from stablerail.wiring import connector, rpcs
+from stablerail.wiring import connector, custody_of, rpcs
 from topics.money import format_amount
+
+LATE_BLOCKS: Final = 100
+"""A deposit so far below the final block that is not judged yet is late: it was due under a hundred heads."""
+_sql = load("stablerail", "operations.sql")
 
 
 async def verify_all(settings: Settings, progress: Progress = unheard) -> list[Result]:
@@ -15,46 +22,34 @@ async def verify_all(settings: Settings, progress: Progress = unheard) -> list[R
     connection = await connector(settings)()
     try:
         results = await verify(connection, progress=progress)
-        results.extend([await _custody(settings, connection)] if settings.read_chains else [])
+        if settings.read_chains:
+            results.extend(await _chains(settings, connection))
     finally:
         await connection.close()
     return sorted(results, key=lambda result: result.number)
 
 
-async def _custody(settings: Settings, connection: Connection) -> Result:
-    """4: the mirror = what our wallets hold at the final block up to which deposits were judged."""
-    offending = []
-    checked = 0
+async def _chains(settings: Settings, connection: Connection) -> tuple[Result, Result]:
+    """4: the mirror = what our wallets hold at the final block up to which deposits were judged. 6: what is final was judged."""
+    offending, late = [], []
+    checked = deposits = 0
     for chain in settings.read_chains:
-        rpc = rpcs(settings, chain)[0]
+        endpoints = rpcs(settings, chain)
         try:
-            await rpc.verify_chain_id()
-            token, depth = settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
-            final = (await rpc.head()).number - depth
-            addresses = [
-                row[0] for row in await connection.fetch("SELECT address FROM wallets WHERE chain = $1", chain.value)
-            ]
-            held = sum([await rpc.balance_of(token, address, max(final, 0)) for address in addresses])
-            open_ = await connection.fetchval(
-                "SELECT coalesce(sum(amount), 0)::text FROM deposits"
-                " WHERE chain = $1 AND status = 'credited' AND block_number <= $2",
-                chain.value,
-                final,
-            )
-            early = await connection.fetchval(
-                "SELECT coalesce(sum(amount), 0)::text FROM deposits"
-                " WHERE chain = $1 AND status = 'finalized' AND block_number > $2",
-                chain.value,
-                final,
-            )
-            mirror = await connection.fetchval(
-                "SELECT coalesce(sum(balance), 0)::text FROM accounts WHERE type = 'custody_usdc' AND shard = $1",
-                chain.value,
-            )
-            checked += len(addresses)
-            difference = held - int(open_) + int(early) - int(mirror)
-            if difference:
-                offending.append(f"{chain}: the wallets hold {format_amount(difference)} more than the mirror says")
+            found = await custody_of(settings, chain, endpoints).look(connection)
         finally:
-            await rpc.close()
-    return Result(4, "custody mirror = on-chain holdings at a final block", checked, tuple(offending))
+            for rpc in endpoints:
+                await rpc.close()
+        counts = await connection.fetchrow(_sql.judged, chain.value, found.final - LATE_BLOCKS)
+        assert counts is not None
+        overdue, known = counts
+        checked += found.wallets
+        deposits += known
+        if found.difference:
+            offending.append(f"{chain}: the wallets hold {format_amount(found.difference)} more than the mirror says")
+        if overdue:
+            late.append(f"{chain}: {overdue} deposits are {LATE_BLOCKS} blocks below the final one and not judged")
+    return (
+        Result(4, "custody mirror = on-chain holdings at a final block", checked, tuple(offending)),
+        Result(6, "every final transfer is credited, rejected or parked", deposits, tuple(late)),
+    )

@@ -17,18 +17,11 @@ from faust.types import TP
 from agents.delivery import Delivery
 from agents.services import Services
 from stablerail.metrics import Metrics
+from stablerail.page import page
 from stablerail.wiring import Movement
 
 MEASURE_S: Final = 1.0
 KINDS: Final = ("done", "rejected", "retry", "repeat", "reused")
-FLOW_STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b2733;background:#fff}
-h1{font-size:1.3rem;margin:0 0 .2rem} p{color:#5a6b7b;margin:0 0 1.2rem}
-table{border-collapse:collapse;width:100%} th,td{padding:.45rem .7rem;border-bottom:1px solid #e3e8ed;text-align:right}
-th{font-weight:600;font-size:.85rem;color:#5a6b7b} th:first-child,td:first-child{text-align:left}
-td:first-child b{display:block} td:first-child small{color:#5a6b7b} .bad{color:#b3261e;font-weight:600}
-@media(prefers-color-scheme:dark){body{background:#12181f;color:#dfe7ee}th,td{border-color:#2a3541}}
-"""
 
 
 @dataclass
@@ -61,10 +54,12 @@ class View:
         self.metrics = metrics
         self._unassigned_s = unassigned_s
         self._deliveries = movement.deliveries
+        self._measures = movement.measures
         self._last: dict[str, tuple[float, int]] = {}
         # per stage: where one topic is missing, the others' partitions come all the same
         self._assigned_at = {delivery.stage.name: time.monotonic() for delivery in movement.deliveries}
         self.figures = [StageFigures(d.stage.name, d.stage.source.name) for d in movement.deliveries]
+        self._held: dict[str, set[tuple[str, int]]] = {d.stage.name: set() for d in movement.deliveries}
         self.stopping = False
         self.beat: Callable[[], None] = lambda: None
         """Called with every measurement: the event loop lives."""
@@ -85,6 +80,8 @@ class View:
         while True:
             for delivery, figures in zip(self._deliveries, self.figures, strict=True):
                 self._measure(delivery, figures)
+            for measure in self._measures:
+                measure()
             self.beat()
             self.metrics.worker_ready(self._name, ready=not self.unready())
             await asyncio.sleep(MEASURE_S)
@@ -100,6 +97,9 @@ class View:
         figures.rate_per_s = (figures.events_in - before) / (now - then) if now > then else 0.0
         self._last[name] = (now, figures.events_in)
         held = delivery.held()
+        for _, partition in self._held[name] - held:
+            self.metrics.partition_gone(name, partition)
+        self._held[name] = held
         figures.partitions = len(held)
         if held:
             self._assigned_at[name] = now
@@ -135,12 +135,7 @@ class View:
         if not rows:
             rows = '<tr><td colspan="10">No stage here: this movement reads no topic.'
         heads = "<th>stage<th>in<th>out<th>refused<th>retried<th>repeats<th>events/s<th>lag<th>oldest<th>partitions"
-        return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
-            f"<title>{escape(self._name)} · Stablerail flow</title><style>{FLOW_STYLE}</style>"
-            f"<h1>{escape(self._name)}</h1><p>{state} · counts since this worker started</p>"
-            f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-        )
+        return page(f"{self._name} flow", f"{state} · counts since this worker started", heads, rows)
 
 
 def _row(f: StageFigures) -> str:
@@ -172,5 +167,5 @@ def mount(app: Any, view: View) -> None:
     async def metrics(web: Any, _request: Any) -> Any:
         return web.bytes(view.metrics.render(), content_type="text/plain")
 
-    for page in (flow, healthz, readyz, metrics):
-        app.page(f"/{page.__name__}", name=page.__name__)(page)
+    for handler in (flow, healthz, readyz, metrics):
+        app.page(f"/{handler.__name__}", name=handler.__name__)(handler)

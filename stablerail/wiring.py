@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
+import structlog
 
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
 from agents.crash import Stop
 from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
-from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
+from agents.deposits.lookups import Lookups, circle_listing
+from agents.deposits.policy import DepositPolicy
+from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
 from agents.services import Services
+from agents.withdrawals import (
+    accept_withdrawals,
+    broadcast_transactions,
+    settle_withdrawals,
+    sign_transactions,
+    track_confirmations,
+)
+from agents.withdrawals.limits import WithdrawalPolicy
+from agents.withdrawals.look import ChainWriter
+from chain.broadcaster import Broadcaster
+from chain.errors import KeystoreError, WrongPassword, WrongSigner
+from chain.fees import GWEI, POLICIES, FeePolicy
+from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
+from chain.signer import Signer, load_keystore
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
-from stablerail.config import Settings
+from stablerail.buffers import Buffers
+from stablerail.config import PREFIX, ConfigError, Problem, Settings
+from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
+from stablerail.withdrawal_views import WithdrawalViews
+from topics.events import Chain
+from topics.trace import Spans
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains")
+_log = structlog.get_logger()
+
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "onboarding": ("database_url", "circle_api_key", "circle_entity_secret"),
     "deposits": ("database_url",),
     "chains": ("database_url",),
+    "withdrawals": ("database_url",),
+    "treasury": ("database_url",),
 }
 
 
@@ -74,9 +102,9 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
     return connect
 
 
-def services(settings: Settings, metrics: Metrics, stop: Stop) -> Services:
+def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | None = None) -> Services:
     """What every stage of a process runs on."""
-    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
+    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
 
     async def publish(records: Any) -> None:
         await emitter.journal(records)
@@ -106,6 +134,10 @@ class Movement:
     workers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Loops beside the stages: performers, watchers."""
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    mounts: list[Callable[[Any], None]] = field(default_factory=list)
+    """What is Faust's own, put on the app before it starts: tables, their agents and pages."""
+    measures: list[Callable[[], None]] = field(default_factory=list)
+    """Called once a second."""
 
 
 def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
@@ -116,11 +148,52 @@ def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
     )
 
 
+def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Custody:
+    """The custody mirror of a chain that we read."""
+    return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])
+
+
 def deposit_policy(settings: Settings) -> DepositPolicy:
     return DepositPolicy(
         minimum=settings.deposit_minimum,
         chains_read=frozenset(chain.value for chain in settings.read_chains),
         buffer_shards=settings.shards_of(AccountType.SYSTEM_BUFFER_USDC),
+        at_finality=frozenset(chain.value for chain in settings.deposit_at_finality),
+        instant_max={chain.value: amount for chain, amount in settings.deposit_instant_max.items()},
+        outstanding_max={chain.value: amount for chain, amount in settings.deposit_outstanding_max.items()},
+    )
+
+
+def withdrawal_policy(settings: Settings) -> WithdrawalPolicy:
+    return WithdrawalPolicy(
+        tokens={chain.value: settings.usdc_contracts[chain] for chain in settings.withdrawal_chains},
+        minimum=settings.withdrawal_minimum,
+        maximum=settings.withdrawal_maximum,
+        user_day=settings.withdrawal_user_day_maximum,
+        network_day=settings.withdrawal_network_day_maximum,
+    )
+
+
+def hot_wallet(settings: Settings) -> Signer:
+    """The signer of our withdrawals. Raises ConfigError with the setting that is wrong."""
+    settings.require("withdrawal_keystore", "withdrawal_keystore_password")
+    assert settings.withdrawal_keystore is not None
+    try:
+        return load_keystore(
+            settings.withdrawal_keystore, settings.secret("withdrawal_keystore_password"), settings.withdrawal_signer
+        )
+    except KeystoreError as error:
+        at_fault = {WrongPassword: "WITHDRAWAL_KEYSTORE_PASSWORD", WrongSigner: "WITHDRAWAL_SIGNER"}
+        name = at_fault.get(type(error), "WITHDRAWAL_KEYSTORE")
+        raise ConfigError((Problem(PREFIX + name, error.detail),)) from None
+
+
+def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
+    """The network's bounds, with what is set over them."""
+    bounds = POLICIES[chain]
+    floor, cap = settings.withdrawal_tip_floors_gwei.get(chain), settings.withdrawal_fee_caps_gwei.get(chain)
+    return FeePolicy(
+        bounds.priority_floor if floor is None else floor * GWEI, bounds.max_fee_cap if cap is None else cap * GWEI
     )
 
 
@@ -130,18 +203,13 @@ async def build(name: str, settings: Settings, shared: Services, metrics: Metric
 
 
 async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
-    assert settings.circle_api_key is not None
-    assert settings.circle_entity_secret is not None
     movement = Movement("onboarding")
     movement.deliveries.append(Delivery(request_wallets.stage(settings.provisioned_chains), shared))
     movement.deliveries.append(Delivery(freeze_wallets.stage(), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
-    client = CircleClient(
-        settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
-    )
-    await client.start()
-    movement.closing.append(client.close)
+    client = await _circle(settings, movement)
+    assert client is not None
     wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id, shared.connect, shared.clock)
     policy = _call_policy(settings)
     deeds = WalletDeeds(wallets, policy.members_max, policy.attempts_max, metrics)
@@ -150,7 +218,7 @@ async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) ->
     return movement
 
 
-async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("deposits")
     readers: dict[str, ChainReader] = {}
     for chain in settings.read_chains:
@@ -159,20 +227,89 @@ async def _deposits(settings: Settings, shared: Services, _metrics: Metrics) -> 
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
+    policy = deposit_policy(settings)
+    circle = await _circle(settings, movement)
+    lookups = None
+    if circle is not None:
+        tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
+        listing = circle_listing(circle, settings.network, tokens)
+        lookups = Lookups(listing, policy.chains_read, shared.connect)
     stages: tuple[Stage[Any], ...] = (
-        credit_deposits.stage(deposit_policy(settings)),
-        finalize_deposits.stage(readers, shared.connect),
+        credit_deposits.stage(policy, lookups),
+        finalize_deposits.stage(readers, policy, shared.connect),
+    )
+    movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    if circle is None:
+        _log.warning("circle.not_polled", reason="circle_api_key or circle_entity_secret is not set")
+    else:
+        polled = Polled(
+            settings.network,
+            dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC"),
+            settings.circle_poll_interval_s,
+            timedelta(seconds=settings.circle_poll_overlap_s),
+        )
+        movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
+    return movement
+
+
+async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    movement = Movement("withdrawals")
+    writers: dict[str, ChainWriter] = {}
+    desks: list[sign_transactions.Desk] = []
+    broadcasters: dict[str, Broadcaster] = {}
+    signer = hot_wallet(settings) if settings.withdrawal_chains else None
+    for chain in settings.withdrawal_chains:
+        assert signer is not None
+        endpoints = rpcs(settings, chain)
+        movement.closing.extend(rpc.close for rpc in endpoints)
+        token = settings.usdc_contracts[chain].lower()
+        writers[chain.value] = ChainWriter(endpoints, token, settings.finality_depths_blocks[chain])
+        broadcasters[chain.value] = Broadcaster(endpoints)
+        desks.append(
+            sign_transactions.Desk(
+                chain,
+                settings.chain_ids[chain],
+                signer,
+                token,
+                HotWallet(endpoints, signer.address, token),
+                fee_policy(settings, chain),
+                settings.withdrawal_in_flight_max,
+            )
+        )
+    views = WithdrawalViews(settings.topic_prefix, shared.connect, metrics, shared.clock)
+    movement.mounts.append(views.mount)
+    movement.workers.append(views.work)
+    # in the order of the flow
+    stages: tuple[Stage[Any], ...] = (
+        accept_withdrawals.stage(withdrawal_policy(settings)),
+        *sign_transactions.stages(desks, metrics.lane),
+        broadcast_transactions.stage(broadcasters, shared.connect),
+        track_confirmations.stage(writers, shared.connect, shared.clock),
+        settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     return movement
 
 
+async def _circle(settings: Settings, movement: Movement) -> CircleClient | None:
+    """A client for the movement's life; None without credentials."""
+    if settings.circle_api_key is None or settings.circle_entity_secret is None:
+        return None
+    client = CircleClient(
+        settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
+    )
+    await client.start()
+    movement.closing.append(client.close)
+    return client
+
+
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("chains")
 
-    def seen(chain: str, head: int, behind: int) -> None:
+    def seen(chain: str, head: int, behind: int, answering: int) -> None:
         metrics.chain_head(chain, head)
         metrics.scanner_lag(chain, behind)
+        metrics.rpc_endpoints(chain, answering)
 
     for chain in settings.read_chains:
         endpoints = rpcs(settings, chain)
@@ -184,8 +321,21 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
             recent_max=max(128, 2 * settings.finality_depths_blocks[chain]),
         )
         watched = Watched(chain, settings.chain_ids[chain], endpoints, scan, settings.scan_interval_s)
-        movement.workers.append(WatchChain(watched, shared, seen).work)
+        watcher = WatchChain(watched, shared, seen)
+        custody = CustodyCheck(
+            custody_of(settings, chain, endpoints),
+            shared.connect,
+            settings.custody_check_interval_s,
+            partial(getattr, watcher, "leads"),
+            metrics.custody_discrepancy,
+        )
+        movement.workers += [watcher.work, custody.work]
     return movement
+
+
+async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> Movement:
+    buffers = Buffers(settings, metrics)
+    return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
 
 
 def _call_policy(settings: Settings) -> CallPolicy:
@@ -208,4 +358,6 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "onboarding": _onboarding,
     "deposits": _deposits,
     "chains": _chains,
+    "withdrawals": _withdrawals,
+    "treasury": _treasury,
 }

@@ -27,9 +27,11 @@ from agents.delivery import Delivered, Delivery
 from agents.services import Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
+from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
+from stablerail.telemetry import exported
 from stablerail.views import View, mount
 from stablerail.wiring import NEEDS, Movement, build, services
 from stablerail.workers import tell, watch_jobs
@@ -66,18 +68,21 @@ class _Worker:
         self._settings = settings
         self._port = port
         self._metrics = Metrics()
+        self._spans = exported(settings.otlp_traces_url, f"stablerail-{movement}")
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> NoReturn:
         settings = self._settings
-        shared = services(settings, self._metrics, Stop())
+        shared = services(settings, self._metrics, Stop(), self._spans)
         await _until_up(shared)
         movement = await build(self._name, settings, shared, self._metrics)
         app = faust_app(self._name, settings, self._port)
         view = View(self._name, app, movement, shared, self._metrics, settings.worker_unassigned_timeout_s)
         for delivery in movement.deliveries:
             attach(app, delivery, settings.topic_prefix)
-        app.producer_only = not movement.deliveries  # a consumer without topics does not start
+        for part in movement.mounts:
+            part(app)
+        app.producer_only = not (movement.deliveries or movement.mounts)  # a consumer without topics does not start
         mount(app, view)
         worker = _FaustWorker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
         worker.spinner = None
@@ -93,6 +98,9 @@ class _Worker:
         for loop in loops:
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))
         _log.info("worker.starts", movement=self._name, port=self._port)
+        if self._name == "deposits":
+            for chain in (chain for chain in settings.read_chains if len(settings.rpc_urls[chain]) < QUORUM):
+                _log.warning("chain.one_endpoint", chain=chain, means="finality and reversals rest on one node's word")
         try:
             await worker.start()
         finally:
@@ -127,6 +135,8 @@ class _Worker:
                 await shared.emitter.stop()
                 for close in movement.closing:
                     await close()
+                if self._spans is not None:
+                    await asyncio.to_thread(self._spans.close)
         _log.info("worker.stopped", movement=self._name)
         exit_now(0)  # all is done; a thread of Faust's that did not notice would keep the process
 

@@ -66,6 +66,7 @@ WALLETS_FROZEN = Topic("wallets.frozen", key="user id", models=(events.WalletsFr
 DEPOSITS_NOTIFIED = Topic("deposits.notified", key="destination address", models=(events.DepositNotified,))
 DEPOSITS_CREDITED = Topic("deposits.credited", key="destination address", models=(events.DepositCredited,))
 DEPOSITS_FINALIZED = Topic("deposits.finalized", key="destination address", models=(events.DepositFinalized,))
+DEPOSITS_PARKED = Topic("deposits.parked", key="destination address", models=(events.DepositParked,))
 CHAIN_HEADS = Topic("chain.heads", key="chain", models=(events.HeadSeen,), retention_ms=DAY_MS)
 WITHDRAWALS_REQUESTED = Topic("withdrawals.requested", key="user id", models=(events.WithdrawalRequested,))
 WITHDRAWALS_ACCEPTED = Topic("withdrawals.accepted", key="chain", models=(events.WithdrawalAccepted,))
@@ -77,6 +78,13 @@ TRANSACTIONS_CONFIRMED = Topic(
     "transactions.confirmed", key="lane: chain:signer", models=(events.TransactionConfirmed,)
 )
 WITHDRAWALS_SETTLED = Topic("withdrawals.settled", key="user id", models=(events.WithdrawalSettled,))
+BUFFERS_LEVELS = Topic("buffers.levels", key="account", models=(events.BufferLevel,), partitions=1, compacted=True)
+BUFFERS_TABLE = Topic("buffers.table", key="account, JSON", partitions=1, compacted=True)
+"""The change log of the Faust table over it: who takes the partition over has the levels before the first event."""
+NONCES_TABLE = Topic("nonces.table", key="lane, JSON", compacted=True)
+"""The change log of the Faust table over transactions.signed, partitioned like it."""
+PAYMENTS_UPDATED = Topic("payments.updated", key="payment id", models=(events.PaymentUpdated,))
+CIRCLE_WALLETS_UPDATED = Topic("circle.wallets.updated", key="wallet id", models=(events.CircleWalletUpdated,))
 WEBHOOKS_DLQ = Topic("webhooks.dlq", key="vendor", partitions=1, retention_ms=90 * DAY_MS, bytes_max=RECORD_BYTES_MAX)
 JOURNAL = Topic(
     "journal",
@@ -95,6 +103,7 @@ INPUTS = (
     DEPOSITS_NOTIFIED,
     DEPOSITS_CREDITED,
     DEPOSITS_FINALIZED,
+    DEPOSITS_PARKED,
     CHAIN_HEADS,
     WITHDRAWALS_REQUESTED,
     WITHDRAWALS_ACCEPTED,
@@ -102,10 +111,20 @@ INPUTS = (
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,
     WITHDRAWALS_SETTLED,
+    PAYMENTS_UPDATED,
+    CIRCLE_WALLETS_UPDATED,
 )
 """Topics that stages read or the world reads; each has a dead-letter topic."""
 
-TOPICS: tuple[Topic, ...] = (*INPUTS, *(topic.dlq for topic in INPUTS), WEBHOOKS_DLQ, JOURNAL)
+TOPICS: tuple[Topic, ...] = (
+    *INPUTS,
+    *(topic.dlq for topic in INPUTS),
+    WEBHOOKS_DLQ,
+    JOURNAL,
+    BUFFERS_LEVELS,
+    BUFFERS_TABLE,
+    NONCES_TABLE,
+)
 
 
 def by_name(name: str) -> Topic:

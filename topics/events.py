@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from topics.money import Amount
+from topics.money import Amount, Balance
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]
 """Printable ASCII: identifiers of ours and of vendors."""
@@ -29,6 +29,7 @@ class Chain(StrEnum):
     SOL = "SOL"
     APTOS = "APTOS"
     MATIC = "MATIC"
+    AVAX = "AVAX"
 
 
 _set = object.__setattr__  # the models are frozen
@@ -37,7 +38,7 @@ _set = object.__setattr__  # the models are frozen
 class Event(BaseModel):
     """The base: frozen, versioned."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=False, use_attribute_docstrings=True)
     type: ClassVar[str]
     version: Literal[1] = 1
 
@@ -45,7 +46,7 @@ class Event(BaseModel):
     @cache
     def ce_type(cls) -> str:
         """`ce_type` header: io.stablerail.<type>.v<version>."""
-        return f"io.stablerail.{cls.type}.v1"
+        return f"io.stablerail.{cls.type}.v{cls.model_fields['version'].default}"
 
     @classmethod
     def known(cls, **fields: Any) -> Self:
@@ -55,7 +56,7 @@ class Event(BaseModel):
         _set(event, "__pydantic_fields_set__", set(fields))
         _set(event, "__pydantic_extra__", None)
         _set(event, "__pydantic_private__", None)
-        fields["version"] = 1
+        fields["version"] = cls.__pydantic_fields__["version"].default
         _set(event, "__dict__", fields)
         return event
 
@@ -110,7 +111,7 @@ class WalletsRequested(Event):
 
 
 class ProvisionedWallet(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
     chain: Chain
     address: Address
     wallet_id: Text
@@ -173,6 +174,8 @@ class DepositNotified(Event):
     block_number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     log_index: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Only a reader of the chain knows it."""
+    sender: Address | None = None
+    """Where the transfer came from, in the source's words."""
 
     def identity(self) -> str:
         return f"{self.source}:{self.transfer_id}:{self.evidence}"
@@ -208,6 +211,29 @@ class DepositFinalized(Event):
     amount: Amount
     outcome: Literal["finalized", "reversed"]
     transaction_id: Text
+    shortfall: Amount | None = None
+    """Of a reversed one: what the customer did not have any more, and owes us."""
+
+    def identity(self) -> str:
+        return self.transaction_id
+
+
+class DepositParked(Event):
+    """A transfer to a wallet of ours is final on its chain, and nobody is credited: it is in suspense until people assign it.
+    Key: as deposits.notified."""
+
+    type = "deposits.parked"
+    deposit_id: Text
+    user_id: Text | None = None
+    """Whose wallet it is; None where nobody knows."""
+    chain: Chain
+    tx_hash: TxHash
+    to: Address
+    sender: Address | None = None
+    asset: Text
+    amount: Amount
+    reason: Literal["denied", "below_minimum", "unknown_owner", "account_closed"]
+    transaction_id: Text
 
     def identity(self) -> str:
         return self.transaction_id
@@ -236,8 +262,9 @@ class Rail(StrEnum):
     """Circle's transfer API sends it."""
 
 
-Asked = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-"""What a customer wrote, right or wrong: the stage's refusal is an answer to the customer, not a dead letter."""
+Asked = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""What a customer wrote, right or wrong, without control characters (PostgreSQL keeps no NUL): the stage's refusal is an
+answer to the customer, not a dead letter."""
 
 
 class WithdrawalRequested(Event):
@@ -255,7 +282,8 @@ class WithdrawalRequested(Event):
     rail: Asked = Rail.CHAIN.value
 
     def identity(self) -> str:
-        return f"{self.user_id}:{self.idempotency_key}"
+        # both may hold a colon: the length tells where one ends and the other begins
+        return f"{len(self.user_id)}:{self.user_id}:{self.idempotency_key}"
 
 
 class WithdrawalAccepted(Event):
@@ -336,6 +364,64 @@ class WithdrawalSettled(Event):
         return self.withdrawal_id
 
 
+class BufferLevel(Event):
+    """What a buffer account holds after a commit that moved it.  Key: the account. Taken by the highest version, so repeats
+    and old ones do nothing."""
+
+    type = "buffers.levels"
+    account: Text
+    """As `stablerail ledger balance` takes it: `system.system_buffer_usdc[3]:USDC`."""
+    account_type: Text
+    asset: Text
+    shard: Annotated[str, StringConstraints(max_length=200)] = ""
+    balance: Balance
+    account_version: Annotated[int, Field(ge=0, lt=2**63)]
+    """Entries of the account so far."""
+
+    def identity(self) -> str:
+        return f"{self.account}:{self.account_version}"
+
+
+class PaymentUpdated(Event):
+    """A payment or refund at the custodian's business account has a new status.  Key: payment id."""
+
+    type = "payments.updated"
+    source: Text
+    """`circle_mint`"""
+    payment_id: Text
+    kind: Text
+    """In the source's words: `payment`, `refund`."""
+    status: Text
+    """In the source's words: `pending`, `confirmed`, `paid`, `failed`, `action_required`."""
+    amount: Amount | None = None
+    currency: Text | None = None
+    tx_hash: TxHash | None = None
+    updated_at: Text | None = None
+    """The source's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.source}:{self.payment_id}:{self.status}"
+
+
+class CircleWalletUpdated(Event):
+    """A wallet or a recipient's address at Circle's business account changed.  Key: wallet id."""
+
+    type = "circle.wallets.updated"
+    wallet_id: Text
+    kind: Text
+    """Circle's notification type: `addressBookRecipients`, `wallets`."""
+    status: Text | None = None
+    """In Circle's words: `pending`, `active`, `inactive`, `denied`."""
+    chain: Text | None = None
+    """Circle's name."""
+    address: Address | None = None
+    updated_at: Text | None = None
+    """Circle's own words for the time; not parsed."""
+
+    def identity(self) -> str:
+        return f"{self.kind}:{self.wallet_id}:{self.status}:{self.updated_at}"
+
+
 EVENTS: tuple[type[Event], ...] = (
     KycApproved,
     KycRejected,
@@ -345,6 +431,7 @@ EVENTS: tuple[type[Event], ...] = (
     DepositNotified,
     DepositCredited,
     DepositFinalized,
+    DepositParked,
     HeadSeen,
     WithdrawalRequested,
     WithdrawalAccepted,
@@ -352,4 +439,7 @@ EVENTS: tuple[type[Event], ...] = (
     TransactionBroadcast,
     TransactionConfirmed,
     WithdrawalSettled,
+    BufferLevel,
+    PaymentUpdated,
+    CircleWalletUpdated,
 )

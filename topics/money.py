@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, ValidationInfo
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 USDC_DECIMALS = 6
 SCALE = 10**USDC_DECIMALS
@@ -57,5 +57,38 @@ Amount = Annotated[
     int,
     BeforeValidator(_read_amount),
     PlainSerializer(format_amount, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{_DECIMAL.pattern}$",
+            "description": "A decimal string, above zero, with at most six decimals",
+            "examples": ["25.00"],
+        }
+    ),
 ]
 """A positive amount in base units of a 6-decimal asset; a decimal string in JSON."""
+
+
+def _read_balance(value: Any, info: ValidationInfo) -> int:
+    if type(value) is int and info.mode != "json":
+        return value
+    text = value.removeprefix("-") if type(value) is str else value
+    if type(text) is not str or len(value) - len(text) > 1:
+        raise ValueError('a balance is a decimal string, such as "-25.00"')
+    return parse_amount(text) * (-1 if value.startswith("-") else 1)
+
+
+Balance = Annotated[
+    int,
+    BeforeValidator(_read_balance),
+    PlainSerializer(format_amount, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^-?{_DECIMAL.pattern}$",
+            "description": "A decimal string, on either side of zero, with at most six decimals",
+            "examples": ["-25.00"],
+        }
+    ),
+]
+"""What an account of ours holds: on either side of zero."""

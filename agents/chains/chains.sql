@@ -1,8 +1,6 @@
--- name: lead
-SELECT pg_try_advisory_lock(hashtext(current_schema() || ' ' || $1))
-
 -- name: cursor
 SELECT state FROM chain_cursors WHERE chain = $1
 
 -- name: addresses
-SELECT address FROM wallets WHERE chain = $1
+-- Our signers' too: what arrives there is ours, and its owner nobody.
+SELECT address FROM wallets WHERE chain = $1 UNION SELECT signer FROM lanes WHERE chain = $1

@@ -16,12 +16,14 @@ import asyncpg
 import orjson
 import structlog
 
+from agents.lone_writer import STANDBY_S, LoneWriter
 from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
+from chain.heads import readable
 from chain.rpc import Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
 from chain.scanner import Pass, scan_once
-from ledger.commit import TRANSIENT, lock_writer, seal
+from ledger.commit import TRANSIENT
 from ledger.record import Message
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
@@ -36,7 +38,6 @@ _sql = load("agents.chains", "chains.sql")
 _AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 
 WAIT_S_MAX = 30.0
-STANDBY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Watched:
     chain: Chain
     chain_id: int
     rpcs: tuple[Rpc, ...]
-    """The first that answers is read; finality asks all of them."""
+    """One is read, up to where another is too (chain/heads.py); finality asks all of them."""
     scan: ScanSettings
     interval_s: float
     start_block: int | None = None
@@ -56,25 +57,26 @@ class Watched:
 class WatchChain:
     """One chain's watcher. `work` never returns."""
 
-    def __init__(self, watched: Watched, services: Services, seen: Callable[[str, int, int], None]) -> None:
-        """`seen(chain, head, blocks behind)` gets the figures."""
+    def __init__(self, watched: Watched, services: Services, seen: Callable[[str, int, int, int], None]) -> None:
+        """`seen(chain, head, blocks behind, endpoints that answer)` gets the figures."""
         self._watched = watched
         self._services = services
         self._seen = seen
         self._writer = f"watch_chain.{watched.chain.value}"
-        self._connection: Connection | None = None
+        self._lone = LoneWriter(self._writer, services)
         self._log = _log.bind(stage=self._writer)
-        self._endpoint = 0
-        self.leads = False
+        self._rpc: Rpc | None = None
+        self._left_out: tuple[tuple[str, str], ...] = ()
 
     async def work(self) -> None:
         wait_s = self._watched.interval_s
         while True:
             try:
-                if not await self._lead():
+                connection = await self._lone.lead()
+                if connection is None:
                     await asyncio.sleep(STANDBY_S)
                     continue
-                caught_up = await self.look()
+                caught_up = await self.look(connection)
                 self._services.unready.pop(self._writer, None)
                 wait_s = self._watched.interval_s if caught_up else 0.0
             except ChainMoved:
@@ -83,68 +85,56 @@ class WatchChain:
                 # a person must look: a new start block, or the right endpoint
                 self._log.critical("chain.stands", error=error.code, reason=str(error))
                 self._services.unready[self._writer] = error.code
-                self._endpoint += 1
                 wait_s = WAIT_S_MAX
             except _AGAIN as error:
                 self._log.warning("chain.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
-                self._endpoint += 1
+                self._rpc = None
                 wait_s = min(max(wait_s, 0.1) * 2, WAIT_S_MAX)
             except Exception as error:
                 self._services.stop(f"{self._writer}: {error!r}", error)
                 raise
             await asyncio.sleep(wait_s)
 
-    async def _lead(self) -> bool:
-        if self._connection is None or self._connection.is_closed():
-            self.leads = False
-            self._connection = await self._services.connect()
-        if not self.leads:
-            self.leads = bool(await self._connection.fetchval(_sql.lead, self._writer))
-        return self.leads
-
-    async def look(self) -> bool:
+    async def look(self, connection: Connection) -> bool:
         """One pass; whether everything up to the head was read."""
-        connection = self._connection
-        assert connection is not None
-        rpc = self._watched.rpcs[self._endpoint % len(self._watched.rpcs)]
-        await rpc.verify_chain_id()
-        state = await self._state(connection, rpc)
+        source = await readable(self._watched.rpcs, self._rpc)
+        self._rpc = rpc = source.rpc
+        self._tell_left_out(source.left_out)
+        state = await self._state(connection, source.head)
         addresses = {row[0] for row in await connection.fetch(_sql.addresses, self._watched.chain.value)}
-        found = await scan_once(rpc, state, addresses, self._watched.scan)
+        found = await scan_once(rpc, state, addresses, self._watched.scan, source.head, agreed=source.agreed)
         if found.rewound_from is not None:
             self._log.warning("chain.reorg", was=found.rewound_from.number)
         if found.heads or found.transfers or found.state != state:
-            await self._commit(connection, found)
+            await self._commit(found)
         for head in found.heads:
             read = found.state.cursor.number if found.state.cursor else 0
-            self._seen(self._watched.chain.value, head.number, head.number - read)
+            answering = len(self._watched.rpcs) - len(source.left_out)
+            self._seen(self._watched.chain.value, head.number, head.number - read, answering)
         return found.caught_up
 
-    async def _state(self, connection: Connection, rpc: Rpc) -> ScanState:
+    def _tell_left_out(self, left_out: tuple[tuple[str, str], ...]) -> None:
+        """Once, when it changes: an endpoint of another chain is as good as none, whenever it turns out to be one."""
+        for endpoint, code in set(left_out) - set(self._left_out):
+            self._log.error("chain.endpoint_left_out", endpoint=endpoint, error=code)
+        for endpoint, _ in set(self._left_out) - set(left_out):
+            self._log.info("chain.endpoint_back", endpoint=endpoint)
+        self._left_out = left_out
+
+    async def _state(self, connection: Connection, head: Block) -> ScanState:
         stored = await connection.fetchval(_sql.cursor, self._watched.chain.value)
         if stored is not None:
             return ScanState.of_json(orjson.loads(stored))
         start = self._watched.start_block
-        return begin((await rpc.head()).number if start is None else start, self._watched.scan)
+        return begin(head.number if start is None else start, self._watched.scan)
 
-    async def _commit(self, connection: Connection, found: Pass) -> None:
-        now = self._services.clock()
-        row = (self._watched.chain.value, found.state.as_json(), now)
-        async with connection.transaction():
-            owners = await lock_writer(connection, self._writer)
-            sealed = await seal(
-                connection,
-                self._writer,
-                owners,
-                blocks=[block(CHAIN_CURSORS, Op.UPSERT, [row])],
-                messages=[*self._transfers(found), *map(self._head, found.heads)],
-                at=now,
-                actor=self._writer,
-                summary={"transfers": len(found.transfers), "heads": len(found.heads)},
-            )
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+    async def _commit(self, found: Pass) -> None:
+        row = (self._watched.chain.value, found.state.as_json(), self._services.clock())
+        await self._lone.commit(
+            [block(CHAIN_CURSORS, Op.UPSERT, [row])],
+            [*self._transfers(found), *map(self._head, found.heads)],
+            {"transfers": len(found.transfers), "heads": len(found.heads)},
+        )
 
     def _transfers(self, found: Pass) -> list[Message]:
         messages = []
@@ -162,6 +152,7 @@ class WatchChain:
                 block_hash=log.block_hash,
                 block_number=log.block_number,
                 log_index=log.log_index,
+                sender=log.sender,
             )
             messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, f"{self._watched.chain.value}:{event_id}"))
         return messages

@@ -1,13 +1,17 @@
-"""chain.heads -> ledger: custody mirror, or the reversal -> deposits.finalized
+"""chain.heads -> ledger: custody mirror, credit of what waited, parking, or the reversal -> deposits.finalized
 
 Decides:  for every deposit that is deep enough under the new head, what the chain says of it now.
 Key:      the chain.
 Repeats:  harmless; a deposit that is further on is left alone.
 Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next head.
 
-A deposit that no endpoint shows is first ORPHANED; it is reversed when, at a later head, every endpoint of the chain,
-each past the deposit's depth, still has nothing. A node that is behind is no evidence. Where nobody named a block (it may
-not be mined yet, or not where we look), the depth is counted from the head at which it was first missed.
+A deposit is final when two endpoints show it alike. A credited one that two do not show is first ORPHANED; it is reversed when,
+at a later head, two, each past the deposit's depth, still have nothing (chain/evidence.py). A node that is behind is no
+evidence. Where nobody named a block (it may not be mined yet, or not where we look), the depth is counted from the head at
+which it was first missed. A reversal cancels withdrawals that are not signed, as far as it needs them (reversal.py).
+
+A pending deposit is judged in the same way: what the chain shows is credited and mirrored in one commit, or parked in suspense
+where by now nobody is to be credited; what it does not show has VANISHED.
 """
 
 from __future__ import annotations
@@ -16,22 +20,42 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
-from agents.deposits.deposit import Deposit, Status, finalized, reversed_
-from agents.outcome import Done, Emit, Outcome, Stage
-from chain.evidence import Canonical, Finding, Missing, Moved, find_transfer
+import asyncpg
+import structlog
+
+from agents.deposits.deposit import Deposit, Status, about, credited, finalized, parked, reversed_
+from agents.deposits.facts import Place, closed_of, denied_of, owners_of
+from agents.deposits.figures import count_ends
+from agents.deposits.policy import DepositPolicy, Held
+from agents.deposits.reversal import Purse, lock_purses
+from agents.outcome import Alert, Done, Emit, Outcome, Stage
+from agents.withdrawals.withdrawal import Status as Withdrawn
+from agents.withdrawals.withdrawal import Withdrawal, moved, released, settled
+from chain.evidence import Canonical, Finding, Moved, Undecided, find_transfer
 from chain.rpc import Rpc
+from ledger.commit import TRANSIENT
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
 from ledger.tables import DEPOSITS
-from topics.catalog import CHAIN_HEADS, DEPOSITS_FINALIZED
+from topics.catalog import (
+    CHAIN_HEADS,
+    DEPOSITS_CREDITED,
+    DEPOSITS_FINALIZED,
+    DEPOSITS_PARKED,
+    WITHDRAWALS_SETTLED,
+)
 from topics.envelope import Received
 from topics.events import HeadSeen
+from topics.money import format_amount
 
+_log = structlog.get_logger()
 _sql = load_sql("agents.deposits", "deposits.sql")
 
+NAME: Final = "finalize_deposits"
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 DUE_MAX: Final = 500
 """Deposits looked up under one head; the rest follows under the next."""
 LOOKUPS_AT_ONCE: Final = 10
@@ -42,7 +66,7 @@ class ChainReader:
     """A chain that we read ourselves."""
 
     rpcs: Sequence[Rpc]
-    """All endpoints; every one must agree before money is taken back."""
+    """All endpoints; two must agree before anything is final or taken back. A single one's word is all there is."""
     token: str
     depth_blocks: int
 
@@ -52,66 +76,154 @@ class Facts:
     now: datetime
     findings: Mapping[str, Finding]
     """What the endpoints say, by deposit id."""
+    policy: DepositPolicy
     due: dict[str, list[Deposit]] = field(default_factory=dict)
     """Locked deposits by chain."""
+    owners: Mapping[Place, str] = field(default_factory=dict)
+    """Of the wallets of pending ones, as they are now."""
+    denied: frozenset[Place] = frozenset()
+    """Of the senders of pending ones, as they are now."""
+    closed: frozenset[str] = frozenset()
+    """Customers of pending ones whose account takes nothing any more."""
+    purses: dict[str, Purse] = field(default_factory=dict)
+    """Of the customers who may lose a deposit."""
+
+
+class _Step(NamedTuple):
+    """What becomes of one deposit."""
+
+    deposit: Deposit
+    postings: tuple[Transaction, ...] = ()
+    emits: tuple[Emit, ...] = ()
+    cancelled: tuple[Withdrawal, ...] = ()
+    alerts: tuple[Alert, ...] = ()
 
 
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, HeadSeen)
+    purses = {user: purse.copy() for user, purse in facts.purses.items()}
+    steps = [
+        step
+        for deposit in facts.due.get(event.chain, ())
+        if (step := _judge(deposit, facts.findings[deposit.id], event.number, facts, purses)) is not None
+    ]
+    upserts: list[tuple[Table, Row]] = []
+    inserts: list[tuple[Table, Row]] = []
     postings: list[Transaction] = []
     emits: list[Emit] = []
-    rows: list[tuple[Table, Row]] = []
-    for deposit in facts.due.get(event.chain, ()):
-        after, moved = _judge(deposit, facts.findings[deposit.id], event.number, facts.now)
-        if after is None:
-            continue
-        rows.append((DEPOSITS, after))
-        if moved is not None:
-            postings.append(moved[0])
-            emits.append(moved[1])
-    return Done(postings=tuple(postings), upserts=tuple(rows), emits=tuple(emits))
+    for step in steps:
+        for withdrawal in step.cancelled:
+            after, (row, line) = moved(withdrawal, Withdrawn.CANCELLED, facts.now, NAME, "deposit_reversed")
+            upserts.append(row)
+            inserts.append(line)
+            postings.append(released(withdrawal))
+            emits.append(settled(after))
+        upserts.append((DEPOSITS, step.deposit))
+        postings += step.postings
+        emits += step.emits
+    return Done(
+        tuple(postings), tuple(inserts), tuple(upserts), tuple(emits), alerts=tuple(a for s in steps for a in s.alerts)
+    )
 
 
-def _judge(
-    deposit: Deposit, finding: Finding, head: int, now: datetime
-) -> tuple[Deposit | None, tuple[Transaction, Emit] | None]:
-    """The deposit after what the chain says, and what it moves; (None, None): nothing changes."""
-    if deposit.status not in (Status.CREDITED, Status.ORPHANED):
-        return None, None
+def _judge(deposit: Deposit, finding: Finding, head: int, facts: Facts, purses: dict[str, Purse]) -> _Step | None:
+    """None: nothing changes. `purses` change with what is taken and given."""
+    if isinstance(finding, Undecided) or deposit.status not in (Status.PENDING, Status.CREDITED, Status.ORPHANED):
+        return None
+    pending = deposit.status == Status.PENDING
     if isinstance(finding, Canonical | Moved) and len(finding.log_indexes) > deposit.n:
         placed = deposit._replace(
-            status=Status.CREDITED.value,
+            status=deposit.status if pending else Status.CREDITED.value,
             block_hash=finding.block_hash,
             block_number=finding.block_number,
             log_index=finding.log_indexes[deposit.n],
-            updated_at=now,
+            updated_at=facts.now,
         )
         if isinstance(finding, Moved):
-            return placed, None
-        final = placed._replace(status=Status.FINALIZED.value, finalized_at=now)
-        return final, finalized(final)
-    if isinstance(finding, Canonical | Moved | Missing):
-        if deposit.status == Status.CREDITED:
-            since = head if deposit.block_number is None else deposit.block_number
-            return deposit._replace(status=Status.ORPHANED.value, block_number=since, updated_at=now), None
-        if isinstance(finding, Moved):
-            return None, None  # fewer equal transfers than we credited, but not final yet
-        gone = deposit._replace(status=Status.REVERSED.value, finalized_at=now, updated_at=now)
-        return gone, reversed_(deposit)
-    return None, None
+            return _Step(placed)
+        return _settle_pending(placed, facts, purses) if pending else _finalize(placed, facts)
+    if deposit.status == Status.CREDITED or (pending and deposit.block_number is None):
+        since = head if deposit.block_number is None else deposit.block_number
+        status = deposit.status if pending else Status.ORPHANED.value
+        return _Step(deposit._replace(status=status, block_number=since, updated_at=facts.now))
+    if isinstance(finding, Moved):
+        return None  # fewer equal transfers than were reported, but not final yet
+    if pending:
+        return _Step(deposit._replace(status=Status.VANISHED.value, finalized_at=facts.now, updated_at=facts.now))
+    return _reverse(deposit, facts, purses)
+
+
+def _finalize(deposit: Deposit, facts: Facts) -> _Step:
+    after, posting, emit = finalized(
+        deposit._replace(status=Status.FINALIZED.value, finalized_at=facts.now, updated_at=facts.now)
+    )
+    return _Step(after, (posting,), (emit,))
+
+
+def _settle_pending(deposit: Deposit, facts: Facts, purses: dict[str, Purse]) -> _Step:
+    """It is final, and was not credited: now or never."""
+    place = (deposit.chain, deposit.recipient)
+    deposit = deposit._replace(user_id=deposit.user_id or facts.owners.get(place))
+    denied, closed = (deposit.chain, deposit.sender) in facts.denied, deposit.user_id in facts.closed
+    why = facts.policy.parks(deposit.amount, deposit.user_id, denied=denied, closed=closed)
+    if why is not None:
+        return _park(deposit, why, facts.now)
+    after = deposit._replace(
+        status=Status.CREDITED.value, generation=deposit.generation + 1, credited_at=facts.now, updated_at=facts.now
+    )
+    credit, told = credited(after)
+    if (purse := purses.get(after.user_id or "")) is not None:
+        purse.spendable += after.amount
+    final = _finalize(after, facts)
+    return _Step(final.deposit, (credit, *final.postings), (told, *final.emits))
+
+
+def _park(deposit: Deposit, why: Held, now: datetime) -> _Step:
+    after = deposit._replace(status=Status.PARKED.value, held=why.value, finalized_at=now, updated_at=now)
+    posting, emit = parked(after)
+    alerts: tuple[Alert, ...] = ()
+    if why is Held.UNKNOWN_OWNER:
+        alerts = (Alert("deposit_of_unknown_owner", about(after)),)
+    elif why is Held.DENIED and deposit.held != Held.DENIED:
+        alerts = (Alert("deposit_denied", about(after)),)
+    return _Step(after, (posting,), (emit,), alerts=alerts)
+
+
+def _reverse(deposit: Deposit, facts: Facts, purses: dict[str, Purse]) -> _Step:
+    assert deposit.user_id is not None
+    taken = purses[deposit.user_id].take(deposit.amount)
+    gone = deposit._replace(status=Status.REVERSED.value, finalized_at=facts.now, updated_at=facts.now)
+    after, posting, emit = reversed_(gone, taken.shortfall)
+    alerts: tuple[Alert, ...] = ()
+    if taken.shortfall:
+        owed = {"user_id": deposit.user_id, "shortfall": format_amount(taken.shortfall)}
+        alerts = (Alert("deposit_shortfall", about(deposit) | owed),)
+    return _Step(after, (posting,), (emit,), taken.cancelled, alerts)
 
 
 def fold(facts: Facts, done: Done) -> None:
     """What one head settled, the next head of the batch leaves alone."""
-    settled = {row[0] for _, row in done.upserts}
+    after = {row.id: row for _, row in done.upserts if isinstance(row, Deposit)}
     for chain, due in facts.due.items():
-        facts.due[chain] = [deposit for deposit in due if deposit.id not in settled]
+        for deposit in due:
+            row = after.get(deposit.id)
+            purse = None if row is None else facts.purses.get(row.user_id or "")
+            if row is None or purse is None:
+                continue
+            if row.status == Status.REVERSED:
+                purse.take(row.amount)
+            elif row.status == Status.FINALIZED and deposit.status == Status.PENDING:
+                purse.spendable += row.amount
+        facts.due[chain] = [deposit for deposit in due if deposit.id not in after]
 
 
 class FinalizeDeposits:
-    def __init__(self, chains: Mapping[str, ChainReader], connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(
+        self, chains: Mapping[str, ChainReader], policy: DepositPolicy, connect: Callable[[], Awaitable[Connection]]
+    ) -> None:
         self._chains = chains
+        self._policy = policy
         self._connect = connect
         self._connection: Connection | None = None
 
@@ -142,8 +254,12 @@ class FinalizeDeposits:
                         reader.depth_blocks,
                     )
 
-            connection = await self._reading()
-            due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
+            try:
+                connection = await self._reading()
+                due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
+            except _AGAIN as error:
+                _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
+                return findings
             await asyncio.gather(*(look(tuple(row)) for row in due))
         return findings
 
@@ -155,22 +271,41 @@ class FinalizeDeposits:
     async def load(
         self, connection: Connection, _events: Sequence[Received], findings: Mapping[str, Finding], at: datetime
     ) -> Facts:
-        facts = Facts(at, findings)
+        facts = Facts(at, findings, self._policy)
         for row in await connection.fetch(_sql.locked, list(findings)):
-            deposit = Deposit(*row)
-            facts.due.setdefault(deposit.chain, []).append(deposit._replace(amount=int(deposit.amount)))
+            deposit = Deposit.read(row)
+            facts.due.setdefault(deposit.chain, []).append(deposit)
+        found = [deposit for due in facts.due.values() for deposit in due]
+        pending = [deposit for deposit in found if deposit.status == Status.PENDING]
+        if pending:
+            facts.owners = await owners_of(connection, [(d.chain, d.recipient) for d in pending if d.user_id is None])
+            facts.denied = await denied_of(connection, [(d.chain, d.sender) for d in pending if d.sender])
+            users = {d.user_id for d in pending if d.user_id} | set(facts.owners.values())
+            facts.closed = await closed_of(connection, users)
+        losers = {
+            d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(findings[d.id]) and d.user_id
+        }
+        if losers:
+            facts.purses = await lock_purses(connection, losers, found, facts.owners, at)
         return facts
 
 
-def stage(chains: Mapping[str, ChainReader], connect: Callable[[], Awaitable[Connection]]) -> Stage[Facts]:
+def _may_be_gone(finding: Finding) -> bool:
+    return not isinstance(finding, Undecided | Moved)
+
+
+def stage(
+    chains: Mapping[str, ChainReader], policy: DepositPolicy, connect: Callable[[], Awaitable[Connection]]
+) -> Stage[Facts]:
     """`connect` opens a connection for reading what is due."""
-    agent = FinalizeDeposits(chains, connect)
+    agent = FinalizeDeposits(chains, policy, connect)
     return Stage(
-        name="finalize_deposits",
+        name=NAME,
         source=CHAIN_HEADS,
         prepare=agent.prepare,
         load=agent.load,
         decide=decide,
         fold=fold,
-        emits=(DEPOSITS_FINALIZED,),
+        figures=count_ends,
+        emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED, WITHDRAWALS_SETTLED),
     )

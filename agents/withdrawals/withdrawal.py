@@ -1,7 +1,7 @@
 """What a withdrawal is: its identity, its row, its history, the transactions signed for it, and the money it moves (DESIGN §5). Pure.
 
 ```
- pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed
+ pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed | cancelled (a cancel was mined)
     └──────────┴─▶ cancelled (before a signature)  │
     └─▶ failed (refused)                           └─▶ manual_review: a person must look
 ```
@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from agents.outcome import Emit
+from agents.withdrawals.limits import taken_back
 from ledger.accounts import WORLD, buffer, custody, pending_withdrawal, spendable
 from ledger.counters import Count
 from ledger.holds import capture, hold, void
@@ -25,8 +26,8 @@ from ledger.posting import Transaction, credit, debit
 from ledger.rows import Row, Table
 from ledger.tables import ATTEMPTS, LANES, WITHDRAWAL_HISTORY, WITHDRAWALS
 from topics.catalog import WITHDRAWALS_SETTLED
-from topics.events import WithdrawalSettled
-from topics.money import format_amount
+from topics.events import WithdrawalRequested, WithdrawalSettled
+from topics.money import format_amount, parse_amount
 
 
 class Status(StrEnum):
@@ -47,13 +48,19 @@ NOT_SIGNED: Final = frozenset({Status.PENDING, Status.SIGNING})
 NEXT: Final[dict[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.SIGNING, Status.FAILED, Status.CANCELLED}),
     Status.SIGNING: frozenset({Status.BROADCASTING, Status.CANCELLED, Status.MANUAL_REVIEW}),
-    Status.BROADCASTING: frozenset({Status.CONFIRMING, Status.COMPLETED, Status.FAILED, Status.MANUAL_REVIEW}),
-    Status.CONFIRMING: frozenset({Status.BROADCASTING, Status.COMPLETED, Status.FAILED, Status.MANUAL_REVIEW}),
-    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, Status.COMPLETED, Status.FAILED}),
+    Status.BROADCASTING: frozenset({Status.CONFIRMING, *ENDED, Status.MANUAL_REVIEW}),
+    Status.CONFIRMING: frozenset({Status.BROADCASTING, *ENDED, Status.MANUAL_REVIEW}),
+    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, *ENDED}),
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
 }
+
+
+NONCE_TAKEN: Final = "nonce_taken"
+"""Of a review: something that is none of ours was mined with the withdrawal's nonce."""
+UNEXPECTED_TRANSFERS: Final = "unexpected_transfers"
+"""Of a review: its payment succeeded and did not move what it was signed for."""
 
 
 class Withdrawal(NamedTuple):
@@ -148,6 +155,20 @@ def withdrawal_id(user_id: str, idempotency_key: str) -> str:
     return hashlib.blake2b(name.encode(), digest_size=16, person=b"withdrawal").hexdigest()
 
 
+def asked(event: WithdrawalRequested, at: datetime) -> Withdrawal:
+    """What a customer asks for, not decided yet."""
+    try:
+        amount = parse_amount(event.amount)
+    except ValueError:
+        amount = 0
+    return Withdrawal(
+        withdrawal_id(event.user_id, event.idempotency_key), event.user_id, event.idempotency_key,
+        fingerprint(event.rail, event.chain, event.asset, event.amount, event.to),
+        event.rail, event.chain, event.asset, amount, event.to,
+        Status.PENDING.value, None, None, at, at, None, 1,
+    )  # fmt: skip
+
+
 def fingerprint(rail: str, chain: str, asset: str, amount: str, to: str) -> str:
     """32 hex digits over what was asked, as it was written."""
     name = "\0".join((rail, chain, asset, amount, to))
@@ -228,11 +249,11 @@ def paid(withdrawal: Withdrawal, buffer_shard: str = "") -> Transaction:
 
 
 def released(withdrawal: Withdrawal) -> Transaction:
-    """What was held goes back to the customer."""
+    """What was held goes back to the customer, and counts towards the day's limits no more."""
     assert withdrawal.hold_id is not None
     return void(
         _transaction_id(withdrawal.id, "release"), "withdrawal_release", withdrawal.id, hold_id=withdrawal.hold_id
-    )
+    )._replace(counts=taken_back(withdrawal.user_id, withdrawal.chain, withdrawal.amount, withdrawal.requested_at))
 
 
 def settled(withdrawal: Withdrawal, tx_hash: str | None = None, *, amount: str | None = None) -> Emit:

@@ -14,12 +14,13 @@ _NAMES: Final[dict[Network, dict[Chain, str]]] = {
         Chain.SOL: "SOL-DEVNET",
         Chain.APTOS: "APTOS-TESTNET",
         Chain.MATIC: "MATIC-AMOY",
+        Chain.AVAX: "AVAX-FUJI",
     },
-    "mainnet": {Chain.ETH: "ETH", Chain.SOL: "SOL", Chain.APTOS: "APTOS", Chain.MATIC: "MATIC"},
+    "mainnet": {chain: chain.value for chain in Chain},
 }
 _CHAINS: Final = {network: {name: chain for chain, name in names.items()} for network, names in _NAMES.items()}
 
-EVM_CHAINS: Final = frozenset({Chain.ETH, Chain.MATIC})
+EVM_CHAINS: Final = frozenset({Chain.ETH, Chain.MATIC, Chain.AVAX})
 """Chains whose addresses and hashes are hexadecimal, so that their case says nothing."""
 
 
@@ -31,3 +32,11 @@ def to_circle(chain: Chain, network: Network) -> str:
 def from_circle(blockchain: str, network: Network) -> Chain | None:
     """ "ETH-SEPOLIA" on testnet -> Chain.ETH; None for a chain of another network or one we do not have."""
     return _CHAINS[network].get(blockchain)
+
+
+_MINT: Final = {"ETH": Chain.ETH, "POLY": Chain.MATIC, "SOL": Chain.SOL, "AVAX": Chain.AVAX}
+
+
+def from_mint(chain: str) -> Chain | None:
+    """ "POLY" -> Chain.MATIC; Mint's names are the same on both networks: its API key and its topic are one network's."""
+    return _MINT.get(chain)

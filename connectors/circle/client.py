@@ -10,8 +10,10 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -118,6 +120,60 @@ class CircleClient:
                 return found
             params["pageAfter"] = page[-1].id
         raise Unknown(f"more than {PAGES_MAX * PAGE_SIZE} wallets of one reference")
+
+    async def list_transactions(
+        self,
+        *,
+        blockchain: str | None = None,
+        tx_hash: str | None = None,
+        destination_address: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """All inbound transactions that match, oldest first, as `transactions.notified` takes them. `blockchain`: Circle's name."""
+        found: list[dict[str, Any]] = []
+        after: str | None = None
+        for _ in range(PAGES_MAX):
+            page = await self.inbound_page(
+                after=after, blockchain=blockchain, tx_hash=tx_hash, destination_address=destination_address
+            )
+            found += page
+            if len(page) < PAGE_SIZE:
+                return found
+            after = str(page[-1].get("id"))
+        raise Unknown(f"more than {PAGES_MAX * PAGE_SIZE} transactions in one answer")
+
+    async def inbound_page(
+        self,
+        *,
+        since: datetime | None = None,
+        after: str | None = None,
+        blockchain: str | None = None,
+        tx_hash: str | None = None,
+        destination_address: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """At most PAGE_SIZE inbound transactions, oldest first: those made at `since` or later, behind the one with id `after`.
+        A page that is not full is the last."""
+        params = {
+            "txType": "INBOUND",
+            "order": "ASC",
+            "pageSize": str(PAGE_SIZE),
+            "from": None if since is None else since.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "pageAfter": after,
+            "blockchain": blockchain,
+            "txHash": tx_hash,
+            "destinationAddress": destination_address,
+        }
+        given = {name: value for name, value in params.items() if value is not None}
+        listed = (await self._call("GET", "/v1/w3s/transactions", params=given)).get("transactions")
+        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+            raise Unknown("Circle's reply holds no transactions")
+        return listed
+
+    async def transaction(self, transaction_id: str) -> dict[str, Any]:
+        """One transaction as it is now. Raises Refused (404) when Circle knows none of this id."""
+        found = (await self._call("GET", f"/v1/w3s/transactions/{quote(transaction_id, safe='')}")).get("transaction")
+        if not isinstance(found, dict):
+            raise Unknown("Circle's reply holds no transaction")
+        return found
 
     async def notification_public_key(self, key_id: str) -> bytes:
         """DER SubjectPublicKeyInfo of the key that signs notifications. Raises Refused when Circle knows no such key."""

@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ValidationError
 
 from connectors import errors
-from connectors.circle.chains import EVM_CHAINS, Network, from_circle
+from connectors.circle.chains import Network
+from connectors.circle.transactions import SOURCE, Model, notified, wrong_schema
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation
 from topics import catalog
-from topics.events import Address, DepositNotified, Evidence, Text, TxHash
+from topics.events import Text
 
-SOURCE: Final = "circle"
 KEYS_MAX: Final = 64  # Circle confirmed each of them, so nobody else can fill the cache
 LOOKUPS_PER_MIN: Final = 10  # unknown key ids we ask Circle about: random ones must not use up its rate limit
+REPEATS_PER_MIN: Final = 5  # more, for ids that come again: a flood of random ones must not keep Circle's own out
+PUT_OFF_MAX: Final = 50_000  # 10 MB; a flood of a thousand a second forgets none for most of a minute
 
 FetchKey = Callable[[str], Awaitable[bytes]]
 """CircleClient.notification_public_key."""
@@ -57,6 +57,9 @@ class CircleWebhooks:
         self._keys: OrderedDict[str, ec.EllipticCurvePublicKey] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[ec.EllipticCurvePublicKey]] = {}
         self._looked_up_at: deque[float] = deque(maxlen=lookups_per_min)
+        self._repeats_at: deque[float] = deque(maxlen=REPEATS_PER_MIN)
+        self._put_off: OrderedDict[str, None] = OrderedDict()
+        """Ids that came when nothing was left to spend, latest last."""
 
     @property
     def vendor(self) -> str:
@@ -87,7 +90,7 @@ class CircleWebhooks:
             return self._keys[key_id]
         lookup = self._lookups.get(key_id)
         if lookup is None:
-            self._spend_lookup()
+            self._spend_lookup(key_id)
             lookup = asyncio.create_task(self._look_up(key_id))
             self._lookups[key_id] = lookup
             lookup.add_done_callback(partial(self._looked_up, key_id))
@@ -99,11 +102,18 @@ class CircleWebhooks:
         if not lookup.cancelled():
             lookup.exception()  # seen, also when everybody who waited has given up
 
-    def _spend_lookup(self) -> None:
-        now, spent = self._clock(), self._looked_up_at
-        if len(spent) == spent.maxlen and now - spent[0] < 60.0:
-            raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
-        spent.append(now)
+    def _spend_lookup(self, key_id: str) -> None:
+        now = self._clock()
+        if _spent(self._looked_up_at, now):
+            return
+        # Who invents ids has no use for one twice; Circle comes again with its own until we have answered.
+        if key_id in self._put_off and _spent(self._repeats_at, now):
+            del self._put_off[key_id]
+            return
+        self._put_off[key_id] = None
+        if len(self._put_off) > PUT_OFF_MAX:
+            self._put_off.popitem(last=False)
+        raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
 
     async def _look_up(self, key_id: str) -> ec.EllipticCurvePublicKey:
         try:
@@ -124,6 +134,14 @@ class CircleWebhooks:
         return key
 
 
+def _spent(at: deque[float], now: float) -> bool:
+    """Whether one more within this minute was left, and is spent now."""
+    if len(at) == at.maxlen and now - at[0] < 60.0:
+        return False
+    at.append(now)
+    return True
+
+
 def _key_id(text: str) -> str:
     """The key id in canonical form; Circle is never asked for what is not a UUID."""
     try:
@@ -134,30 +152,11 @@ def _key_id(text: str) -> str:
         raise Refused(RefusalCode.UNKNOWN_KEY, "the key id is not a UUID") from None
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, strict=True)
-
-
-class _Envelope(_Model):
+class _Envelope(Model):
     notification_id: Text
     notification_type: str
     notification: dict[str, Any]
     version: int = 2
-
-
-class _Inbound(_Model):
-    """The transaction object of `transactions.inbound`, as far as it is read."""
-
-    id: Text
-    state: str
-    blockchain: Annotated[str, Field(pattern=r"^[A-Z0-9-]{1,40}$")]
-    token_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{1,100}$")]
-    destination_address: Address
-    tx_hash: TxHash
-    amounts: Annotated[list[str], Field(min_length=1, max_length=1)]
-    transaction_type: Literal["INBOUND"] = "INBOUND"
-    block_hash: Any = None
-    block_height: Any = None
 
 
 INBOUND: Final = "transactions.inbound"
@@ -190,53 +189,25 @@ _OF_NO_INTEREST: Final = {
     },
 }
 IGNORED_TYPES: Final = frozenset(f"{family}.{kind}" for family, kinds in _OF_NO_INTEREST.items() for kind in kinds)
-_EVIDENCE: Final = {"CONFIRMED": Evidence.CONFIRMED, "COMPLETE": Evidence.COMPLETE}
-_BLOCK_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
 def translate(body: bytes | Mapping[str, Any], network: Network, usdc_tokens: Mapping[str, str]) -> Translation:
-    """What a verified notification says. Pure and total.
-
-    A token or a chain that is not ours is passed on as `circle:<Circle's name>`, which the stage refuses with
-    unsupported_token or unknown_chain; without the prefix Circle's mainnet "ETH" would pass for our testnet chain.
-    """
+    """What a verified notification says. Pure and total."""
     try:
         content = orjson.loads(body) if isinstance(body, bytes) else body
     except orjson.JSONDecodeError:
         return NotUnderstood("not_json", "the body is not JSON")
     try:
         envelope = _Envelope.model_validate(content)
-        if envelope.version != 2:
-            return NotUnderstood("unsupported_version", "the notification's version is not 2")
-        if envelope.notification_type in IGNORED_TYPES:
-            return Ignored(envelope.notification_type)
-        if envelope.notification_type != INBOUND:
-            return NotUnderstood("unknown_type", f"notificationType {envelope.notification_type[:80]!a}")
-        inbound = _Inbound.model_validate(envelope.notification)
-        if inbound.state not in _EVIDENCE:
-            return NotUnderstood("unknown_state", f"an inbound transaction in state {inbound.state[:80]!a}")
-        event = _notified(inbound, network, usdc_tokens)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return NotUnderstood("wrong_schema", f"{where}: {first['msg']}"[:300])
+        return wrong_schema(error)
+    if envelope.version != 2:
+        return NotUnderstood("unsupported_version", "the notification's version is not 2")
+    if envelope.notification_type in IGNORED_TYPES:
+        return Ignored(envelope.notification_type)
+    if envelope.notification_type != INBOUND:
+        return NotUnderstood("unknown_type", f"notificationType {envelope.notification_type[:80]!a}")
+    event = notified(envelope.notification, network, usdc_tokens)
+    if isinstance(event, NotUnderstood):
+        return event
     return Publish(catalog.DEPOSITS_NOTIFIED, event.to.encode(), event, envelope.notification_id, SOURCE)
-
-
-def _notified(inbound: _Inbound, network: Network, usdc_tokens: Mapping[str, str]) -> DepositNotified:
-    chain = from_circle(inbound.blockchain, network)
-    block_hash, height = inbound.block_hash, inbound.block_height
-    in_hex = isinstance(block_hash, str) and _BLOCK_HASH.fullmatch(block_hash) is not None
-    return DepositNotified(
-        source=SOURCE,
-        transfer_id=inbound.id,
-        chain=chain or f"circle:{inbound.blockchain}",
-        # Case says nothing in hexadecimal, and two reports of one transfer must be equal.
-        tx_hash=inbound.tx_hash.lower() if chain in EVM_CHAINS else inbound.tx_hash,
-        to=inbound.destination_address.lower() if chain in EVM_CHAINS else inbound.destination_address,
-        asset=usdc_tokens.get(inbound.token_id, f"circle:{inbound.token_id}"),
-        amount=inbound.amounts[0],
-        evidence=_EVIDENCE[inbound.state],
-        block_hash=block_hash.lower() if in_hex else None,
-        block_number=height if type(height) is int and 0 <= height < 2**63 else None,
-    )

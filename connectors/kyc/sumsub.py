@@ -6,8 +6,6 @@ Source: docs.sumsub.com, webhook manager.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +14,8 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
+from connectors.kyc.approvals import not_understood
+from connectors.webhooks.hmac_signed import check, digest, event_id_of
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation, header
 from topics.catalog import KYC_APPROVED, KYC_REJECTED
 from topics.events import KycApproved, KycRejected
@@ -90,8 +90,7 @@ def verify(headers: Mapping[str, str], body: bytes, secret: SecretStr) -> None:
     algorithm = ALGORITHMS.get(header(headers, ALGORITHM_HEADER) or DEFAULT_ALGORITHM)
     if algorithm is None:
         raise Refused(RefusalCode.UNSUPPORTED_ALGORITHM, f"{ALGORITHM_HEADER} is none of {', '.join(ALGORITHMS)}")
-    if not hmac.compare_digest(_digest(body, secret, algorithm).encode(), given.lower().encode(errors="replace")):
-        raise Refused(RefusalCode.BAD_SIGNATURE, f"{DIGEST_HEADER} is not the digest of this body with our secret")
+    check(secret, body, [given], algorithm=algorithm)
 
 
 def sign(
@@ -100,11 +99,7 @@ def sign(
     algorithm: Literal["HMAC_SHA256_HEX", "HMAC_SHA512_HEX"] = DEFAULT_ALGORITHM,
 ) -> dict[str, str]:
     """The headers Sumsub sends with `body`; for the local sandbox."""
-    return {DIGEST_HEADER: _digest(body, secret, ALGORITHMS[algorithm]), ALGORITHM_HEADER: algorithm}
-
-
-def _digest(body: bytes, secret: SecretStr, algorithm: str) -> str:
-    return hmac.new(secret.get_secret_value().encode(), body, algorithm).hexdigest()
+    return {DIGEST_HEADER: digest(secret, body, ALGORITHMS[algorithm]).hex(), ALGORITHM_HEADER: algorithm}
 
 
 def translate(body: bytes, *, accept_sandbox_mode: bool = False) -> Approved | OtherVerdict | NotUnderstood:
@@ -115,7 +110,7 @@ def translate(body: bytes, *, accept_sandbox_mode: bool = False) -> Approved | O
     try:
         said = _Body.model_validate_json(body)
     except ValidationError as error:
-        return _not_understood(error)
+        return not_understood(error)
     answer = said.review_result.review_answer if said.review_result else None
     verdict = _other_verdict(said, answer, accept_sandbox_mode)
     if verdict is not None:
@@ -132,7 +127,7 @@ def translate(body: bytes, *, accept_sandbox_mode: bool = False) -> Approved | O
             }
         )
     except ValidationError as error:
-        return _not_understood(error)
+        return not_understood(error)
     return Approved(event, event_id, event.user_id.encode())
 
 
@@ -173,20 +168,8 @@ def _rejected(said: _Body, verdict: Verdict, body: bytes, accept_sandbox_mode: b
 
 
 def _event_id(said: _Body, body: bytes) -> str:
-    """Sumsub sends no event id. These three are the same on every repeat of a webhook; without them, the bytes are."""
-    if said.correlation_id and said.created_at_ms:
-        event_id = f"{said.correlation_id}:{said.type}:{said.created_at_ms}"
-        if len(event_id) <= 200 and event_id.isascii() and event_id.isprintable() and event_id[0] != " ":
-            return event_id
-    return f"sha256:{hashlib.sha256(body).hexdigest()}"
-
-
-def _not_understood(error: ValidationError) -> NotUnderstood:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return NotUnderstood("not_json", first["msg"][:200])
-    where = ".".join(map(str, first["loc"]))[:100]
-    return NotUnderstood("wrong_schema", f"{where}: {first['msg'][:200]}")
+    """Sumsub sends no event id; these three are the same on every repeat of a webhook."""
+    return event_id_of([said.correlation_id, said.type, said.created_at_ms], body)
 
 
 class SumsubSource:

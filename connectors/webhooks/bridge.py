@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -20,11 +20,22 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from starlette.requests import ClientDisconnect
 
 from connectors.webhooks import problems
+from connectors.webhooks.limits import LargeBodies, Refusals
 from connectors.webhooks.problems import Problem
 from connectors.webhooks.publisher import Publisher, Unavailable
-from connectors.webhooks.source import Ignored, NotUnderstood, Publish, Refused, Translation, WebhookSource
+from connectors.webhooks.source import (
+    Act,
+    Ignored,
+    NotNow,
+    NotUnderstood,
+    Publish,
+    Refused,
+    Translation,
+    WebhookSource,
+)
 from topics.catalog import INPUT_BYTES_MAX, WEBHOOKS_DLQ
 from topics.envelope import headers_of, value_of
+from topics.trace import Span, Spans, child, is_traceparent
 
 log = structlog.get_logger()
 
@@ -36,6 +47,8 @@ CIRCLE_PATHS = (
 )
 """Circle posts every type to one endpoint; the last three are aliases that older configurations name."""
 SUMSUB_PATHS = ("/webhooks/kyc/sumsub",)
+PERSONA_PATHS = ("/webhooks/kyc/persona",)
+ONFIDO_PATHS = ("/webhooks/kyc/onfido",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,12 @@ class Mount:
     paths: tuple[str, ...]
     answers_head: bool = False
     """Circle tries an endpoint with HEAD before it takes a subscription."""
+    by_header: Mapping[str, WebhookSource] = field(default_factory=dict)
+    """Schemes that share the paths: a request with this header (lower case) is for that source, which verifies and
+    translates it; a scheme is never tried after another one has refused."""
+
+    def source_of(self, headers: Mapping[str, str]) -> WebhookSource:
+        return next((source for name, source in self.by_header.items() if name in headers), self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,10 @@ class Limits:
     """What one request may cost. Vendors wait 5 s for an answer."""
 
     body_bytes: int = INPUT_BYTES_MAX
+    small_bytes: int = 65_536
+    """A webhook has a few kilobytes. What is larger has to find room among the large ones."""
+    large_bodies: int = 32
+    """So many at the same time: memory must not grow with what strangers send, and small ones always have room."""
     read_s: float = 5.0
     verify_s: float = 3.0
     """A key may have to be fetched."""
@@ -81,9 +104,13 @@ class Metrics:
 @dataclass(frozen=True, slots=True)
 class _Context:
     publisher: Publisher
+    bodies: LargeBodies
+    refusals: Refusals
     metrics: Metrics
     limits: Limits
     now: Callable[[], datetime]
+    spans: Spans | None
+    trace_ratio: float
 
 
 def _utc_now() -> datetime:
@@ -98,8 +125,11 @@ def create_bridge(
     limits: Limits | None = None,
     now: Callable[[], datetime] = _utc_now,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    spans: Spans | None = None,
+    trace_ratio: float = 1.0,
 ) -> FastAPI:
-    """The app. The publisher is started and stopped by the caller (see `serve`)."""
+    """The app. The publisher is started and stopped by the caller (see `serve`). `spans`: told of each webhook of a sampled
+    trace; `trace_ratio` of those whose sender has none begin one that is."""
     app = FastAPI(
         title="Stablerail bridge",
         docs_url=None,
@@ -109,9 +139,14 @@ def create_bridge(
         lifespan=lifespan,
     )
     problems.install(app)
-    context = _Context(publisher, Metrics(registry), limits or Limits(), now)
+    limits = limits or Limits()
+    bodies = LargeBodies(limits.large_bodies, limits.retry_after_s)
+    context = _Context(publisher, bodies, Refusals(), Metrics(registry), limits, now, spans, trace_ratio)
     for mount in mounts:
-        endpoint = _endpoint(mount.source, context)
+        for source in (mount.source, *mount.by_header.values()):
+            # a series that begins at its first rise has, to Prometheus, not risen
+            context.metrics.webhooks.labels(source.vendor, "unavailable", "broker_unavailable")
+        endpoint = _endpoint(mount, context)
         for path in mount.paths:
             app.add_api_route(path, endpoint, methods=["POST"])
             if mount.answers_head:
@@ -138,16 +173,31 @@ async def _ok() -> Response:
     return Response(status_code=200)
 
 
-def _endpoint(source: WebhookSource, context: _Context) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
+        started_ns = time.time_ns()
+        source = mount.source_of(request.headers)
+        parent = request.headers.get("traceparent")
+        traceparent = trace_of(parent, context.trace_ratio, new_span=context.spans is not None)
+
+        def over(outcome: str, code: str) -> None:
+            if context.spans is not None:
+                about = {"url.path": request.url.path, "webhook.outcome": outcome, "webhook.code": code}
+                above = parent if is_traceparent(parent) else None
+                name = f"webhook {source.vendor}"
+                context.spans(Span(name, "server", traceparent, above, started_ns, time.time_ns(), about))
+
         with context.metrics.seconds.labels(source.vendor).time():
             try:
-                outcomes = await _receive(request, source, context)
+                with context.bodies.room() as take_room:
+                    outcomes = await _receive(request, source, context, traceparent, take_room)
             except Problem as problem:
                 outcome = "unavailable" if problem.status == 503 else "refused"
+                over(outcome, problem.code)
                 context.metrics.webhooks.labels(source.vendor, outcome, problem.code).inc()
-                log.warning("webhook_not_taken", vendor=source.vendor, status=problem.status, code=problem.code)
+                context.refusals.tell(source.vendor, problem)
                 raise
+            over(*(outcomes[0] if outcomes else ("ignored", "")))
             for outcome, code in outcomes:
                 context.metrics.webhooks.labels(source.vendor, outcome, code).inc()
             return Response(status_code=200)
@@ -155,10 +205,12 @@ def _endpoint(source: WebhookSource, context: _Context) -> Callable[[Request], A
     return receive
 
 
-async def _receive(request: Request, source: WebhookSource, context: _Context) -> list[tuple[str, str]]:
+async def _receive(
+    request: Request, source: WebhookSource, context: _Context, traceparent: str, take_room: Callable[[], None]
+) -> list[tuple[str, str]]:
     """(outcome, code) of each thing the webhook said, all of them with the broker. Raises Problem."""
     limits = context.limits
-    body = await _read(request, limits)
+    body = await _read(request, limits, take_room)
     try:
         async with asyncio.timeout(limits.verify_s):
             await source.verify(request.headers, body)
@@ -169,10 +221,14 @@ async def _receive(request: Request, source: WebhookSource, context: _Context) -
         raise Problem(
             503, "key_unavailable", "The signature could not be checked in time.", headers=_retry_after(limits)
         ) from None
-    traceparent = trace_of(request.headers.get("traceparent"))
     path = request.url.path
     try:
         return [await _say(said, body, path, source.vendor, traceparent, context) for said in _translate(source, body)]
+    except NotNow as error:
+        log.warning("webhook_not_done", vendor=source.vendor, reason=str(error), traceparent=traceparent)
+        raise Problem(
+            503, "not_done", "It could not be done now; send it again.", headers=_retry_after(limits)
+        ) from None
     except Unavailable as error:
         # What was published before the failure is published again with the same id when the vendor repeats.
         log.warning("webhook_not_published", vendor=source.vendor, reason=str(error), traceparent=traceparent)
@@ -200,8 +256,13 @@ async def _say(
                 event.ce_type(), event_id=event_id, source=source, time=received, traceparent=traceparent
             )
             await context.publisher.publish(topic, key, value_of(event), headers)
-            log.info("webhook_published", vendor=vendor, topic=topic.name, id=event_id, traceparent=traceparent)
+            # at debug: the metric counts it, the message itself has id and trace, and the line cost as much as the signature
+            log.debug("webhook_published", vendor=vendor, topic=topic.name, id=event_id, traceparent=traceparent)
             return "published", event.type
+        case Act(code, act):
+            await act()
+            log.info("webhook_done", vendor=vendor, code=code, traceparent=traceparent)
+            return "done", code
         case Ignored(code, reason):
             log.info("webhook_ignored", vendor=vendor, code=code, reason=reason, traceparent=traceparent)
             return "ignored", code
@@ -214,7 +275,7 @@ async def _say(
             return "not_understood", code
 
 
-async def _read(request: Request, limits: Limits) -> bytes:
+async def _read(request: Request, limits: Limits, take_room: Callable[[], None]) -> bytes:
     """The raw body. Nothing beyond the limit is read, so the connection is closed after the answer."""
     declared = request.headers.get("content-length", "")
     too_large = Problem(
@@ -222,6 +283,8 @@ async def _read(request: Request, limits: Limits) -> bytes:
     )
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
         raise too_large
+    if declared.isdecimal() and int(declared) > limits.small_bytes:
+        take_room()
     body = bytearray()
     try:
         async with asyncio.timeout(limits.read_s):
@@ -229,6 +292,8 @@ async def _read(request: Request, limits: Limits) -> bytes:
                 body += chunk
                 if len(body) > limits.body_bytes:
                     raise too_large
+                if len(body) > limits.small_bytes:
+                    take_room()
     except TimeoutError:
         raise Problem(
             408, "body_too_slow", f"A body must arrive within {limits.read_s:g} s.", headers={"Connection": "close"}
@@ -242,11 +307,9 @@ def _retry_after(limits: Limits) -> dict[str, str]:
     return {"Retry-After": str(limits.retry_after_s)}
 
 
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-
-
-def trace_of(received: str | None) -> str:
-    """The caller's W3C `traceparent` when it is one, else a new one."""
-    if received is not None and _TRACEPARENT.fullmatch(received):
-        return received
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+def trace_of(received: str | None, ratio: float = 1.0, *, new_span: bool = False) -> str:
+    """The caller's W3C `traceparent` when it is one, else a new one, sampled at the ratio. `new_span`: a span of ours in it."""
+    if received is not None and is_traceparent(received):
+        return child(received, secrets.token_hex(8)) if new_span else received
+    sampled = secrets.randbelow(1_000_000) < ratio * 1_000_000
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{sampled:02x}"

@@ -19,6 +19,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
+from connectors.webhooks.batches import TopicBatches, Waiting
 from topics.catalog import RECORD_BYTES_MAX, Topic
 
 log = structlog.get_logger()
@@ -62,6 +63,8 @@ class KafkaPublisher:
         self._timeout_s = timeout_s
         self._probe_s = probe_s
         self._producer: AIOKafkaProducer | None = None
+        self._batches: dict[str, TopicBatches] = {}
+        """Of the present producer, by topic."""
         self._failed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -85,18 +88,26 @@ class KafkaPublisher:
         producer = self._producer
         if producer is None or self._failed.is_set():
             raise Unavailable("not connected to Kafka")
-        name = topic.named(self._prefix)
+        batches = self._batches.get(topic.name)
+        if batches is None:
+            batches = self._batches[topic.name] = TopicBatches(producer, topic, self._prefix)
+        message = Waiting(key, value, headers)
+        batches.add(message)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await producer.send_and_wait(name, value=value, key=key, headers=list(headers))
-        except _ABOUT_THE_MESSAGE as error:
+                error = await message.acked
+        except TimeoutError as late:
+            error = late
+        if error is None:
+            return
+        name = topic.named(self._prefix)
+        if isinstance(error, _ABOUT_THE_MESSAGE):
             log.error("publish_refused", topic=name, error=type(error).__name__)
             raise Unavailable(f"Kafka does not take it: {type(error).__name__}") from error
-        except (KafkaError, TimeoutError) as error:
-            log.warning("publish_failed", topic=name, error=type(error).__name__)
-            if producer is self._producer:
-                self._failed.set()
-            raise Unavailable(f"Kafka did not acknowledge: {type(error).__name__}") from error
+        log.warning("publish_failed", topic=name, error=type(error).__name__)
+        if producer is self._producer:
+            self._failed.set()
+        raise Unavailable(f"Kafka did not acknowledge: {type(error).__name__}") from error
 
     async def _keep(self) -> None:
         while True:
@@ -122,14 +133,17 @@ class KafkaPublisher:
             log.warning("kafka_lost", bootstrap=self._bootstrap)
         finally:
             producer, self._producer = self._producer, None
+            batches, self._batches = self._batches, {}
             # Cancelled: the publisher stops, and what is in flight gets its time.
             await self._close(producer, grace_s=0 if self._failed.is_set() else self._timeout_s)
+            await asyncio.gather(*(each.ended() for each in batches.values()))
 
     async def _connect(self) -> AIOKafkaProducer | None:
         producer = AIOKafkaProducer(
             bootstrap_servers=self._bootstrap,
             acks="all",
             enable_idempotence=True,
+            max_batch_size=RECORD_BYTES_MAX,  # cut by ourselves, topic by topic
             max_request_size=RECORD_BYTES_MAX + 100_000,
             request_timeout_ms=int(self._timeout_s * 750),  # ends before a publish's own limit, with the better error
         )

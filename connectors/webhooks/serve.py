@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from connectors.webhooks.bridge import Limits, Mount, create_bridge
 from connectors.webhooks.publisher import KafkaPublisher
+from topics.trace import Spans
 
 
 def kafka_bridge(
@@ -21,10 +22,12 @@ def kafka_bridge(
     limits: Limits | None = None,
     publish_timeout_s: float = 4.0,
     probe_s: float = 2.0,
+    spans: Spans | None = None,
+    trace_ratio: float = 1.0,
 ) -> FastAPI:
     """An app whose lifespan starts and stops the publisher; what the sources need (a client's session) is the caller's.
 
-    Serve it with a bound on connections, such as `uvicorn.Config(app, limit_concurrency=500)`: each may hold a body.
+    Serve it with a bound on connections: `uvicorn.Config(app, http=guarded(), ws="none")`.
     """
     publisher = KafkaPublisher(bootstrap, prefix=prefix, timeout_s=publish_timeout_s, probe_s=probe_s)
 
@@ -36,4 +39,6 @@ def kafka_bridge(
         finally:
             await publisher.stop()
 
-    return create_bridge(mounts, publisher, registry, limits=limits, lifespan=lifespan)
+    return create_bridge(
+        mounts, publisher, registry, limits=limits, lifespan=lifespan, spans=spans, trace_ratio=trace_ratio
+    )

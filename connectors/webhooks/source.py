@@ -3,14 +3,16 @@
 Refused (code, status)     the request is not taken; the vendor gets a problem answer
  ├── missing_signature     401  a header that the scheme needs is absent or empty
  ├── bad_signature         401  the signature is not one, or not over these bytes, or not with this key
+ ├── stale_signature       401  the time that the vendor signed is too far from ours: a replay
  ├── unknown_key           401  the vendor knows no such key
+ ├── unknown_topic         401  signed, if at all, for somebody else's subscription
  ├── unsupported_algorithm 400  an algorithm we do not accept
  └── key_unavailable       503  the key could not be looked up now; the vendor should send again
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -24,7 +26,9 @@ class RefusalCode(StrEnum):
 
     MISSING_SIGNATURE = "missing_signature"
     BAD_SIGNATURE = "bad_signature"
+    STALE_SIGNATURE = "stale_signature"
     UNKNOWN_KEY = "unknown_key"
+    UNKNOWN_TOPIC = "unknown_topic"
     UNSUPPORTED_ALGORITHM = "unsupported_algorithm"
     KEY_UNAVAILABLE = "key_unavailable"
 
@@ -75,7 +79,21 @@ class NotUnderstood:
     reason: str
 
 
-Translation = Publish | Ignored | NotUnderstood
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Genuine, and asks for something other than a message: it is done before the answer. When it raises `NotNow`, the vendor
+    is asked to send again."""
+
+    code: str
+    """As Ignored.code."""
+    act: Callable[[], Awaitable[None]]
+
+
+class NotNow(Exception):
+    """What a webhook asks for could not be done now. The text goes to the log."""
+
+
+Translation = Publish | Ignored | NotUnderstood | Act
 
 
 class WebhookSource(Protocol):

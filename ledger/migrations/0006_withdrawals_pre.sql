@@ -1,7 +1,8 @@
--- The id is made of customer and idempotency key. `version` is that of the last row of its history.
+-- The id is made of customer and idempotency key. `version` is that of the last row of its history. What was refused is kept
+-- as it was written, also where there is no such rail.
 CREATE TABLE withdrawals (
     id uuid PRIMARY KEY, fingerprint uuid NOT NULL, hold_id uuid, version bigint NOT NULL,
-    user_id text NOT NULL, idempotency_key text NOT NULL, rail text NOT NULL CHECK (rail IN ('chain', 'circle')),
+    user_id text NOT NULL, idempotency_key text NOT NULL, rail text NOT NULL CHECK (rail IN ('chain', 'circle') OR status = 'failed'),
     chain text NOT NULL, asset text NOT NULL, amount numeric(38, 0) NOT NULL, recipient text NOT NULL,
     status text NOT NULL CHECK (status IN
         ('pending', 'signing', 'broadcasting', 'confirming', 'completed', 'failed', 'cancelled', 'manual_review')),
@@ -45,4 +46,5 @@ CREATE TABLE attempts (
     UNIQUE (chain, signer, nonce, n)
 ) WITH (fillfactor = 70);
 CREATE INDEX attempts_withdrawal ON attempts (withdrawal_id);
+CREATE INDEX attempts_confirmed ON attempts (chain, block_number) WHERE status = 'confirmed';
 CREATE INDEX attempts_open ON attempts (chain, signer, nonce) WHERE status IN ('signed', 'broadcast', 'mined');

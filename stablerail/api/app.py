@@ -12,13 +12,17 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
+from agents.withdrawals.errors import RequestRefused
 from ledger.errors import ReadRefused
 from stablerail import problems
-from stablerail.api import ledger_routes, models, onboarding_routes, worker_routes
+from stablerail.api import ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
+from stablerail.api.bodies import SmallBodies
+from stablerail.api.journal import Journal
 from stablerail.api.observe import Observed
 from stablerail.api.reads import Pool
 from stablerail.api.routes import problem, router
 from stablerail.config import Settings
+from stablerail.limits import known_limits
 from stablerail.metrics import Metrics
 from stablerail.problems import Problem
 
@@ -36,21 +40,25 @@ _DATABASE_GONE: Final = (
 )
 
 _DESCRIPTION = """
-What a customer has, where they can deposit, how each deposit came about, and the ledger that says so.
+What a customer has, where they can deposit, how each deposit came about, withdrawals, and the ledger that says so.
 
 * **Amounts** are decimal strings with six decimals. Never parse them as floats.
 * **Errors** are `application/problem+json` (RFC 9457); branch on `code`, which is stable.
-* **Keys**: `Authorization: Bearer sr_<id>_<secret>`, made by `stablerail keys create --scope read`.
+* **Keys**: `Authorization: Bearer sr_<id>_<secret>`, made by `stablerail keys create --scope read --scope withdraw`.
+* **Asking twice** for a withdrawal with one `Idempotency-Key` asks once: after a lost answer or a 503, ask again.
 """
 
 
-def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -> FastAPI:
-    """The app. Whoever calls it opens and closes the pool, whose connections have our schema as their search_path."""
+def create_api(
+    settings: Settings, pool: Pool, metrics: Metrics | None = None, journal: Journal | None = None
+) -> FastAPI:
+    """The app. Whoever calls it opens and closes the pool, whose connections have our schema as their search_path, and
+    starts and stops the journal."""
     metrics = metrics or Metrics()
     app = FastAPIOffline(
         title="Stablerail",
         version="1",
-        summary="Customers' stablecoin balances, wallets and deposits",
+        summary="Customers' stablecoin balances, wallets, deposits and withdrawals",
         description=_DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
@@ -59,6 +67,8 @@ def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -
         openapi_tags=[
             {"name": "customers", "description": f"Balances and wallets ({settings.network})."},
             {"name": "deposits", "description": "Transfers to customers' wallets."},
+            {"name": "withdrawals", "description": "Money on its way out; asked for with the scope `withdraw`."},
+            {"name": "administration", "description": "Limits; scope `admin`."},
             {"name": "ledger", "description": "Accounts, statements, transactions; the company's own too."},
             {"name": "workers", "description": "The workers, for operators."},
             {"name": "operation", "description": "For orchestrators and Prometheus; no key."},
@@ -66,15 +76,21 @@ def create_api(settings: Settings, pool: Pool, metrics: Metrics | None = None) -
     )
     app.state.pool = pool
     app.state.metrics = metrics
+    app.state.journal = journal or Journal.of(settings)
+    app.state.known_limits = known_limits(settings)
     problems.install(app)
     for error in _DATABASE_GONE:
         app.add_exception_handler(error, _on_database_gone)
+    app.add_middleware(SmallBodies)
     app.add_middleware(Observed, metrics=metrics, name="api")
     app.include_router(router)
     app.include_router(ledger_routes.router)
     app.include_router(onboarding_routes.router)
     app.include_router(worker_routes.router)
+    for withdrawals in (withdrawal_routes.asking, withdrawal_routes.reading, withdrawal_routes.administering):
+        app.include_router(withdrawals)
     app.add_exception_handler(ReadRefused, ledger_routes.on_read_refused)
+    app.add_exception_handler(RequestRefused, withdrawal_routes.on_request_refused)
     _add_operation(app, pool, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
@@ -17,12 +18,14 @@ _REALM: Final = 'Bearer realm="stablerail"'
 
 # Declares the scheme to OpenAPI; the header itself is read by `authenticate`, which also knows our keys' form.
 _bearer = HTTPBearer(
-    scheme_name="API key", description="`sr_<id>_<secret>`, from `stablerail keys create`", auto_error=False
+    scheme_name="APIKey", description="`sr_<id>_<secret>`, from `stablerail keys create`", auto_error=False
 )
 
 
+@cache
 def needs(scope: Scope) -> Callable[..., Awaitable[Key]]:
-    """A dependency that gives the caller's key when it has the scope. Raises the problem otherwise."""
+    """A dependency that gives the caller's key when it has the scope, the same for each scope, so that a request is looked
+    up once. Raises the problem otherwise."""
 
     async def key_of(
         request: Request, _declared: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]

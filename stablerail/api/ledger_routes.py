@@ -16,7 +16,8 @@ from ledger.reading import AccountName, ReferenceCursor
 from ledger.statement import LINES_MAX, open_statement, pages, read_page, resume_statement
 from stablerail import answers
 from stablerail.api import reads
-from stablerail.api.routes import problem, read_router
+from stablerail.api.routes import problem, router_of
+from stablerail.keys import Scope
 from stablerail.problems import Problem
 
 CSV: Final = "text/csv"
@@ -41,7 +42,7 @@ _UNKNOWN_ACCOUNT: Final = problem(404, "account_not_found", "there is no account
 _UNKNOWN_TRANSACTION: Final = problem(404, "transaction_not_found", "there is no transaction with this id", "Not Found")
 _BAD_CURSOR: Final = problem(400, "bad_cursor", "not a cursor of this list", "Bad Request")
 
-router = read_router()
+router = router_of(Scope.READ)
 
 
 async def on_read_refused(_request: Request, error: Exception) -> JSONResponse:

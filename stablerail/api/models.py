@@ -5,14 +5,29 @@ Amounts are decimal strings with six decimals; times are RFC 3339 in UTC; ids ar
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from agents.withdrawals.withdrawal import Status
 from stablerail.answers import Answer, Decimal, Held, Hex
+from topics.events import Asked, Rail, Text
+from topics.money import parse_amount
 
 _ADDRESS = "0x5b38da6a701c568545dcfcb03fcb875f56beddc4"
 _TX = "0x8c1f2d1e6a7b9c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5"
+
+
+def _amount(text: str) -> str:
+    """As it was written: the same key with another spelling is another request."""
+    if not parse_amount(text):
+        raise ValueError("the amount must be above zero")
+    return text
+
+
+def _limit(text: str) -> str:
+    parse_amount(text)
+    return text
 
 
 class Problem(Answer):
@@ -55,14 +70,18 @@ class Wallets(Answer):
     awaited: list[AwaitedWallet] = Field(description="chains whose wallet is not there yet")
 
 
+DepositStatus = Literal["pending", "credited", "orphaned", "finalized", "reversed", "parked", "vanished"]
+
+
 class Deposit(Answer):
     """One transfer to a customer's wallet."""
 
     id: Hex
-    user_id: str = Field(examples=["user_42"])
-    status: Literal["pending", "credited", "orphaned", "finalized", "reversed"] = Field(
-        description="pending: reported, evidence awaited; credited: on the balance; orphaned: its block left the chain; "
-        "finalized and reversed are the two ends"
+    user_id: str | None = Field(description="null: the wallet's owner is not known", examples=["user_42"])
+    status: DepositStatus = Field(
+        description="pending: reported, not credited; credited: on the balance; orphaned: its block left the chain. "
+        "The ends: finalized; reversed: the chain dropped it; parked: final and kept in suspense; vanished: never "
+        "credited, and not on its chain"
     )
     chain: str = Field(examples=["MATIC"])
     tx_hash: str = Field(examples=[_TX])
@@ -77,6 +96,11 @@ class Deposit(Answer):
     credited_at: datetime | None
     finalized_at: datetime | None
     updated_at: datetime
+    sender: str | None = Field(description="where it came from, where a source has said", examples=[_ADDRESS])
+    held: str | None = Field(
+        description="why it was not credited at once: unproven, at_finality, above_instant_limit, above_outstanding_limit, "
+        "denied, below_minimum, unknown_owner, account_closed"
+    )
 
 
 class Report(Answer):
@@ -118,6 +142,124 @@ class DepositHistory(Deposit):
 
 class Deposits(Answer):
     deposits: list[Deposit] = Field(description="pending ones first, then the newest credited first")
+    next: str | None = Field(description="cursor of the next page; null = this was the last")
+
+
+class WithdrawalWish(BaseModel):
+    """What is asked for. Whether it may be is decided after the answer: `withdrawals.settled`, or the withdrawal itself, tells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: Text = Field(description="your own id of the customer", examples=["user_42"])
+    chain: Asked = Field(examples=["MATIC"])
+    asset: Asked = Field(examples=["USDC"])
+    amount: Annotated[str, AfterValidator(_amount)] = Field(
+        description="decimal string above zero, at most six decimals", max_length=40, examples=["25.00"]
+    )
+    to: Asked = Field(description="where it goes", examples=[_ADDRESS])
+    rail: Rail = Field(Rail.CHAIN, description="chain: signed by our own wallet")
+
+
+class Withdrawal(Answer):
+    """Money on its way out."""
+
+    id: Hex
+    user_id: str = Field(examples=["user_42"])
+    idempotency_key: str = Field(examples=["payout-7"])
+    status: Status = Field(
+        description="pending: asked for; signing: accepted and held; broadcasting and confirming: it may be on its way; "
+        "completed, failed and cancelled are the ends; manual_review: a person looks",
+        examples=[Status.PENDING],
+    )
+    code: str | None = Field(description="why it failed, or is looked at", examples=["insufficient_funds"])
+    rail: str = Field(examples=["chain"])
+    chain: str = Field(examples=["MATIC"])
+    asset: str = Field(examples=["USDC"])
+    amount: Decimal
+    to: str = Field(examples=[_ADDRESS])
+    requested_at: datetime
+    updated_at: datetime
+    settled_at: datetime | None
+
+
+class WithdrawalStep(Answer):
+    status: Status
+    code: str | None
+    actor: str = Field(description="the stage, or the API key", examples=["accept_withdrawals"])
+    at: datetime
+
+
+class Attempt(Answer):
+    """A transaction that was signed for a withdrawal."""
+
+    tx_hash: str = Field(examples=[_TX])
+    signer: str = Field(examples=[_ADDRESS])
+    nonce: int
+    n: int = Field(description="which of its nonce's attempts, from 1")
+    kind: Literal["payment", "cancel"]
+    status: Literal["signed", "broadcast", "mined", "confirmed", "replaced", "reverted", "dropped"]
+    error: str | None
+    gas_limit: int
+    max_fee_wei: str = Field(description="per gas", examples=["60000000000"])
+    priority_fee_wei: str = Field(description="per gas", examples=["30000000000"])
+    block_hash: str | None
+    block_number: int | None
+    confirmations: int | None = Field(description="blocks on top of its own, as far as the chain was read")
+    signed_at: datetime
+    broadcast_at: datetime | None
+    updated_at: datetime
+
+
+class WithdrawalHistory(Withdrawal):
+    """A withdrawal, each state it had, and the transactions signed for it."""
+
+    history: list[WithdrawalStep]
+    attempts: list[Attempt]
+
+
+class Withdrawals(Answer):
+    withdrawals: list[Withdrawal] = Field(description="the newest first")
+    next: str | None = Field(description="cursor of the next page; null = this was the last")
+
+
+class Limit(Answer):
+    """A limit that holds."""
+
+    name: str = Field(examples=["withdrawal.max.MATIC"])
+    value: Decimal
+    default: Decimal = Field(description="what the settings say, and holds where nobody set another")
+    updated_by: str | None = Field(
+        description="who set it; null = the default holds", examples=["key:0123456789abcdef"]
+    )
+    updated_at: datetime | None
+
+
+class Limits(Answer):
+    limits: list[Limit]
+
+
+class LimitChanges(BaseModel):
+    """Names and their new values; null unsets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limits: Annotated[
+        dict[str, Annotated[str, AfterValidator(_limit)] | None],
+        Field(min_length=1, max_length=100, examples=[{"withdrawal.max.MATIC": "5000.00"}]),
+    ]
+
+
+class ListedDeposits(Answer):
+    deposits: list[Deposit] = Field(description="in the order of their ids")
+    next: str | None = Field(description="cursor of the next page; null = this was the last")
+
+
+class ListedWallet(Wallet):
+    user_id: str = Field(examples=["user_42"])
+
+
+class ListedWallets(Answer):
+    wallets: list[ListedWallet] = Field(description="in the order of chains and addresses")
     next: str | None = Field(description="cursor of the next page; null = this was the last")
 
 

@@ -44,6 +44,7 @@ class Observed:
             await send(message)
 
         traceparent = child_traceparent(Headers(scope=scope).get("traceparent"))
+        scope.setdefault("state", {})["traceparent"] = traceparent  # for what the request causes
         with structlog.contextvars.bound_contextvars(trace_id=trace_id_of(traceparent)):
             try:
                 await self.app(scope, receive, watched)

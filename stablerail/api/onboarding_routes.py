@@ -15,8 +15,8 @@ from ledger.sql import load
 from stablerail.answers import Answer
 from stablerail.api import reads
 from stablerail.api.models import Wallet
-from stablerail.api.routes import problem, read_router
-from stablerail.keys import Connection
+from stablerail.api.routes import problem, router_of
+from stablerail.keys import Connection, Scope
 from stablerail.problems import Problem
 from topics.events import Chain
 
@@ -38,7 +38,7 @@ UserId = Annotated[
 _UNKNOWN: Final = ("unknown_user", "This customer was never approved, and has no wallet.")
 _UNKNOWN_USER: Final = problem(404, *_UNKNOWN, "Not Found")
 
-router = read_router()
+router = router_of(Scope.READ)
 
 
 class ChainStatus(Answer):

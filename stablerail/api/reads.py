@@ -24,6 +24,7 @@ from topics.money import format_amount
 
 _SQL = load("stablerail.api", "reads.sql")
 ACQUIRE_TIMEOUT_S: Final = 2.0
+_ODD: Final = frozenset({"pending", "orphaned", "reversed", "parked", "vanished"})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -100,6 +101,47 @@ async def deposits(connection: Connection, user_id: str, after: Cursor | None, l
     return models.Deposits(
         deposits=[models.Deposit(**_deposit(row)) for row in page],
         next=Cursor(page[-1]["credited_at"], page[-1]["id"]).text() if more else None,
+    )
+
+
+async def listed_deposits(
+    connection: Connection, user_id: str | None, chain: str | None, status: str | None, after: str | None, limit: int
+) -> models.ListedDeposits:
+    """At most `limit` deposits of anybody after the cursor. ValueError when it is none of ours."""
+    try:
+        place = UUID(bytes=opened(after)) if after is not None else None
+    except ValueError:
+        raise ValueError("not a cursor of ours") from None
+    query = _SQL.listed
+    if user_id is not None:
+        query = _SQL.listed_of_user
+    elif status in _ODD:
+        query = _SQL.listed_odd
+    rows = await connection.fetch(query, user_id, chain, status, place, limit + 1)
+    return models.ListedDeposits(
+        deposits=[models.Deposit(**_deposit(row)) for row in rows[:limit]],
+        next=opaque(rows[limit - 1]["id"].bytes) if len(rows) > limit else None,
+    )
+
+
+async def listed_wallets(
+    connection: Connection, user_id: str | None, chain: str | None, after: str | None, limit: int
+) -> models.ListedWallets:
+    """At most `limit` wallets of anybody after the cursor. ValueError when it is none of ours."""
+    place: tuple[str | None, str | None] = (None, None)
+    if after is not None:
+        try:
+            first, separator, last = opened(after).decode("ascii").partition(":")
+        except ValueError:
+            raise ValueError("not a cursor of ours") from None
+        if not separator or "\0" in first + last:
+            raise ValueError("not a cursor of ours")
+        place = (first, last)
+    rows = await connection.fetch(_SQL.listed_wallets, user_id, chain, *place, limit + 1)
+    more = rows[limit - 1] if len(rows) > limit else None
+    return models.ListedWallets(
+        wallets=[models.ListedWallet(**row) for row in rows[:limit]],
+        next=opaque(f"{more['chain']}:{more['address']}".encode()) if more else None,
     )
 
 

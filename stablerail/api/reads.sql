@@ -23,7 +23,7 @@ ORDER BY chain
 
 -- name: deposit
 SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
-       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
 FROM deposits
 WHERE id = $1
 
@@ -49,7 +49,7 @@ ORDER BY e.transaction_id, e.seq
 
 -- name: deposits_first
 SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
-       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
 FROM deposits
 WHERE user_id = $1
 ORDER BY credited_at DESC NULLS FIRST, id DESC
@@ -57,7 +57,7 @@ LIMIT $2
 
 -- name: deposits_after_pending
 SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
-       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
 FROM deposits
 WHERE user_id = $1 AND (credited_at IS NOT NULL OR id < $3)
 ORDER BY credited_at DESC NULLS FIRST, id DESC
@@ -65,8 +65,46 @@ LIMIT $2
 
 -- name: deposits_after
 SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
-       block_hash, block_number, log_index, credited_at, finalized_at, updated_at
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
 FROM deposits
 WHERE user_id = $1 AND (credited_at, id) < ($4, $3)
 ORDER BY credited_at DESC NULLS FIRST, id DESC
 LIMIT $2
+
+-- name: listed
+-- By the primary key: what is asked for is most of the table, or few rows of it will do.
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
+FROM deposits
+WHERE ($4::uuid IS NULL OR id > $4)
+  AND ($1::text IS NULL OR user_id = $1) AND ($2::text IS NULL OR chain = $2) AND ($3::text IS NULL OR status = $3)
+ORDER BY id
+LIMIT $5
+
+-- name: listed_of_user
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
+FROM deposits
+WHERE user_id = $1 AND ($4::uuid IS NULL OR id > $4)
+  AND ($2::text IS NULL OR chain = $2) AND ($3::text IS NULL OR status = $3)
+ORDER BY id
+LIMIT $5
+
+-- name: listed_odd
+-- What is rare has an index of its own: "deposits_odd", by its very condition.
+SELECT id, n, chain, tx_hash, recipient, asset, amount, user_id, status, generation,
+       block_hash, block_number, log_index, credited_at, finalized_at, updated_at, sender, held
+FROM deposits
+WHERE status = $3 AND status IN ('pending', 'orphaned', 'reversed', 'parked', 'vanished')
+  AND ($4::uuid IS NULL OR id > $4)
+  AND ($1::text IS NULL OR user_id = $1) AND ($2::text IS NULL OR chain = $2)
+ORDER BY id
+LIMIT $5
+
+-- name: listed_wallets
+SELECT w.chain, w.address, w.wallet_id, w.created_at, w.user_id
+FROM wallets w
+WHERE ($3::text IS NULL OR (w.chain, w.address) > ($3, $4))
+  AND ($1::text IS NULL OR w.user_id = $1) AND ($2::text IS NULL OR w.chain = $2)
+ORDER BY w.chain, w.address
+LIMIT $5

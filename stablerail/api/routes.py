@@ -11,6 +11,7 @@ from stablerail.api import models, reads
 from stablerail.api.auth import needs
 from stablerail.keys import Scope
 from stablerail.problems import MEDIA_TYPE, Problem
+from topics.events import Chain
 
 UserId = Annotated[
     str,
@@ -25,8 +26,13 @@ UserId = Annotated[
 DepositId = Annotated[UUID, Path(description="the deposit's id", examples=["6f1c2f6f0d0c4c38a3c1f0c4a6a8d7e1"])]
 After = Annotated[
     str | None,
-    Query(description="the `next` of the page before", max_length=100, examples=["MTc2MzcwMDAwMDAwMDAwMC42Zg"]),
+    Query(description="the `next` of the page before", max_length=300, examples=["MTc2MzcwMDAwMDAwMDAwMC42Zg"]),
 ]
+OfUser = Annotated[
+    str | None,
+    Query(description="only this customer's", min_length=1, max_length=200, pattern=r"^[\x21-\x7e][\x20-\x7e]*$"),
+]
+OfChain = Annotated[Chain | None, Query(description="only on this chain")]
 Limit = Annotated[int, Query(description="deposits on a page", ge=1, le=200)]
 
 
@@ -44,21 +50,22 @@ _UNKNOWN_DEPOSIT: Final = ("unknown_deposit", "There is no deposit with this id.
 _BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
 
 
-def read_router() -> APIRouter:
-    """For endpoints under /v1 that need the scope `read`."""
+def router_of(scope: Scope) -> APIRouter:
+    """For endpoints under /v1 that need the scope."""
+    lacks = f"This API key does not have the scope {scope.value}."
     return APIRouter(
         prefix="/v1",
-        dependencies=[Depends(needs(Scope.READ))],
+        dependencies=[Depends(needs(scope))],
         responses={
             **problem(401, "invalid_key", "This API key is malformed, unknown, wrong or revoked.", "Unauthorized"),
-            **problem(403, "insufficient_scope", "This API key does not have the scope read.", "Forbidden"),
+            **problem(403, "insufficient_scope", lacks, "Forbidden"),
             **problem(422, "invalid_request", "Some fields are missing or wrong; see errors.", "Unprocessable Content"),
             **problem(503, "database_unavailable", "The database does not answer; try again.", "Service Unavailable"),
         },
     )
 
 
-router = read_router()
+router = router_of(Scope.READ)
 
 
 @router.get(
@@ -113,6 +120,50 @@ async def list_deposits(request: Request, user_id: UserId, after: After = None, 
     if found is None:
         raise Problem(404, *_UNKNOWN_USER)
     return found
+
+
+@router.get(
+    "/deposits",
+    tags=["deposits"],
+    summary="Everybody's deposits, filtered",
+    responses=problem(400, *_BAD_CURSOR, "Bad Request"),
+)
+async def list_all_deposits(
+    request: Request,
+    user_id: OfUser = None,
+    chain: OfChain = None,
+    status: Annotated[models.DepositStatus | None, Query(description="only of this status")] = None,
+    after: After = None,
+    limit: Limit = 50,
+) -> models.ListedDeposits:
+    """In the order of their ids, which says nothing and never changes: pass `next` as `after` until it is null, and each deposit
+    that was there before the first page is on one page."""
+    async with reads.snapshot(request.app.state.pool) as connection:
+        try:
+            return await reads.listed_deposits(connection, user_id, chain, status, after, limit)
+        except ValueError:
+            raise Problem(400, *_BAD_CURSOR) from None
+
+
+@router.get(
+    "/wallets",
+    tags=["customers"],
+    summary="Everybody's wallets, filtered",
+    responses=problem(400, *_BAD_CURSOR, "Bad Request"),
+)
+async def list_all_wallets(
+    request: Request,
+    user_id: OfUser = None,
+    chain: OfChain = None,
+    after: After = None,
+    limit: Annotated[int, Query(description="wallets on a page", ge=1, le=200)] = 50,
+) -> models.ListedWallets:
+    """In the order of chains and addresses. Pass `next` as `after` for the next page."""
+    async with reads.snapshot(request.app.state.pool) as connection:
+        try:
+            return await reads.listed_wallets(connection, user_id, chain, after, limit)
+        except ValueError:
+            raise Problem(400, *_BAD_CURSOR) from None
 
 
 @router.get(

@@ -39,7 +39,36 @@ async def rpc(url: str, method: str, *params: Any) -> Any:
     return answer["result"]
 
 
-class Anvil:
+class Node:
+    """An anvil that runs already, here or in a container."""
+
+    def __init__(self, rpc_url: str, chain_id: int = POLYGON_AMOY) -> None:
+        self.rpc_url = rpc_url
+        self.chain_id = chain_id
+
+    async def rpc(self, method: str, *params: Any) -> Any:
+        """For example `await anvil.rpc("anvil_mine", hex(12))`."""
+        return await rpc(self.rpc_url, method, *params)
+
+    async def mine(self, blocks: int = 1) -> int:
+        """Mines empty blocks (or what is pending); returns the head's number."""
+        await self.rpc("anvil_mine", hex(blocks))
+        return int(await self.rpc("eth_blockNumber"), 16)
+
+    async def mine_every(self, seconds: int) -> None:
+        """From now on one block per interval, with or without transactions."""
+        await self.rpc("evm_setIntervalMining", seconds)
+
+    async def wait_mined(self, tx_hash: str, timeout_s: float = 20) -> dict[str, Any]:
+        """The receipt. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while (receipt := await self.rpc("eth_getTransactionReceipt", tx_hash)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        result: dict[str, Any] = receipt
+        return result
+
+
+class Anvil(Node):
     """The chain starts anew each time: it keeps nothing in `directory` but its log."""
 
     def __init__(
@@ -52,17 +81,13 @@ class Anvil:
         arguments: Sequence[str] = (),
     ) -> None:
         self.directory = directory.absolute()
-        self.chain_id = chain_id
         self.port = free_port()
+        super().__init__(f"http://127.0.0.1:{self.port}", chain_id)
         self._command: list[str | Path] = [tools.anvil, "--host", "127.0.0.1", "--port", str(self.port)]
         self._command += ["--chain-id", str(chain_id), *arguments]
         if block_time_s is not None:
             self._command += ["--block-time", str(block_time_s)]
         self._child: Child | None = None
-
-    @property
-    def rpc_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -72,10 +97,6 @@ class Anvil:
     @property
     def is_running(self) -> bool:
         return self._child is not None and self._child.returncode is None
-
-    async def rpc(self, method: str, *params: Any) -> Any:
-        """For example `await anvil.rpc("anvil_mine", hex(12))`."""
-        return await rpc(self.rpc_url, method, *params)
 
     def start(self, timeout_s: float = 20) -> Self:
         if self._child is None:
@@ -96,20 +117,3 @@ class Anvil:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    async def mine(self, blocks: int = 1) -> int:
-        """Mines empty blocks (or what is pending); returns the head's number."""
-        await self.rpc("anvil_mine", hex(blocks))
-        return int(await self.rpc("eth_blockNumber"), 16)
-
-    async def mine_every(self, seconds: int) -> None:
-        """From now on one block per interval, with or without transactions."""
-        await self.rpc("evm_setIntervalMining", seconds)
-
-    async def wait_mined(self, tx_hash: str, timeout_s: float = 20) -> dict[str, Any]:
-        """The receipt. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while (receipt := await self.rpc("eth_getTransactionReceipt", tx_hash)) is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        result: dict[str, Any] = receipt
-        return result

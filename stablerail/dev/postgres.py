@@ -33,7 +33,44 @@ SETTINGS: Mapping[str, str | int] = {
 ROOTS_STAND_IN = "nobody"
 
 
-class Postgres:
+class Server:
+    """A server that runs already, here or in a container: the databases on it."""
+
+    port: int
+    password: str
+
+    @property
+    def dsn(self) -> str:
+        """Of the server's own database, as its superuser."""
+        return self.dsn_of("postgres")
+
+    def dsn_of(self, database: str) -> str:
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """The DSN of a new, empty database (or a copy of `template`)."""
+        # Copying the files takes a third of what writing each page to the log takes, for a database as small as these.
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        return self.dsn_of(name)
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def execute(self, statement: str) -> None:
+        """Outside a transaction, on the server's own database; callable with or without a running event loop."""
+
+        async def run() -> None:
+            connection = await asyncpg.connect(self.dsn)
+            try:
+                await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, run()).result()
+
+
+class Postgres(Server):
     """A server in `directory`; port, password and data survive a restart on the same directory.
 
     `settings` are put over SETTINGS at each start, so that a test may change them between two.
@@ -47,14 +84,6 @@ class Postgres:
         self._data = self.directory / "data"
         self._child: Child | None = None
         self.port, self.password = self._identity()
-
-    @property
-    def dsn(self) -> str:
-        """Of the server's own database, as its superuser."""
-        return self.dsn_of("postgres")
-
-    def dsn_of(self, database: str) -> str:
-        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
     def pid(self) -> int:
@@ -95,28 +124,6 @@ class Postgres:
     def kill(self) -> None:
         """SIGKILL to the postmaster; its backends notice and end. The next start recovers."""
         self._end(signal.SIGKILL)
-
-    def create_database(self, name: str, template: str = "template1") -> str:
-        """The DSN of a new, empty database (or a copy of `template`)."""
-        # Copying the files takes a third of what writing each page to the log takes, for a database as small as these.
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
-        return self.dsn_of(name)
-
-    def drop_database(self, name: str) -> None:
-        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    def execute(self, statement: str) -> None:
-        """Outside a transaction, on the server's own database; callable with or without a running event loop."""
-
-        async def run() -> None:
-            connection = await asyncpg.connect(self.dsn)
-            try:
-                await connection.execute(statement)
-            finally:
-                await connection.close()
-
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, run()).result()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -21,11 +21,12 @@ from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.tokens import usdc_token_id
 from ledger.migrate import upgrade
 from stablerail.dev.errors import PartFailed
+from stablerail.dev.keystore import write_keystore
 from stablerail.dev.processes import Child, free_port, port_answers, tail, wait_ready
 from stablerail.topics_admin import admin, create_missing
 from topics.events import Chain
 
-PROGRAMS = ("bridge", "api", "onboarding", "deposits", "chains")
+PROGRAMS = ("bridge", "api", "onboarding", "deposits", "chains", "withdrawals", "treasury")
 
 
 class Stack:
@@ -53,17 +54,25 @@ class Stack:
             "STABLERAIL_CIRCLE_API_KEY": TEST_API_KEY,
             "STABLERAIL_CIRCLE_ENTITY_SECRET": TEST_ENTITY_SECRET,
             "STABLERAIL_CIRCLE_USDC_TOKEN_IDS": json.dumps(tokens),
+            # what is told twice is for the tests of it: a look at the list comes once, when nothing has come in yet
+            "STABLERAIL_CIRCLE_POLL_INTERVAL_S": "1h",
             "STABLERAIL_SUMSUB_WEBHOOK_SECRET": self._sumsub_secret,
             "STABLERAIL_BRIDGE_PORT": str(self.ports["bridge"]),
             "STABLERAIL_API_PORT": str(self.ports["api"]),
             "STABLERAIL_SCAN_INTERVAL_S": "0.5",
             "STABLERAIL_FINALITY_DEPTHS_BLOCKS": json.dumps({"MATIC": 3}),
+            # without a chain nothing leaves
+            "STABLERAIL_WITHDRAWAL_CHAINS": ",".join(json.loads(parts.get("STABLERAIL_RPC_URLS", "{}"))),
+            "STABLERAIL_WITHDRAWAL_KEYSTORE": str(self.directory / "hot-wallet.json"),
+            "STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD": secrets.token_hex(16),
             "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
             "STABLERAIL_DATADIR": str(self.directory / "data"),
             "STABLERAIL_LOG_FORMAT": "json",
             **(settings or {}),
         }
         self.children: dict[str, Child] = {}
+        self.hot_wallet = ""
+        """Its address, once prepared."""
 
     # -- addresses ---------------------------------------------------------------------------------------------------
 
@@ -74,8 +83,11 @@ class Stack:
     # -- starting and stopping ---------------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Schema and topics."""
+        """Schema, topics, and a hot wallet of its own, which has nothing yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        keystore = Path(self.environment["STABLERAIL_WITHDRAWAL_KEYSTORE"])
+        password = self.environment["STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD"]
+        self.hot_wallet = await asyncio.to_thread(write_keystore, keystore, password)
         schema = self.environment.get("STABLERAIL_DATABASE_SCHEMA", "stablerail")
         await upgrade(self.environment["STABLERAIL_DATABASE_URL"], schema)
         async with admin(self.environment["STABLERAIL_KAFKA_BOOTSTRAP"]) as client:

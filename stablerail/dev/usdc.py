@@ -1,23 +1,29 @@
 """Circle's own USDC (FiatTokenV2_2 behind FiatTokenProxy) on an anvil, and the ways a test or demo moves it.
 
+`python -m stablerail.dev.usdc` deploys it on a chain that runs already; docker-compose.kafka.yml does.
+
 Accounts are anvil's unlocked ones, by index: 0 deploys and holds every role, 1 pays, 9 is the proxy's admin, which
 must be nobody else, because the proxy answers its admin itself and forwards nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import aiohttp
+import typer
 from eth_abi.abi import encode
 from eth_utils.abi import function_signature_to_4byte_selector
 from eth_utils.address import to_checksum_address
 
-from stablerail.dev.anvil import Anvil
-from stablerail.dev.errors import PartFailed
+from stablerail.dev.anvil import Node
+from stablerail.dev.errors import DevError, PartFailed
 
 DECIMALS = 6
 MINT_ALLOWANCE = 2**128
@@ -47,7 +53,7 @@ BATCH_CONSTRUCTOR = "604080600b6000396000f3"
 class Usdc:
     """A deployed token. Amounts are base units; each mover returns the transaction's hash without waiting for a block."""
 
-    anvil: Anvil
+    anvil: Node
     address: str
     owner: str
     payer: str
@@ -84,7 +90,7 @@ class Usdc:
         return await _send(self.anvil, sender, self.address, data)
 
 
-async def deploy(anvil: Anvil, contracts: Path) -> Usdc:
+async def deploy(anvil: Node, contracts: Path) -> Usdc:
     """Deploys and initializes the token of `contracts` (Tools.contracts); mines the blocks it needs.
 
     On a chain just started the addresses are always the same.
@@ -137,12 +143,12 @@ def _linked(artifact: dict[str, Any], library: str) -> str:
     return bytecode
 
 
-async def _create(anvil: Anvil, sender: str, bytecode: str) -> str:
+async def _create(anvil: Node, sender: str, bytecode: str) -> str:
     receipt = await _mined(anvil, await _send(anvil, sender, None, bytecode))
     return to_checksum_address(receipt["contractAddress"])
 
 
-async def _send(anvil: Anvil, sender: str, to: str | None, data: str) -> str:
+async def _send(anvil: Node, sender: str, to: str | None, data: str) -> str:
     """The hash. Raises RpcRefused when the transaction would revert, with the contract's reason."""
     tx = {"from": sender, "data": data} | ({"to": to} if to else {})
     await anvil.rpc("eth_estimateGas", tx)  # anvil would mine it to no effect
@@ -150,7 +156,7 @@ async def _send(anvil: Anvil, sender: str, to: str | None, data: str) -> str:
     return tx_hash
 
 
-async def _mined(anvil: Anvil, tx_hash: str) -> dict[str, Any]:
+async def _mined(anvil: Node, tx_hash: str) -> dict[str, Any]:
     """The receipt, at once: a chain that mines on a timer, or not at all, is made to mine."""
     receipt = await anvil.rpc("eth_getTransactionReceipt", tx_hash)
     if receipt is None:
@@ -160,3 +166,34 @@ async def _mined(anvil: Anvil, tx_hash: str) -> dict[str, Any]:
         raise PartFailed(f"USDC's deployment reverted in {tx_hash}")
     mined: dict[str, Any] = receipt
     return mined
+
+
+async def deploy_at(anvil: Node, contracts: Path, address: str) -> None:
+    """Deploys the token unless it is at `address` already. Raises PartFailed where the chain is not fresh enough for that."""
+    remedy = "start the chain anew: its first contracts always get the same addresses"
+    if await anvil.rpc("eth_getCode", address, "latest") == "0x":
+        made = (await deploy(anvil, contracts)).address
+        if made.lower() != address.lower():
+            raise PartFailed(f"the chain gave USDC the address {made}", remedy)
+        return
+    payer = (await anvil.rpc("eth_accounts"))[1]
+    query = {"to": address, "data": calldata("balanceOf(address)", payer)}
+    if int(await anvil.rpc("eth_call", query, "latest"), 16) == 0:
+        raise PartFailed(f"at {address} is no USDC that was wholly deployed", remedy)
+
+
+def main(
+    rpc_url: Annotated[str, typer.Option(help="an anvil")],
+    contracts: Annotated[Path, typer.Option(help="folder of FiatTokenV2_2.json and the others")],
+    address: Annotated[str, typer.Option(help="where the token is to be")],
+) -> None:
+    """Deploy Circle's USDC on an anvil that runs already; where it is deployed, do nothing."""
+    try:
+        asyncio.run(deploy_at(Node(rpc_url), contracts, address))
+    except (DevError, aiohttp.ClientError, OSError) as error:
+        sys.exit(f"USDC is not deployed: {error}")
+    print(f"USDC is at {address}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

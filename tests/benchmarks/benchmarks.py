@@ -9,7 +9,19 @@ from statistics import median
 from typing import TypeVar
 
 from stablerail.dev.postgres import Postgres
-from tests.benchmarks import end_to_end, latency, ledger_load, ledger_posting, ledger_reads, provisioning, workload
+from tests.benchmarks import (
+    bridge,
+    end_to_end,
+    growth,
+    latency,
+    ledger_load,
+    ledger_posting,
+    ledger_reads,
+    provisioning,
+    withdrawals_latency,
+    withdrawals_send,
+    workload,
+)
 from tests.benchmarks.latency import Latency, quantile
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.records import Comparison, Record, Spread
@@ -31,18 +43,25 @@ class Plan:
     run_s_max: float
     entries: int
     reads: int
+    payments: int
     posting: ledger_load.Sizes
+    webhooks: int
+    grown_entries: int
+    backlog: int
+    grown_s_max: float
     approvals: int
     single_calls: int
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    posting=ledger_load.FULL, approvals=5_000, single_calls=1_000,
+    payments=3_000, posting=ledger_load.FULL, webhooks=20_000, approvals=5_000, single_calls=1_000,
+    grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    posting=ledger_load.QUICK, approvals=300, single_calls=40,
+    payments=400, posting=ledger_load.QUICK, webhooks=500, approvals=300, single_calls=40,
+    grown_entries=20_000, backlog=2_000, grown_s_max=60,
 )  # fmt: skip
 
 
@@ -105,6 +124,39 @@ async def deposits_end_to_end(parts: Parts, plan: Plan, told: Told) -> Record:
             **figures,
         },
         "all events wait in Kafka; from waking the processes to the broker's time of the last deposits.credited",
+    )
+
+
+async def deposits_growth(parts: Parts, plan: Plan, told: Told) -> Record:
+    load = workload.make(plan.events, plan.wallets)
+    full: list[end_to_end.Run] = []
+    empty: list[end_to_end.Run] = []
+    async with growth.grown(parts, load.addresses, plan.grown_entries):
+        for turn in range(plan.repeats):
+            full.append(await growth.run_grown(parts, load, plan.backlog, turn + 100, plan.grown_s_max))
+            told(f"full: {full[-1].rate:,.0f} events/s")
+            empty.append(await end_to_end.run(parts, growth.SIDE, load, plan.run_s_max))
+            told(f"empty: {empty[-1].rate:,.0f} events/s")
+    return Record(
+        "deposits.growth",
+        Comparison.of(
+            f"a worker with {plan.grown_entries:,} entries and a backlog of {plan.backlog:,} against an empty system",
+            *("events/s", [run.rate for run in full], [run.rate for run in empty], 0.9),
+        ),
+        {
+            "entries": plan.grown_entries,
+            "backlog": plan.backlog,
+            "events_of_the_empty": plan.events,
+            "wallets": plan.wallets,
+            "wal_bytes_per_event": Spread.of([run.wal_bytes / run.events for run in full], 1),
+            "wal_bytes_per_event_empty": Spread.of([run.wal_bytes / run.events for run in empty], 1),
+            **{
+                f"{name}_us_per_event{of}": Spread.of([getattr(run, name) / run.events * 1e6 for run in runs], 1)
+                for of, runs in (("", full), ("_empty", empty))
+                for name in ("cpu_side_s", "cpu_postgres_s")
+            },
+        },
+        "as deposits.end_to_end; the full database has as many deposits, reports and inbox rows as its entries are of",
     )
 
 
@@ -177,6 +229,18 @@ async def reads(parts: Parts, plan: Plan, told: Told) -> Record:
     )
 
 
+async def withdrawals_sent(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_send.send(parts, plan.payments, plan.repeats, plan.run_s_max, told)
+
+
+async def withdrawals_in_the_pool(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await withdrawals_latency.measure(parts, plan.latency_events // 2, plan.repeats, plan.run_s_max, told)
+
+
+async def bridge_webhooks(parts: Parts, plan: Plan, told: Told) -> Record:
+    return await bridge.webhooks(parts, plan.webhooks, plan.repeats, plan.run_s_max, told)
+
+
 def _posting(
     benchmark: Callable[[Postgres, ledger_load.Sizes, int, Told], Awaitable[Record]],
 ) -> Callable[[Parts, Plan, Told], Awaitable[Record]]:
@@ -185,7 +249,9 @@ def _posting(
 
 BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "deposits.end_to_end": deposits_end_to_end,
+    "deposits.growth": deposits_growth,
     "deposits.latency": deposits_latency,
+    "bridge.webhooks": bridge_webhooks,
     "ledger.reads": reads,
     "ledger.hot_batch": _posting(ledger_posting.hot_batch),
     "ledger.single": _posting(ledger_posting.single),
@@ -193,4 +259,6 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.floor": _posting(ledger_posting.floor),
     "provisioning.burst": lambda parts, plan, told: provisioning.burst(parts, plan.approvals, plan.repeats, told),
     "provisioning.rate": lambda parts, plan, told: provisioning.rate(parts, plan.single_calls, plan.repeats, told),
+    "withdrawals.send": withdrawals_sent,
+    "withdrawals.latency": withdrawals_in_the_pool,
 }

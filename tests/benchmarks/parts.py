@@ -24,7 +24,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child, scratch_directory, tail
 from stablerail.topics_admin import admin, create_missing
 from tests.benchmarks.workload import insert_wallets
-from topics.catalog import DEPOSITS_CREDITED, TOPICS
+from topics.catalog import DEPOSITS_CREDITED, TOPICS, TRANSACTIONS_BROADCAST
 
 SCHEMA = "stablerail"
 TEMPLATE = "benchmark_template"
@@ -37,7 +37,7 @@ SHOWN_SETTINGS = (
 # The broker's own time of an append says when a message was in Kafka, without anybody polling for it.
 STAMPED = tuple(
     replace(topic, config={**topic.config, "message.timestamp.type": "LogAppendTime"})
-    if topic is DEPOSITS_CREDITED
+    if topic in (DEPOSITS_CREDITED, TRANSACTIONS_BROADCAST)
     else topic
     for topic in TOPICS
 )
@@ -117,13 +117,16 @@ class Place:
 
 
 @asynccontextmanager
-async def place(parts: Parts) -> AsyncIterator[Place]:
-    """Everything in it starts from the same state: empty topics, a copy of the template, a checkpoint just made."""
-    name = f"bench_{uuid.uuid4().hex[:12]}"
-    parts.postgres.create_database(name, template=TEMPLATE)
+async def place(parts: Parts, grown: str = "") -> AsyncIterator[Place]:
+    """Everything in it starts from the same state: empty topics, a copy of the template, a checkpoint just made. `grown`: a
+    database that stays and is used as it is, because copying it takes longer than the run."""
+    unique = f"bench_{uuid.uuid4().hex[:12]}"
+    name = grown or unique
+    if not grown:
+        parts.postgres.create_database(name, template=TEMPLATE)
     parts.postgres.execute("CHECKPOINT")
     async with admin(parts.kafka.bootstrap) as client:
-        prefix = f"{name}."
+        prefix = f"{unique}."
         await create_missing(client, prefix, 1, STAMPED)
         await _until_led(client, [topic.named(prefix) for topic in STAMPED])
         here = Place(parts, prefix, name, client)
@@ -133,7 +136,8 @@ async def place(parts: Parts) -> AsyncIterator[Place]:
             for child in here.children:
                 child.kill()  # all it did is checked; a graceful end would only take time
             await client.delete_topics([topic.named(prefix) for topic in STAMPED])
-            parts.postgres.drop_database(name)
+            if not grown:
+                parts.postgres.drop_database(name)
 
 
 async def _until_led(client: AIOKafkaAdminClient, topics: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ CHAIN = "MATIC"
 PARTITIONS = 4
 SOURCE = "circle"
 REQUEST_BYTES_MAX = 1_000_000
+BACKLOG_AT_ONCE = 25_000
 
 WALLETS = """INSERT INTO wallets (chain, address, user_id, wallet_id, created_at)
 SELECT $1, x.a, x.u, x.w, now() FROM unnest($2::text[], $3::text[], $4::text[]) AS x(a, u, w)"""
@@ -44,6 +45,22 @@ class Workload:
     warm_up: list[Deposit]
     """One deposit to each wallet: after it every account exists and every cache is filled."""
     deposits: list[Deposit]
+    backlog: int = 0
+    """So many deposits more, made by `parts`: half a million take half a gigabyte, which nobody needs to hold for all rounds."""
+    seed: int = 3
+
+    @property
+    def events(self) -> int:
+        return len(self.deposits) + self.backlog
+
+    def parts(self) -> Iterator[list[Deposit]]:
+        """All deposits, a part at a time."""
+        if self.deposits:
+            yield self.deposits
+        draw, now = random.Random(self.seed + 1), datetime.now(UTC)
+        for first in range(0, self.backlog, BACKLOG_AT_ONCE):
+            numbers = [draw.randrange(len(self.addresses)) for _ in range(min(BACKLOG_AT_ONCE, self.backlog - first))]
+            yield [_deposit(draw, number, self.addresses[number], now) for number in numbers]
 
 
 def make(events: int, wallets: int, *, in_turn: bool = False, seed: int = 3) -> Workload:
@@ -57,6 +74,13 @@ def make(events: int, wallets: int, *, in_turn: bool = False, seed: int = 3) -> 
         [_deposit(draw, number, address, now) for number, address in enumerate(addresses)],
         [_deposit(draw, number, addresses[number], now) for number in order],
     )
+
+
+def again(load: Workload, backlog: int, seed: int) -> Workload:
+    """Other deposits to the same wallets: one each to warm up, and a backlog."""
+    draw, now = random.Random(seed), datetime.now(UTC)
+    warm_up = [_deposit(draw, number, address, now) for number, address in enumerate(load.addresses)]
+    return Workload(load.addresses, warm_up, [], backlog, seed)
 
 
 def user_of(wallet: int) -> str:
@@ -75,6 +99,7 @@ def _deposit(draw: random.Random, wallet: int, address: str, now: datetime) -> D
         evidence=Evidence.CONFIRMED,
         block_hash=f"0x{draw.getrandbits(256):064x}",
         block_number=draw.randrange(50_000_000, 60_000_000),
+        sender=f"0x{draw.getrandbits(160):040x}",
     )
     headers = headers_of(event.ce_type(), event_id=event.identity(), source=SOURCE, time=now)
     key = address.encode()

@@ -3,10 +3,12 @@
 A proxy holds exactly the request, or the reply, that the boundary is made of. Each test first looks at what a worker
 that died there leaves behind, then lets another worker finish, and compares everything that was ever sent with the
 database, the ledger, the journal and what was told. The tests share one database, so each crash adds to the ones before.
+So do a worker's coming and going under load.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ import pytest
 
 from tests.support import crash_points
 from tests.support.crash_points import Point, commit, journal
-from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Sent
+from tests.support.crash_rig import PATIENCE_S, STAGES, CrashRig, Found, Sent
 from tests.support.proxies import Frame, Hold, Match, commit_after, offset_commit, produce, sql_contains
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,6 +27,13 @@ SETTINGS = {
     "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "60",  # a held statement is not a frozen worker here
 }
 MARK = "UPDATE outbox SET journaled"
+_IN_THE_LEDGER = """
+SELECT d.tx_hash FROM deposits d
+JOIN accounts a ON a.owner = d.user_id AND a.type = 'usdc_balance'
+JOIN transactions t ON t.reference = replace(d.id::text, '-', '')
+JOIN entries e ON e.account_id = a.id AND e.transaction_id = t.id
+WHERE d.recipient = $1 ORDER BY e.version
+"""
 
 
 @dataclass(frozen=True)
@@ -207,3 +216,37 @@ async def test_a_worker_told_to_stop_finishes_what_is_in_flight(rig: CrashRig) -
     assert await rig.found(batch) == ACKED
     rig.start_worker()
     await rig.check()
+
+
+async def test_a_second_worker_that_joins_and_leaves_under_load_keeps_every_wallets_order(rig: CrashRig) -> None:
+    first, ended = rig.worker, asyncio.Event()
+
+    async def pay_on() -> None:
+        while not ended.is_set():
+            await rig.deposit_everywhere(1)
+            await asyncio.sleep(0.02)  # a load, not a backlog that would take minutes to settle
+
+    paying = asyncio.create_task(pay_on())
+    second = rig.start_worker()
+
+    async def shared() -> bool:
+        return await rig.members() == 2 and second.log.read_text().count('"stage.owns"') >= len(STAGES)
+
+    await rig.until(shared, "the second has its share")
+    sent = list(rig.sent)
+
+    async def settled() -> bool:
+        return await rig.committed(sent) == len(sent)
+
+    await rig.until(settled, "the two settle what comes")
+    assert await asyncio.to_thread(second.stop, timeout_s=PATIENCE_S) == 0
+    sent = list(rig.sent)
+    await rig.until(settled, "the one settles what comes")
+    ended.set()
+    await paying
+    rig.workers.append(first)
+
+    await rig.check()  # nothing lost or twice, and every wallet's credits were told in the order they were sent
+    for wallet in rig.wallets:
+        rows = await rig.database.fetch(_IN_THE_LEDGER, wallet)
+        assert [row[0] for row in rows] == [each.tx_hash for each in rig.sent if each.wallet == wallet]

@@ -33,6 +33,15 @@ HOPS = (
     "GET /v1/users/{id}/balances",
     "chain.heads",
     "deposits.finalized",
+    "POST /v1/withdrawals",
+    "withdrawals.requested",
+    "withdrawals.accepted",
+    "transactions.signed",
+    "kill -9 the withdrawals worker",
+    "the worker, started again",
+    "transactions.broadcast",
+    "transactions.confirmed",
+    "withdrawals.settled",
 )
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
@@ -107,6 +116,7 @@ def test_the_demo_tells_every_hop_and_ends_well_when_balance_chain_and_ledger_ag
     for hop in HOPS:
         assert re.search(rf"^✓ +[0-9.]+ s  {re.escape(hop)}  <- ", said, re.MULTILINE), f"{hop} is missing: {said}"
     assert "balance, chain and ledger agree" in said
+    assert re.search(r"✓  transfers to it, by the chain's +1 ", said), "paid once"
     assert "✗" not in said
 
 
@@ -114,7 +124,7 @@ def test_ctrl_c_ends_a_staying_demo_and_all_it_started(demos: tuple[Demo, Demo])
     _, stay = demos
     stay.until(lambda: "Up until Ctrl-C" in stay.said() or stay.child.returncode is not None, "the end of the story")
     before = descendants(stay.child.pid)
-    assert len(before) >= 2 * 10, "Kafka, PostgreSQL, anvil, two sandboxes, bridge, API, three workers, a guard each"
+    assert len(before) >= 2 * 11, "Kafka, PostgreSQL, anvil, two sandboxes, bridge, API, the workers, a guard each"
     stay.child.send_signal(signal.SIGINT)
     assert stay.child.wait(60) == 0, stay.said()
     assert still_running(before) == set()

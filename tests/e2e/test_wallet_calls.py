@@ -41,9 +41,10 @@ from tests.support.proxies import (
     produce,
 )
 from tests.support.rebuild import connect
+from tests.support.story import WALLET_CHAINS
 from topics.catalog import JOURNAL, KYC_APPROVED, WALLETS_PROVISIONED, WALLETS_REQUESTED
 from topics.envelope import value_of
-from topics.events import Chain, KycApproved, WalletsProvisioned
+from topics.events import KycApproved, WalletsProvisioned
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -148,7 +149,7 @@ class World:
         """Circle, the database and the news agree; whatever was asked, it was under one key with one body."""
         (news,) = (await self.provisioned(user)).values()
         at_circle = self.at_circle()[user]
-        assert set(at_circle) == {chain.value for chain in Chain}
+        assert set(at_circle) == {chain.value for chain in WALLET_CHAINS}
         assert {w.chain.value: (w.wallet_id, w.address) for w in news.wallets} == at_circle
         assert await self.in_database(user) == at_circle
         assert len({json.dumps(asked.body, sort_keys=True) for asked in self.asked_for(user)}) == 1
@@ -376,12 +377,12 @@ async def test_a_definite_refusal_is_a_dead_letter_per_chain_and_the_next_custom
     async def letters() -> Any:
         found = await read_topic(world.bootstrap, WALLETS_REQUESTED.dlq, world.prefix)
         mine = [dict(each.headers) for each in found if json.loads(each.value)["user_id"] == "refused"]
-        return len(mine) == len(Chain) and mine
+        return len(mine) == len(WALLET_CHAINS) and mine
 
     for headers in await until(letters, "the dead letters", PATIENCE_S):
         assert (headers["dlq_code"], headers["dlq_stage"]) == (b"partner_refused", b"provision_wallets")
     assert len(world.asked_for("refused")) == 7  # all chains, their halves, each alone
-    assert await world.calls("refused", "concluded") == len(Chain)
+    assert await world.calls("refused", "concluded") == len(WALLET_CHAINS)
     assert "refused" not in world.at_circle()
     assert await world.in_database("refused") == {}
 

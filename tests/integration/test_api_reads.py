@@ -20,7 +20,7 @@ from ledger.posting import Balance, Marks
 from ledger.rows import Op, block, write
 from ledger.store import account_row
 from ledger.tables import ACCOUNTS, DEPOSIT_REPORTS, DEPOSITS, ENTRIES, TRANSACTIONS, WALLET_REQUESTS, WALLETS
-from stablerail.api import create_api
+from stablerail.api import create_api, reads
 from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
@@ -97,6 +97,7 @@ async def add_deposits(pool: asyncpg.Pool, rows: list[dict[str, Any]], user_id: 
             *(each.get("amount", 25_000_000), user_id, each.get("status", "credited"), 1, ""),
             *("0x" + "ab" * 32, 100 + number, number),
             *(each.get("credited_at", NOON), each.get("finalized_at"), NOON),
+            *(each.get("sender"), each.get("held"), None),
         )
         for number, each in enumerate(rows)
     ]
@@ -184,7 +185,7 @@ async def test_a_deposit_tells_who_reported_it_and_what_it_did(pool: asyncpg.Poo
     await add_account(pool, buffer(), -25_000_000)
     await add_deposits(pool, [{"id": deposit_id, "status": "finalized", "finalized_at": later}])
     group = deposit_id[:28] + "0000"
-    credit_id, final_id, _ = transaction_ids(deposit_id, 1)
+    credit_id, final_id, *_ = transaction_ids(deposit_id, 1)
     async with pool.acquire() as connection:
         await write(
             connection,
@@ -277,6 +278,63 @@ async def test_deposits_are_paged_newest_first_and_a_new_one_moves_no_later_page
     assert [deposit["id"] for deposit in second.json()["deposits"]] == ids[5:10]
 
 
+async def walked(client: httpx.AsyncClient, path: str, of: str, **params: str | int) -> list[dict[str, Any]]:
+    """All of a list, page by page."""
+    seen: list[dict[str, Any]] = []
+    while True:
+        answer = await client.get(path, params=params)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        seen += page[of]
+        if page["next"] is None:
+            return seen
+        assert len(page[of]) == params["limit"]
+        params["after"] = page["next"]
+
+
+async def test_everybodys_deposits_are_walked_through_by_filters_and_each_is_on_one_page(
+    pool: asyncpg.Pool, client: httpx.AsyncClient
+) -> None:
+    statuses = ("pending", "credited", "orphaned", "finalized", "reversed", "parked", "vanished")
+    rows = [
+        {"id": named(100 + n), "status": statuses[n % 7], "held": "denied" if n % 7 == 5 else None} for n in range(35)
+    ]
+    await add_deposits(pool, rows[:20])
+    await add_deposits(pool, rows[20:], user_id="somebody")
+    everybody = await walked(client, "/v1/deposits", "deposits", limit=6)
+    assert [deposit["id"] for deposit in everybody] == [row["id"] for row in rows]
+    for status in statuses:
+        found = await walked(client, "/v1/deposits", "deposits", limit=2, status=status)
+        assert [deposit["id"] for deposit in found] == [row["id"] for row in rows if row["status"] == status]
+    both = await walked(client, "/v1/deposits", "deposits", limit=1, status="parked", user_id="somebody", chain="MATIC")
+    assert [(deposit["id"], deposit["held"]) for deposit in both] == [(named(126), "denied"), (named(133), "denied")]
+    assert await walked(client, "/v1/deposits", "deposits", limit=9, chain="ETH") == []
+    assert await walked(client, "/v1/deposits", "deposits", limit=9, user_id="stranger") == []
+    # what comes while it is walked through doubles nothing and hides nothing that was there
+    first = (await client.get("/v1/deposits", params={"limit": 30})).json()
+    await add_deposits(pool, [{"id": named(1)}, {"id": named(999)}])
+    rest = await walked(client, "/v1/deposits", "deposits", limit=30, after=first["next"])
+    assert [deposit["id"] for deposit in rest] == [named(100 + n) for n in range(30, 35)] + [named(999)]
+
+
+async def test_rare_deposits_are_found_by_their_index_however_many_others_there_are(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        await connection.execute("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off")
+        await connection.execute(f"PREPARE listed (text, text, text, uuid, int) AS {reads._SQL.listed_odd}")
+        plan = await connection.fetch("EXPLAIN EXECUTE listed(NULL, NULL, 'parked', NULL, 51)")
+    assert "deposits_odd" in "".join(row[0] for row in plan)
+
+
+async def test_everybodys_wallets_are_walked_through(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    rows = [(chain, f"0x{n:02}", f"user_{n % 3}", f"w{n}", NOON) for chain in ("ETH", "MATIC") for n in range(7)]
+    async with pool.acquire() as connection:
+        await write(connection, [block(WALLETS, Op.INSERT, rows)])
+    found = await walked(client, "/v1/wallets", "wallets", limit=3)
+    assert [(w["chain"], w["address"], w["user_id"], w["wallet_id"]) for w in found] == [row[:4] for row in rows]
+    mine = await walked(client, "/v1/wallets", "wallets", limit=2, user_id="user_0", chain="MATIC")
+    assert [w["address"] for w in mine] == ["0x00", "0x03", "0x06"]
+
+
 async def test_what_makes_no_sense_is_a_problem_with_a_stable_code(client: httpx.AsyncClient) -> None:
     for path, status, code in (
         ("/v1/deposits/not-an-id", 422, "invalid_request"),
@@ -285,6 +343,12 @@ async def test_what_makes_no_sense_is_a_problem_with_a_stable_code(client: httpx
         ("/v1/users/user_42/deposits?limit=201", 422, "invalid_request"),
         ("/v1/users/user_42/deposits?after=nonsense", 400, "bad_cursor"),
         ("/v1/users/user_42/deposits?after=", 400, "bad_cursor"),
+        ("/v1/deposits?after=nonsense", 400, "bad_cursor"),
+        ("/v1/deposits?after=%C3%BC", 400, "bad_cursor"),
+        ("/v1/wallets?after=", 400, "bad_cursor"),
+        ("/v1/wallets?after=AAAA", 400, "bad_cursor"),
+        ("/v1/deposits?status=gone", 422, "invalid_request"),
+        ("/v1/wallets?chain=DOGE", 422, "invalid_request"),
         ("/v1/users/%00/balances", 422, "invalid_request"),
         ("/v1/users/%D0%B6/balances", 422, "invalid_request"),
         (f"/v1/users/{'u' * 201}/balances", 422, "invalid_request"),

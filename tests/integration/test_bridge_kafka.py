@@ -245,3 +245,24 @@ async def test_a_broker_that_hangs_is_a_broker_that_is_away(tmp_path: Path, tool
         os.kill(broker.pid(), signal.SIGCONT)
         found = {key for key, _ in await approvals(broker.bootstrap, topic_prefix)}
         assert {b"first", b"last"} <= found
+
+
+async def test_what_is_published_at_once_goes_together_and_stays_below_the_topics_limit(
+    kafka: Kafka, topic_prefix: str
+) -> None:
+    await create_topics(kafka.bootstrap, topic_prefix)
+    publisher = KafkaPublisher(kafka.bootstrap, prefix=topic_prefix, timeout_s=20, probe_s=0.1)
+    await publisher.start()
+    try:
+        await until(lambda: _connected(publisher))
+        sent = [(b"k%d" % (number % 7), b"%d" % number) for number in range(500)]
+        sent += [(b"k1", b"x" * 950_000 + b"%d" % number) for number in range(5)]
+        headers = [("ce_id", b"some id")]
+        await asyncio.gather(*(publisher.publish(KYC_APPROVED, key, value, headers) for key, value in sent))
+    finally:
+        await publisher.stop()
+    found = await messages(kafka.bootstrap, KYC_APPROVED, topic_prefix)
+    assert sorted((key, value) for key, value, _ in found) == sorted(sent)
+    for wanted in {key for key, _ in sent}:
+        assert [value for key, value, _ in found if key == wanted] == [value for key, value in sent if key == wanted]
+    assert all(each == {"ce_id": b"some id"} for _, _, each in found)

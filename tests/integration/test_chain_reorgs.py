@@ -91,7 +91,7 @@ async def test_a_pass_reads_our_transfers_and_only_ours(net: Net) -> None:
     ours, theirs = new_address(), new_address()
     first = await net.paid(ours, 5_000_000)
     await net.paid(theirs, 6_000_000)
-    await net.usdc.transfer(ours, 0)
+    await net.anvil.wait_mined(await net.usdc.transfer(ours, 0))
     done = await net.scan(begin(0, net.settings), ours)
     assert done.transfers == (first,)
     assert done.heads == (await net.rpc.head(),)

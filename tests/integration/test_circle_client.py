@@ -17,11 +17,16 @@ from eth_utils.address import is_address
 from pydantic import SecretStr
 from solders.pubkey import Pubkey
 
-from connectors.circle.client import CircleClient, CircleWallet
+from connectors.circle.client import PAGE_SIZE, CircleClient, CircleWallet
 from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
+from connectors.circle.sandbox.control import InjectedTransfer, inject_transfer
 from connectors.circle.sandbox.gate import Fault
+from connectors.circle.sandbox.state import Transaction
+from connectors.circle.sandbox.tokens import USDC_TOKENS
+from connectors.circle.transactions import notified
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+from topics.events import DepositNotified, Evidence
 
 ALL_CHAINS = ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY"]
 WALLETS = "/v1/w3s/developer/wallets"
@@ -56,6 +61,10 @@ async def served(reply: Callable[[web.Request], Awaitable[web.Response]]) -> Asy
 
 def key() -> str:
     return str(uuid4())
+
+
+def inject(circle: CircleSandbox, transfer: InjectedTransfer) -> Transaction:
+    return inject_transfer(circle.sandbox.state, circle.sandbox.deliveries, transfer)
 
 
 def created(circle: CircleSandbox) -> list[tuple[str | None, str]]:
@@ -258,3 +267,31 @@ def test_a_wallet_of_an_unknown_kind_can_still_be_read() -> None:
         {"id": "1", "address": "0x1", "blockchain": "SUI", "state": "THAWED", "accountType": "NEW", "refId": None}
     )
     assert (wallet.blockchain, wallet.state, wallet.ref_id) == ("SUI", "THAWED", None)
+
+
+async def test_every_inbound_transaction_is_listed_once_oldest_first_and_found_by_hash_and_address(
+    circle: CircleSandbox, client: CircleClient
+) -> None:
+    wallet_set = await client.create_wallet_set(key(), "customers")
+    sol, other = await client.create_wallets(key(), wallet_set, ["SOL-DEVNET"], [("a", "user_1"), ("b", "user_2")])
+    sent = [inject(circle, InjectedTransfer(walletId=sol.id, amount=str(n + 1))) for n in range(PAGE_SIZE + 3)]
+    theirs = inject(circle, InjectedTransfer(walletId=other.id, amount="1", txHash=sent[0].tx_hash))
+
+    assert [t["id"] for t in await client.list_transactions()] == [*(t.id for t in sent), theirs.id]
+    assert [t["id"] for t in await client.list_transactions(tx_hash=sent[0].tx_hash)] == [sent[0].id, theirs.id]
+    (one,) = await client.list_transactions(
+        blockchain="SOL-DEVNET", tx_hash=sent[0].tx_hash, destination_address=sol.address
+    )
+    assert notified(one, "testnet", USDC_TOKENS) == DepositNotified(
+        source="circle", transfer_id=sent[0].id, chain="SOL", tx_hash=sent[0].tx_hash, to=sol.address, asset="USDC",
+        amount=1_000_000, evidence=Evidence.COMPLETE, block_number=sent[0].block_height,
+    )  # fmt: skip
+    assert await client.list_transactions(tx_hash="none") == []
+
+    first = await client.inbound_page(since=sent[2].create_date)
+    assert first[0]["id"] == sent[2].id
+    rest = await client.inbound_page(since=sent[2].create_date, after=first[-1]["id"])
+    assert [t["id"] for t in (*first, *rest)] == [*(t.id for t in sent[2:]), theirs.id]
+    assert await client.transaction(theirs.id) == theirs.shown()
+    with pytest.raises(Refused):
+        await client.transaction("no/such?one")

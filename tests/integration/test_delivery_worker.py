@@ -91,6 +91,54 @@ async def test_a_redelivery_to_the_next_worker_changes_nothing(bench: Bench) -> 
     assert told(bench) == ["0/0/told", "0/1/told", "0/2/told"]
 
 
+async def test_a_stage_that_prepares_ahead_does_so_while_the_batch_before_commits_and_once_for_each(
+    bench: Bench,
+) -> None:
+    prepared: list[list[str]] = []
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def prepare(events: Sequence[Received]) -> int:
+        prepared.append([event.id for event in events])
+        return len(prepared)
+
+    async def load(connection: Connection, events: Sequence[Received], number: int, at: Any) -> Any:
+        assert [event.id for event in events] == prepared[number - 1], "what was prepared for this batch"
+        loading.set()
+        await go_on.wait()
+        return await STAGE.load(connection, events, None, at)
+
+    worker = await bench.start(stage=replace(STAGE, prepare=prepare, load=load, prepares_ahead=True))
+    await worker.feed(record(0))
+    await loading.wait()
+    await worker.feed(record(1), record(2))
+    await until(lambda: len(prepared) == 2, "the second batch is prepared while the first commits")
+    assert await bench.connection.fetchval("SELECT count(*) FROM inbox") == 0
+    go_on.set()
+    await worker.until_acked((0, 2))
+    assert prepared == [["0/0"], ["0/1", "0/2"]]
+    assert told(bench) == ["0/0/told", "0/1/told", "0/2/told"]
+    await asyncio.wait_for(worker.delivery.drained(), 5)
+    await assert_holds(bench.connection)
+
+
+async def test_what_fails_to_prepare_ahead_and_what_is_split_is_prepared_again(bench: Bench) -> None:
+    prepared: list[list[str]] = []
+
+    async def prepare(events: Sequence[Received]) -> None:
+        prepared.append([event.id for event in events])
+        if len(prepared) == 1:
+            raise ConnectionError("a node is away")
+
+    worker = await bench.start(stage=replace(STAGE, prepare=prepare, prepares_ahead=True))
+    moves = [record(n, amount=9, move="spend") for n in range(20)]  # each is refused: the batch is split
+    await worker.feed(*moves)
+    await worker.until_acked((0, 19))
+    assert len(prepared) > 2
+    assert prepared[0] == prepared[1]
+    assert worker.count("rejected") == 20
+    await assert_holds(bench.connection)
+
+
 async def test_two_batches_are_in_flight_and_the_third_waits(bench: Bench) -> None:
     worker = await bench.start()
     await worker.feed(record(0))

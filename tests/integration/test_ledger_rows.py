@@ -29,6 +29,7 @@ from ledger.tables import (
     ENTRIES,
     INBOX,
     JOURNALED,
+    LANES,
     SCHEDULE,
     TRANSACTIONS,
     WALLET_REQUESTS,
@@ -204,6 +205,32 @@ async def test_a_later_write_of_a_key_replaces_the_earlier_one(connection: Conne
     assert await stored(connection, CHAIN_CURSORS) == []
 
 
+async def test_an_update_writes_what_may_change_of_a_row_that_is_there_and_joins_what_the_commit_wrote_of_it(
+    connection: Connection,
+) -> None:
+    lane = ("MATIC", "0x1", 7, 5, "open", "", 1, AT)
+    other = ("MATIC", "0x2", *lane[2:])
+    await write(connection, [block(LANES, Op.INSERT, [lane])])
+    changes = Changes()
+    changes.update(LANES, (*lane[:2], 8, *lane[3:]))
+    changes.update(LANES, (*lane[:2], 9, 6, *lane[4:]))
+    changes.insert(LANES, other)
+    changes.update(LANES, (*other[:2], 3, *other[3:]))  # still an insert: another writer's row must be noticed
+    made = {b.op: b for b in changes.blocks()}
+    assert set(made) == {Op.INSERT, Op.UPDATE}
+    assert len(made[Op.UPDATE].columns) == 8, "the key and what may change"
+    await write(connection, made.values())
+    rows = await connection.fetch("SELECT signer, next_nonce, chain_nonce FROM lanes ORDER BY signer")
+    assert [tuple(one) for one in rows] == [("0x1", 9, 6), ("0x2", 3, 5)]
+    upserted = Changes()
+    upserted.update(LANES, lane)
+    upserted.upsert(LANES, lane)
+    upserted.update(LANES, lane)
+    assert [b.op for b in upserted.blocks()] == [Op.UPSERT], "the whole row is written"
+    upserted.delete(LANES, lane[:2])
+    assert [b.op for b in upserted.blocks()] == [Op.DELETE]
+
+
 NASTY = [
     "",
     "NULL",
@@ -246,7 +273,7 @@ async def test_any_text_is_kept_as_it_is(shared: bool, connection: Connection) -
         assert [r[0] for r in codes] == [text or "" for text in batch]
         places = [
             (f"{n:032x}", n, "c", "t", "r", "a", 1, text or "", "pending", 0, "", text, n if text else None,
-             None, AT if text else None, None, AT)
+             None, AT if text else None, None, AT, text or None, None, n)
             for n, text in enumerate(batch)
         ]  # fmt: skip
         await write(connection, [block(DEPOSITS, Op.INSERT, places)])

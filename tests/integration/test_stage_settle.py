@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import pytest
 
 from agents.fuse import Fuse, FuseBlown
-from agents.outcome import Done, Stage
+from agents.outcome import Done, Emit, Outcome, Stage
 from agents.stage import REFUSALS_MAX, Settled, SplitBatch, settle
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.commit import Sealed, lock_owners
-from ledger.errors import Fenced, RecordTooLarge
+from ledger.errors import Fenced, PostingRefused, RecordTooLarge
 from ledger.holds import capture, hold
 from ledger.posting import Transaction, credit, debit
 from ledger.record import unpack
 from ledger.reversals import reversal
 from ledger.rows import Connection
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, ORDERED, STAGE, Moved, assert_holds, balance, items, own, record
+from tests.support.ledger_rig import AT, ORDERED, STAGE, TOLD, Moved, assert_holds, balance, decide, items, own, record
+from topics.catalog import BUFFERS_LEVELS
 from topics.envelope import Received
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -37,6 +39,7 @@ def told(settled: Settled) -> list[tuple[str, Any]]:
     return [
         (m.id, int(m.value.split(b'"amount":')[1].split(b",")[0])) if m.id else ("dead", dict(m.headers)["dlq_code"])
         for m in settled.sealed.messages
+        if m.topic != BUFFERS_LEVELS.name
     ]
 
 
@@ -127,6 +130,65 @@ async def test_a_refusal_that_no_rule_names_is_a_dead_letter_with_the_ledgers_co
     settled = await run(connection, record(0, amount=1, move="spend_plainly"))
     assert settled.outcomes == {("rejected", "insufficient_funds"): 1, ("repeat", ""): 0}
     assert await connection.fetchval("SELECT count(*) FROM accounts") == 0
+
+
+def refused_as(meaning: Any) -> Stage[Any]:
+    """A stage for whose `spend_plainly` a refusal means this."""
+
+    def decide_with(received: Received, facts: Any) -> Outcome:
+        done = decide(received, facts)
+        assert isinstance(received.event, Moved)
+        if isinstance(done, Done) and received.event.move == "spend_plainly":
+            return done._replace(if_refused=meaning(received))
+        return done
+
+    return replace(STAGE, decide=decide_with)
+
+
+def answered(received: Received) -> Callable[[PostingRefused], Outcome]:
+    """A refusal is an answer with its code, and what was not there goes to bob instead."""
+    event = received.event
+    assert isinstance(event, Moved)
+
+    def meaning(refusal: PostingRefused) -> Outcome:
+        told = Moved(user=event.user, amount=7, move="told", note=refusal.code)
+        legs = (debit(spendable("bob"), event.amount), credit(buffer(), event.amount))
+        return Done(
+            (Transaction(received.uid, "test", "", legs),), emits=(Emit(TOLD, event.user, told, f"{received.id}/no"),)
+        )
+
+    return meaning
+
+
+async def test_a_refusal_may_be_an_answer_that_posts_and_the_events_after_it_see_that(connection: Connection) -> None:
+    batch = [
+        record(0, amount=5, move="spend_plainly"), record(1, "bob", 5, move="spend"), record(2, "bob", 1, move="spend"),
+        record(3, amount=2), record(4, amount=2, move="spend_plainly"),
+    ]  # fmt: skip
+    stage = refused_as(answered)
+    settled = await run(connection, *batch, stage=stage)
+    assert settled.outcomes == {("done", ""): 4, ("rejected", "insufficient_funds"): 1, ("repeat", ""): 0}
+    assert settled.refused == [False, False, True, False, False]
+    dead = ("dead", b"insufficient_funds")
+    assert told(settled) == [("0/0/no", 7), ("0/1/told", 1), dead, ("0/3/told", 2), ("0/4/told", 3)]
+    assert [await balance(connection, spendable(user)) for user in ("ada", "bob")] == [0, 0]
+    again = await run(connection, *batch, stage=stage)
+    assert again.outcomes == {("repeat", ""): 5}
+    await assert_holds(connection)
+
+
+async def test_an_answer_that_is_refused_too_is_a_dead_letter(connection: Connection) -> None:
+    def same(received: Received) -> Callable[[PostingRefused], Outcome]:
+        def meaning(_refusal: PostingRefused) -> Outcome:
+            legs = (credit(spendable("bob"), 9), debit(buffer(), 9))
+            return Done((Transaction(received.uid, "test", "", legs),), if_refused=meaning)
+
+        return meaning
+
+    settled = await run(connection, record(0, move="spend_plainly"), record(1), stage=refused_as(same))
+    assert settled.outcomes == {("rejected", "insufficient_funds"): 1, ("done", ""): 1, ("repeat", ""): 0}
+    assert await balance(connection, spendable("ada")) == 1
+    await assert_holds(connection)
 
 
 async def test_too_many_refusals_ask_for_smaller_batches(connection: Connection) -> None:

@@ -16,6 +16,7 @@ from topics.catalog import (
     INPUT_BYTES_MAX,
     KYC_APPROVED,
     WALLETS_REQUESTED,
+    WITHDRAWALS_REQUESTED,
     Topic,
 )
 
@@ -24,6 +25,7 @@ STAGES = {
     WALLETS_REQUESTED: "provision_wallets",
     DEPOSITS_NOTIFIED: "credit_deposits",
     CHAIN_HEADS: "finalize_deposits",
+    WITHDRAWALS_REQUESTED: "accept_withdrawals",
 }
 """Every topic that a stage reads."""
 
@@ -40,13 +42,20 @@ def good(topic: Topic) -> dict[str, Any]:
         return {"user_id": f"direct-{unique}", "chains": ["SOL", "SOL"]}
     if topic is DEPOSITS_NOTIFIED:
         return report("0x" + "34" * 20)
+    if topic is WITHDRAWALS_REQUESTED:
+        return {
+            "user_id": f"nobody-{unique}", "idempotency_key": unique, "chain": "MATIC", "asset": "USDC", "amount": "5",
+            "to": "0x" + "34" * 20,
+        }  # fmt: skip
     return {"chain": "ETH", "chain_id": 1, "number": 1, "block_hash": f"0x{unique * 2}", "timestamp_s": 1}
 
 
 def _numeric_field(topic: Topic) -> str:
-    return {KYC_APPROVED: "vendor", WALLETS_REQUESTED: "user_id", DEPOSITS_NOTIFIED: "block_number"}.get(
-        topic, "number"
-    )
+    fields = {
+        KYC_APPROVED: "vendor", WALLETS_REQUESTED: "user_id", DEPOSITS_NOTIFIED: "block_number",
+        WITHDRAWALS_REQUESTED: "amount",
+    }  # fmt: skip
+    return fields.get(topic, "number")
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,26 @@ def _of_deposits() -> list[Case]:
     ]
 
 
+def _of_withdrawals() -> list[Case]:
+    """What is no request at all; a request that may not be is an answer, and no dead letter."""
+
+    def changed(**fields: Any) -> bytes:
+        return json.dumps(good(WITHDRAWALS_REQUESTED) | fields).encode()
+
+    return [
+        Case("the company's own name", "reserved_user", changed(user_id="system")),
+        Case("an amount that is a number", "wrong_schema", changed(amount=25)),
+        Case("an amount of 400 digits", "wrong_schema", changed(amount="9" * 400)),
+        Case("a NUL in the address", "wrong_schema", changed(to="0x\0")),
+        Case("a NUL in the chain", "wrong_schema", changed(chain="\0")),
+        Case("a line break in the token", "wrong_schema", changed(asset="USDC\n")),
+        Case("an empty rail", "wrong_schema", changed(rail="")),
+        Case("a key of 201 characters", "wrong_schema", changed(idempotency_key="k" * 201)),
+        Case("a key that is not printable", "wrong_schema", changed(idempotency_key="\u00e9")),
+        Case("no address", "wrong_schema", changed(to=None)),
+    ]
+
+
 _OF_OTHERS: dict[Topic, Callable[[], list[Case]]] = {
     KYC_APPROVED: lambda: [
         Case("the company's own name", "reserved_user", json.dumps(good(KYC_APPROVED) | {"user_id": "system"}).encode())
@@ -153,6 +182,7 @@ _OF_OTHERS: dict[Topic, Callable[[], list[Case]]] = {
         ),
     ],
     DEPOSITS_NOTIFIED: _of_deposits,
+    WITHDRAWALS_REQUESTED: _of_withdrawals,
     CHAIN_HEADS: lambda: [
         Case("a negative number", "wrong_schema", json.dumps(good(CHAIN_HEADS) | {"number": -1}).encode()),
         Case("a number over 63 bits", "wrong_schema", json.dumps(good(CHAIN_HEADS) | {"number": 2**63}).encode()),

@@ -27,7 +27,7 @@ from ledger.roles import ROLE
 from ledger.rows import Connection
 from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, create_missing
-from topics.catalog import JOURNAL, Topic
+from topics.catalog import BUFFERS_LEVELS, JOURNAL, Topic
 
 SCHEMA = "stablerail"
 
@@ -110,11 +110,15 @@ class Ground:
 
 
 @asynccontextmanager
-async def ground(dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic]) -> AsyncIterator[Ground]:
-    """A migrated database, and these topics with their dead letters and a journal."""
+async def ground(
+    dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic], plain: Sequence[Topic] = ()
+) -> AsyncIterator[Ground]:
+    """A migrated database, and these topics with their dead letters, `plain` ones without, and a journal."""
     await upgrade(dsn, SCHEMA)
     async with admin(bootstrap) as client:
-        await create_missing(client, prefix, 1, [*topics, *(topic.dlq for topic in topics), JOURNAL])
+        await create_missing(
+            client, prefix, 1, [*topics, *(topic.dlq for topic in topics), *plain, JOURNAL, BUFFERS_LEVELS]
+        )
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
     observer = await asyncpg.connect(dsn, server_settings={"search_path": SCHEMA, "timezone": "UTC"})
     await producer.start()
@@ -126,10 +130,12 @@ async def ground(dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic])
 
 
 @asynccontextmanager
-async def running(stage: Stage[Any], services: Services, at: Ground) -> AsyncIterator[Delivery]:
-    """The stage at work on its topic, from the topic's first record: a new one sees everything again."""
+async def running(
+    stage: Stage[Any], services: Services, at: Ground, partitions: Sequence[int] | None = None
+) -> AsyncIterator[Delivery]:
+    """The stage at work on its topic (some partitions, or all), from the first record: a new one sees everything again."""
     topic = stage.source.named(at.prefix)
-    keys = {(topic, partition) for partition in range(stage.source.partitions)}
+    keys = {(topic, partition) for partition in partitions or range(stage.source.partitions)}
     delivery = Delivery(stage, services)
     consumer = AIOKafkaConsumer(bootstrap_servers=at.bootstrap, auto_offset_reset="earliest", group_id=None)
     await consumer.start()

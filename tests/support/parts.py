@@ -5,6 +5,8 @@ The processes of a run (`pytest -n`) share one broker and one server, which the 
 before them: a broker that is warm serves a request at a fraction of the cost, and starting one is the dearest of all. A
 run of one process starts each part when a test first asks for it. The chain is never shared: tests reorganize it.
 
+STABLERAIL_TEST_PARTS=containers: the parts of a run are containers (tests/support/containers.py).
+
 Nothing is left behind, also when the run is killed: the parts end with the process that started them and the directory
 is removed (see stablerail/dev/processes.py).
 """
@@ -26,6 +28,8 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import scratch_directory
 from stablerail.dev.usdc import Usdc, deploy
+from tests.support import containers
+from tests.support.containers import AnvilContainer, KafkaContainer, PostgresContainer
 
 # Tests kill processes, never the machine: what PostgreSQL has written survives in the page cache.
 POSTGRES_SETTINGS = {"fsync": "off", "max_connections": 500}
@@ -42,12 +46,18 @@ def start_shared(run: ExitStack) -> Path:
     return directory
 
 
-def _kafka(directory: Path, tools: Tools) -> Kafka:
-    return Kafka(directory / "kafka", tools)
+def _kafka(directory: Path, tools: Tools) -> Kafka | KafkaContainer:
+    return KafkaContainer(directory) if containers.wanted() else Kafka(directory / "kafka", tools)
 
 
-def _postgres(directory: Path, tools: Tools) -> Postgres:
+def _postgres(directory: Path, tools: Tools) -> Postgres | PostgresContainer:
+    if containers.wanted():
+        return PostgresContainer(directory, POSTGRES_SETTINGS)
     return Postgres(directory / "postgres", tools, POSTGRES_SETTINGS)
+
+
+def _anvil(directory: Path, tools: Tools) -> Anvil | AnvilContainer:
+    return AnvilContainer(directory) if containers.wanted() else Anvil(directory / "anvil", tools)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +81,7 @@ def tools() -> Tools:
 
 
 @pytest.fixture(scope="session")
-def kafka(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Kafka]:
+def kafka(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Kafka | KafkaContainer]:
     """To talk to, not to kill: it may be shared."""
     broker = _kafka(shared_parts or scratch, tools)
     if shared_parts:
@@ -82,7 +92,7 @@ def kafka(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Ka
 
 
 @pytest.fixture(scope="session")
-def postgres(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Postgres]:
+def postgres(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator[Postgres | PostgresContainer]:
     """To talk to, not to kill: it may be shared."""
     server = _postgres(shared_parts or scratch, tools)
     if shared_parts:
@@ -93,20 +103,20 @@ def postgres(scratch: Path, shared_parts: Path | None, tools: Tools) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def anvil(scratch: Path, tools: Tools) -> Iterator[Anvil]:
+def anvil(scratch: Path, tools: Tools) -> Iterator[Anvil | AnvilContainer]:
     """A block per transaction. All tests share the chain: use addresses of your own."""
-    with Anvil(scratch / "anvil", tools) as chain:
+    with _anvil(scratch, tools) as chain:
         yield chain
 
 
 @pytest.fixture(scope="session")
-def usdc(anvil: Anvil, tools: Tools) -> Usdc:
+def usdc(anvil: Anvil | AnvilContainer, tools: Tools) -> Usdc:
     with ThreadPoolExecutor(1) as pool:  # its event loop is not the tests'
         return pool.submit(asyncio.run, deploy(anvil, tools.contracts)).result()
 
 
 @pytest.fixture
-def database(postgres: Postgres) -> Iterator[str]:
+def database(postgres: Postgres | PostgresContainer) -> Iterator[str]:
     """The DSN of an empty database of this test."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield postgres.create_database(name)

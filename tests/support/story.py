@@ -27,6 +27,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 
 from agents import lenient_records
 from connectors.circle.chains import to_circle
+from stablerail.config import load_settings
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
@@ -37,6 +38,8 @@ from topics.events import Chain
 
 T = TypeVar("T")
 
+WALLET_CHAINS = load_settings(env_file=None).provisioned_chains
+"""On which a new customer gets a wallet."""
 WAIT_S = 60.0
 """Generous: the machine may be busy. What is waited for is a condition, never a time."""
 
@@ -88,7 +91,7 @@ class Story:
 
         async def ready() -> dict[str, str] | None:
             rows = await self.rows("SELECT chain, address FROM wallets WHERE user_id = $1", user)
-            return dict(rows) if len(rows) == len(Chain) else None
+            return dict(rows) if len(rows) == len(WALLET_CHAINS) else None
 
         return user, await until(ready, f"wallets of {user}")
 
@@ -167,7 +170,8 @@ class Story:
 
     async def settled(self, topic: Topic, sent: Sequence[Sent]) -> None:
         """Waits until a stage has acknowledged these messages: then what they caused is out."""
-        movement = "deposits" if topic.name.startswith(("deposits.", "chain.")) else "onboarding"
+        first = topic.name.partition(".")[0]
+        movement = {"deposits": "deposits", "chain": "deposits", "withdrawals": "withdrawals"}.get(first, "onboarding")
         group = f"stablerail-{self.prefix}{movement}"
         needed: dict[TopicPartition, int] = {}
         for place in sent:

@@ -83,11 +83,12 @@ class Rig:
         for partition, offset in committed.items():
             due = {o for o in self.produced[partition] if o < offset}
             assert due <= set(processed.get(partition, ())), (
-                f"partition {partition} is committed past its processed records"
+                f"partition {partition} is committed at {offset}, past its processed records: of {len(due)} are missing "
+                f"{sorted(due - set(processed.get(partition, ())))[:20]}\n{self.lines('A')}\n{self.logs()}"
             )
         return committed
 
-    async def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 12) -> None:
+    async def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 40) -> None:
         """Wait for the condition, checking all the while that no commit runs ahead of the work."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -101,7 +102,7 @@ class Rig:
         await self.until(lambda: sum(map(len, self.processed().values())) >= count, f"{count} records processed")
         assert self.processed() == self.produced
         last = {partition: offsets[-1] + 1 for partition, offsets in self.produced.items()}
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while await self.check_commits() != last:
             assert time.monotonic() < deadline, f"committed {await self.committed()}, expected {last}\n{self.logs()}"
             await asyncio.sleep(0.05)
@@ -115,7 +116,7 @@ class Rig:
     async def end(self, process: asyncio.subprocess.Process, sig: signal.Signals = signal.SIGTERM) -> int:
         if process.returncode is None:
             process.send_signal(sig)
-        return await asyncio.wait_for(process.wait(), 10)
+        return await asyncio.wait_for(process.wait(), 40)
 
 
 @asynccontextmanager

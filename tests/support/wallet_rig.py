@@ -26,7 +26,7 @@ from topics.catalog import KYC_APPROVED, KYC_REJECTED, WALLETS_FROZEN, WALLETS_P
 from topics.envelope import value_of
 from topics.events import Chain, KycApproved, KycRejected
 
-CHAINS = tuple(Chain)
+CHAINS = (Chain.ETH, Chain.SOL, Chain.APTOS, Chain.MATIC)
 CREATE = "POST /v1/w3s/developer/wallets"
 POLICY = CallPolicy(timeout_s=20, poll_s=0.05, rate_per_s=1_000, breaker_failures_max=1_000)
 

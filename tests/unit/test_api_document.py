@@ -45,7 +45,9 @@ async def test_every_endpoint_is_described_and_every_customer_endpoint_needs_a_k
         "/v1/users/{user_id}/balances",
         "/v1/users/{user_id}/wallets",
         "/v1/users/{user_id}/deposits",
+        "/v1/deposits",
         "/v1/deposits/{deposit_id}",
+        "/v1/wallets",
         "/v1/accounts/{account}/balance",
         "/v1/accounts/{account}/statement",
         "/v1/ledger/transactions/{transaction_id}",
@@ -60,6 +62,10 @@ async def test_every_endpoint_is_described_and_every_customer_endpoint_needs_a_k
         "/v1/admin/workers/health",
         "/v1/admin/workers/restart",
         "/v1/admin/workers/trigger",
+        "/v1/withdrawals",
+        "/v1/withdrawals/{withdrawal_id}",
+        "/v1/withdrawals/{withdrawal_id}/cancel",
+        "/v1/admin/limits",
         "/healthz",
         "/readyz",
         "/metrics",
@@ -69,11 +75,13 @@ async def test_every_endpoint_is_described_and_every_customer_endpoint_needs_a_k
         assert operation["tags"], path
         if path.startswith("/v1/"):
             assert operation["description"], path
-            assert operation["security"] == [{"API key": []}], path
+            assert operation["security"] == [{"APIKey": []}], path
             assert {"401", "403", "422", "503"} <= set(operation["responses"]), path
             assert {"200", "202"} & set(operation["responses"]), path
-            asked = any(parameter["name"] == "user_id" for parameter in operation.get("parameters", ()))
-            assert ("404" in operation["responses"]) == ("{" in path or asked or "requestBody" in operation), path
+            assert ("requestBody" in operation) == ("413" in operation["responses"]), path
+            asked = path.startswith(("/v1/onboarding/", "/v1/wallets/"))
+            named = "{" in path or asked or (path.startswith("/v1/admin/workers/") and "requestBody" in operation)
+            assert ("404" in operation["responses"]) == named, path
 
 
 async def test_every_error_in_the_document_is_a_problem_with_a_true_example(api: FastAPI) -> None:

@@ -256,8 +256,11 @@ def test_an_inbound_transfer_becomes_a_reported_deposit() -> None:
         evidence=Evidence.COMPLETE,
         block_hash="0xa4c5" + "0" * 60,
         block_number=41_100_000,
+        sender="0x7b777eb80e82f73f118378b15509cb48cd2c2ac3",
     )
     assert notified(body(state="CONFIRMED")).evidence is Evidence.CONFIRMED
+    for sender in (None, "", 7, "a b", "0" * 129, ["0x1"]):
+        assert notified(body(sourceAddress=sender)).sender is None, "the money came all the same"
 
 
 def test_a_solana_address_keeps_its_case_and_its_block_hash_is_left_out() -> None:
@@ -278,7 +281,7 @@ def test_a_chain_of_another_network_is_never_taken_for_ours(blockchain: str) -> 
     assert notified(body(blockchain=blockchain)).chain == f"circle:{blockchain}"
 
 
-@pytest.mark.parametrize("blockchain", ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY"])
+@pytest.mark.parametrize("blockchain", ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY", "AVAX-FUJI"])
 def test_chain_names_go_both_ways_and_belong_to_one_network(blockchain: str) -> None:
     chain = from_circle(blockchain, "testnet")
     assert chain is not None
@@ -375,3 +378,17 @@ def test_whatever_the_fields_translation_does_not_raise(changes: dict[str, Any],
             break
     given_content: Any = json.dumps(content).encode() if as_bytes else content
     assert isinstance(translate(given_content, "testnet", TOKENS), Publish | Ignored | NotUnderstood)
+
+
+async def test_a_flood_of_random_key_ids_does_not_keep_circles_own_key_out() -> None:
+    """Before we know any key: the flood has spent every look-up of the minute."""
+    circle = Circle({KEY_ID: base64.b64decode(NOTES_KEY)})
+    source = webhooks(circle, lookups_per_min=3, clock=lambda: 0.0)
+    for _ in range(100):
+        await refusal(source, headers(NOTES_SIGNATURE, str(uuid4())), NOTES_BODY)
+    assert circle.asked == 3
+    assert await refusal(source, headers(NOTES_SIGNATURE), NOTES_BODY) is RefusalCode.KEY_UNAVAILABLE
+    for _ in range(100):
+        await refusal(source, headers(NOTES_SIGNATURE, str(uuid4())), NOTES_BODY)
+    await source.verify(headers(NOTES_SIGNATURE), NOTES_BODY)
+    assert circle.asked == 4

@@ -16,6 +16,7 @@ from stablerail.config import (
     names_without_effect,
 )
 from stablerail.config_values import describe, duration_s, masked_url
+from stablerail.wiring import deposit_policy
 from topics.events import Chain
 
 KEY = "TEST_API_KEY:0a1b2c:very-secret"
@@ -135,7 +136,7 @@ def test_an_unknown_override_is_refused() -> None:
 
 def test_one_chain_can_differ_without_unsetting_the_others() -> None:
     settings = load_settings(env_file=None, network="mainnet", chain_ids='{"MATIC": 31337}')
-    assert settings.chain_ids == {Chain.ETH: 1, Chain.MATIC: 31337}
+    assert settings.chain_ids == {Chain.ETH: 1, Chain.MATIC: 31337, Chain.AVAX: 43_114}
     token = settings.usdc_contracts[Chain.MATIC]
     assert load_settings(env_file=None, usdc_contracts={"MATIC": token}).usdc_contracts[Chain.MATIC] == token
 
@@ -216,3 +217,50 @@ def test_only_accounts_of_ours_have_shards_and_a_chain_is_none(given: str, monke
     with pytest.raises(ConfigError) as error:
         load_settings(env_file=None)
     assert [name.partition(".")[0] for name in problems_of(error)] == ["STABLERAIL_LEDGER_SHARDS"]
+
+
+RPC = '{"MATIC": ["https://rpc.example"]}'
+USDC = '{"MATIC": "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359"}'
+
+
+def test_withdrawals_leave_by_the_mainnet_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(env_file=None).withdrawal_chains == ()
+    given = {"network": "mainnet", "withdrawal_chains": "MATIC", "rpc_urls": RPC}
+    with pytest.raises(ConfigError, match="STABLERAIL_ALLOW_MAINNET must be true"):
+        load_settings(env_file=None, **given)
+    # whatever the network is called, the id says what is signed for
+    renamed = {**given, "network": "testnet", "chain_ids": '{"MATIC": 137}', "usdc_contracts": USDC}
+    with pytest.raises(ConfigError, match="STABLERAIL_ALLOW_MAINNET must be true"):
+        load_settings(env_file=None, **renamed)
+    monkeypatch.setenv("STABLERAIL_ALLOW_MAINNET", "true")
+    assert load_settings(env_file=None, **given).withdrawal_chains == (Chain.MATIC,)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"withdrawal_chains": "SOL"}, "STABLERAIL_WITHDRAWAL_CHAINS"),
+        ({"withdrawal_chains": "MATIC", "rpc_urls": RPC}, "STABLERAIL_USDC_CONTRACTS"),
+        ({"withdrawal_chains": "MATIC", "usdc_contracts": USDC}, "STABLERAIL_RPC_URLS"),
+    ],
+)
+def test_a_chain_that_withdrawals_cannot_leave_by_is_named_with_what_it_lacks(given: dict[str, str], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_settings(env_file=None, **given)
+
+
+def test_the_policy_of_deposits_is_by_chain_and_in_decimal_amounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_AT_FINALITY", "ETH,SOL")
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_INSTANT_MAX", '{"MATIC": "10000", "ETH": "0.5"}')
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_OUTSTANDING_MAX", '{"MATIC": "25000.000001"}')
+    policy = deposit_policy(load_settings(env_file=None))
+    assert policy.at_finality == {"ETH", "SOL"}
+    assert policy.instant_max == {"MATIC": 10_000_000_000, "ETH": 500_000}
+    assert policy.outstanding_max == {"MATIC": 25_000_000_001}
+    shown = {row.name: row.value for row in describe(load_settings(env_file=None))}
+    assert "MATIC: 10000.000000 USDC" in shown["STABLERAIL_DEPOSIT_INSTANT_MAX"]
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_INSTANT_MAX", '{"DOGE": "1"}')
+    monkeypatch.setenv("STABLERAIL_DEPOSIT_OUTSTANDING_MAX", '{"MATIC": "1e3"}')
+    with pytest.raises(ConfigError) as error:
+        load_settings(env_file=None)
+    assert set(problems_of(error)) == {"STABLERAIL_DEPOSIT_INSTANT_MAX", "STABLERAIL_DEPOSIT_OUTSTANDING_MAX"}

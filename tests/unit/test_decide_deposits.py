@@ -12,11 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.deposits import credit_deposits, finalize_deposits
-from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.deposit import EQUAL_MAX, Deposit, deposit_id, group_of
-from agents.outcome import Done, Outcome, Rejected
+from agents.deposits.facts import named
+from agents.deposits.policy import DepositPolicy, outstanding_of
+from agents.deposits.reversal import Purse
+from agents.outcome import Done, Outcome, Rejected, Retry
+from chain.errors import ChainError
 from chain.evidence import Canonical, Doubt, Finding, Missing, Moved, Undecided
-from ledger.accounts import SHORTFALL, SYSTEM, Account
+from ledger.accounts import SHORTFALL, SUSPENSE, SYSTEM, Account, spendable
+from ledger.counters import COUNTERS
+from ledger.counters import Counter as Row
 from ledger.groups import try_post
 from ledger.posting import Balance, Fold, accounts_of
 from ledger.tables import DEPOSITS
@@ -32,6 +37,8 @@ SOL_ADDRESS = "So11111111111111111111111111111111111111112"
 OWNERS = {("MATIC", ADA): "ada", ("ETH", ADA): "ada", ("MATIC", BOB): "bob", ("SOL", SOL_ADDRESS): "ada"}
 READ = frozenset({"MATIC"})
 POLICY = DepositPolicy(minimum=USDC, chains_read=READ)
+CREDITED = ("credited", "orphaned", "finalized")
+EVE = "0x" + "e" * 40
 
 
 def received(event: Any) -> Received:
@@ -59,32 +66,53 @@ class Books:
     balances: defaultdict[Account, Balance] = field(default_factory=lambda: defaultdict(Balance))
     posted: Counter[tuple[str, str]] = field(default_factory=Counter)
     ids: set[str] = field(default_factory=set)
+    counters: dict[Any, Any] = field(default_factory=dict)
+    now_denied: frozenset[tuple[str, str]] = frozenset()
 
     def __post_init__(self) -> None:
         self.facts = credit_deposits.Facts(NOW, self.policy, dict(OWNERS))
 
     def report(self, event: DepositNotified) -> Outcome:
+        self.facts.denied = self.now_denied
+        self.listed(event)
         outcome = credit_deposits.decide(received(event), self.facts)
         if isinstance(outcome, Done):
             self.take(outcome)
         return outcome
 
+    def listed(self, event: DepositNotified) -> None:
+        """The custodian's list has what the custodian said, and has been looked up."""
+        names = named(event)
+        if not isinstance(names, ChainError):
+            assert isinstance(self.facts.looked, dict)
+            group = self.facts.looked.setdefault(names.group_id, {})
+            if event.source == "circle":
+                group[event.transfer_id] = event.evidence
+
     def ask(self, chain: str, findings: dict[str, Finding]) -> Done:
         due = [d for d in self.facts.deposits.values() if d.id in findings and d.chain == chain]
-        facts = finalize_deposits.Facts(NOW, findings, {chain: due})
+        purses = {d.user_id: Purse(self.balances[spendable(d.user_id)].balance) for d in due if d.user_id}
+        facts = finalize_deposits.Facts(
+            NOW, findings, self.policy, {chain: due}, self.facts.owners, self.now_denied, purses=purses
+        )
         done = finalize_deposits.decide(received(head(chain)), facts)
         assert isinstance(done, Done)
         finalize_deposits.fold(facts, done)
         assert finalize_deposits.decide(received(head(chain)), facts) == Done(), "the next head of the batch"
         self.take(done)
+        for user, purse in purses.items():
+            assert purse.spendable == self.balances[spendable(user)].balance, (
+                "what the decision knew is what was posted"
+            )
         return done
 
     def take(self, done: Done) -> None:
         credit_deposits.fold(self.facts, done)
         for account in accounts_of(done.postings):
             self.balances[account]
-        fold = Fold(dict(self.balances), NOW)
+        fold = Fold(dict(self.balances), NOW, dict(self.counters))
         assert try_post(fold, done.postings) is None, "no rule of ours is refused by the ledger"
+        self.counters = fold.states
         for transaction in done.postings:
             assert transaction.id not in self.ids, "money ids are unique for ever"
             self.ids.add(transaction.id)
@@ -106,10 +134,22 @@ class Books:
             assert credits_ == deposit.generation
             assert credits_ - reversals == (deposit.status in ("credited", "orphaned", "finalized"))
             assert finals == (deposit.status == "finalized")
+            assert self.posted[(deposit.id, "deposit_parked")] == (deposit.status == "parked")
+            assert (deposit.held is None) <= (deposit.status not in ("pending", "parked"))
         assert sum(b.balance for b in self.balances.values()) == 0
-        owed = sum(d.amount for d in self.facts.deposits.values() if d.status in ("credited", "orphaned", "finalized"))
+        owed = sum(d.amount for d in self.facts.deposits.values() if d.status in CREDITED)
         customers = sum(b.balance for a, b in self.balances.items() if a.owner != SYSTEM)
         assert customers + self.balances[SHORTFALL].balance == owed
+        parked = sum(d.amount for d in self.facts.deposits.values() if d.status == "parked")
+        assert self.balances[SUSPENSE].balance == parked
+        mirrored = sum(d.amount for d in self.facts.deposits.values() if d.status in ("parked", "finalized"))
+        assert sum(b.balance for a, b in self.balances.items() if a.type == "custody_usdc") == mirrored
+        for user in ("ada", "bob"):
+            counted = [d for d in self.facts.deposits.values() if d.user_id == user and d.counted]
+            assert all(d.status in ("credited", "orphaned") and d.counted == d.amount for d in counted)
+            name = outstanding_of(user)
+            assert self.counters.get((COUNTERS, name), Row(name)).value == sum(d.amount for d in counted)
+            assert self.facts.outstanding.get(user, 0) == sum(d.amount for d in counted)
 
 
 # -- any reports ------------------------------------------------------------------------------------------------------
@@ -126,6 +166,15 @@ reports = st.builds(
     block_hash=st.sampled_from([*BLOCKS, None]),
     block_number=st.sampled_from([5, None]),
     log_index=st.sampled_from([0, 1, None]),
+    sender=st.sampled_from([EVE, BOB, None]),
+)
+policies = st.builds(
+    DepositPolicy,
+    minimum=st.just(USDC),
+    chains_read=st.just(READ),
+    at_finality=st.sampled_from([frozenset(), frozenset({"MATIC"}), frozenset({"ETH"})]),
+    instant_max=st.sampled_from([{}, {"MATIC": 28 * USDC}]),
+    outstanding_max=st.sampled_from([{}, {"MATIC": 60 * USDC}, {"MATIC": 60 * USDC, "ETH": 30 * USDC}]),
 )
 findings = st.one_of(
     st.builds(Canonical, st.sampled_from(BLOCKS), st.just(5), st.sampled_from([(0,), (0, 1), ()])),
@@ -152,22 +201,29 @@ def stories(draw: st.DrawFn) -> list[Any]:
     return story
 
 
-@given(stories(), st.data())
+@given(stories(), policies, st.booleans(), st.data())
 def test_no_story_credits_a_transfer_twice_or_reverses_what_was_not_credited(
-    story: list[Any], data: st.DataObject
+    story: list[Any], policy: DepositPolicy, denies: bool, data: st.DataObject
 ) -> None:
-    books = Books()
+    books = Books(policy)
     for event in story:
         if event is None:
-            due = [d.id for d in books.facts.deposits.values() if d.status in ("credited", "orphaned")]
+            if denies:
+                books.now_denied = data.draw(st.sampled_from([frozenset(), frozenset({("MATIC", EVE), ("ETH", EVE)})]))
+            due = [d.id for d in books.facts.deposits.values() if d.status in ("pending", "credited", "orphaned")]
             books.ask("MATIC", {key: data.draw(findings) for key in due if books.facts.deposits[key].chain == "MATIC"})
         else:
             outcome = books.report(event)
-            if (event.chain, event.to) not in OWNERS or event.amount < USDC:
+            if (event.chain, event.to) not in OWNERS and event.source == "other":
                 assert isinstance(outcome, Rejected)
+            elif isinstance(outcome, Rejected):
+                assert outcome.code == "transfer_changed"
         books.check()
     paid = {a.owner for a in books.balances if a.owner != SYSTEM}
     assert paid <= {"ada", "bob"}
+    for deposit in books.facts.deposits.values():
+        if deposit.status in CREDITED:
+            assert deposit.amount >= USDC
 
 
 @given(st.lists(reports.filter(lambda r: r.source != "scanner"), max_size=15))
@@ -215,8 +271,7 @@ def test_every_event_that_may_be_said_is_decided(story: list[DepositNotified]) -
         outcome = books.report(event)
         if isinstance(outcome, Rejected):
             assert outcome.code in {
-                "unknown_wallet", "unsupported_token", "below_minimum", "unknown_chain", "bad_address", "bad_tx_hash",
-                "transfer_changed",
+                "unknown_wallet", "unsupported_token", "unknown_chain", "bad_address", "bad_tx_hash", "transfer_changed",
             }  # fmt: skip
         books.check()
 
@@ -227,12 +282,11 @@ def test_every_event_that_may_be_said_is_decided(story: list[DepositNotified]) -
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
-        ({"to": NOBODY}, "unknown_wallet"),
+        ({"to": NOBODY, "source": "other"}, "unknown_wallet"),
         ({"to": "bc1q"}, "bad_address"),
         ({"chain": "BTC"}, "unknown_chain"),
         ({"tx_hash": "abc"}, "bad_tx_hash"),
         ({"asset": "USDT"}, "unsupported_token"),
-        ({"amount": USDC - 1}, "below_minimum"),
         ({"chain": "SOL"}, "bad_address"),
     ],
 )
@@ -298,6 +352,43 @@ def test_where_we_cannot_read_the_custodians_complete_is_finality() -> None:
     assert isinstance(done, Done)
     assert [p.kind for p in done.postings] == ["deposit", "deposit_final"], "the second equal transfer, at once"
     books.check()
+
+
+@pytest.mark.parametrize(
+    ("looked", "attempt", "outcome"),
+    [
+        ({"t1": "seen", "t2": "complete"}, 1, "finalized"),
+        ({"t2": "complete"}, 1, "retry"),  # its list lacks the other one
+        ({"t1": "complete", "t2": "confirmed"}, 1, "retry"),
+        ({}, 1, "retry"),
+        (None, 1, "retry"),  # Circle did not answer
+        ({"t2": "complete"}, 20, "pending"),
+        (None, 20, "retry"),
+    ],
+)
+def test_where_we_cannot_read_a_further_transfer_is_credited_when_the_custodians_list_has_it(
+    looked: dict[str, str] | None, attempt: int, outcome: str
+) -> None:
+    books = Books()
+    books.report(note(chain="ETH"))
+    event = note(chain="ETH", transfer_id="t2", evidence="complete")
+    names = named(event)
+    assert not isinstance(names, ChainError)
+    found = None if looked is None else {id: Evidence(evidence) for id, evidence in looked.items()}
+    books.facts.looked = {} if found is None else {names.group_id: found}
+    done = credit_deposits.decide(received(event)._replace(attempt=attempt), books.facts)
+    if outcome == "retry":
+        assert done == Retry("not_looked_up", 10.0 * attempt)
+        return
+    assert isinstance(done, Done)
+    books.take(done)
+    assert [d.status for d in books.facts.deposits.values()] == ["credited", outcome]
+    books.check()
+    # nobody to ask: it waits
+    books.facts.looked = None
+    third = credit_deposits.decide(received(note(chain="ETH", transfer_id="t3", evidence="complete")), books.facts)
+    assert isinstance(third, Done)
+    assert third.postings == ()
 
 
 def test_a_deposit_that_the_chain_dropped_is_orphaned_then_reversed_then_credited_when_mined_again() -> None:

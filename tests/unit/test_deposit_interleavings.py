@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from agents.deposits.credit_deposits import DepositPolicy, Facts, decide, fold
 from agents.deposits.deposit import SCANNER, Status
+from agents.deposits.facts import named
 from agents.outcome import Done, Rejected
+from chain.errors import ChainError
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED
 from topics.envelope import Received
 from topics.events import DepositCredited, DepositFinalized, DepositNotified, Evidence
@@ -77,7 +79,16 @@ class Ledger:
         self.moved: set[str] = set()
         self._ids = count()
 
+    def _look(self, event: DepositNotified) -> None:
+        """The vendor's own list has what it will ever say."""
+        names = named(event)
+        assert not isinstance(names, ChainError)
+        assert isinstance(self.facts.looked, dict)
+        known = self.facts.looked.setdefault(names.group_id, {})
+        known[event.transfer_id] = event.evidence
+
     def take(self, event: DepositNotified) -> None:
+        self._look(event)
         outcome = decide(Received(str(next(self._ids)), "test", event, 1, None), self.facts)
         assert isinstance(outcome, Done), outcome
         fold(self.facts, outcome)

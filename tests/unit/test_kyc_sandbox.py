@@ -10,8 +10,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pydantic import SecretStr
 
-from connectors.kyc.sandbox import SumsubSandbox, create_control
+from connectors.kyc.onfido import OnfidoSource
+from connectors.kyc.persona import PersonaSource
+from connectors.kyc.sandbox import VENDORS, SumsubSandbox, create_control
 from connectors.kyc.sumsub import Approved, OtherVerdict, Verdict, translate, verify
+from connectors.webhooks.source import Publish, Translation, WebhookSource
 
 SECRET = SecretStr("sandbox-secret")
 
@@ -100,3 +103,26 @@ async def test_the_control_endpoint_sends_reviews_with_duplicates(sumsub: Sumsub
     assert len(receiver.bodies) == 3
     assert len({said.event_id for said in map(translate, receiver.bodies) if isinstance(said, Approved)}) == 1
     assert wrong.status_code == 422
+
+
+@pytest.mark.parametrize("vendor", ["persona", "onfido"])
+async def test_the_other_vendors_say_and_sign_as_their_sources_read(vendor: str) -> None:
+    source: WebhookSource = PersonaSource(SECRET) if vendor == "persona" else OnfidoSource(SECRET)
+    said: list[Translation] = []
+
+    async def receive(request: web.Request) -> web.Response:
+        body = await request.read()
+        await source.verify(request.headers, body)
+        said.extend(source.translate(body))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/hook", receive)
+    async with TestServer(app) as server, VENDORS[vendor](str(server.make_url("/hook")), SECRET) as sandbox:
+        await sandbox.review("user_42", copies=2)
+        await sandbox.review("user_43", "RED")
+        await sandbox.settle()
+        assert [delivery.statuses for delivery in sandbox.deliveries] == [[200, 200], [200]]
+    approvals = [one for one in said if isinstance(one, Publish)]
+    assert [one.key for one in approvals] == [b"user_42", b"user_42"]
+    assert len({one.event_id for one in approvals}) == 1

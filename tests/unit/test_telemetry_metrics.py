@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Histogram
 
 from stablerail import metrics
 from stablerail.metrics import Metrics
@@ -54,6 +57,10 @@ def test_everything_else_reaches_its_series() -> None:
     subject.call("circle", "unknown", 0.2)
     subject.chain_head("MATIC", 41_100_000)
     subject.scanner_lag("MATIC", 4)
+    subject.rpc_endpoints("MATIC", 2)
+    subject.custody_discrepancy("MATIC", -1_500_000)
+    subject.buffers([("system_buffer_fiat", 5, None)])
+    subject.buffers([("system_buffer_usdc", -2_500_000, 1_000_000)])
     subject.worker_ready("deposits", ready=True)
     subject.http_request("api", "GET", "/v1/deposits/{deposit_id}", 200, 0.01)
     assert value(subject, "stablerail_stage_oldest_event_age_seconds", stage="s") == 1.5
@@ -65,6 +72,11 @@ def test_everything_else_reaches_its_series() -> None:
     assert value(subject, "stablerail_calls_total", partner="circle", outcome="unknown") == 1
     assert value(subject, "stablerail_chain_head_number", chain="MATIC") == 41_100_000
     assert value(subject, "stablerail_scanner_lag_blocks", chain="MATIC") == 4
+    assert value(subject, "stablerail_rpc_endpoints", chain="MATIC") == 2
+    assert value(subject, "stablerail_custody_discrepancy", chain="MATIC") == -1.5
+    assert value(subject, "stablerail_buffer_level", account="system_buffer_usdc") == -2.5
+    assert value(subject, "stablerail_buffer_threshold", account="system_buffer_usdc") == 1
+    assert value(subject, "stablerail_buffer_level", account="system_buffer_fiat") is None, "another has it now"
     assert value(subject, "stablerail_worker_ready", movement="deposits") == 1
     assert (
         value(
@@ -85,3 +97,31 @@ def test_two_processes_in_one_test_do_not_share_series() -> None:
     one, two = Metrics(), Metrics()
     one.dead_letter("t", "c")
     assert value(two, "stablerail_dead_letters_total", topic="t", code="c") is None
+
+
+def test_every_metric_is_fed_by_somebody() -> None:
+    methods = [name for name, member in vars(Metrics).items() if callable(member) and not name.startswith("_")]
+    root = Path(metrics.__file__).parents[1]
+    sources = [
+        path.read_text()
+        for package in ("agents", "stablerail")
+        for path in (root / package).rglob("*.py")
+        if path != Path(metrics.__file__)
+    ]
+    unfed = [name for name in methods if not any(re.search(rf"\.{name}\b", text) for text in sources)]
+    assert unfed == []
+
+
+def test_a_histogram_that_takes_a_batch_at_once_is_what_one_by_one_would_be() -> None:
+    values = [0.0, 0.001, 0.0011, 0.3, 31.0]
+    subject, registry = Metrics(), CollectorRegistry()
+    plain = Histogram("plain", "p", registry=registry, buckets=metrics.SECONDS)
+    subject.webhooks_in_ledger(dict.fromkeys(values[:2], 1))
+    subject.webhooks_in_ledger(dict.fromkeys(values[2:], 2))
+    for each in (*values, *values[2:]):
+        plain.observe(each)
+    name = "stablerail_webhook_to_ledger_seconds"
+    for bound in (*map(str, metrics.SECONDS), "+Inf"):
+        assert value(subject, f"{name}_bucket", le=bound) == registry.get_sample_value("plain_bucket", {"le": bound})
+    for part in ("count", "sum"):
+        assert value(subject, f"{name}_{part}") == registry.get_sample_value(f"plain_{part}")

@@ -49,7 +49,15 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "deposit_id": "d1", "user_id": "ada", "chain": "MATIC", "tx_hash": HASH, "asset": "USDC", "amount": "25.00",
         "outcome": "reversed", "transaction_id": "x1",
     },
+    events.DepositParked: {
+        "deposit_id": "d1", "chain": "MATIC", "tx_hash": HASH, "to": "0x" + "1" * 40, "asset": "USDC", "amount": "0.50",
+        "reason": "unknown_owner", "transaction_id": "x1",
+    },
     events.HeadSeen: {"chain": "MATIC", "chain_id": 137, "number": 7, "block_hash": HASH, "timestamp_s": 1_780_000_000},
+    events.BufferLevel: {
+        "account": "system.system_buffer_usdc[3]:USDC", "account_type": "system_buffer_usdc", "asset": "USDC", "shard": "3",
+        "balance": "-12.50", "account_version": 7,
+    },
     events.WithdrawalRequested: {
         "user_id": "ada", "idempotency_key": "k1", "chain": "MATIC", "asset": "USDC", "amount": "25.00", "to": "0x" + "1" * 40,
     },
@@ -71,6 +79,14 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
         "to": "0x" + "1" * 40, "outcome": "completed", "tx_hash": HASH,
     },
+    events.PaymentUpdated: {
+        "source": "circle_mint", "payment_id": "p1", "kind": "payment", "status": "paid", "amount": "3.14",
+        "currency": "USD", "tx_hash": HASH, "updated_at": "2026-11-21T02:00:00.000Z",
+    },
+    events.CircleWalletUpdated: {
+        "wallet_id": "w1", "kind": "addressBookRecipients", "status": "active", "chain": "ETH",
+        "address": "0x" + "1" * 40, "updated_at": "2026-11-21T02:00:00.000Z",
+    },
 }  # fmt: skip
 
 
@@ -79,7 +95,7 @@ def example(model: type[Event]) -> Event:
 
 
 def topic_of(model: type[Event]) -> Topic:
-    return next(topic for topic in INPUTS if model in topic.models)
+    return next(topic for topic in TOPICS if model in topic.models)
 
 
 # -- money ------------------------------------------------------------------------------------------------------------
@@ -256,7 +272,7 @@ def test_a_message_without_a_key_goes_to_the_first_partition() -> None:
 def test_the_catalog_fits_together() -> None:
     names = [topic.name for topic in TOPICS]
     assert len(set(names)) == len(names)
-    assert {model for topic in INPUTS for model in topic.models} == set(events.EVENTS)
+    assert {model for topic in TOPICS for model in topic.models} == set(events.EVENTS)
     for topic in TOPICS:
         assert by_name(topic.name) is topic or by_name(topic.name) == topic
         assert topic.named("p.") == f"p.{topic.name}"
@@ -274,4 +290,4 @@ def test_the_catalog_fits_together() -> None:
 
 
 def test_every_chain_is_one_that_is_written_in_capitals() -> None:
-    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC"]
+    assert [chain.value for chain in Chain] == ["ETH", "SOL", "APTOS", "MATIC", "AVAX"]

@@ -155,6 +155,8 @@ class Broker:
         self.consumer._commit = self.commit
         self.consumer.seek_to_committed = self.seek_to_committed
         self.consumer.seek_wait = self.seek_wait
+        self.consumer._thread.getmany = self.getmany
+        self.want = 0
 
     async def enqueue(self, message: Any) -> None:
         message.incref()
@@ -175,12 +177,27 @@ class Broker:
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         self.position.update(partitions)
 
-    async def deliver(self, tp: TP, count: int) -> None:
-        offsets = [o for o in self.log[tp] if o >= self.position[tp]][:count]
+    async def getmany(self, wanted: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        """What the thread's next fetch brings: `self.want` records of one partition."""
+        (tp,) = wanted
+        offsets = [o for o in self.log[tp] if o >= self.position[tp]][: self.want]
         if offsets:
             self.position[tp] = offsets[-1] + 1
-            (run,) = runs([record(o, tp=tp) for o in offsets])
+        return {tp: [record(o, tp=tp) for o in offsets]}
+
+    async def fetch(self, tp: TP, count: int) -> list[Any]:
+        self.want = count
+        found: dict[TP, list[Any]] = await self.consumer._getmany({tp}, 0.0)
+        return found[tp]
+
+    async def deliver(self, tp: TP, count: int) -> None:
+        for run in await self.fetch(tp, count):
             await self.consumer._deliver(self.consumer._to_message(tp, run))
+
+    async def lose(self, tp: TP, count: int) -> None:
+        """A fetch that comes while the flow is stopped: Faust drops what it brought and goes back to the committed offsets."""
+        await self.fetch(tp, count)
+        await self.drop()
 
     def take(self) -> None:
         """The stream hands the next run to the agent, or skips one of an earlier generation."""
@@ -225,6 +242,7 @@ class Broker:
 
 STEPS = st.one_of(
     st.tuples(st.just("deliver"), st.sampled_from([A, B]), st.integers(1, 9)),
+    st.tuples(st.just("lose"), st.sampled_from([A, B]), st.integers(1, 9)),
     st.tuples(st.just("finish"), st.integers(0, 3)),
     *(st.just((name,)) for name in ("take", "take", "commit", "skip", "drop", "rebalance")),
 )

@@ -4,6 +4,7 @@ server       CircleSandbox: runs it in this process;  python -m connectors.circl
 app          the FastAPI app: who may call, error bodies, life cycle of the background work
 wallets      wallet sets, wallets, balances, tokens, transactions, the entity secret
 webhooks     subscriptions and the keys of notifications
+mint         Circle Mint's notifications: subscriptions of two regions, signed as Amazon SNS signs
 control      /_control: faults, injected transfers, disorder of deliveries, the sandbox's own records
 state        what exists, idempotency, paging
 keys         the entity's RSA key, the signing key of notifications, key pairs and addresses of each chain

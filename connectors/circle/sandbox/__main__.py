@@ -24,6 +24,7 @@ def main(
     usdc: Annotated[str | None, typer.Option(help="Address of USDC on it.")] = None,
     blockchain: Annotated[str, typer.Option(help="Which of Circle's chains it plays.")] = "MATIC-AMOY",
     confirmations: Annotated[int, typer.Option(help="Blocks until COMPLETE.")] = 3,
+    endpoint: Annotated[str | None, typer.Option(help="Subscribed to all notifications from the start.")] = None,
     poll_s: Annotated[float, typer.Option(help="Seconds between two looks at the chain.")] = 0.2,
     retry_delays_s: Annotated[
         str, typer.Option(help="Delivery retries: seconds, comma separated.")
@@ -43,6 +44,7 @@ def main(
         usdc_address=usdc,
         evm_blockchain=blockchain,
         confirmations=confirmations,
+        endpoint=endpoint,
         poll_s=poll_s,
         retry_delays_s=tuple(float(delay) for delay in retry_delays_s.split(",") if delay),
     )

@@ -13,14 +13,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connectors.circle.sandbox import control, wallets, webhooks
+from connectors.circle.sandbox import control, mint, wallets, webhooks
 from connectors.circle.sandbox.chainwatch import ChainWatch
 from connectors.circle.sandbox.config import SandboxConfig
 from connectors.circle.sandbox.deliveries import Deliveries
 from connectors.circle.sandbox.gate import Gate, GateMiddleware
 from connectors.circle.sandbox.keys import entity_key
 from connectors.circle.sandbox.rpc import Rpc, RpcError
-from connectors.circle.sandbox.state import CircleError, State
+from connectors.circle.sandbox.state import CircleError, State, Subscription
 
 
 class Sandbox:
@@ -31,6 +31,7 @@ class Sandbox:
         self.state = State(config)
         self.gate = Gate(rate_limits=config.rate_limits)
         self.deliveries = Deliveries(config, self.state)
+        self.mint = mint.MintSandbox()
         self.rpc: Rpc | None = None
         if config.rpc_url is not None:
             if config.usdc_address is None:
@@ -40,6 +41,9 @@ class Sandbox:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         await asyncio.to_thread(entity_key, self.config.rsa_bits)
+        if self.config.endpoint is not None:
+            subscribed = Subscription(endpoint=self.config.endpoint)
+            self.state.subscriptions[subscribed.id] = subscribed
         await self.deliveries.start()
         watching = None
         if self.rpc is not None:
@@ -55,6 +59,7 @@ class Sandbox:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             await self.deliveries.close()
+            await self.mint.close()
             if self.rpc is not None:
                 await self.rpc.close()
 
@@ -78,7 +83,10 @@ def create_app(sandbox: Sandbox) -> FastAPI:
     app.add_middleware(GateMiddleware, gate=sandbox.gate)
     app.include_router(wallets.routes(sandbox.state, sandbox.rpc), dependencies=[Depends(bearer)])
     app.include_router(webhooks.routes(sandbox.state, sandbox.deliveries), dependencies=[Depends(bearer)])
+    app.include_router(mint.api(sandbox.mint), dependencies=[Depends(bearer)])
+    app.include_router(mint.amazon(sandbox.mint))
     if sandbox.config.control:
+        app.include_router(mint.control(sandbox.mint))
         app.include_router(control.routes(sandbox.state, sandbox.gate, sandbox.deliveries))
     _errors(app)
     return app

@@ -39,5 +39,7 @@ class SandboxConfig:
     delivery_timeout_s: float = 5.0
     duplicate: int = 0
     """The next n notifications are delivered twice."""
+    endpoint: str | None = None
+    """Where all notifications go from the start, without a subscription being asked for."""
     head_check: bool = True
     """Ask a new subscription's endpoint with HEAD, as Circle does."""

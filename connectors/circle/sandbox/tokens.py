@@ -22,6 +22,7 @@ class Blockchain:
 
 _SEPOLIA_USDC = "0x1c7d4b196cb0c7b01d743fbc6116a902379c7238"
 _AMOY_USDC = "0x41e94eb019c0762f9bfcf9fb1e58725bfb0e7582"
+_FUJI_USDC = "0x5425890298aed601595a70ab815c96711a31bc65"
 _DEVNET_USDC = "4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU"
 _APTOS_USDC = "0x69091fbab5f7d635ee7ac5098cf0c1efbe31d68fec0f2cd565e8d168daf52832"
 
@@ -30,6 +31,7 @@ BLOCKCHAINS: Final = {
     for chain in (
         Blockchain("ETH-SEPOLIA", "evm", "ERC20", _SEPOLIA_USDC, 18),
         Blockchain("MATIC-AMOY", "evm", "ERC20", _AMOY_USDC, 18),
+        Blockchain("AVAX-FUJI", "evm", "ERC20", _FUJI_USDC, 18),
         Blockchain("SOL-DEVNET", "solana", "Fungible", _DEVNET_USDC, 9),
         Blockchain("APTOS-TESTNET", "aptos", "FungibleAsset", _APTOS_USDC, 8),
     )

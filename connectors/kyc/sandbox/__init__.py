@@ -1,5 +1,6 @@
-"""A local stand-in for Sumsub that sends its signed webhooks: `python -m connectors.kyc.sandbox`."""
+"""A local stand-in for KYC vendors that sends their signed webhooks: `python -m connectors.kyc.sandbox`."""
 
-from connectors.kyc.sandbox.server import Delivery, SumsubSandbox, create_control
+from connectors.kyc.sandbox.server import Delivery, KycSandbox, create_control
+from connectors.kyc.sandbox.vendors import VENDORS, OnfidoSandbox, PersonaSandbox, SumsubSandbox
 
-__all__ = ["Delivery", "SumsubSandbox", "create_control"]
+__all__ = ["VENDORS", "Delivery", "KycSandbox", "OnfidoSandbox", "PersonaSandbox", "SumsubSandbox", "create_control"]

@@ -1,4 +1,4 @@
-"""`SUMSUB_WEBHOOK_SECRET=... python -m connectors.kyc.sandbox --target URL [--port 7102]`: the sandbox on loopback."""
+"""`SUMSUB_WEBHOOK_SECRET=... python -m connectors.kyc.sandbox --target URL [--vendor persona] [--port 7102]`: on loopback."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import os
 import uvicorn
 from pydantic import SecretStr
 
-from connectors.kyc.sandbox.server import SumsubSandbox, create_control
-
-SECRET_VARIABLE = "SUMSUB_WEBHOOK_SECRET"  # noqa: S105 - the variable's name, not its value
+from connectors.kyc.sandbox import VENDORS, create_control
 
 
-async def serve(target_url: str, secret: SecretStr, port: int) -> None:
+async def serve(vendor: str, target_url: str, secret: SecretStr, port: int, host: str) -> None:
     """Runs until the process is told to stop."""
-    async with SumsubSandbox(target_url, secret) as sandbox:
-        config = uvicorn.Config(create_control(sandbox), host="127.0.0.1", port=port, log_level="warning")
+    async with VENDORS[vendor](target_url, secret) as sandbox:
+        config = uvicorn.Config(create_control(sandbox), host=host, port=port, log_level="warning")
         await uvicorn.Server(config).serve()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m connectors.kyc.sandbox", description=__doc__)
-    parser.add_argument("--target", required=True, help="where webhooks go: the bridge's /webhooks/kyc/sumsub")
-    parser.add_argument("--port", type=int, default=7102, help="of POST /_control/review, on loopback")
+    parser.add_argument("--target", required=True, help="where webhooks go: the bridge's /webhooks/kyc/<vendor>")
+    parser.add_argument("--vendor", choices=sorted(VENDORS), default="sumsub")
+    parser.add_argument("--port", type=int, default=7102, help="of POST /_control/review")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen")
     arguments = parser.parse_args()
-    secret = os.environ.get(SECRET_VARIABLE)
+    variable = f"{arguments.vendor.upper()}_WEBHOOK_SECRET"
+    secret = os.environ.get(variable)
     if not secret:
-        parser.error(f"{SECRET_VARIABLE} is not set: the secret that the bridge checks webhooks with")
-    asyncio.run(serve(arguments.target, SecretStr(secret), arguments.port))
+        parser.error(f"{variable} is not set: the secret that the bridge checks webhooks with")
+    asyncio.run(serve(arguments.vendor, arguments.target, SecretStr(secret), arguments.port, arguments.host))
 
 
 if __name__ == "__main__":

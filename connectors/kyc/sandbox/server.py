@@ -1,15 +1,15 @@
-"""Sends `applicantReviewed` as Sumsub does: signed, at least once, again until the answer is 2xx."""
+"""Sends the end of a review as the vendors do: signed, at least once, again until the answer is 2xx."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import aiohttp
 import structlog
@@ -17,7 +17,6 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.alias_generators import to_camel
 
-from connectors.kyc.sumsub import DEFAULT_ALGORITHM, sign
 from connectors.webhooks import problems
 
 log = structlog.get_logger()
@@ -50,8 +49,8 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class SumsubSandbox:
-    """`async with SumsubSandbox(url, secret) as sumsub: await sumsub.review("user_42")`."""
+class KycSandbox(ABC):
+    """`async with SumsubSandbox(url, secret) as sumsub: await sumsub.review("user_42")`; the vendors are in `vendors`."""
 
     def __init__(
         self,
@@ -62,14 +61,14 @@ class SumsubSandbox:
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._target_url = target_url
-        self._secret = secret
+        self.secret = secret
         self._schedule_s = tuple(schedule_s)
-        self._now = now
+        self.now = now
         self._session: aiohttp.ClientSession | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self.deliveries: list[Delivery] = []
 
-    async def __aenter__(self) -> SumsubSandbox:
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S))
         return self
 
@@ -102,29 +101,17 @@ class SumsubSandbox:
         while self._sending:
             await asyncio.wait(set(self._sending))
 
-    def _delivery(self, external_user_id: str, answer: Answer, reject_type: RejectType) -> Delivery:
+    @abstractmethod
+    def body(self, correlation_id: str, user_id: str, answer: Answer, reject_type: RejectType) -> dict[str, Any]:
+        """The webhook of a review that has ended."""
+
+    @abstractmethod
+    def signed(self, body: bytes) -> dict[str, str]:
+        """The vendor's headers, for one attempt."""
+
+    def _delivery(self, user_id: str, answer: Answer, reject_type: RejectType) -> Delivery:
         correlation_id = f"req-{uuid.uuid4()}"
-        applicant_id = hashlib.sha256(external_user_id.encode()).hexdigest()[:24]  # the same person, the same id
-        created = self._now().astimezone(UTC)
-        result: dict[str, Any] = {"reviewAnswer": answer}
-        if answer == "RED":
-            result |= {"reviewRejectType": reject_type, "rejectLabels": ["DOCUMENT_PAGE_MISSING"]}
-        body = {
-            "applicantId": applicant_id,
-            "inspectionId": applicant_id[::-1],
-            "applicantType": "individual",
-            "correlationId": correlation_id,
-            "levelName": "basic-kyc-level",
-            "sandboxMode": False,
-            "externalUserId": external_user_id,
-            "type": "applicantReviewed",
-            "reviewResult": result,
-            "reviewStatus": "completed",
-            "createdAt": created.strftime("%Y-%m-%d %H:%M:%S+0000"),
-            "createdAtMs": created.strftime("%Y-%m-%d %H:%M:%S.") + f"{created.microsecond // 1000:03d}",
-            "clientId": "sandbox",
-        }
-        return Delivery(correlation_id, json.dumps(body).encode())
+        return Delivery(correlation_id, json.dumps(self.body(correlation_id, user_id, answer, reject_type)).encode())
 
     async def _send(self, delivery: Delivery) -> None:
         for pause_s in (0.0, *self._schedule_s):
@@ -137,7 +124,7 @@ class SumsubSandbox:
 
     async def _attempt(self, body: bytes) -> int | None:
         assert self._session is not None, "use it as `async with`"
-        headers = {"Content-Type": "application/json", **sign(body, self._secret, DEFAULT_ALGORITHM)}
+        headers = {"Content-Type": "application/json", **self.signed(body)}
         try:
             async with self._session.post(
                 self._target_url, data=body, headers=headers, allow_redirects=False
@@ -158,9 +145,9 @@ class ReviewOrder(BaseModel):
     copies: int = Field(1, ge=1, le=100)
 
 
-def create_control(sandbox: SumsubSandbox) -> FastAPI:
+def create_control(sandbox: KycSandbox) -> FastAPI:
     """The sandbox's own HTTP interface: `POST /_control/review`. The caller enters and leaves `sandbox`."""
-    app = FastAPI(title="Sumsub sandbox", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="KYC sandbox", docs_url=None, redoc_url=None, openapi_url=None)
     problems.install(app)
 
     @app.post("/_control/review", status_code=202)

@@ -6,7 +6,7 @@ Revision ID: 0009_post
 from ledger.migrations import run_file
 
 revision = "0009_post"
-down_revision = "0002_post"
+down_revision = "0007_post"
 depends_on = "0009_pre"
 
 

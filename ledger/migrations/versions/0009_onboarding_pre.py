@@ -6,7 +6,7 @@ Revision ID: 0009_pre
 from ledger.migrations import run_file
 
 revision = "0009_pre"
-down_revision = "0006_pre"
+down_revision = "0008_pre"
 
 
 def upgrade() -> None:

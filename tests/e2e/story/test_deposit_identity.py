@@ -26,7 +26,7 @@ from ledger.commit import claim_owners
 from ledger.migrate import upgrade
 from ledger.record import Message
 from tests.support.story import Story, message, report, until
-from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
+from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, DEPOSITS_PARKED
 from topics.envelope import headers_of
 from topics.events import Chain
 
@@ -139,7 +139,6 @@ async def test_an_event_id_with_other_contents_is_one_dead_letter_without_effect
 async def test_what_cannot_be_credited_is_a_dead_letter_as_it_came(story: Story) -> None:
     user, wallets = await story.customer()
     cases = [
-        ("below_minimum", {"amount": "0.99"}),
         ("unsupported_token", {"asset": "MATIC"}),
         ("unsupported_token", {"asset": "circle:native"}),
         ("unknown_wallet", {"to": "0x" + "12" * 20}),
@@ -159,20 +158,25 @@ async def test_what_cannot_be_credited_is_a_dead_letter_as_it_came(story: Story)
     assert await story.deposits(wallets["MATIC"]) == []
 
 
-async def test_circles_native_coin_and_dust_are_dead_letters(story: Story) -> None:
+async def test_circles_native_coin_is_a_dead_letter_and_dust_is_kept_in_suspense(story: Story) -> None:
     user, wallets = await story.customer()
-    dust = await story.inject(Chain.SOL, wallets["SOL"], "0.99", "COMPLETE")
+    await story.inject(Chain.SOL, wallets["SOL"], "0.99", "COMPLETE")
     coin = await story.inject(Chain.SOL, wallets["SOL"], "3", "COMPLETE", tokenId=str(uuid.uuid4()))
 
-    async def codes() -> dict[str, str] | None:
-        found = {}
+    async def code() -> str | None:
         for record, event in await story.events(DEPOSITS_NOTIFIED.dlq):
-            if event.get("transfer_id") in (dust["id"], coin["id"]):
-                found[event["transfer_id"]] = dict(record.headers)["dlq_code"].decode()
-        return found if len(found) == 2 else None
+            if event.get("transfer_id") == coin["id"]:
+                return dict(record.headers)["dlq_code"].decode()
+        return None
 
-    assert await until(codes, "two dead letters") == {dust["id"]: "below_minimum", coin["id"]: "unsupported_token"}
+    async def parked() -> bool:
+        return await story.deposits(wallets["SOL"]) == [("parked", 990_000, 0, 0)]
+
+    assert await until(code, "the coin's dead letter") == "unsupported_token"
+    await until(parked, "the dust in suspense")
     assert await story.balance(user) == 0
+    told = [event for _, event in await story.events(DEPOSITS_PARKED) if event["user_id"] == user]
+    assert [(event["amount"], event["reason"]) for event in told] == [("0.990000", "below_minimum")]
 
 
 async def _told(story: Story, topic: Any, user: str) -> list[int]:

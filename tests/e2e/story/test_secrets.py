@@ -71,7 +71,10 @@ async def _answers(story: Story, user: str, api_key: str) -> dict[str, bytes]:
     """Metrics and health of every program, and the API's answers, refusals too."""
     stack, found = story.stack, {}
     paths = {"bridge": ["/metrics", "/readyz"], "api": ["/metrics", "/readyz", "/openapi.json", "/docs"]}
-    paths |= {worker: ["/metrics", "/readyz", "/flow"] for worker in ("onboarding", "deposits", "chains")}
+    workers = ("onboarding", "deposits", "chains", "withdrawals", "treasury")
+    paths |= {worker: ["/metrics", "/readyz", "/flow"] for worker in workers}
+    paths["withdrawals"] += ["/withdrawals", "/nonces"]
+    paths["treasury"].append("/buffers")
     async with aiohttp.ClientSession() as session:
         for program, some in paths.items():
             for path in some:

@@ -1,0 +1,129 @@
+"""Equal transfers of one transaction on chains that we do not read: how many the custodian's own list has, asked before a
+batch's transaction. A vendor's second id for one transfer must not be a second credit, and no chain of ours can tell.
+
+Asked only for what may be a second one: most batches ask nothing. What is not answered within the time is not known, and
+`credit_deposits` takes the event again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+import structlog
+
+from agents.deposits.facts import named
+from chain.errors import ChainError
+from connectors.circle.chains import Network, to_circle
+from connectors.circle.client import CircleClient
+from connectors.circle.transactions import notified
+from connectors.errors import ConnectorError
+from ledger.commit import TRANSIENT
+from ledger.rows import Connection, uuids
+from ledger.sql import load as load_sql
+from topics.envelope import Received
+from topics.events import Chain, DepositNotified, Evidence
+
+_log = structlog.get_logger()
+_sql = load_sql("agents.deposits", "deposits.sql")
+
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+ASKED_MAX: Final = 10
+"""Groups asked for before one batch: two seconds of what Circle allows."""
+AT_ONCE: Final = 3
+ANSWER_S_MAX: Final = 10.0
+"""A batch waits no longer; its other events are not to blame."""
+
+Listing = Callable[[str, str, str], Awaitable[Sequence[DepositNotified]]]
+"""(chain, transaction hash, address) -> the custodian's inbound transfers. Raises ConnectorError."""
+Looked = Mapping[str, Mapping[str, Evidence]]
+"""Group -> the custodian's transfer ids in it, with what it says of each."""
+
+
+def circle_listing(client: CircleClient, network: Network, usdc_tokens: Mapping[str, str]) -> Listing:
+    """Circle's own list, in our words. `usdc_tokens`: Circle's token id -> our asset."""
+
+    async def listing(chain: str, tx_hash: str, address: str) -> list[DepositNotified]:
+        blockchain = to_circle(Chain(chain), network)
+        found = await client.list_transactions(blockchain=blockchain, tx_hash=tx_hash, destination_address=address)
+        told = [notified(transaction, network, usdc_tokens) for transaction in found]
+        return [event for event in told if isinstance(event, DepositNotified)]
+
+    return listing
+
+
+class _Asked(NamedTuple):
+    chain: str
+    tx_hash: str
+    to: str
+
+
+class Lookups:
+    """`prepare` of the stage."""
+
+    def __init__(
+        self, listing: Listing, chains_read: frozenset[str], connect: Callable[[], Awaitable[Connection]]
+    ) -> None:
+        self._listing = listing
+        self._chains_read = chains_read
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    async def prepare(self, events: Sequence[Received]) -> Looked:
+        transfers: defaultdict[str, set[str]] = defaultdict(set)
+        groups: dict[str, _Asked] = {}
+        for received in events:
+            event = received.event
+            assert isinstance(event, DepositNotified)
+            if event.chain in self._chains_read:
+                continue
+            names = named(event)
+            if isinstance(names, ChainError):
+                continue  # decide refuses it
+            transfers[names.group_id].add(names.report_id)
+            if event.evidence is Evidence.COMPLETE:
+                groups[names.group_id] = _Asked(event.chain, names.tx_hash, names.to)
+        if not groups:
+            return {}
+        try:
+            for group_id, report_id in await self._known(list(groups)):
+                transfers[group_id].add(report_id)
+        except _AGAIN as error:
+            _log.warning("lookups.retry", error=type(error).__name__)
+            return {}
+        wanted = [group_id for group_id in groups if len(transfers[group_id]) > 1][:ASKED_MAX]
+        return await self._ask({group_id: groups[group_id] for group_id in wanted}) if wanted else {}
+
+    async def _known(self, groups: list[str]) -> list[Any]:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connect()
+        return await self._connection.fetch(_sql.grouped, uuids(groups))
+
+    async def _ask(self, groups: Mapping[str, _Asked]) -> Looked:
+        looked: dict[str, dict[str, Evidence]] = {}
+        limit = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(group_id: str, asked: _Asked) -> None:
+            try:
+                async with limit:
+                    listed = await self._listing(*asked)
+            except ConnectorError as error:
+                _log.warning("lookups.unanswered", error=error.code)
+                return
+            found: dict[str, Evidence] = {}
+            for event in listed:
+                names = named(event)
+                if not isinstance(names, ChainError) and names.group_id == group_id:
+                    found[event.transfer_id] = event.evidence
+            looked[group_id] = found
+
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX), asyncio.TaskGroup() as tasks:
+                for group_id, asked in groups.items():
+                    tasks.create_task(ask(group_id, asked))
+        except TimeoutError:
+            _log.warning("lookups.unanswered", error="too_slow")
+        return looked

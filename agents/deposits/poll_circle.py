@@ -1,0 +1,247 @@
+"""Circle's list of inbound transactions -> source_cursors, circle_transfers -> deposits.notified
+
+Asks Circle what came in, on its own: what its webhooks forget arrives here, under the same transfer id, so that both meet at
+one deposit. One poller in the whole deployment; cursor and messages are one commit.
+
+A round reads the list from the cursor less the overlap to its end: Circle orders it by when a transaction was made, and one may
+show up late. What changes its state after that, no later part of the list says: transactions that are not at their end are
+remembered and looked up one by one, the older the rarer. What `credit_deposits` has from the webhook already is not said again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple, Protocol
+
+import asyncpg
+import orjson
+import structlog
+
+from agents.deposits.deposit import report_id
+from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.services import Services
+from connectors.circle.chains import Network
+from connectors.circle.transactions import ENDED, SOURCE, created_at, notified
+from connectors.errors import ConnectorError, Refused
+from connectors.webhooks.source import NotUnderstood
+from ledger.commit import TRANSIENT
+from ledger.record import Message
+from ledger.rows import Block, Connection, Op, block
+from ledger.sql import load
+from ledger.tables import CIRCLE_TRANSFERS, SOURCE_CURSORS
+from topics.catalog import DEPOSITS_NOTIFIED, WEBHOOKS_DLQ
+from topics.envelope import value_of
+from topics.events import Evidence
+
+_log = structlog.get_logger()
+_sql = load("agents.deposits", "poll_circle.sql")
+
+WRITER: Final = "poll_circle"
+_AGAIN: Final[tuple[type[Exception], ...]] = (ConnectorError, *TRANSIENT, asyncpg.InterfaceError)
+RETRY_FIRST_S: Final = 1.0
+"""Then doubled up to the interval: a look that failed is never waited for longer than one that did not."""
+LOOKUPS_MAX: Final = 20
+"""Single look-ups between two rounds: a second of what Circle allows."""
+LOOKUP_PAUSE: Final = 10
+"""A transaction that is not at its end is looked up again after a tenth of its age: one that a chain dropped never ends."""
+FORGET_MAX: Final = 1_000
+_RANK: Final = {evidence: rank for rank, evidence in enumerate(Evidence)}
+
+Transaction = dict[str, Any]
+
+
+class CircleLists(Protocol):
+    """What the poller asks of Circle; connectors.circle.client has it."""
+
+    async def inbound_page(self, *, since: datetime | None = None, after: str | None = None) -> list[Transaction]: ...
+    async def transaction(self, transaction_id: str) -> Transaction: ...
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What is polled, and how."""
+
+    network: Network
+    usdc_tokens: Mapping[str, str]
+    """Circle's token id -> our asset."""
+    interval_s: float = 30.0
+    overlap: timedelta = timedelta(minutes=10)
+    page_size: int = 50
+
+
+class Seen(NamedTuple):
+    """A row of circle_transfers."""
+
+    id: str
+    state: str
+    created_at: datetime
+    looked_at: datetime
+    ended_at: datetime | None
+
+
+class Known(NamedTuple):
+    """What we have of a transaction: the poller's own row, and the evidence that a report of it has brought."""
+
+    state: str | None
+    created_at: datetime | None
+    evidence: str | None
+
+
+class Found(NamedTuple):
+    seen: Seen
+    message: Message | None
+
+
+def decide(
+    transaction: Transaction, known: Known, polled: Polled, now: datetime, *, looked_up: bool = False
+) -> Found | None:
+    """What a transaction of the list says that we do not have; None for nothing. Pure and total."""
+    state = _text(transaction.get("state"), 40) or "unknown"
+    if state == known.state and not looked_up:
+        return None
+    key = identity(transaction)
+    made = known.created_at or created_at(transaction) or now
+    seen = Seen(key, state, made, now, now if state in ENDED else None)
+    if state == known.state:
+        return Found(seen, None)
+    said = notified(transaction, polled.network, polled.usdc_tokens)
+    if isinstance(said, NotUnderstood):
+        return Found(seen, _unreadable(transaction, said, now))
+    if known.evidence is not None and _RANK[Evidence(known.evidence)] >= _RANK[said.evidence]:
+        return Found(seen, None)
+    value = value_of(said)
+    # of its contents too: a transaction that was mined again has the same state in another block
+    event_id = f"{key}:{state}:{hashlib.blake2b(value, digest_size=8).hexdigest()}"
+    return Found(seen, Message(DEPOSITS_NOTIFIED.name, said.to.encode(), value, event_id, said.ce_type()))
+
+
+def identity(transaction: Transaction) -> str:
+    """Circle's id of it; where there is none that can be one, its contents'."""
+    return _text(transaction.get("id"), 200) or f"sha256:{hashlib.sha256(_json(transaction)).hexdigest()}"
+
+
+def _text(given: object, length_max: int) -> str | None:
+    fits = isinstance(given, str) and 0 < len(given) <= length_max and given.isascii() and given.isprintable()
+    return str(given) if fits else None
+
+
+def _json(transaction: Transaction) -> bytes:
+    return orjson.dumps(transaction, option=orjson.OPT_SORT_KEYS)
+
+
+def _unreadable(transaction: Transaction, said: NotUnderstood, now: datetime) -> Message | None:
+    if said.code == "unknown_state" and transaction.get("state") not in ENDED:
+        return None  # on its way, in a word of Circle's that we do not know: the end will be another one
+    fields = {"vendor": SOURCE, "path": "GET /v1/w3s/transactions", "code": said.code, "reason": said.reason}
+    headers = [(name, value.encode()) for name, value in fields.items()]
+    headers.append(("received_at", now.isoformat().encode()))
+    return Message(WEBHOOKS_DLQ.name, SOURCE.encode(), _json(transaction), headers=headers)
+
+
+class PollCircle:
+    """`work` never returns."""
+
+    def __init__(
+        self, circle: CircleLists, polled: Polled, services: Services, read: Callable[[], None] = lambda: None
+    ) -> None:
+        """`read()` is called whenever the list was read to its end."""
+        self._circle = circle
+        self._read = read
+        self._polled = polled
+        self._services = services
+        self._lone = LoneWriter(WRITER, services)
+        self._log = _log.bind(stage=WRITER)
+
+    async def work(self) -> None:
+        failures = 0
+        while True:
+            try:
+                connection = await self._lone.lead()
+                if connection is None:
+                    await asyncio.sleep(STANDBY_S)
+                    continue
+                await self.round(connection)
+                self._services.unready.pop(WRITER, None)
+                failures = 0
+            except _AGAIN as error:
+                failures += 1
+                self._failed(error)
+            except Exception as error:
+                self._services.stop(f"{WRITER}: {error!r}", error)
+                raise
+            pause_s = self._polled.interval_s
+            await asyncio.sleep(min(pause_s, RETRY_FIRST_S * 2 ** min(failures, 20)) if failures else pause_s)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, Refused):
+            # a person must look: the API key, most likely
+            self._log.critical("circle.refuses_the_list", status=error.status, reason=str(error))
+            self._services.unready[WRITER] = error.code
+        else:
+            self._log.warning("circle.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
+
+    async def round(self, connection: Connection) -> None:
+        """The list to its end, then single look-ups. For who leads."""
+        since = await connection.fetchval(_sql.cursor, SOURCE)
+        if since is None:
+            since = self._services.clock()
+            await self._commit([], since, moved=True)  # a crash in the first round must not move the start
+        start, after = since - self._polled.overlap, None
+        while True:
+            page = await self._circle.inbound_page(since=start, after=after)
+            found = await self._decide(connection, page)
+            # a time of Circle's that is ahead of ours must not carry us over what is still to come
+            made = [at for at in map(created_at, page) if at is not None and since < at <= self._services.clock()]
+            since = max(made, default=since)
+            await self._commit(found, since, moved=bool(made))
+            if len(page) < self._polled.page_size:
+                break
+            after = str(page[-1].get("id"))
+        await self._look_up(connection, start, since)
+        await self._forget(connection, start)
+        self._read()
+
+    async def _look_up(self, connection: Connection, listed_from: datetime, since: datetime) -> None:
+        """Those that are not at their end and that the list from `listed_from` does not show."""
+        overdue = await connection.fetch(_sql.overdue, listed_from, self._services.clock(), LOOKUP_PAUSE, LOOKUPS_MAX)
+        found = []
+        for key, state in overdue:
+            try:
+                found.append({**await self._circle.transaction(key), "id": key})
+            except Refused as error:
+                if error.status != 404:
+                    raise
+                self._log.warning("circle.transaction_gone", id=key)
+                found.append({"id": key, "state": state})
+        await self._commit(await self._decide(connection, found, looked_up=True), since, moved=False)
+
+    async def _decide(
+        self, connection: Connection, page: Sequence[Transaction], *, looked_up: bool = False
+    ) -> list[Found]:
+        by_id = {identity(transaction): transaction for transaction in page}
+        rows = await connection.fetch(_sql.known, list(by_id), [report_id(SOURCE, key) for key in by_id])
+        known = {key: Known(*rest) for key, *rest in rows}
+        now = self._services.clock()
+        decided = [decide(each, known[key], self._polled, now, looked_up=looked_up) for key, each in by_id.items()]
+        return [one for one in decided if one is not None]
+
+    async def _commit(self, found: Sequence[Found], since: datetime, *, moved: bool) -> None:
+        """What was found and the cursor; nothing when nothing is new."""
+        blocks: list[Block] = []
+        if moved:
+            blocks.append(block(SOURCE_CURSORS, Op.UPSERT, [(SOURCE, since, self._services.clock())]))
+        if found:
+            blocks.append(block(CIRCLE_TRANSFERS, Op.UPSERT, [one.seen for one in found]))
+        if blocks:
+            messages = [one.message for one in found if one.message is not None]
+            await self._lone.commit(blocks, messages, {"transactions": len(found), "told": len(messages)})
+
+    async def _forget(self, connection: Connection, before: datetime) -> None:
+        """Rows of ended transactions that no round will meet again."""
+        past = [tuple(row) for row in await connection.fetch(_sql.past, before - self._polled.overlap, FORGET_MAX)]
+        if past:
+            await self._lone.commit([block(CIRCLE_TRANSFERS, Op.DELETE, past)], [], {"forgotten": len(past)})

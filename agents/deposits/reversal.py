@@ -1,0 +1,94 @@
+"""What a reversed deposit takes from its customer: what is spendable, then what withdrawals hold that are not signed, newest
+first; the rest is a shortfall.
+
+| step | what | why there |
+| --- | --- | --- |
+| lock | deposits (the caller), withdrawals, holds, counters, accounts of all that may be posted | what is decided will be posted |
+| take | pure: the customer's purse after a deposit is taken from it | |
+
+A withdrawal that was accepted while the locks were taken would not be seen: the transaction runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+import asyncpg
+
+from agents.deposits.deposit import Deposit, finalized, parked, reversed_
+from agents.deposits.facts import Place
+from agents.deposits.policy import Held
+from agents.withdrawals.withdrawal import Withdrawal, released
+from ledger import store
+from ledger.accounts import spendable
+from ledger.holds import HOLDS
+from ledger.posting import Transaction
+from ledger.rows import Connection
+from ledger.sql import load as load_sql
+
+_sql = load_sql("agents.deposits", "deposits.sql")
+
+
+class Taken(NamedTuple):
+    """How a reversal is paid for."""
+
+    cancelled: tuple[Withdrawal, ...]
+    """As they are before."""
+    shortfall: int
+
+
+@dataclass
+class Purse:
+    """What a customer has that a reversal may take."""
+
+    spendable: int = 0
+    held: list[tuple[Withdrawal, int]] = field(default_factory=list)
+    """Withdrawals that are not signed, newest first, and what each holds."""
+
+    def copy(self) -> Purse:
+        return Purse(self.spendable, list(self.held))
+
+    def take(self, amount: int) -> Taken:
+        """As few withdrawals as are needed, the newest first; none where even all of them would change nothing."""
+        cancelled = []
+        while self.spendable < amount and self.held:
+            withdrawal, holds = self.held.pop(0)
+            self.spendable += holds
+            cancelled.append(withdrawal)
+        taken = min(amount, self.spendable)
+        self.spendable -= taken
+        return Taken(tuple(cancelled), amount - taken)
+
+
+async def lock_purses(
+    connection: Connection, users: Iterable[str], due: Sequence[Deposit], owners: Mapping[Place, str], at: datetime
+) -> dict[str, Purse]:
+    """The customers' purses, locked, with all that may be posted for the `due` deposits, which are locked already. Raises
+    SerializationError: run the transaction again."""
+    found = {user: Purse() for user in users}
+    withdrawals = [
+        Withdrawal(*row)._replace(amount=int(row[7])) for row in await connection.fetch(_sql.not_signed, list(found))
+    ]
+    fold = await store.lock(connection, [*_possible(due, owners), *map(released, withdrawals)], at)
+    if await connection.fetchval(_sql.count_not_signed, list(found)) != len(withdrawals):
+        raise asyncpg.SerializationError("a withdrawal was accepted while the locks were taken")
+    for withdrawal in withdrawals:
+        hold = fold.states.get((HOLDS, withdrawal.hold_id or ""))
+        if hold is not None and hold.state == "open":
+            found[withdrawal.user_id].held.append((withdrawal, hold.remaining))
+    for user, purse in found.items():
+        purse.spendable = fold.balances[spendable(user)].balance
+    return found
+
+
+def _possible(due: Sequence[Deposit], owners: Mapping[Place, str]) -> Iterator[Transaction]:
+    """Any of these may be posted: their accounts and counters are locked together."""
+    for deposit in due:
+        yield finalized(deposit)[1]
+        yield parked(deposit._replace(held=Held.DENIED.value))[0]
+        user = deposit.user_id or owners.get((deposit.chain, deposit.recipient))
+        if user is not None:
+            yield reversed_(deposit._replace(user_id=user))[1]

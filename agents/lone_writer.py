@@ -1,0 +1,60 @@
+"""A writer that no topic feeds, of which one in the whole deployment is at work: watchers and pollers.
+
+Whoever holds the advisory lock leads; the others stand by. The lock is the connection's, and the commits are made on it: who
+lost the one can do no more of the other. Cursor and messages are one commit, so nothing is skipped; what a crash left between
+commit and emission, the sweeper finishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agents.services import Services
+from ledger.commit import lock_writer, seal
+from ledger.record import Message
+from ledger.rows import Block, Connection
+from ledger.sql import load
+
+_sql = load("agents", "lone_writer.sql")
+
+STANDBY_S = 2.0
+"""Between two tries of who stands by."""
+
+
+class LoneWriter:
+    def __init__(self, name: str, services: Services) -> None:
+        """`name`: the owner row's stage, and the lock's name."""
+        self.name = name
+        self._services = services
+        self._connection: Connection | None = None
+        self.leads = False
+
+    async def lead(self) -> Connection | None:
+        """The connection that holds the lock, or None while another leads."""
+        if self._connection is None or self._connection.is_closed():
+            self.leads = False
+            self._connection = await self._services.connect()
+        if not self.leads:
+            self.leads = bool(await self._connection.fetchval(_sql.lead, self.name))
+        return self._connection if self.leads else None
+
+    async def commit(self, blocks: Iterable[Block], messages: Sequence[Message], summary: dict[str, Any]) -> None:
+        """Commits, journals and emits. For who leads."""
+        connection = self._connection
+        assert connection is not None
+        async with connection.transaction():
+            owners = await lock_writer(connection, self.name)
+            sealed = await seal(
+                connection,
+                self.name,
+                owners,
+                blocks=blocks,
+                messages=messages,
+                at=self._services.clock(),
+                actor=self.name,
+                summary=summary,
+            )
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
+        self._services.relay.emitted([sealed.seq])

@@ -1,0 +1,1 @@
+"""Treasury: what the company can still extend at once."""

@@ -1,0 +1,195 @@
+"""What a chain says of our open attempts under a new head: read before the transaction, decided on within it.
+
+| step     | why there                                                                                               |
+| -------- | ------------------------------------------------------------------------------------------------------- |
+| walk     | new blocks with the hashes of their transactions; before the attempts are read, so that each of them     |
+|          | that could be in one of these blocks is known by then: an attempt is stored before it is sent           |
+| attempts | the open ones, lowest nonce first                                                                       |
+| places   | which of them are in the new blocks; by receipt where blocks were missed, or the nonce is used          |
+| verdicts | of those deep enough, from every endpoint                                                               |
+| taken    | nonces that are finally used by none of our attempts, from every endpoint                               |
+| unseen   | those that are long in no block: whether the endpoint still has them                                    |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from agents.withdrawals.withdrawal import NONCE_TAKEN, UNEXPECTED_TRANSFERS, AttemptStatus
+from chain.finality import is_final
+from chain.outcomes import Executed, Place, Verdict, nonce, receipts, revert_reason, taken, unknown, verdicts
+from chain.rpc import Asks
+from chain.window import Walked, Window, walk
+
+AGREE_MIN: Final = 2
+"""Endpoints that must say the same, where there are as many."""
+OPEN_MAX: Final = 5_000
+"""Attempts looked at under one head, the lowest nonces first."""
+DUE_MAX: Final = 500
+"""Attempts judged under one head; the rest follows under the next."""
+RESEND_S: Final = 60.0
+"""In no block for so long: the endpoint is asked whether it still has the transaction, which is sent again if not."""
+TAKEN_MAX: Final = 20
+"""Nonces asked about under one head for having been used by none of ours."""
+
+LaneNonce = tuple[str, int]
+"""(signer, nonce)"""
+
+
+@dataclass(frozen=True)
+class ChainWriter:
+    """A chain that we send to."""
+
+    rpcs: Sequence[Asks]
+    """Where there are two or more, two must agree before anything is final."""
+    token: str
+    """USDC's contract, lower case."""
+    depth_blocks: int
+
+    @property
+    def agree(self) -> int:
+        """How many endpoints must say the same before it is believed."""
+        return min(AGREE_MIN, len(self.rpcs))
+
+
+class OpenAttempt(NamedTuple):
+    tx_hash: str
+    signer: str
+    nonce: int
+    n: int
+    status: str
+    block_hash: str | None
+    block_number: int | None
+    updated_at: datetime
+    review: str | None
+    """Why a person looks at its withdrawal."""
+
+
+@dataclass(frozen=True)
+class News:
+    """Facts about the chain: they stay true whatever became of the attempts meanwhile."""
+
+    window: Window
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By hash: in which canonical block it is."""
+    lost: frozenset[tuple[str, Place]] = frozenset()
+    """Not there any more."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Of those that reverted, by hash."""
+    taken: frozenset[LaneNonce] = frozenset()
+    unseen: frozenset[str] = frozenset()
+    nonces: Mapping[str, int] = field(default_factory=dict)
+    """By signer: the chain's own count at its newest block."""
+    touched: frozenset[LaneNonce] = frozenset()
+    """Whose attempts something is said about."""
+
+
+async def look(
+    chain: ChainWriter,
+    rpcs: Sequence[Asks],
+    window: Window | None,
+    attempts: Callable[[], Awaitable[Sequence[OpenAttempt]]],
+    signed: Callable[[Collection[LaneNonce]], Awaitable[Mapping[LaneNonce, Sequence[str]]]],
+    now: datetime,
+) -> News | None:
+    """`rpcs`: those of the chain's endpoints that can be asked; the first is the one that is read. `attempts` reads the open
+    ones, `signed` the hashes of all that were ever signed with these nonces. None: nothing is open. Raises ChainError, and nothing is known then."""
+    rpc = rpcs[0]
+    walked = await walk(rpc, window, chain.depth_blocks)
+    some = await attempts()
+    if not some:
+        return None
+    signers = sorted({attempt.signer for attempt in some})
+    counts = dict(zip(signers, await rpc.ask([nonce(signer) for signer in signers]), strict=True))
+    by_nonce: dict[LaneNonce, list[OpenAttempt]] = {}
+    for attempt in some:
+        by_nonce.setdefault((attempt.signer, attempt.nonce), []).append(attempt)
+    places = await _places(rpc, walked, some, counts)
+    head = walked.window.last
+    mined = {
+        a.tx_hash: Place(a.block_hash, a.block_number) for a in some if a.block_hash and a.block_number is not None
+    }
+    lost = {
+        (tx_hash, place)
+        for tx_hash, place in mined.items()
+        if tx_hash not in places and walked.window.took_back(place.block_number, place.block_hash)
+    }
+    reviewed = {attempt.tx_hash for attempt in some if attempt.review == UNEXPECTED_TRANSFERS}
+    due = {
+        tx_hash: place
+        for tx_hash, place in sorted(mined.items(), key=lambda item: item[1].block_number)
+        if (tx_hash, place) not in lost
+        and tx_hash not in reviewed
+        and is_final(head, place.block_number, chain.depth_blocks)
+    }
+    due = dict(list(due.items())[:DUE_MAX])
+    found = await verdicts(rpcs, chain.agree, due, chain.token, chain.depth_blocks) if due else {}
+    open_nonces = {
+        key: group
+        for key, group in by_nonce.items()
+        if not any(
+            a.tx_hash in places or (a.tx_hash in mined and (a.tx_hash, mined[a.tx_hash]) not in lost) for a in group
+        )
+    }
+    used = [key for key, group in open_nonces.items() if key[1] < counts[key[0]] and group[0].review != NONCE_TAKEN]
+    used = used[:TAKEN_MAX]
+    waiting = [
+        group[-1].tx_hash
+        for key, group in open_nonces.items()
+        if key[1] >= counts[key[0]] and group[-1].updated_at <= now - timedelta(seconds=RESEND_S)
+    ]
+    gone = await _taken(chain, rpcs, used, await signed(used)) if used else frozenset()
+    unseen = await unknown(rpc, waiting[:DUE_MAX]) if waiting else frozenset()
+    said = {*places, *found, *unseen, *(tx_hash for tx_hash, _ in lost)}
+    return News(
+        walked.window,
+        {tx_hash: place for tx_hash, place in places.items() if mined.get(tx_hash) != place},
+        frozenset(lost),
+        found,
+        await _reasons(rpcs, found),
+        gone,
+        unseen,
+        counts,
+        frozenset(used) | {(a.signer, a.nonce) for a in some if a.tx_hash in said},
+    )
+
+
+async def _places(
+    rpc: Asks, walked: Walked, some: Sequence[OpenAttempt], counts: Mapping[str, int]
+) -> dict[str, Place]:
+    ours = {attempt.tx_hash for attempt in some}
+    places = {
+        tx_hash: Place(block.hash, block.number)
+        for block in walked.blocks
+        for tx_hash in block.tx_hashes
+        if tx_hash in ours
+    }
+    asked = [
+        a.tx_hash
+        for a in some
+        if a.tx_hash not in places and (walked.gap or (a.status != AttemptStatus.MINED and a.nonce < counts[a.signer]))
+    ]
+    for receipt in await receipts(rpc, asked) if asked else ():
+        if receipt is not None and not walked.window.took_back(receipt.block_number, receipt.block_hash):
+            places[receipt.tx_hash] = Place(receipt.block_hash, receipt.block_number)
+    return places
+
+
+async def _taken(
+    chain: ChainWriter, rpcs: Sequence[Asks], used: Sequence[LaneNonce], signed: Mapping[LaneNonce, Sequence[str]]
+) -> frozenset[LaneNonce]:
+    return frozenset(
+        [key for key in used if await taken(rpcs, chain.agree, *key, signed.get(key, ()), chain.depth_blocks)]
+    )
+
+
+async def _reasons(rpcs: Sequence[Asks], found: Mapping[str, Verdict]) -> dict[str, str]:
+    return {
+        tx_hash: await revert_reason(rpcs, tx_hash, verdict.place.block_number)
+        for tx_hash, verdict in found.items()
+        if isinstance(verdict, Executed) and not verdict.succeeded
+    }

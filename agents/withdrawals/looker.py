@@ -1,0 +1,108 @@
+"""Where a look at a chain comes from: the open attempts in the database, the stored window, the endpoint whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+import orjson
+import structlog
+
+from agents.withdrawals.look import OPEN_MAX, ChainWriter, LaneNonce, News, OpenAttempt, look
+from chain.errors import ChainError
+from chain.rpc import Asks
+from chain.window import Window
+from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.rows import Connection
+from ledger.sql import load as load_sql
+from topics.envelope import Received
+from topics.events import HeadSeen
+
+_log = structlog.get_logger()
+_sql = load_sql("agents.withdrawals", "tracking.sql")
+
+_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
+
+
+def cursor_of(chain: str) -> str:
+    """Its row in chain_cursors."""
+    return f"withdrawals:{chain}"
+
+
+class Looker:
+    """Reads what is open, and what the chains say of it. One per stage."""
+
+    def __init__(
+        self,
+        chains: Mapping[str, ChainWriter],
+        connect: Callable[[], Awaitable[Connection]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._chains = chains
+        self._connect = connect
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._verified: set[Asks] = set()
+        self._endpoints = dict.fromkeys(chains, 0)
+
+    async def prepare(self, events: Sequence[Received]) -> dict[str, News]:
+        """Before the transaction: what each chain that has a new head says. What cannot be read is asked at the next head."""
+        woken = {received.event.chain.value for received in events if isinstance(received.event, HeadSeen)}
+        news: dict[str, News] = {}
+        for name in sorted(woken & self._chains.keys()):
+            try:
+                with lost_not_cancelled():
+                    found = await self._look(name)
+            except _AGAIN as error:
+                if isinstance(error, ChainError):
+                    self._endpoints[name] += 1
+                elif self._connection is not None:
+                    self._connection.terminate()
+                code = getattr(error, "code", type(error).__name__)
+                _log.warning("withdrawals.later", chain=name, error=code, reason=str(error))
+                continue
+            if found is not None:
+                news[name] = found
+        return news
+
+    async def _look(self, name: str) -> News | None:
+        chain = self._chains[name]
+        connection = await self._reading()
+        if not await connection.fetch(_sql.open_attempts, name, 1):
+            return None
+        start = self._endpoints[name] % len(chain.rpcs)
+        rpcs = await self._serving([*chain.rpcs[start:], *chain.rpcs[:start]])
+        stored = await connection.fetchval(_sql.cursor, cursor_of(name))
+
+        async def attempts() -> list[OpenAttempt]:
+            return [OpenAttempt(*row) for row in await connection.fetch(_sql.open_attempts, name, OPEN_MAX)]
+
+        async def signed(nonces: Collection[LaneNonce]) -> dict[LaneNonce, list[str]]:
+            hashes: dict[LaneNonce, list[str]] = {}
+            columns = [list(column) for column in zip(*nonces, strict=True)]
+            for signer, nonce, tx_hash in await connection.fetch(_sql.hashes_of_nonces, name, *columns):
+                hashes.setdefault((signer, nonce), []).append(tx_hash)
+            return hashes
+
+        window = None if stored is None else Window.of_json(orjson.loads(stored))
+        return await look(chain, rpcs, window, attempts, signed, self._clock())
+
+    async def _serving(self, rpcs: Sequence[Asks]) -> list[Asks]:
+        """Those that serve the chain they are said to; the first, which is read, must."""
+        for rpc in rpcs:
+            if rpc not in self._verified:
+                try:
+                    await rpc.verify_chain_id()
+                    self._verified.add(rpc)
+                except ChainError as error:
+                    if rpc is rpcs[0]:
+                        raise
+                    _log.warning("withdrawals.endpoint", error=error.code, reason=str(error))
+        return [rpc for rpc in rpcs if rpc in self._verified]
+
+    async def _reading(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connect()
+        return self._connection

@@ -1,0 +1,24 @@
+-- name: waiting
+-- Whoever locks several that wait locks them in this order.
+SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', ''), w.rail,
+       w.chain, w.asset, w.amount::text, w.recipient, w.status, w.code, replace(w.hold_id::text, '-', ''),
+       w.requested_at, w.updated_at, w.settled_at, w.version
+FROM withdrawals w
+WHERE w.chain = $1 AND w.status = 'signing' AND w.rail = 'chain' AND w.asset = $2
+ORDER BY w.requested_at, w.id
+LIMIT $3
+FOR UPDATE
+
+-- name: in_flight
+-- Of each nonce the dearest attempt counts. Behind $3 is what the chain's own balances may not show yet.
+SELECT count(*) FILTER (WHERE f.unmined), coalesce(sum(f.wei), 0)::text, coalesce(sum(f.units), 0)::text
+FROM (
+    SELECT bool_and(a.status <> 'mined') AS unmined, max(a.gas_limit * a.max_fee) AS wei, max(w.amount) AS units
+    FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
+    WHERE a.chain = $1 AND a.signer = $2 AND a.status IN ('signed', 'broadcast', 'mined')
+      AND (a.status <> 'mined' OR a.block_number > $3)
+    GROUP BY a.nonce
+) f
+
+-- name: lanes
+SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer

@@ -1,0 +1,44 @@
+-- name: open_attempts
+SELECT a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at,
+       CASE w.status WHEN 'manual_review' THEN coalesce(w.code, '') END
+FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
+WHERE a.chain = $1 AND a.status IN ('signed', 'broadcast', 'mined')
+ORDER BY a.nonce, a.signer, a.n
+LIMIT $2
+
+-- name: hashes_of_nonces
+SELECT a.signer, a.nonce, a.tx_hash
+FROM unnest($2::text[], $3::bigint[]) AS x(signer, nonce)
+JOIN attempts a ON a.chain = $1 AND a.signer = x.signer AND a.nonce = x.nonce
+
+-- name: cursor
+SELECT state FROM chain_cursors WHERE chain = $1
+
+-- name: withdrawals_of_nonces
+SELECT DISTINCT replace(a.withdrawal_id::text, '-', '')
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS x(chain, signer, nonce)
+JOIN attempts a ON a.chain = x.chain AND a.signer = x.signer AND a.nonce = x.nonce
+WHERE a.withdrawal_id IS NOT NULL
+
+-- name: lock_attempts
+SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, a.kind, replace(a.withdrawal_id::text, '-', ''), a.raw, a.gas_limit,
+       a.max_fee, a.priority_fee, a.status, a.error, a.block_hash, a.block_number, a.signed_at, a.broadcast_at,
+       a.updated_at, a.version
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS x(chain, signer, nonce)
+JOIN attempts a ON a.chain = x.chain AND a.signer = x.signer AND a.nonce = x.nonce
+ORDER BY a.chain, a.signer, a.nonce, a.n
+FOR UPDATE OF a
+
+-- name: lock_lanes
+SELECT l.chain, l.signer, l.next_nonce, l.chain_nonce, l.status, l.reason, l.version, l.updated_at
+FROM unnest($1::text[], $2::text[]) AS x(chain, signer)
+JOIN lanes l ON l.chain = x.chain AND l.signer = x.signer
+ORDER BY l.chain, l.signer
+FOR UPDATE OF l
+
+-- name: attempts_by_hash
+SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, a.kind, replace(a.withdrawal_id::text, '-', ''), a.raw, a.gas_limit,
+       a.max_fee, a.priority_fee, a.status, a.error, a.block_hash, a.block_number, a.signed_at, a.broadcast_at,
+       a.updated_at, a.version
+FROM unnest($1::text[], $2::text[]) AS x(chain, tx_hash)
+JOIN attempts a ON a.chain = x.chain AND a.tx_hash = x.tx_hash

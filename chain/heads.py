@@ -1,0 +1,79 @@
+"""Up to which block a chain may be read, and from which endpoint: the highest block that two endpoints have reached.
+
+One endpoint's higher head is not believed until another is there too. Where only one of several answers, reading goes on
+with it (money is credited at once on anyone's word) and is put right when a second is back; nothing becomes final on it
+(evidence.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chain.errors import ChainError
+from chain.evidence import QUORUM
+from chain.rpc import Block, Rpc
+
+GRACE_S: Final = 0.5
+"""How long enough answers wait for the others: an endpoint that hangs must not set the pace of those that answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """What to read from, and how far."""
+
+    rpc: Rpc
+    head: Block
+    agreed: bool
+    """Whether another endpoint has reached this head."""
+    left_out: tuple[tuple[str, str], ...]
+    """(endpoint, error code) of those that gave no head of our chain."""
+
+
+async def readable(rpcs: Sequence[Rpc], last: Rpc | None = None) -> Readable:
+    """Asks every endpoint for its head. Of those not above what two have reached `last` is kept, else the highest is taken.
+    Raises the first endpoint's ChainError when none answers."""
+    tasks = {asyncio.create_task(rpc.head_of_chain()): rpc for rpc in rpcs}
+    waiting = set(tasks)
+    try:
+        while waiting:
+            enough = sum(_answered(task) for task in tasks) >= QUORUM
+            done, waiting = await asyncio.wait(
+                waiting, timeout=GRACE_S if enough else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    heads: list[tuple[Rpc, Block]] = []
+    errors: dict[Rpc, ChainError | None] = {}
+    for task, rpc in tasks.items():
+        if _answered(task):
+            heads.append((rpc, task.result()))
+        else:
+            errors[rpc] = None if task.cancelled() else _error(task)
+    left_out = tuple((rpc.endpoint, "slow" if error is None else error.code) for rpc, error in errors.items())
+    if not heads:
+        raise next(error for error in errors.values() if error is not None)
+    reached = sorted(head.number for _, head in heads)
+    agreed = len(reached) >= QUORUM
+    limit = reached[-QUORUM] if agreed else reached[-1]
+    usable = [(rpc, head) for rpc, head in heads if head.number <= limit]
+    rpc, head = max(usable, key=lambda one: (one[0] is last, one[1].number))
+    return Readable(rpc, head, agreed, left_out)
+
+
+def _answered(task: asyncio.Task[Block]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _error(task: asyncio.Task[Block]) -> ChainError:
+    error = task.exception()
+    assert error is not None
+    if not isinstance(error, ChainError):
+        raise error
+    return error

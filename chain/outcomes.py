@@ -1,0 +1,186 @@
+"""What became of our own transactions: asked of every endpoint, believed when enough of them agree.
+
+An endpoint that fails, is behind or contradicts itself says nothing. Nothing here raises for what an endpoint does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from eth_abi.abi import decode
+from eth_abi.exceptions import DecodingError
+
+from chain.errors import ChainError, RpcRefused, RpcTooLarge
+from chain.finality import is_final
+from chain.logs import transfers_of
+from chain.rpc import Asks, Block, Call, Receipt, read_receipt
+from chain.window import latest, numbered
+from chain.wire import address20, hash32, items, mapping, quantity
+
+ERROR_STRING: Final = "0x08c379a0"
+"""The selector of Solidity's Error(string)."""
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    block_hash: str
+    block_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """It is final in that place."""
+
+    place: Place
+    succeeded: bool
+    transfers: tuple[tuple[str, str, int], ...]
+    """(from, to, amount) of every transfer of the token that it made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """It is not in that place: the block at that depth is another."""
+
+    place: Place
+
+
+Verdict = Executed | Gone
+
+
+async def verdicts(
+    rpcs: Sequence[Asks], agree: int, wanted: dict[str, Place], token: str, depth: int
+) -> dict[str, Verdict]:
+    """By hash, of those transactions whose place is final on `agree` endpoints at least. One that says otherwise
+    leaves it open, however many agree."""
+    answers = await _all(_of_endpoint(rpc, wanted, token, depth) for rpc in rpcs)
+    found: dict[str, Verdict] = {}
+    for tx_hash in wanted:
+        said = [answer[tx_hash] for answer in answers if tx_hash in answer]
+        if len(said) >= agree and len(set(said)) == 1:
+            found[tx_hash] = said[0]
+    return found
+
+
+async def _of_endpoint(rpc: Asks, wanted: dict[str, Place], token: str, depth: int) -> dict[str, Verdict]:
+    numbers = sorted({place.block_number for place in wanted.values()})
+    head, *blocks = await rpc.ask([latest(), *map(numbered, numbers)])
+    found: dict[str, Verdict] = {}
+    for block in blocks:
+        if block is None or not is_final(head.number, block.number, depth):
+            continue
+        ours = {tx_hash: place for tx_hash, place in wanted.items() if place.block_number == block.number}
+        there = {tx_hash for tx_hash, place in ours.items() if place.block_hash == block.hash}
+        there &= set(block.tx_hashes)
+        found.update({tx_hash: Gone(place) for tx_hash, place in ours.items() if tx_hash not in there})
+        for receipt in await _receipts(rpc, block, there) if there else ():
+            found[receipt.tx_hash] = _executed(receipt, token)
+    return found
+
+
+async def _receipts(rpc: Asks, block: Block, tx_hashes: set[str]) -> list[Receipt]:
+    """Of those transactions, in that block: all of the block's in one call, or one by one where the endpoint has no such
+    method. One whose block is another meanwhile is left out."""
+
+    def whole(raw: Any) -> list[Receipt]:
+        return [read_receipt(one) for one in items(raw) if hash32(mapping(one)["transactionHash"]) in tx_hashes]
+
+    found: Iterable[Receipt | None]
+    try:
+        ((found),) = await rpc.ask([Call("eth_getBlockReceipts", [hex(block.number)], whole)])
+    except (RpcRefused, RpcTooLarge):
+        found = await receipts(rpc, sorted(tx_hashes))
+    return [receipt for receipt in found if receipt is not None and receipt.block_hash == block.hash]
+
+
+async def receipts(rpc: Asks, tx_hashes: Sequence[str]) -> list[Receipt | None]:
+    """In their order. Raises RpcError."""
+
+    def of(tx_hash: str) -> Call:
+        def read(raw: Any) -> Receipt | None:
+            found = None if raw is None else read_receipt(raw)
+            if found is not None and found.tx_hash != tx_hash:
+                raise ValueError(f"asked for the receipt of {tx_hash}, got that of {found.tx_hash}")
+            return found
+
+        return Call("eth_getTransactionReceipt", [tx_hash], read)
+
+    return await rpc.ask([of(tx_hash) for tx_hash in tx_hashes])
+
+
+def _executed(receipt: Receipt, token: str) -> Executed:
+    transfers = transfers_of(receipt.logs, token) if receipt.succeeded else []
+    moved = tuple((transfer.sender, transfer.to, transfer.amount) for transfer in transfers)
+    return Executed(Place(receipt.block_hash, receipt.block_number), receipt.succeeded, moved)
+
+
+def nonce(signer: str, block: int | None = None) -> Call:
+    """How many transactions of the signer are mined up to the block; the newest when None."""
+    return Call("eth_getTransactionCount", [signer, "latest" if block is None else hex(block)], quantity)
+
+
+async def taken(
+    rpcs: Sequence[Asks], agree: int, signer: str, number: int, tx_hashes: Sequence[str], depth: int
+) -> bool:
+    """Whether a nonce is finally used, and by none of those transactions: `agree` endpoints at least say so and none says otherwise.
+    `tx_hashes`: every attempt that was ever signed with it."""
+
+    async def of_endpoint(rpc: Asks) -> bool:
+        (head,) = await rpc.ask([latest()])
+        if head.number < depth:
+            return False
+        (count,) = await rpc.ask([nonce(signer, head.number - depth)])
+        return count > number and not any(await receipts(rpc, tx_hashes))
+
+    said = await _all(of_endpoint(rpc) for rpc in rpcs)
+    return len(said) >= agree and all(said)
+
+
+async def unknown(rpc: Asks, tx_hashes: Sequence[str]) -> frozenset[str]:
+    """Those that the endpoint has neither mined nor in its mempool. Raises RpcError."""
+    known = await rpc.ask([Call("eth_getTransactionByHash", [tx_hash], bool) for tx_hash in tx_hashes])
+    return frozenset(tx_hash for tx_hash, found in zip(tx_hashes, known, strict=True) if not found)
+
+
+async def revert_reason(rpcs: Sequence[Asks], tx_hash: str, block: int) -> str:
+    """Why a transaction reverted, in the contract's words, by calling again what it called; empty when that cannot be told."""
+    for rpc in rpcs:
+        try:
+            (call,) = await rpc.ask([Call("eth_getTransactionByHash", [tx_hash], _as_call)])
+            await rpc.ask([Call("eth_call", [call, hex(block)], str)])
+        except RpcRefused as refused:
+            return _reason(refused)
+        except ChainError:
+            continue
+    return ""
+
+
+def _as_call(raw: Any) -> dict[str, Any]:
+    tx = mapping(raw)
+    return {"from": address20(tx["from"]), "to": address20(tx["to"]), "data": tx["input"], "gas": tx["gas"]}
+
+
+def _reason(refused: RpcRefused) -> str:
+    if refused.data.startswith(ERROR_STRING):
+        try:
+            (text,) = decode(["string"], bytes.fromhex(refused.data[len(ERROR_STRING) :]))
+            return str(text)[:200]
+        except (DecodingError, ValueError, UnicodeDecodeError):
+            pass
+    before, marked, text = refused.message.partition("execution reverted")
+    return text.lstrip(": ")[:200] if marked and not before else refused.message
+
+
+async def _all(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answers of those that gave one."""
+
+    async def of(one: Coroutine[Any, Any, T]) -> list[T]:
+        try:
+            return [await one]
+        except ChainError:
+            return []
+
+    return [answer for some in await asyncio.gather(*map(of, asked)) for answer in some]

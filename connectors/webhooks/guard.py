@@ -1,0 +1,148 @@
+"""Connections of the bridge, bounded: uvicorn's HTTP/1.1 protocol with a time for each request and a place in a row for each wait.
+
+Who has sent a whole request is answered. Who has not yet, waits: for headers HEAD_S at most (the body's time is the app's). When
+there are more than CONNECTIONS_MAX connections, those who have waited longest go, after GRACE_S: an attacker who opens connections
+and says little pushes out his own, and a vendor sends a request at once. There are never more than CONNECTIONS_HARD_MAX; a new one
+is refused when all of them are being answered. All answers given here are problems (RFC 9457) as the app's are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from http import HTTPStatus
+from typing import Any, Final
+
+import h11
+import orjson
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from connectors.webhooks.problems import MEDIA_TYPE
+
+CONNECTIONS_MAX: Final = 500
+CONNECTIONS_HARD_MAX: Final = 2_000
+"""A thousand that come in one turn of the loop must not push out the vendor who came with them, and whose request is not read
+yet. One that has sent nothing takes some 20 kB."""
+GRACE_S: Final = 1.0
+HEAD_S: Final = 5.0
+HEAD_BYTES_MAX: Final = 16_384
+
+_quiet = logging.getLogger("connectors.webhooks.guard")
+_quiet.setLevel(logging.ERROR)  # uvicorn has a line for every request that is none: an attacker would write our log
+
+
+class Waiting(dict["GuardedProtocol", float]):
+    """Connections of one server without a whole request, longest first, and since when."""
+
+
+def guarded(connections_max: int = CONNECTIONS_MAX, head_s: float = HEAD_S) -> type[GuardedProtocol]:
+    """A protocol class for one server: `uvicorn.Config(app, http=guarded(), ws="none")`."""
+
+    class Protocol(GuardedProtocol):
+        waiting = Waiting()
+
+    # each connection is a file, and the process has others
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    Protocol.hard_max = max(connections_max, min(CONNECTIONS_HARD_MAX, files // 2))
+    Protocol.connections_max = connections_max
+    Protocol.head_s = head_s
+    return Protocol
+
+
+class GuardedProtocol(H11Protocol):
+    waiting: Waiting
+    connections_max: int
+    hard_max: int
+    head_s: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _quiet
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._make_room()
+        if len(self.connections) > self.hard_max:
+            self._refuse(503, "busy", "Too many requests are being answered; send it again.", ("Retry-After", "5"))
+        else:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._settled()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # refused already
+        super().data_received(data)
+        self._note()
+
+    def on_response_complete(self) -> None:
+        if not self.transport.is_closing():
+            self._wait()
+        super().on_response_complete()
+        self._note()  # the next request may have been there already
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "bad_request", msg)
+
+    def _make_room(self) -> None:
+        now = self.loop.time()
+        while len(self.connections) > self.connections_max and self.waiting:
+            oldest, since = next(iter(self.waiting.items()))
+            if now - since < GRACE_S and len(self.connections) <= self.hard_max:
+                return
+            oldest._drop()
+
+    def _note(self) -> None:
+        """Looks how far the request is."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return
+        self._stop_timer()
+        if not cycle.more_body:
+            self.waiting.pop(self, None)
+
+    def _wait(self) -> None:
+        """For the next request, with a new time, last in the row."""
+        self._settled()
+        self.waiting[self] = self.loop.time()
+        self._head_timer = self.loop.call_later(self.head_s, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if self.transport.is_closing():
+            return
+        self._refuse(408, "headers_too_slow", f"A request's headers must arrive within {self.head_s:g} s.")
+
+    def _settled(self) -> None:
+        self._stop_timer()
+        self.waiting.pop(self, None)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _drop(self) -> None:
+        self._settled()
+        self.connections.discard(self)  # it counts no more, though its end comes with the next turn of the loop
+        self.transport.abort()
+
+    def _refuse(self, status: int, code: str, detail: str, *headers: tuple[str, str]) -> None:
+        """Answers with a problem, where an answer is still possible, and closes."""
+        self._settled()
+        phrase = HTTPStatus(status).phrase
+        body = orjson.dumps({"type": "about:blank", "title": phrase, "status": status, "code": code, "detail": detail})
+        given = [("Content-Type", MEDIA_TYPE), ("Content-Length", str(len(body))), ("Connection", "close"), *headers]
+        try:
+            events = [
+                h11.Response(status_code=status, headers=given, reason=phrase),
+                h11.Data(body),
+                h11.EndOfMessage(),
+            ]
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        except h11.LocalProtocolError:
+            pass  # an answer has begun
+        self.transport.close()

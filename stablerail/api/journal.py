@@ -1,0 +1,87 @@
+"""What the API's commits wait for before they are answered: the journal. Their messages leave after that.
+
+A caller is told within seconds that Kafka does not answer; the commit stands, and goes on to the journal and to its topics
+when Kafka is back, by this process or by a worker's sweeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from agents.emitter import Emitter
+from ledger.commit import TRANSIENT, Sealed
+from ledger.journal import Relay
+from stablerail.config import Settings
+from stablerail.problems import Problem
+from stablerail.wiring import connector
+
+ANSWER_S_MAX: Final = 5.0
+WAITING_MAX: Final = 1_000
+"""Commits that wait for a Kafka that is away; more are refused before they are made."""
+RETRY_AFTER_S: Final = 2
+
+
+class Journal:
+    """One per process; `start` and `stop` around its life."""
+
+    def __init__(self, relay: Relay, emitter: Emitter) -> None:
+        self._relay = relay
+        self._emitter = emitter
+        self._waiting: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Journal:
+        emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
+        return cls(Relay(connector(settings, synchronous_commit="off"), emitter.journal), emitter)
+
+    async def start(self) -> None:
+        """Connects, when Kafka is there; else with the first commit."""
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(ANSWER_S_MAX):
+                await self._emitter.start()
+
+    async def stop(self) -> None:
+        """What still waits is a worker's to finish."""
+        for task in self._waiting:
+            task.cancel()
+        await asyncio.gather(*self._waiting, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S_MAX):
+                await self._relay.close()
+                await self._emitter.stop()
+
+    def check(self) -> None:
+        """Before a commit. Raises the problem when too many wait already."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise _unavailable("Too many requests wait for Kafka; nothing was done. Try again later.")
+
+    async def take(self, sealed: Sealed | None) -> None:
+        """Returns when the journal has this commit and all before it (None: a repeat, whose first commit may still wait). Raises
+        the problem when that takes too long."""
+        records = [(sealed.seq, sealed.record)] if sealed else ()
+        journaling = asyncio.create_task(self._relay.journal(records))
+        telling = asyncio.create_task(self._tell(sealed, journaling))
+        self._waiting.add(telling)
+        telling.add_done_callback(self._waiting.discard)
+        await asyncio.wait({journaling}, timeout=ANSWER_S_MAX)
+        if not journaling.done():
+            raise _unavailable("What you asked for is stored and waits for Kafka; ask again for its answer.")
+        await journaling
+
+    async def _tell(self, sealed: Sealed | None, journaling: asyncio.Task[None]) -> None:
+        await journaling
+        if sealed is None:
+            return
+        await self._emitter.emit(sealed.messages, sealed.stage, sealed.at)
+        self._relay.emitted([sealed.seq])
+        with contextlib.suppress(*TRANSIENT, asyncpg.InterfaceError):  # else with the next commit
+            await self._relay.tidy()
+
+
+def _unavailable(detail: str) -> Problem:
+    return Problem(503, "journal_unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_S)})

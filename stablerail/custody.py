@@ -1,0 +1,86 @@
+"""The custody mirror against the chain, at one height: what our wallets hold there, and what the ledger says they hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import asyncpg
+import structlog
+
+from chain.errors import ChainError
+from chain.heads import readable
+from chain.rpc import Rpc
+from ledger.commit import TRANSIENT
+from ledger.rows import Connection
+from ledger.sql import load
+from topics.events import Chain
+
+_log = structlog.get_logger()
+_sql = load("stablerail", "custody.sql")
+
+_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
+
+
+class Look(NamedTuple):
+    final: int
+    """The block."""
+    wallets: int
+    difference: int
+    """Base units that they hold above what the ledger says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Custody:
+    chain: Chain
+    rpcs: Sequence[Rpc]
+    token: str
+    depth_blocks: int
+
+    async def look(self, connection: Connection) -> Look:
+        """At the newest final block.
+
+        Deposits at or below that block whose finality the ledger has not posted yet are added to the mirror, those above it
+        that it has posted are taken off, and so it is with withdrawals the other way round: both sides speak of the same
+        height, whoever is ahead. Raises ChainError.
+        """
+        source = await readable(self.rpcs)
+        final = max(source.head.number - self.depth_blocks, 0)
+        addresses = [row[0] for row in await connection.fetch(_sql.wallets, self.chain.value)]
+        held = sum(await source.rpc.balances_of(self.token, addresses, final))
+        expected = int(await connection.fetchval(_sql.expected, self.chain.value, final))
+        return Look(final, len(addresses), held - expected)
+
+
+class CustodyCheck:
+    """Compares again and again, in the process that watches the chain. `work` never returns."""
+
+    def __init__(
+        self,
+        custody: Custody,
+        connect: Callable[[], Awaitable[Connection]],
+        interval_s: float,
+        leads: Callable[[], bool],
+        tell: Callable[[str, int], None],
+    ) -> None:
+        """`tell(chain, base units)` gets the difference."""
+        self._custody, self._connect, self._interval_s = custody, connect, interval_s
+        self._leads, self._tell = leads, tell
+        self._connection: Connection | None = None
+
+    async def work(self) -> None:
+        chain = self._custody.chain.value
+        while True:
+            try:
+                if self._leads():
+                    if self._connection is None or self._connection.is_closed():
+                        self._connection = await self._connect()
+                    difference = (await self._custody.look(self._connection)).difference
+                    self._tell(chain, difference)
+                    if difference:
+                        _log.warning("custody.differs", chain=chain, base_units=difference)
+            except _AGAIN as error:
+                _log.warning("custody.retry", chain=chain, error=type(error).__name__, reason=str(error))
+            await asyncio.sleep(self._interval_s)

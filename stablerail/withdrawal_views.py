@@ -1,0 +1,148 @@
+"""What the worker of withdrawals shows: /withdrawals (how many are open, by state), /nonces (each lane), and their gauges.
+
+Both are read from the database, the authority, every few seconds, so every worker shows all of it. Beside a lane's next nonce
+stands what a Faust table over transactions.signed says, as far as this worker has the lane's partition: the two differ only
+while something is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from html import escape
+from typing import Any, Final
+
+import asyncpg
+import structlog
+
+from agents.transport import ack, batched_topic
+from agents.withdrawals.watch_nonces import take
+from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.rows import Connection
+from ledger.sql import load
+from stablerail.metrics import Metrics
+from stablerail.page import page
+from topics.catalog import NONCES_TABLE, TRANSACTIONS_SIGNED
+
+_log = structlog.get_logger()
+_sql = load("stablerail", "withdrawals.sql")
+
+LOOK_S: Final = 2.0
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+
+Row = dict[str, Any]
+
+
+class WithdrawalViews:
+    """`mount` it on an app before it starts. `work` never returns."""
+
+    def __init__(
+        self,
+        prefix: str,
+        connect: Callable[[], Awaitable[Connection]],
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._prefix, self._connect, self._metrics, self._clock = prefix, connect, metrics, clock
+        self._table: Any = {}
+        self.states: list[Row] = []
+        self.lanes: list[Row] = []
+
+    async def work(self) -> None:
+        connection: Connection | None = None
+        while True:
+            try:
+                with lost_not_cancelled():
+                    if connection is None or connection.is_closed():
+                        connection = await self._connect()
+                    await self.look(connection)
+            except _AGAIN as error:
+                if connection is not None:
+                    connection.terminate()
+                _log.warning("withdrawals.unseen", error=type(error).__name__)
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self, connection: Connection) -> None:
+        """Reads both once, and sets the gauges anew."""
+        now = self._clock()
+        self.states = [_aged(row, now) for row in await connection.fetch(_sql.open_by_state)]
+        self.lanes = [_aged(row, now) for row in await connection.fetch(_sql.lanes)]
+        self._metrics.withdrawals_open(
+            [(row["chain"], row["status"], row["withdrawals"], row["oldest_age_s"]) for row in self.states]
+        )
+
+    def mount(self, app: Any) -> None:
+        """The table, the agent that alone writes it, and the pages."""
+        log = app.topic(
+            NONCES_TABLE.named(self._prefix),
+            partitions=NONCES_TABLE.partitions,
+            key_serializer="json",
+            value_serializer="json",
+            internal=True,
+        )
+        self._table = app.Table("nonces", partitions=NONCES_TABLE.partitions, changelog_topic=log)
+        source = batched_topic(app, TRANSACTIONS_SIGNED.named(self._prefix))
+
+        async def watch_nonces(stream: Any) -> None:
+            async for event in stream.noack().events():
+                for record in event.value.records:
+                    take(self._table, record.value, record.headers)
+                ack(app, event)
+
+        app.agent(source, name="watch_nonces")(watch_nonces)
+
+        async def withdrawals(web: Any, request: Any) -> Any:
+            if "json" in request.headers.get("accept", ""):
+                return web.json({"withdrawals": self.states})
+            return web.html(_withdrawals_html(self.states))
+
+        async def nonces(web: Any, request: Any) -> Any:
+            rows = self.told()
+            if "json" in request.headers.get("accept", ""):
+                return web.json({"lanes": rows})
+            return web.html(_nonces_html(rows))
+
+        for handler in (withdrawals, nonces):
+            app.page(f"/{handler.__name__}", name=handler.__name__)(handler)
+
+    def told(self) -> list[Row]:
+        """The lanes, each with the next nonce by what was told of it (`told`), None where another worker was told."""
+        table = dict(self._table)
+        return [{**row, "told": table.get(f"{row['chain']}:{row['signer']}")} for row in self.lanes]
+
+
+def _aged(row: Any, now: datetime) -> Row:
+    found = dict(row)
+    oldest = found.pop("oldest")
+    age_s = None if oldest is None else round(max((now - oldest).total_seconds(), 0.0), 1)
+    return {**found, "oldest_age_s": age_s}
+
+
+def _age(row: Row) -> str:
+    return "" if row["oldest_age_s"] is None else f"{row['oldest_age_s']:,.0f} s"
+
+
+def _withdrawals_html(states: Sequence[Row]) -> str:
+    rows = "".join(
+        f"<tr><td><b>{escape(row['status'])}</b><td>{escape(row['chain'])}<td>{row['withdrawals']:,}<td>{_age(row)}"
+        for row in states
+    )
+    heads = "<th>state<th>chain<th>withdrawals<th>oldest"
+    return page("withdrawals", "that have not ended", heads, rows or '<tr><td colspan="4">None is open.')
+
+
+def _nonces_html(lanes: Sequence[Row]) -> str:
+    rows = "".join(map(_lane_html, lanes))
+    heads = "<th>lane<th>next nonce<th>as told<th>chain's nonce<th>in flight<th>oldest<th>state"
+    return page("nonces", "lanes that sign", heads, rows or '<tr><td colspan="7">No lane has signed yet.')
+
+
+def _lane_html(row: Row) -> str:
+    paused = row["status"] == "paused"
+    state = f'<span class="bad">paused: {escape(row["reason"])}</span>' if paused else escape(row["status"])
+    told = "elsewhere" if row["told"] is None else f"{row['told']:,}"
+    return (
+        f"<tr><td><b>{escape(row['chain'])}</b><small>{escape(row['signer'])}</small><td>{row['next_nonce']:,}<td>{told}"
+        f"<td>{row['chain_nonce']:,}<td>{row['in_flight']:,}<td>{_age(row)}<td>{state}"
+    )

@@ -1,0 +1,92 @@
+"""deposits.growth: the end-to-end rate (end_to_end.py) of a full system with a backlog, over that of an empty one.
+
+Full: the ledger's tables as ledger_fill.py fills them, and as many deposits, reports and inbox rows as its entries are of, all
+with the indexes that they have. Between the runs nothing of it is copied or emptied: each adds its own. The backlog waits in Kafka.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+from ledger.rows import Connection
+from tests.benchmarks import end_to_end, workload
+from tests.benchmarks.end_to_end import Run
+from tests.benchmarks.ledger_fill import fill
+from tests.benchmarks.ledger_load import ACCOUNT_COLUMNS, HOT, START, connect, copy, users
+from tests.benchmarks.parts import TEMPLATE, Parts
+from tests.benchmarks.sides import WORKER
+from tests.benchmarks.workload import Workload
+
+GROWN: Final = "benchmark_grown"
+USERS: Final = 10_000
+SESSION_S: Final = 85
+"""A worker that is frozen while the backlog is loaded must stay in its group; Faust takes no more than 90."""
+SIDE: Final = replace(
+    WORKER,
+    settings={"STABLERAIL_KAFKA_SESSION_TIMEOUT_S": str(SESSION_S), "STABLERAIL_WORKER_STALLED_S_MAX": str(SESSION_S)},
+)
+
+# Rows of deposits that became final long ago. Ids as random as real ones.
+_FILLS: Final = {
+    "deposits": """INSERT INTO deposits SELECT md5('d' || n)::uuid, 0, 'MATIC', '0x' || md5('t' || n) || md5('u' || n),
+    '0x' || left(md5('r' || n % 10000) || md5('q' || n % 10000), 40), 'USDC', 25000000, 'user_' || n % 10000, 'finalized', 1, '',
+    '0x' || md5('b' || n / 50) || md5('c' || n / 50), n / 50, n % 50, $2, $2, $2,
+    '0x' || left(md5('s' || n) || md5('p' || n), 40), NULL, NULL FROM generate_series(1, $1::int) n""",
+    "deposit_reports": """INSERT INTO deposit_reports SELECT md5('e' || n)::uuid, 'circle', md5('f' || n),
+    md5('d' || n)::uuid, md5('d' || n)::uuid, 'complete', NULL, $2 FROM generate_series(1, $1::int) n""",
+    "inbox": """INSERT INTO inbox SELECT 'credit_deposits', md5('i' || n)::uuid, 1, md5('j' || n)::uuid, 'done', $2
+    FROM generate_series(1, $1::int) n""",
+}
+_INDEXES: Final = """SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid), c.conname, pg_get_constraintdef(c.oid)
+FROM pg_index i LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid WHERE i.indrelid = $1::text::regclass"""
+
+
+@asynccontextmanager
+async def grown(parts: Parts, addresses: Sequence[str], entries: int) -> AsyncIterator[str]:
+    """The name of a full database with the wallets; gone afterwards."""
+    await parts.prepare(addresses)
+    parts.postgres.drop_database(GROWN)
+    dsn = parts.postgres.create_database(GROWN, template=TEMPLATE)
+    try:
+        connection = await connect(dsn)
+        try:
+            rows = [
+                "\t".join((a.id, a.owner, a.type, a.asset, a.shard, "0", "0", START.isoformat()))
+                for a in (HOT, *users(USERS))
+            ]
+            await copy(connection, "accounts", ACCOUNT_COLUMNS, "\n".join([*rows, ""]))
+            await fill(connection, USERS, entries // 2)
+            for table in _FILLS:
+                await _fill(connection, table, entries // 2)
+            await connection.execute("VACUUM ANALYZE")
+        finally:
+            await connection.close()
+        yield GROWN
+    finally:
+        parts.postgres.drop_database(GROWN)
+
+
+async def _fill(connection: Connection, table: str, rows: int) -> None:
+    """The indexes after the rows: the same in the end, and many times faster."""
+    found = [tuple(row) for row in await connection.fetch(_INDEXES, table)]
+    for index, _, constraint, _ in found:
+        await connection.execute(
+            f"ALTER TABLE {table} DROP CONSTRAINT {constraint}" if constraint else f"DROP INDEX {index}"
+        )
+    await connection.execute(_FILLS[table], rows, START)
+    for _, definition, constraint, key in found:
+        await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {constraint} {key}" if constraint else definition)
+
+
+async def run_grown(parts: Parts, load: Workload, backlog: int, seed: int, limit_s: float) -> Run:
+    """One run in the full database. `seed`: of this round; its deposits are none of the rounds before."""
+    connection = await connect(parts.postgres.dsn_of(GROWN))
+    try:
+        await connection.execute("DELETE FROM outbox")  # what the last round's killed worker had told already
+    finally:
+        await connection.close()
+    work = workload.again(load, backlog, seed)
+    return await end_to_end.run(parts, SIDE, work, limit_s, grown=GROWN, freeze_s_max=SESSION_S - 5)

@@ -1,0 +1,143 @@
+"""Equal transfers on a chain that we do not read: the custodian's list is asked before they are credited, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from agents.deposits import credit_deposits, lookups
+from agents.deposits.facts import Facts
+from agents.deposits.lookups import Lookups
+from agents.outcome import Stage
+from connectors.errors import Unavailable
+from ledger.accounts import spendable
+from ledger.rows import Connection
+from tests.support import ledger_rig
+from tests.support.deposit_rig import USDC, Till, policy
+from tests.support.ledger_rig import assert_holds, connect_to
+from topics.events import DepositNotified
+
+databases, dsn = ledger_rig.databases, ledger_rig.dsn
+
+ADDRESS = "So11111111111111111111111111111111111111112"
+TX = "5VERv8NMvzbJMEkV8xnrLkEaWRtSz9CosKDYjCJjBRnbJLgp8uirBgmQpjKhoR4tjF3ZpRzrFmBV6UjKdiSZkQUW"
+
+
+def told(transfer_id: str, evidence: str, amount: int = 5 * USDC) -> DepositNotified:
+    body = {
+        "source": "circle", "transfer_id": transfer_id, "chain": "SOL", "tx_hash": TX, "to": ADDRESS, "asset": "USDC",
+        "amount": amount, "evidence": evidence,
+    }  # fmt: skip
+    return DepositNotified.model_validate(body)
+
+
+class Circle:
+    """Its list, as far as it answers."""
+
+    def __init__(self) -> None:
+        self.listed: list[DepositNotified] = []
+        self.asked: list[tuple[str, str, str]] = []
+        self.answers = True
+        self.slow = False
+
+    async def __call__(self, chain: str, tx_hash: str, address: str) -> Sequence[DepositNotified]:
+        self.asked.append((chain, tx_hash, address))
+        if self.slow:
+            await asyncio.Event().wait()
+        if not self.answers:
+            raise Unavailable("Circle is down", sent=False)
+        return self.listed
+
+
+@pytest.fixture
+async def till(dsn: str) -> AsyncIterator[Till]:
+    connection = await connect_to(dsn)()
+    till = Till(connection)
+    await till.wallet("SOL", ADDRESS)
+    yield till
+    await connection.close()
+
+
+@pytest.fixture
+def circle() -> Circle:
+    return Circle()
+
+
+@pytest.fixture
+async def stage(till: Till, circle: Circle, dsn: str) -> AsyncIterator[Stage[Facts]]:
+    made: list[Connection] = []
+
+    async def connect() -> Connection:
+        made.append(await connect_to(dsn)())
+        return made[-1]
+
+    yield credit_deposits.stage(policy(), Lookups(circle, frozenset({"MATIC"}), connect))
+    for connection in made:
+        await connection.close()
+
+
+async def statuses(till: Till) -> list[str]:
+    return [status for status, _ in await till.statuses(ADDRESS)]
+
+
+async def balance(till: Till) -> int:
+    ((user,),) = await till.rows("SELECT user_id FROM wallets")
+    return await till.balance(spendable(user))
+
+
+async def test_a_single_transfer_is_credited_without_asking_anybody(
+    till: Till, circle: Circle, stage: Stage[Facts]
+) -> None:
+    for evidence in ("confirmed", "complete"):
+        await till.settle(stage, told("t1", evidence))
+    await till.settle(stage, told("t2", "complete", 9 * USDC), told("t3", "complete", 8 * USDC))
+    assert circle.asked == []
+    assert await statuses(till) == ["finalized"] * 3
+    assert await balance(till) == 22 * USDC
+    await assert_holds(till.connection)
+
+
+async def test_two_equal_transfers_in_one_batch_are_both_credited_when_the_list_has_both(
+    till: Till, circle: Circle, stage: Stage[Facts]
+) -> None:
+    circle.listed = [told("t1", "complete"), told("t2", "complete"), told("t9", "complete", 9 * USDC)]
+    await till.settle(stage, told("t1", "complete"), told("t2", "complete"))
+    assert circle.asked == [("SOL", TX, ADDRESS)]
+    assert await statuses(till) == ["finalized"] * 2
+    assert await balance(till) == 10 * USDC
+    await assert_holds(till.connection)
+
+
+async def test_while_circle_does_not_answer_the_second_waits_and_the_first_does_not(
+    till: Till, circle: Circle, stage: Stage[Facts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await till.settle(stage, told("t1", "complete"))
+    circle.answers = False
+    settled = await till.settle(stage, told("t2", "complete"), told("t3", "complete", 7 * USDC))
+    assert settled.outcomes == {("done", ""): 1, ("retry", "not_looked_up"): 1, ("repeat", ""): 0}
+    circle.slow = True
+    monkeypatch.setattr(lookups, "ANSWER_S_MAX", 0.05)
+    settled = await till.settle(stage, told("t2", "complete"), attempt=2)
+    assert settled.outcomes == {("retry", "not_looked_up"): 1, ("repeat", ""): 0}
+    assert await balance(till) == 12 * USDC
+    circle.slow, circle.answers = False, True
+    circle.listed = [told("t1", "complete"), told("t2", "complete")]
+    await till.settle(stage, told("t2", "complete"), attempt=3)
+    assert await statuses(till) == ["finalized"] * 3
+    assert await balance(till) == 17 * USDC
+    await assert_holds(till.connection)
+
+
+async def test_what_circles_list_never_has_is_never_credited(till: Till, circle: Circle, stage: Stage[Facts]) -> None:
+    circle.listed = [told("t1", "complete")]
+    await till.settle(stage, told("t1", "complete"))
+    for attempt in range(1, 21):
+        await till.settle(stage, told("t2", "complete"), attempt=attempt)
+    assert await till.rows("SELECT status, held FROM deposits ORDER BY n") == [
+        ("finalized", None),
+        ("pending", "unproven"),
+    ]
+    assert await balance(till) == 5 * USDC
+    await assert_holds(till.connection)

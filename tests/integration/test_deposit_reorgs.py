@@ -1,0 +1,244 @@
+"""Reorgs before finality on a real node: kind × depth × what the customer did meanwhile. The ledger ends as the chain does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from agents.withdrawals.withdrawal import Status
+from chain.rpc import Rpc
+from ledger.accounts import SHORTFALL, custody, pending_withdrawal, spendable
+from stablerail.dev.anvil import Anvil
+from stablerail.dev.fetch import Tools
+from stablerail.dev.usdc import Usdc, deploy
+from tests.support import ledger_rig
+from tests.support.deposit_rig import DEPTH, USDC, Shore, Till
+from tests.support.ledger_rig import assert_holds, connect_to, owner
+from topics.catalog import DEPOSITS_FINALIZED, WITHDRAWALS_SETTLED
+
+databases = ledger_rig.databases
+
+pytestmark = pytest.mark.timeout(120)
+
+PAID = 25 * USDC
+
+
+@pytest.fixture
+async def shore(databases: Callable[[], str], tmp_path: Path, tools: Tools) -> AsyncIterator[Shore]:
+    dsn = databases()
+    connection = await connect_to(dsn)()
+    with Anvil(tmp_path, tools) as anvil:
+        usdc: Usdc = await deploy(anvil, tools.contracts)
+        async with Rpc(anvil.rpc_url, anvil.chain_id) as rpc:
+            yield Shore(Till(connection), anvil, usdc, rpc, dsn=dsn)
+    await connection.close()
+
+
+CUSTOMERS = ("idle", "spent_some", "asked", "signed", "paid_out", "asked_twice_and_spent")
+
+
+async def _act(shore: Shore, customer: str, user: str) -> None:
+    """What a customer does with 25 USDC that are credited and not final."""
+    till = shore.till
+    if customer == "spent_some":
+        await till.spend(user, 10 * USDC)
+    elif customer == "asked":
+        await till.withdrawal(user, 15 * USDC)
+    elif customer == "signed":
+        await till.withdrawal(user, 15 * USDC, Status.BROADCASTING)
+    elif customer == "paid_out":
+        await till.withdrawal(user, PAID, Status.COMPLETED)
+    elif customer == "asked_twice_and_spent":
+        await till.withdrawal(user, 5 * USDC)
+        await till.withdrawal(user, 8 * USDC)
+        await till.spend(user, 12 * USDC)
+
+
+SHORT = {"spent_some": 10, "signed": 15, "paid_out": 25, "asked_twice_and_spent": 12}
+"""USDC that the customer has not any more when the deposit is taken back."""
+STILL_HELD = {"signed": 15}
+LEFT = {"idle": 25, "spent_some": 15, "asked": 10, "signed": 10, "paid_out": 0, "asked_twice_and_spent": 0}
+"""Spendable while the deposit stands."""
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+async def test_a_deposit_that_the_chain_drops_is_taken_back_as_far_as_it_is_there_and_the_rest_is_owed(
+    shore: Shore, depth: int
+) -> None:
+    till = shore.till
+    users = {customer: await shore.wallet() for customer in CUSTOMERS}
+    _, raw = await shore.pay(*[(address, PAID) for _, address in users.values()])
+    if depth > 1:
+        await shore.anvil.mine(depth - 1)
+    await shore.scan()
+    for customer, (user, _) in users.items():
+        assert await till.balance(spendable(user)) == PAID
+        await _act(shore, customer, user)
+    mirror = await till.balance(custody("MATIC"))
+    await shore.anvil.rpc("anvil_reorg", depth, [])
+    await shore.head(DEPTH - depth + 1)
+    assert {status for _, address in users.values() for status in await till.statuses(address)} == {("orphaned", 1)}
+    assert till.alerts == {}, "nobody is alarmed before it is sure"
+    await shore.head()
+    for customer, (user, address) in users.items():
+        assert await till.statuses(address) == [("reversed", 1)]
+        assert await till.balance(spendable(user)) == 0, customer
+        assert await till.balance(pending_withdrawal(user)) == STILL_HELD.get(customer, 0) * USDC
+        (end,) = till.said(DEPOSITS_FINALIZED.name, user_id=user)
+        short = SHORT.get(customer, 0)
+        assert (end["outcome"], end["shortfall"]) == ("reversed", f"{short}.000000" if short else None)
+    assert await till.balance(SHORTFALL) == -sum(SHORT.values()) * USDC
+    assert till.alerts == {"deposit_shortfall": len(SHORT)}
+    assert await till.balance(custody("MATIC")) == mirror
+    told = till.said(WITHDRAWALS_SETTLED.name)
+    assert sorted((event["user_id"], event["outcome"], event["code"], event["amount"]) for event in told) == sorted(
+        (users[customer][0], "cancelled", "deposit_reversed", amount)
+        for customer, amount in (
+            ("asked", "15.000000"),
+            ("asked_twice_and_spent", "8.000000"),
+            ("asked_twice_and_spent", "5.000000"),
+        )
+    )
+    await assert_holds(till.connection)
+
+    # the same transaction, mined again
+    await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendRawTransaction", raw))
+    await shore.scan()
+    await shore.scan()
+    for user, address in users.values():
+        assert await till.statuses(address) == [("credited", 2)]
+        assert await till.balance(spendable(user)) == PAID
+    await shore.final()
+    for user, address in users.values():
+        assert await till.statuses(address) == [("finalized", 2)]
+        assert await till.balance(spendable(user)) == PAID
+    assert await till.balance(custody("MATIC")) == mirror + PAID * len(users)
+    await assert_holds(till.connection)
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+async def test_a_deposit_that_moves_to_another_block_and_place_among_the_logs_stays_one_credit(
+    shore: Shore, depth: int
+) -> None:
+    till = shore.till
+    users = {customer: await shore.wallet() for customer in CUSTOMERS}
+    await shore.usdc.mint(shore.usdc.batch, PAID * len(users))
+    await shore.anvil.rpc("evm_setAutomine", False)
+    tx_hash = await shore.usdc.transfer_many([(address, PAID) for _, address in users.values()])
+    await shore.anvil.mine(depth)  # the first block has other logs of the token's before these
+    await shore.anvil.rpc("evm_setAutomine", True)
+    raw = await shore.anvil.rpc("eth_getRawTransactionByHash", tx_hash)
+    await shore.scan()
+    for customer, (user, _) in users.items():
+        await _act(shore, customer, user)
+    before = await till.rows(
+        "SELECT block_hash, log_index FROM deposits WHERE tx_hash = $1 ORDER BY log_index", tx_hash
+    )
+    await shore.anvil.rpc("anvil_reorg", depth, [[raw, depth - 1]])
+    receipt = await shore.anvil.wait_mined(tx_hash)
+    await shore.final()
+    after = await till.rows("SELECT block_hash, log_index FROM deposits WHERE tx_hash = $1 ORDER BY log_index", tx_hash)
+    assert {block for block, _ in after} == {receipt["blockHash"]}
+    assert before[0][0] != after[0][0]
+    assert (before[0][1] > 0, after[0][1]) == (True, 0), "another block, and first in it"
+    for customer, (user, address) in users.items():
+        assert await till.statuses(address) == [("finalized", 1)]
+        assert await till.balance(spendable(user)) == LEFT[customer] * USDC
+        assert [end["outcome"] for end in till.said(DEPOSITS_FINALIZED.name, user_id=user)] == ["finalized"]
+    assert (await till.balance(SHORTFALL), till.said(WITHDRAWALS_SETTLED.name)) == (0, [])
+    await assert_holds(till.connection)
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+async def test_a_deposit_whose_sender_pays_another_one_instead_is_taken_back_and_the_other_is_credited(
+    shore: Shore, depth: int
+) -> None:
+    till = shore.till
+    user, address = await shore.wallet()
+    other, elsewhere = await shore.wallet()
+    raw = await shore.anvil.rpc("eth_getRawTransactionByHash", await shore.usdc.transfer(address, PAID))
+    if depth > 1:
+        await shore.anvil.mine(depth - 1)
+    await shore.scan()
+    await till.withdrawal(user, 20 * USDC)
+    await shore.anvil.rpc("anvil_reorg", depth, [])
+    await shore.anvil.wait_mined(await shore.usdc.transfer(elsewhere, PAID))  # the same sender's same nonce
+    await shore.final()
+    assert (await till.statuses(address), await till.statuses(elsewhere)) == ([("reversed", 1)], [("finalized", 1)])
+    balances = [
+        await till.balance(account(who)) for who in (user, other) for account in (spendable, pending_withdrawal)
+    ]
+    assert balances == [0, 0, PAID, 0]
+    assert await till.balance(custody("MATIC")) == PAID == await shore.usdc.balance_of(elsewhere)
+    assert await till.balance(SHORTFALL) == 0
+    with pytest.raises(Exception, match="nonce too low"):
+        await shore.anvil.rpc("eth_sendRawTransaction", raw)
+    await assert_holds(till.connection)
+
+
+async def _until_waiting(dsn: str) -> None:
+    """Until somebody waits for a lock in this database."""
+    looker = await owner(dsn)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    try:
+        async with asyncio.timeout(30):
+            while not await looker.fetchval(waiting):
+                await asyncio.sleep(0.01)
+    finally:
+        await looker.close()
+
+
+async def _gone(shore: Shore) -> tuple[str, str]:
+    """A customer whose deposit is orphaned: the next head takes it back."""
+    user, address = await shore.wallet()
+    await shore.pay((address, PAID))
+    await shore.scan()
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    await shore.head(DEPTH)
+    assert await shore.till.statuses(address) == [("orphaned", 1)]
+    return user, address
+
+
+async def test_a_withdrawal_that_is_signed_while_its_deposit_is_taken_back_is_not_cancelled(shore: Shore) -> None:
+    till = shore.till
+    user, address = await _gone(shore)
+    withdrawal = await till.withdrawal(user, 15 * USDC)
+    signer = await owner(shore.dsn)
+    signing = signer.transaction()
+    await signing.start()
+    await signer.execute("UPDATE withdrawals SET status = 'broadcasting' WHERE id = $1", withdrawal.id)
+    taking = asyncio.create_task(shore.head())
+    await _until_waiting(shore.dsn)
+    await signing.commit()
+    await taking
+    await signer.close()
+    assert await till.statuses(address) == [("reversed", 1)]
+    assert (await till.balance(pending_withdrawal(user)), await till.balance(SHORTFALL)) == (15 * USDC, -15 * USDC)
+    assert till.said(WITHDRAWALS_SETTLED.name) == []
+    await assert_holds(till.connection)
+
+
+async def test_a_withdrawal_that_is_accepted_while_its_deposit_is_taken_back_is_cancelled_by_the_next_try(
+    shore: Shore,
+) -> None:
+    till = shore.till
+    user, address = await _gone(shore)
+    other = await connect_to(shore.dsn)()
+    accepting = other.transaction()
+    await accepting.start()
+    await Till(other).withdrawal(user, 15 * USDC)
+    taking = asyncio.create_task(shore.head())
+    await _until_waiting(shore.dsn)
+    await accepting.commit()
+    with pytest.raises(asyncpg.SerializationError):
+        await taking
+    await shore.head()
+    await other.close()
+    assert await till.statuses(address) == [("reversed", 1)]
+    assert (await till.balance(pending_withdrawal(user)), await till.balance(SHORTFALL)) == (0, 0)
+    assert [event["outcome"] for event in till.said(WITHDRAWALS_SETTLED.name)] == ["cancelled"]
+    await assert_holds(till.connection)

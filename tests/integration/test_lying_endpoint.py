@@ -1,0 +1,163 @@
+"""One of three endpoints lies to the watcher and to finality: money that was credited on its word alone is never final."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.chains import watch_chain
+from agents.chains.watch_chain import WatchChain, Watched
+from agents.deposits import credit_deposits, finalize_deposits
+from agents.deposits.credit_deposits import DepositPolicy
+from agents.deposits.finalize_deposits import ChainReader
+from chain.logs import topic_of
+from chain.rpc import Rpc
+from chain.scan import ScanSettings
+from ledger.verify import verify
+from stablerail.dev.anvil import Anvil
+from stablerail.dev.fetch import Tools
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.usdc import Usdc, deploy
+from tests.support.in_process import Ground, ground, running, until
+from tests.support.rpc_stub import LyingEndpoint
+from topics.catalog import CHAIN_HEADS, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
+from topics.events import Chain
+
+DEPTH = 3
+TRUE, FALSE = 5_000_000, 900_000_000
+
+
+@asynccontextmanager
+async def watching(
+    at: Ground, rpcs: tuple[Rpc, ...], token: str, chain_id: int, *, stages: bool = True
+) -> AsyncIterator[WatchChain]:
+    """The watcher and both stages of deposits."""
+    async with AsyncExitStack() as stack:
+        services = await stack.enter_async_context(at.process())
+        for stage in (
+            credit_deposits.stage(DepositPolicy(minimum=1, chains_read=frozenset({"MATIC"}))),
+            finalize_deposits.stage({"MATIC": ChainReader(rpcs, token, DEPTH)}, services.connect),
+        ):
+            if stages:
+                await stack.enter_async_context(running(stage, services, at))
+        watched = Watched(Chain.MATIC, chain_id, rpcs, ScanSettings(token), 0.05, start_block=0)
+        watcher = WatchChain(watched, services, lambda *_: None)
+        task = asyncio.create_task(watcher.work())
+        try:
+            yield watcher
+            assert services.stop.reason is None, services.stop.reason
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_endpoint_of_another_chain_is_refused_at_the_start_and_later(
+    kafka: Kafka, database: str, topic_prefix: str, anvil: Anvil, usdc: Usdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_chain, "WAIT_S_MAX", 0.05)
+    async with AsyncExitStack() as stack:
+        at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, [CHAIN_HEADS]))
+        liar = await stack.enter_async_context(LyingEndpoint(anvil.rpc_url))
+        rpc = await stack.enter_async_context(Rpc(liar.url, anvil.chain_id))
+
+        def serve(chain_id: int) -> None:
+            liar.lies["eth_chainId"] = lambda _params, _honest: hex(chain_id)
+
+        serve(1)
+        watcher = await stack.enter_async_context(
+            watching(at, (rpc,), usdc.address.lower(), anvil.chain_id, stages=False)
+        )
+        unready = watcher._services.unready
+
+        async def refused() -> bool:
+            return unready == {"watch_chain.MATIC": "wrong_chain_id"}
+
+        async def reads() -> bool:
+            return not unready and bool(await at.told(CHAIN_HEADS))
+
+        await until(refused, "refused at the start")
+        assert await at.told(CHAIN_HEADS) == []
+        serve(anvil.chain_id)
+        await until(reads, "it is our chain's after all")
+        serve(1)
+        await until(refused, "refused later")
+
+
+async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_money_is_final(
+    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools
+) -> None:
+    topics = [DEPOSITS_NOTIFIED, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, CHAIN_HEADS]
+    async with AsyncExitStack() as stack:
+        at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, topics))
+        anvil = stack.enter_context(Anvil(tmp_path / "anvil", tools))
+        usdc = await deploy(anvil, tools.contracts)
+        liar = await stack.enter_async_context(LyingEndpoint(anvil.rpc_url))
+        urls = (liar.url, anvil.rpc_url, anvil.rpc_url)
+        rpcs = tuple([await stack.enter_async_context(Rpc(url, anvil.chain_id)) for url in urls])
+        honest, deceived = ("0x" + secrets.token_hex(20) for _ in range(2))
+        for wallet in (honest, deceived):
+            await at.observer.execute("INSERT INTO wallets VALUES ('MATIC', $1, $1, $1, now())", wallet)
+
+        def made_up(log: dict[str, Any]) -> dict[str, Any]:
+            """The same log, to another wallet of ours and for more."""
+            topics = [*log["topics"][:2], topic_of(deceived)]
+            return {**log, "topics": topics, "data": f"0x{FALSE:064x}", "logIndex": hex(int(log["logIndex"], 16) + 1)}
+
+        def and_more(logs: list[Any]) -> list[Any]:
+            return [*logs, *(made_up(log) for log in logs if log["topics"][2:] == [topic_of(honest)])]
+
+        liar.lies["eth_getLogs"] = lambda _params, logs: and_more(logs)
+        liar.lies["eth_getTransactionReceipt"] = lambda _params, receipt: (
+            receipt and {**receipt, "logs": and_more(receipt["logs"])}
+        )
+
+        async def statuses() -> dict[str, str]:
+            return dict(await at.observer.fetch("SELECT recipient, status FROM deposits"))
+
+        async def reach(**wanted: str) -> None:
+            """Mines until the two deposits are there."""
+
+            async def reached() -> bool:
+                found = await statuses()
+                assert found.get(deceived) != "finalized", "on one endpoint's word"
+                if found == {honest: wanted["true"], deceived: wanted["false"]}:
+                    return True
+                await anvil.mine(1)
+                return False
+
+            await until(reached, str(wanted))
+
+        async with watching(at, rpcs, usdc.address.lower(), anvil.chain_id):
+            await anvil.wait_mined(await usdc.transfer(honest, TRUE))
+
+            async def both() -> bool:
+                return await statuses() == dict.fromkeys((honest, deceived), "credited")
+
+            await until(both, "both are credited at once")
+            await reach(true="finalized", false="reversed")
+            balances = dict(
+                await at.observer.fetch("SELECT owner, balance::bigint FROM accounts WHERE owner <> 'system'")
+            )
+            assert balances == {honest: TRUE, deceived: 0}
+
+            top = max(json.loads(record.value)["number"] for record in await at.told(CHAIN_HEADS))
+            liar.lies["eth_getBlockByNumber"] = lambda params, block: (
+                {**block, "number": hex(int(block["number"], 16) + 10_000)} if params[0] == "latest" else block
+            )
+            await anvil.mine(2)
+
+            async def next_heads() -> bool:
+                heads = {json.loads(record.value)["number"] for record in await at.told(CHAIN_HEADS)}
+                assert max(heads) < top + 10_000, "a head that one endpoint made up"
+                return max(heads) >= top + 2
+
+            await until(next_heads, "the chain is read on, without the one that lies about its head")
+        results = await verify(at.observer)
+        assert [result for result in results if not result.holds] == []

@@ -1,0 +1,251 @@
+"""Withdrawals that wait for a signature, on a real PostgreSQL and a real chain, and the two stages that sign and send them.
+
+Without Kafka: events are settled by `run`, and what a stage emits is handed on by the test.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+from agents.item import read_item
+from agents.outcome import Stage
+from agents.stage import Settled, settle
+from agents.withdrawals import broadcast_transactions, sign_transactions, track_confirmations
+from agents.withdrawals.look import ChainWriter
+from agents.withdrawals.sign_transactions import Desk
+from agents.withdrawals.withdrawal import Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
+from chain.broadcaster import Broadcaster
+from chain.fees import POLICIES, FeePolicy
+from chain.hot_wallet import HotWallet
+from chain.rpc import Rpc
+from chain.signer import KeySigner
+from ledger.accounts import buffer, spendable
+from ledger.commit import claim_owners
+from ledger.posting import Transaction, credit, debit
+from ledger.record import Message
+from ledger.rows import Changes, Connection
+from stablerail.dev.anvil import Anvil
+from stablerail.dev.usdc import Usdc
+from tests.support.ledger_rig import AT
+from tests.support.payouts import store
+from topics.catalog import CHAIN_HEADS, TRANSACTIONS_SIGNED, WITHDRAWALS_ACCEPTED
+from topics.envelope import headers_of, value_of
+from topics.events import Chain, HeadSeen, Rail, WithdrawalAccepted
+
+CHAIN = Chain.MATIC
+COIN = 10**18
+USDC = 10**6
+DEPTH = 3
+
+
+def withdrawal_of(user: str, amount: int, to: str, key: str, at: datetime) -> Withdrawal:
+    """One that was accepted."""
+    id = withdrawal_id(user, key)
+    hold = transaction_ids(id)[0]
+    return Withdrawal(
+        id, user, key, "0" * 32, "chain", CHAIN.value, "USDC", amount, to, Status.SIGNING.value, None, hold, at, at,
+        None, 1,
+    )  # fmt: skip
+
+
+def accepted(withdrawal: Withdrawal) -> Message:
+    event = WithdrawalAccepted(
+        withdrawal_id=withdrawal.id, user_id=withdrawal.user_id, rail=Rail.CHAIN, chain=CHAIN, asset="USDC",
+        amount=withdrawal.amount, to=withdrawal.recipient,
+    )  # fmt: skip
+    return Message(WITHDRAWALS_ACCEPTED.name, CHAIN.encode(), value_of(event), withdrawal.id, event.ce_type())
+
+
+@dataclass
+class Process:
+    """The stages as one worker process has them."""
+
+    sign: Stage[Any]
+    wait: Stage[Any]
+    broadcast: Stage[Any]
+    track: Stage[Any]
+    epochs: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
+
+
+@dataclass
+class Sending:
+    connection: Connection
+    connect: Callable[[], Awaitable[Connection]]
+    anvil: Anvil
+    usdc: Usdc
+    signer: KeySigner
+    now: datetime = AT
+    rpcs: list[Rpc] = field(default_factory=list)
+    """What the processes made from now on ask, the preferred first; none: the node."""
+    in_flight_max: int = 16
+    fees: FeePolicy = POLICIES[CHAIN]
+    _opened: list[Any] = field(default_factory=list)
+    _offsets: Any = field(default_factory=count)
+    _asked: Any = field(default_factory=count)
+
+    # -- before the stages -------------------------------------------------------------------------------------------
+
+    async def fund(self, *, coins: int | None = None, usdc: int = 0) -> None:
+        """Sets the signer's coins, and sends it USDC."""
+        if coins is not None:
+            await self.anvil.rpc("anvil_setBalance", self.signer.address, hex(coins))
+        if usdc:
+            await self.usdc.transfer(self.signer.address, usdc)
+            await self.anvil.mine()
+
+    async def ask(self, number: int = 1, amount: int = USDC, to: str | None = None) -> list[Withdrawal]:
+        """Accepted withdrawals, a millisecond apart, of a customer who has the money."""
+        user, made = f"user-{secrets.token_hex(4)}", []
+        changes = Changes()
+        for _ in range(number):
+            self.now += timedelta(milliseconds=1)
+            key = f"k{next(self._asked)}"
+            one = withdrawal_of(user, amount, to or "0x" + secrets.token_hex(20), key, self.now)
+            row, line = rows_of(one, "test")
+            changes.insert(*row)
+            changes.insert(*line)
+            made.append(one)
+        legs = (debit(spendable(user), amount * number), credit(buffer(), amount * number))
+        await store(self.connection, changes, [Transaction(secrets.token_hex(16), "test", "", legs)])
+        await store(self.connection, Changes(), [held(one) for one in made])
+        return made
+
+    # -- the stages --------------------------------------------------------------------------------------------------
+
+    def process(self, rpcs: Sequence[Rpc] = ()) -> Process:
+        """A worker, as it is after a start: it owns every partition from its first event on."""
+        rpcs = list(rpcs) or self.rpcs or [self.rpc(self.anvil.rpc_url)]
+        token = self.usdc.address.lower()
+        wallet = HotWallet(rpcs, self.signer.address, token)
+        desk = Desk(CHAIN, self.anvil.chain_id, self.signer, token, wallet, self.fees, self.in_flight_max)
+        sign, wait = sign_transactions.stages([desk])
+
+        async def connect() -> Connection:
+            self._opened.append(await self.connect())
+            one: Connection = self._opened[-1]
+            return one
+
+        broadcast = broadcast_transactions.stage({CHAIN.value: Broadcaster(rpcs)}, connect)
+        writer = ChainWriter(rpcs, token, DEPTH)
+        return Process(
+            sign, wait, broadcast, track_confirmations.stage({CHAIN.value: writer}, connect, lambda: self.now)
+        )
+
+    def rpc(self, url: str, timeout_s: float = 10) -> Rpc:
+        self._opened.append(Rpc(url, self.anvil.chain_id, timeout_s))
+        one: Rpc = self._opened[-1]
+        return one
+
+    async def run(
+        self, process: Process, stage: Stage[Any], *messages: Message, attempt: int = 1, on: Connection | None = None
+    ) -> Settled:
+        """Settles events as one batch."""
+        connection, key = on or self.connection, (stage.source.name, 0)
+        if stage.name not in process.epochs:
+            async with connection.transaction():
+                process.epochs[stage.name], _ = await claim_owners(connection, stage.name, [key], self.now)
+        again = [("attempt", str(attempt).encode())] if attempt > 1 else []
+        items = [
+            read_item(
+                stage,
+                SimpleNamespace(  # type: ignore[arg-type]
+                    topic=key[0], partition=0, offset=next(self._offsets), timestamp=0, key=message.key,
+                    value=message.value,
+                    headers=[*headers_of(message.type, event_id=message.id, source="test", time=self.now), *again],
+                ),
+            )
+            for message in messages
+        ]  # fmt: skip
+        prepared = await stage.prepare([item.received for item in items if item.received is not None])
+        return await settle(connection, stage, items, process.epochs[stage.name], self.now, prepared)
+
+    async def signed(self, process: Process, *withdrawals: Withdrawal) -> list[Message]:
+        """What `sign_transactions` tells when these are accepted, in one batch."""
+        return messages(await self.run(process, process.sign, *map(accepted, withdrawals)))
+
+    async def head(self, process: Process) -> list[Message]:
+        """What the stages that a block wakes tell under the newest one."""
+        message = await self.newest()
+        told = messages(await self.run(process, process.track, message))
+        return [*told, *messages(await self.run(process, process.wait, message))]
+
+    async def newest(self) -> Message:
+        """The event of the newest block."""
+        found = await self.rpc(self.anvil.rpc_url).head()
+        event = HeadSeen(
+            chain=CHAIN, chain_id=self.anvil.chain_id, number=found.number, block_hash=found.hash,
+            timestamp_s=found.timestamp_s,
+        )  # fmt: skip
+        return Message(CHAIN_HEADS.name, CHAIN.encode(), value_of(event), secrets.token_hex(8), event.ce_type())
+
+    async def sent(self, process: Process, told: Sequence[Message], attempt: int = 1) -> Settled:
+        """`broadcast_transactions` on what was told for it, in one batch."""
+        ours = [message for message in told if message.topic == TRANSACTIONS_SIGNED.name]
+        return await self.run(process, process.broadcast, *ours, attempt=attempt)
+
+    # -- what became of it -------------------------------------------------------------------------------------------
+
+    async def statuses(self) -> dict[tuple[str, str | None], int]:
+        """(withdrawal's status, its attempt's) -> how many."""
+        rows = await self.connection.fetch(
+            "SELECT w.status, a.status, count(*) FROM withdrawals w LEFT JOIN attempts a ON a.withdrawal_id = w.id"
+            " GROUP BY 1, 2"
+        )
+        return {(one, other): number for one, other, number in rows}
+
+    async def status(self, withdrawal: Withdrawal) -> tuple[str, str | None]:
+        row = await self.connection.fetchrow("SELECT status, code FROM withdrawals WHERE id = $1", withdrawal.id)
+        assert row is not None
+        return row[0], row[1]
+
+    async def nonces(self) -> list[int]:
+        rows = await self.connection.fetch("SELECT nonce FROM attempts ORDER BY nonce, n")
+        return [row[0] for row in rows]
+
+    async def lane(self) -> tuple[int, str, str]:
+        """(next nonce, status, reason)"""
+        row = await self.connection.fetchrow("SELECT next_nonce, status, reason FROM lanes")
+        assert row is not None
+        return row[0], row[1], row[2]
+
+    async def in_pool(self) -> int:
+        """How many of the signer's transactions the node keeps."""
+        content = await self.anvil.rpc("txpool_content")
+        ours = [content[pool] for pool in ("pending", "queued")]
+        return sum(len(by.get(address, {})) for by in ours for address in by if address.lower() == self.signer.address)
+
+    async def paid(self) -> list[tuple[str, int]]:
+        """Every transfer out of the hot wallet, by the chain's own logs, in the chain's order."""
+        rpc = self.rpc(self.anvil.rpc_url)
+        logs = await rpc.logs(self.usdc.address.lower(), None, 0, (await rpc.head()).number)
+        return [(log.to, log.amount) for log in logs if log.sender == self.signer.address]
+
+    async def close(self) -> None:
+        for one in self._opened:
+            await one.close()
+
+
+def messages(settled: Settled) -> list[Message]:
+    return list(settled.sealed.messages) if settled.sealed is not None else []
+
+
+@asynccontextmanager
+async def sending(
+    connection: Connection, connect: Any, anvil: Anvil, usdc: Usdc, signer: KeySigner | None = None
+) -> AsyncIterator[Sending]:
+    """A hot wallet of its own with 10 coins and 1,000 USDC, on a chain that mines when it is told to."""
+    await anvil.rpc("evm_setAutomine", False)
+    made = Sending(connection, connect, anvil, usdc, signer or KeySigner(secrets.token_bytes(32)))
+    await made.fund(coins=10 * COIN, usdc=1_000 * USDC)
+    try:
+        yield made
+    finally:
+        await made.close()
+        await anvil.rpc("anvil_dropAllTransactions")

@@ -1,0 +1,176 @@
+"""Where crash tests of withdrawals hold a worker, stage by stage, and the rig that the tests of a module share.
+
+A module takes the fixtures by name: `rigs, rig = withdrawal_points.rigs, withdrawal_points.rig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest_asyncio
+
+from stablerail.dev.fetch import Tools
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.postgres import Postgres
+from tests.support.proxies import (
+    Frame,
+    Hold,
+    Match,
+    Proxy,
+    Where,
+    commit_after,
+    http_request,
+    kafka_request,
+    produce,
+    sql_contains,
+)
+from tests.support.withdrawal_rig import PATIENCE_S, Rigs, WithdrawalRig
+from topics.catalog import (
+    CHAIN_HEADS,
+    JOURNAL,
+    TRANSACTIONS_BROADCAST,
+    TRANSACTIONS_CONFIRMED,
+    TRANSACTIONS_SIGNED,
+    WITHDRAWALS_ACCEPTED,
+    WITHDRAWALS_REQUESTED,
+    WITHDRAWALS_SETTLED,
+    Topic,
+)
+
+SETTINGS = {
+    "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "2",
+    "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "60",  # a held statement is not a frozen worker here
+    "STABLERAIL_RPC_TIMEOUT_S": "60",  # nor is a held call a slow node
+}
+MARK = "UPDATE outbox SET journaled"
+
+FLOW: dict[str, tuple[Topic, Topic]] = {
+    "accept_withdrawals": (WITHDRAWALS_REQUESTED, WITHDRAWALS_ACCEPTED),
+    "sign_transactions": (WITHDRAWALS_ACCEPTED, TRANSACTIONS_SIGNED),
+    "broadcast_transactions": (TRANSACTIONS_SIGNED, TRANSACTIONS_BROADCAST),
+    "track_confirmations": (CHAIN_HEADS, TRANSACTIONS_CONFIRMED),
+    "settle_withdrawals": (TRANSACTIONS_CONFIRMED, WITHDRAWALS_SETTLED),
+}
+"""Stage -> (what it reads, what it tells)."""
+WOKEN_BY_BLOCKS = ("track_confirmations", "settle_withdrawals")
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The request or reply that is held. `behind_commit`: it is the first of its kind after the stage's commit, which is held
+    until all else is quiet."""
+
+    name: str
+    stage: str
+    proxy: Literal["postgres", "kafka", "rpc"]
+    where: Where
+    match: Callable[[WithdrawalRig], Match]
+    behind_commit: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def hold(self, rig: WithdrawalRig) -> Hold:
+        proxies: dict[str, Proxy] = {"postgres": rig.postgres, "kafka": rig.kafka, "rpc": rig.rpc}
+        hold = proxies[self.proxy].hold(self.match(rig), self.where)
+        rig.holds.append(hold)
+        return hold
+
+
+def commit_of(stage: str) -> Match:
+    """The commit of a batch of this stage that changes a withdrawal or an attempt."""
+    name, at_work = stage.encode(), set[int]()
+
+    def match(frame: Frame) -> bool:
+        if name in frame.raw and "inbox" in frame.name.lower():
+            at_work.add(frame.connection)
+        if frame.kind not in ("COMMIT", "ROLLBACK"):
+            return False
+        ours = frame.connection in at_work and frame.kind == "COMMIT"
+        at_work.discard(frame.connection)
+        written = " ".join(frame.before).lower()
+        return ours and "insert into outbox" in written and "withdrawal_history" in written
+
+    return match
+
+
+def boundaries(stage: str) -> list[Boundary]:
+    """In the order in which a worker comes to them."""
+    return list(_boundaries(stage))
+
+
+def _boundaries(stage: str) -> Iterator[Boundary]:
+    source, told = FLOW[stage]
+
+    def journal(rig: WithdrawalRig) -> Match:
+        return produce(rig.topic(JOURNAL.name))
+
+    def emit(rig: WithdrawalRig) -> Match:
+        return produce(rig.topic(told.name))
+
+    def ack(rig: WithdrawalRig) -> Match:
+        return kafka_request("OffsetCommit", rig.topic(source.name))
+
+    def commit(_rig: WithdrawalRig) -> Match:
+        return commit_of(stage)
+
+    def mark(_rig: WithdrawalRig) -> Match:
+        return lambda frame: frame.kind == "WITH" and sql_contains(MARK)(frame)
+
+    def mark_commit(_rig: WithdrawalRig) -> Match:
+        return commit_after(MARK)
+
+    def send(_rig: WithdrawalRig) -> Match:
+        return http_request("POST", body_contains="eth_sendRawTransaction")
+
+    if stage == "broadcast_transactions":
+        yield Boundary("before the node has it", stage, "rpc", "request", send)
+        yield Boundary("the node has it, the reply lost", stage, "rpc", "reply", send)
+    yield Boundary("before the commit", stage, "postgres", "request", commit)
+    yield Boundary("committed, the reply lost", stage, "postgres", "reply", commit)
+    yield Boundary("before the journal", stage, "kafka", "request", journal, True)
+    yield Boundary("journaled, the reply lost", stage, "kafka", "reply", journal, True)
+    yield Boundary("before the relay's mark", stage, "postgres", "request", mark, True)
+    yield Boundary("before the mark's commit", stage, "postgres", "request", mark_commit, True)
+    yield Boundary("marked, the reply lost", stage, "postgres", "reply", mark_commit, True)
+    yield Boundary("before telling", stage, "kafka", "request", emit)
+    yield Boundary("told, the reply lost", stage, "kafka", "reply", emit)
+    yield Boundary("before the acknowledgement", stage, "kafka", "request", ack, True)
+    yield Boundary("acknowledged, the reply lost", stage, "kafka", "reply", ack, True)
+
+
+async def kill_at(rig: WithdrawalRig, boundary: Boundary) -> None:
+    """Withdrawals are asked for, the worker is killed exactly there, another goes on; then everything ever asked for is paid
+    once."""
+    first = rig.postgres.hold(commit_of(boundary.stage), "request") if boundary.behind_commit else boundary.hold(rig)
+    await rig.ask()
+    # a head wakes what waits for a signature too; which of the two stages signs is then a race
+    async with rig.blocks() if boundary.stage in WOKEN_BY_BLOCKS else nullcontext():
+        await first.wait_hit_async(PATIENCE_S)
+    hold = first
+    if boundary.behind_commit:
+        await rig.until(rig.is_idle, "what was committed before is journaled")
+        hold = boundary.hold(rig)
+        assert first.release()
+        await hold.wait_hit_async(PATIENCE_S)
+    rig.worker.kill()
+    assert not hold.release(), "a dead client's packet does not go on"
+    rig.start_worker()
+    await rig.check()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka, tools: Tools) -> AsyncIterator[Rigs]:
+    rigs = Rigs(scratch, postgres, kafka, tools, SETTINGS)
+    yield rigs
+    await rigs.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rig(rigs: Rigs) -> WithdrawalRig:
+    """One worker, idle, that owns every partition."""
+    return await rigs.quiet()

@@ -1,0 +1,370 @@
+"""A rig for crash tests of withdrawals: the movement's worker behind proxies, real USDC on a chain of its own, and what came of it.
+
+Customers ask by Kafka; blocks and heads come when the test lets them (`blocks`). What was asked for, what the chain's own
+Transfer logs show, what the ledger holds and what was told are compared as wholes: everything asked for so far, however
+many workers died on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from eth_account import Account as Keys
+
+from chain.rpc import Rpc
+from ledger.accounts import buffer, spendable
+from ledger.posting import Transaction, credit, debit
+from ledger.rows import Changes
+from ledger.verify import verify
+from stablerail.dev.anvil import Anvil
+from stablerail.dev.fetch import Tools
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.postgres import Postgres
+from stablerail.dev.processes import Child, free_port, tail
+from stablerail.dev.stack import Stack
+from stablerail.dev.usdc import Usdc, deploy
+from tests.support.ledger_rig import connect_to
+from tests.support.payouts import store
+from tests.support.proxies import Hold, HttpProxy, KafkaProxy, PostgresProxy
+from topics.catalog import CHAIN_HEADS, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED
+from topics.envelope import headers_of, value_of
+from topics.events import Event, HeadSeen, WithdrawalRequested, WithdrawalSettled
+
+PATIENCE_S = 40.0
+"""Until a condition must hold on a machine that others load; a quiet one needs a tenth."""
+CHAIN = "MATIC"
+DEPTH = 2
+BLOCK_S = 0.1
+FUNDS = 1_000_000_000_000
+STAGES = (
+    "accept_withdrawals",
+    "sign_transactions",
+    "sign_waiting",
+    "broadcast_transactions",
+    "track_confirmations",
+    "settle_withdrawals",
+)
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A withdrawal as it was asked for."""
+
+    key: str
+    user_id: str
+    to: str
+    amount: int
+
+
+class WithdrawalRig:
+    """`worker` is the one that runs now; every worker goes through the three proxies."""
+
+    def __init__(
+        self, stack: Stack, prefix: str, anvil: Anvil, usdc: Usdc, proxies: tuple[PostgresProxy, KafkaProxy, HttpProxy]
+    ) -> None:
+        self.prefix = prefix
+        self.postgres, self.kafka, self.rpc = proxies
+        self.group = f"stablerail-{prefix}withdrawals"
+        self.anvil, self.usdc = anvil, usdc
+        self.asked: list[Asked] = []
+        self.workers: list[Child] = []
+        self.holds: list[Hold] = []
+        self.is_quiet = True
+        """False while a test runs and after one that failed: then nobody knows what state this is in."""
+        self._stack = stack
+        self._key = secrets.token_bytes(32)
+        self.signer: str = Keys.from_key(self._key).address.lower()
+        self._users = [f"user-{number}" for number in range(3)]
+        self._told: list[WithdrawalSettled] = []
+        self.database: asyncpg.Connection[asyncpg.Record]
+        self._producer: AIOKafkaProducer
+        self._consumer: AIOKafkaConsumer
+
+    @property
+    def worker(self) -> Child:
+        return self.workers[-1]
+
+    def topic(self, name: str) -> str:
+        return self.prefix + name
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def start_worker(self) -> None:
+        """One more worker of the group; does not wait."""
+        command = [sys.executable, "-m", "stablerail.cli", "worker", "withdrawals", "--port", str(free_port())]
+        log = self._stack.directory / f"worker-{len(self.workers) + 1}.log"
+        self.workers.append(Child(command, log=log, env=self._environment()))
+
+    def _environment(self) -> dict[str, str]:
+        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
+        head, _, database = dsn.rpartition("/")
+        credentials = head.rpartition("@")[0]
+        return {
+            **os.environ,
+            **self._stack.environment,
+            "STABLERAIL_DATABASE_URL": f"{credentials}@{self.postgres.address}/{database}",
+            "STABLERAIL_KAFKA_BOOTSTRAP": self.kafka.address,
+            "STABLERAIL_RPC_URLS": json.dumps({CHAIN: [self.rpc.url]}),
+        }
+
+    async def until_owned(self) -> None:
+        """Until every partition of every stage has an owner, and the journal has that."""
+
+        async def owned() -> bool:
+            rows = await self.database.fetch("SELECT stage, count(*) FROM owners GROUP BY 1")
+            partitions = {stage: count for stage, count in rows if stage in STAGES}
+            return partitions == dict.fromkeys(STAGES, CHAIN_HEADS.partitions) and await self.is_idle()
+
+        await self.until(owned, "a worker owns every partition")
+
+    async def is_idle(self) -> bool:
+        """Whether every commit so far has reached the journal."""
+        return not await self.database.fetchval("SELECT count(*) FROM outbox WHERE NOT journaled")
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    async def ask(self, count: int = 3) -> list[Asked]:
+        """Withdrawals of one customer as one record batch: one fetch, one run, one transaction."""
+        user = self._users[len(self.asked) % len(self._users)]
+        made = []
+        batch = self._producer.create_batch()
+        for number in range(count):
+            amount = 1_000_000 + len(self.asked) + number
+            one = Asked(secrets.token_hex(8), user, "0x" + secrets.token_hex(20), amount)
+            event = WithdrawalRequested(
+                user_id=user,
+                idempotency_key=one.key,
+                chain=CHAIN,
+                asset="USDC",
+                amount=f"{amount / 1e6:.6f}",
+                to=one.to,
+            )
+            headers = headers_of(event.ce_type(), event_id=event.identity(), source="test", time=datetime.now(UTC))
+            batch.append(key=user.encode(), value=value_of(event), timestamp=None, headers=headers)
+            made.append(one)
+        await (await self._producer.send_batch(batch, WITHDRAWALS_REQUESTED.named(self.prefix), partition=0))
+        self.asked += made
+        return made
+
+    async def head(self) -> None:
+        """One block, and a worker of `chains` tells of it."""
+        number = await self.anvil.mine()
+        block = await self.anvil.rpc("eth_getBlockByNumber", hex(number), False)
+        event = HeadSeen(
+            chain=CHAIN, chain_id=self.anvil.chain_id, number=number, block_hash=block["hash"],
+            timestamp_s=int(block["timestamp"], 16),
+        )  # fmt: skip
+        await self._tell(event)
+
+    async def _tell(self, event: Event) -> None:
+        headers = headers_of(event.ce_type(), event_id=event.identity(), source="test", time=datetime.now(UTC))
+        await self._producer.send_and_wait(
+            CHAIN_HEADS.named(self.prefix), value_of(event), key=CHAIN.encode(), headers=headers
+        )
+
+    @asynccontextmanager
+    async def blocks(self) -> AsyncIterator[None]:
+        """Blocks come while this lasts."""
+
+        async def come() -> None:
+            while True:
+                await self.head()
+                await asyncio.sleep(BLOCK_S)
+
+        coming = asyncio.create_task(come())
+        try:
+            yield
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    async def told(self) -> Sequence[WithdrawalSettled]:
+        """Everything in `withdrawals.settled` so far, repeats too."""
+        partitions = self._consumer.assignment()
+        ends = await self._consumer.end_offsets(partitions)
+        self._consumer.resume(*partitions)
+        while [tp for tp, end in ends.items() if await self._consumer.position(tp) < end]:
+            for records in (await self._consumer.getmany(timeout_ms=500)).values():
+                self._told += [WithdrawalSettled.model_validate_json(record.value) for record in records]
+        self._consumer.pause(*partitions)
+        return tuple(self._told)
+
+    async def until(
+        self, condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = PATIENCE_S, pause_s: float = 0.05
+    ) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not await condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s\n{self.logs()}"
+            await asyncio.sleep(pause_s)
+
+    def logs(self) -> str:
+        return "\n".join(f"worker ({w.returncode}): {tail(w.log, 15)}" for w in self.workers[-2:])
+
+    # -- judging -----------------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Everything that was ever asked for is paid, once, and told; ends quiet."""
+        async with self.blocks():
+            await self.until(self._all_told, "every withdrawal is told as settled")
+            await self.ask(1)  # the next is served, and its turns of the relay clear what has left
+            await self.until(self._all_told, "the next withdrawal is told as settled")
+        await self.until(self.is_idle, "the journal has everything")
+        told: dict[str, set[tuple[Any, ...]]] = {}
+        for event in await self.told():
+            told.setdefault(event.withdrawal_id, set()).add((event.user_id, event.to, event.amount, event.outcome))
+        assert sorted(end for ends in told.values() for end in ends) == sorted(
+            (one.user_id, one.to, f"{one.amount / 1e6:.6f}", "completed") for one in self.asked
+        ), "each ended once, and every repeat says the same"
+        assert await self._paid() == Counter((one.to, one.amount) for one in self.asked), "the chain's Transfer logs"
+        await self._check_nonces()
+        spent = Counter[str]()
+        for one in self.asked:
+            spent[one.user_id] += one.amount
+        rows = await self.database.fetch("SELECT owner, type, balance::text FROM accounts WHERE owner <> 'system'")
+        balances = {(owner, type): int(balance) for owner, type, balance in rows if int(balance)}
+        assert balances == {(user, "usdc_balance"): FUNDS - spent[user] for user in self._users}
+        assert await self.database.fetchval("SELECT count(*) FROM holds WHERE state = 'open'") == 0
+        results = await verify(self.database)
+        assert [result for result in results if not result.holds] == []
+        assert [hold for hold in self.holds if not hold.is_hit] == [], "a hold that was never hit proves nothing"
+        self.holds.clear()
+        self.is_quiet = True
+
+    async def _all_told(self) -> bool:
+        return len({event.withdrawal_id for event in await self.told()}) == len(self.asked)
+
+    async def _paid(self) -> Counter[tuple[str, int]]:
+        async with Rpc(self.anvil.rpc_url, self.anvil.chain_id) as rpc:
+            logs = await rpc.logs(
+                self.usdc.address.lower(), {one.to for one in self.asked}, 0, (await rpc.head()).number
+            )
+        assert {log.sender for log in logs} <= {self.signer}
+        return Counter((log.to, log.amount) for log in logs)
+
+    async def _check_nonces(self) -> None:
+        used = [row[0] for row in await self.database.fetch("SELECT nonce FROM attempts ORDER BY nonce")]
+        assert used == list(range(len(used))), "nonces without a gap, one attempt each"
+        assert int(await self.anvil.rpc("eth_getTransactionCount", self.signer, "latest"), 16) == len(used)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Schema, topics, customers with money, a hot wallet with USDC and gas, and the clients of the test's own."""
+        await self._stack.prepare()
+        keystore = self._stack.directory / "keystore.json"
+        keystore.write_text(json.dumps(Keys.encrypt(self._key, PASSWORD, kdf="scrypt", iterations=16)))
+        self._stack.environment["STABLERAIL_WITHDRAWAL_KEYSTORE"] = str(keystore)
+        self._stack.environment["STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD"] = PASSWORD
+        await self.anvil.rpc("anvil_setBalance", self.signer, hex(10**21))
+        await self.usdc.transfer(self.signer, FUNDS)
+        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
+        self.database = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail"})
+        writer = await connect_to(dsn)()
+        gifts = [
+            Transaction(secrets.token_hex(16), "gift", "", (debit(spendable(user), FUNDS), credit(buffer(), FUNDS)))
+            for user in self._users
+        ]
+        await store(writer, Changes(), gifts, datetime.now(UTC))
+        await writer.close()
+        await self.database.execute("DELETE FROM outbox")  # nobody else's relay is to find what the test wrote
+        bootstrap = self._stack.environment["STABLERAIL_KAFKA_BOOTSTRAP"]
+        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
+        self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=20)
+        for client in (self._producer, self._consumer):
+            await client.start()
+        settled = WITHDRAWALS_SETTLED
+        self._consumer.assign([TopicPartition(settled.named(self.prefix), n) for n in range(settled.partitions)])
+        await self._consumer.seek_to_beginning()
+
+    async def first_worker(self) -> None:
+        """A worker, and a withdrawal through it, so that every topic has a leader before anything is held."""
+        self.start_worker()
+        await self.until_owned()
+        await self.check()
+
+    async def close(self) -> None:
+        for worker in self.workers:
+            if worker.returncode is None:
+                worker.kill()
+        await self._consumer.stop()
+        await self._producer.stop()
+        await self.database.close()
+
+
+class Rigs:
+    """The rig that a module's tests share: each goes on with the worker that the one before left. One that failed leaves
+    nobody knows what, so the next gets a new rig."""
+
+    def __init__(
+        self, directory: Path, server: Postgres, broker: Kafka, tools: Tools, settings: Mapping[str, str]
+    ) -> None:
+        self._make = partial(withdrawal_rig, directory, server, broker, tools, settings)
+        self._stack = AsyncExitStack()
+        self._rig: WithdrawalRig | None = None
+
+    async def quiet(self) -> WithdrawalRig:
+        if self._rig is None or not self._rig.is_quiet:
+            await self.close()
+            self._rig = await self._stack.enter_async_context(self._make())
+        self._rig.is_quiet = False
+        return self._rig
+
+    async def close(self) -> None:
+        self._rig = None
+        await self._stack.aclose()
+
+
+@asynccontextmanager
+async def withdrawal_rig(
+    directory: Path, server: Postgres, broker: Kafka, tools: Tools, settings: Mapping[str, str]
+) -> AsyncIterator[WithdrawalRig]:
+    """A rig on a database, topics and a chain of its own, with a worker that is idle and owns everything."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    prefix = f"t{uuid.uuid4().hex[:10]}."
+    host, port = broker.bootstrap.split(":")
+    with Anvil(directory / name, tools) as anvil:
+        usdc = await deploy(anvil, tools.contracts)
+        parts = {
+            "STABLERAIL_DATABASE_URL": server.create_database(name),
+            "STABLERAIL_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "STABLERAIL_CHAIN_IDS": json.dumps({CHAIN: anvil.chain_id}),
+            "STABLERAIL_USDC_CONTRACTS": json.dumps({CHAIN: usdc.address}),
+            "STABLERAIL_FINALITY_DEPTHS_BLOCKS": json.dumps({CHAIN: DEPTH}),
+            "STABLERAIL_WITHDRAWAL_CHAINS": CHAIN,
+            "STABLERAIL_TOPIC_PREFIX": prefix,
+        }
+        try:
+            with (
+                PostgresProxy("127.0.0.1", server.port) as postgres,
+                KafkaProxy(host, int(port)) as kafka,
+                HttpProxy("127.0.0.1", anvil.port) as rpc,
+            ):
+                stack = Stack(directory / name, parts, settings={**parts, **settings})
+                rig = WithdrawalRig(stack, prefix, anvil, usdc, (postgres, kafka, rpc))
+                await rig.open()
+                try:
+                    await rig.first_worker()
+                    yield rig
+                finally:
+                    await rig.close()
+        finally:
+            server.drop_database(name)

@@ -1,0 +1,158 @@
+"""What strangers may cost: connections, memory, lines in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import structlog
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from connectors.webhooks import guard
+from connectors.webhooks.guard import GuardedProtocol, guarded
+from connectors.webhooks.limits import LINE_S, LargeBodies, Refusals
+from connectors.webhooks.problems import Problem
+from stablerail.dev.processes import free_port
+
+GET = b"GET / HTTP/1.1\r\nHost: b\r\n\r\n"
+
+
+def test_large_bodies_have_so_many_places_and_give_them_back() -> None:
+    bodies = LargeBodies(2, retry_after_s=5)
+    with bodies.room() as first, bodies.room() as second, bodies.room() as third:
+        first()
+        first()
+        second()
+        with pytest.raises(Problem) as refused:
+            third()
+        assert (refused.value.status, refused.value.code) == (503, "busy")
+    assert bodies.held == 0
+    with suppress(RuntimeError), bodies.room() as fourth:
+        fourth()
+        raise RuntimeError
+    assert bodies.held == 0, "whatever becomes of the request"
+
+
+def test_a_flood_of_refusals_is_a_line_a_second_for_each_kind() -> None:
+    now = 100.0
+    refusals = Refusals(clock=lambda: now)
+    bad, slow = Problem(401, "bad_signature", "x"), Problem(408, "body_too_slow", "x")
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(1_000):
+            refusals.tell("circle", bad)
+        refusals.tell("circle", slow)
+        refusals.tell("sumsub", bad)
+        now += LINE_S
+        refusals.tell("circle", bad)
+    assert [(line["vendor"], line["code"], line["silent_before"]) for line in lines] == [
+        ("circle", "bad_signature", 0), ("circle", "body_too_slow", 0), ("sumsub", "bad_signature", 0),
+        ("circle", "bad_signature", 999),
+    ]  # fmt: skip
+
+
+class Served:
+    """An app that answers when it is told to."""
+
+    def __init__(self, protocol: type[GuardedProtocol]) -> None:
+        self.answering = asyncio.Event()
+        self.requests = 0
+        self.port = free_port()
+        self.protocol = protocol
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.requests += 1
+        await self.answering.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def connect(self, stack: AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        stack.callback(writer.close)
+        return reader, writer
+
+
+@asynccontextmanager
+async def served(protocol: type[GuardedProtocol]) -> AsyncIterator[Served]:
+    app = Served(protocol)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=app.port, http=protocol, ws="none", lifespan="off", log_level="critical",
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            assert not serving.done()
+            await asyncio.sleep(0.01)
+        yield app
+    finally:
+        app.answering.set()
+        server.should_exit = True
+        await serving
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_new_connection_is_refused_only_when_every_other_is_being_answered() -> None:
+    protocol = guarded(2)
+    protocol.hard_max = 2
+    async with served(protocol) as app, AsyncExitStack() as stack:
+        busy = [await app.connect(stack) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(GET)
+        await until(lambda: app.requests == 2)
+        reader, _ = await app.connect(stack)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"application/problem+json" in head
+        assert b"Retry-After: 5" in head
+        assert json.loads(body)["code"] == "busy"
+        app.answering.set()
+        for reader, _ in busy:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 204 ")
+
+
+async def test_who_has_said_least_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "GRACE_S", 0.0)
+    async with served(guarded(2)) as app, AsyncExitStack() as stack:
+        oldest, _ = await app.connect(stack)
+        second, writer = await app.connect(stack)
+        writer.write(GET)
+        await until(lambda: app.requests == 1)
+        _, third = await app.connect(stack)
+        with suppress(ConnectionResetError):
+            assert await oldest.read() == b"", "it is gone, without an answer"
+        app.answering.set()
+        assert (await second.readline()).startswith(b"HTTP/1.1 204 ")
+        third.write(GET)
+        await until(lambda: app.requests == 2)
+
+
+async def test_within_its_grace_nobody_makes_room_for_another() -> None:
+    async with served(guarded(1)) as app, AsyncExitStack() as stack:
+        app.answering.set()
+        several = [await app.connect(stack) for _ in range(20)]
+        for _, writer in several:
+            writer.write(GET)
+        for reader, _ in several:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 204 ")
+
+
+async def test_a_kept_connection_that_says_nothing_more_or_too_little_is_ended() -> None:
+    async with served(guarded(10, head_s=0.2)) as app, AsyncExitStack() as stack:
+        app.answering.set()
+        reader, writer = await app.connect(stack)
+        writer.write(GET + GET + GET[:-5])
+        answers = await reader.read()
+        assert answers.count(b"HTTP/1.1 204 ") == 2
+        assert answers.count(b"HTTP/1.1 408 ") == 1
+        assert b"headers_too_slow" in answers

@@ -1,0 +1,48 @@
+"""The alerts: what they are about exists, and they fire when they should (promtool, where it is installed)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from connectors.webhooks.bridge import Metrics as BridgeMetrics
+from stablerail import metrics
+
+RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "stablerail.rules.yml"
+TESTS = RULES.with_name("stablerail.rules.test.yml")
+WITHDRAWALS, WITHDRAWALS_TESTS = (RULES.with_name(f"withdrawals.{kind}.yml") for kind in ("rules", "test"))
+
+
+def test_alerts_are_about_metrics_that_we_have() -> None:
+    registry = CollectorRegistry()
+    BridgeMetrics(registry)
+    bridge = {f"{family.name}_total" if family.type == "counter" else family.name for family in registry.collect()}
+    ours = {f"{metric.name}_total" if metric.kind == "counter" else metric.name for metric in metrics.ALL}
+    code = re.sub(r"#.*|description: .*", "", RULES.read_text() + WITHDRAWALS.read_text())
+    named = set(re.findall(r"\bstablerail_[a-z_]+", code))
+    assert named <= ours | bridge
+    assert re.findall(r"alert: (\w+)", code) == [
+        "DepositProcessingFailure",
+        "BufferDiscrepancy",
+        "LowSystemBuffer",
+        "WithdrawalStuck",
+        "WithdrawalInReview",
+        "LanePaused",
+    ]
+
+
+def test_every_alert_fires_when_it_should_and_only_then() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: the alerts were not tried (Debian package `prometheus`)")
+    for arguments in (
+        ["check", "rules", RULES, WITHDRAWALS],
+        ["test", "rules", TESTS, WITHDRAWALS_TESTS],
+    ):
+        done = subprocess.run([promtool, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,46 @@
+"""W3C trace context as messages carry it, and what is told of one step of a trace. Pure.
+
+A trace survives a crash because nothing of it is kept in a process: the commit record holds each message's traceparent, and
+the id of the span that publishes it is made from the message itself. Whoever publishes, once or twice, says the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+class Span(NamedTuple):
+    """One step, when it is over. Both contexts are W3C traceparents of one trace."""
+
+    name: str
+    kind: Literal["server", "producer"]
+    traceparent: str
+    """Its own."""
+    parent: str | None
+    started_ns: int
+    ended_ns: int
+    attributes: Mapping[str, str]
+
+
+Spans = Callable[[Span], None]
+"""Where spans go. Cheap, and never raises for a collector's sake."""
+
+
+def is_traceparent(text: str | None) -> bool:
+    return text is not None and _TRACEPARENT.fullmatch(text) is not None
+
+
+def is_sampled(traceparent: str) -> bool:
+    return bool(int(traceparent[-2:], 16) & 1)
+
+
+def child(traceparent: str, cause: str) -> str:
+    """A span of the same trace, the same for the same cause."""
+    version, trace_id, _, flags = traceparent.split("-")
+    span_id = hashlib.blake2b(f"{trace_id}\0{cause}".encode(), digest_size=8, person=b"span").hexdigest()
+    return f"{version}-{trace_id}-{span_id}-{flags}"
