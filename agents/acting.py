@@ -232,6 +232,9 @@ class Acting:
             sealed, done = await self._persist(commit)
             for one in done:
                 self._deeds.committed(one)
+                for alert in one.alerts:
+                    self._services.observer.alert(self._stage.name, alert.code)
+                    self._log.warning(alert.code, **alert.about)
             await self._told(sealed)
             for one_ended in ended:
                 self._in_flight.pop(one_ended.call.id, None)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from agents.services import Services
 from connectors.circle.sandbox.gate import Fault, Weather
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
@@ -48,6 +49,12 @@ async def test_a_rush_of_customers_is_one_call_and_each_gets_their_own_wallets(r
     await queued(rig, 150)
     async with rig.at.process() as services, rig.performing(services):
         await rig.ended(Counter(completed=150), "all have wallets")
+        created = {chain: figure(services, "wallets_created_total", chain=chain) for chain in CHAINS}
+        assert created == dict.fromkeys(CHAINS, 150)
+        assert figure(services, "jobs_processed_total", status="success") == 150
+        assert figure(services, "job_duration_seconds_count", status="success") == 150
+        assert figure(services, "scheduler_running") == 1
+        assert figure(services, "active_jobs") == 0
     assert rig.calls == 1
     each = Counter({(user, chain.value): 1 for user in users(150) for chain in CHAINS})
     assert rig.at_circle() == each == await rig.in_database()
@@ -122,11 +129,20 @@ async def test_five_attempts_without_an_answer_are_the_end_with_growing_pauses_a
             rig.at.clock.forward(MINUTE_S * 1.15 * 2 ** (attempt - 1))
         await rig.ended(Counter(failed=2), "the jobs are failed")
         await until(lambda: rig.letters(), "the dead letters")
+        assert figure(services, "jobs_processed_total", status="failed") == 2
+        assert figure(services, "job_errors_total", error_type="partner_unavailable") == 2 * 5
+        assert figure(services, "job_retries_total") == 2 * 4
     for wait, minutes in zip(waits, (1, 2, 4, 8), strict=True):
         assert 0.9 * minutes <= wait <= 1.1 * minutes
     assert rig.calls == 5
     assert set(await rig.letters()) == {("ETH,SOL,APTOS,MATIC", "partner_unavailable")}
     assert await rig.at.observer.fetchval("SELECT state FROM calls") == "failed"
+
+
+def figure(services: Services, name: str, **labels: str) -> float | None:
+    metrics = services.observer
+    assert isinstance(metrics, Metrics)
+    return metrics.registry.get_sample_value(f"wallet_provisioning_{name}", labels)
 
 
 async def counted(rig: Rig, attempts: int) -> bool:
