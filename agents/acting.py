@@ -2,296 +2,271 @@
 
 | phase | what | why there |
 | --- | --- | --- |
-| intend | rows in calls and call_members, in the event's own commit | a slow partner never holds a partition |
-| take | a lease on an open call, then the relay | nobody is called before the intent can be rebuilt; one performer per call |
-| perform | the stored request with its one key, within rate, time-out and breaker | repeated while no conclusion is stored: a lost reply is UNKNOWN |
-| conclude | pure; its rows, messages and the call's end in one commit | the call row is locked: only one performer concludes |
+| want | rows of call_members, in the event's own commit | a slow partner never holds a partition |
+| intend | what waits becomes calls, each with one key; a lease (concluding.py) | one request for many, as many as the partner takes |
+| journal | the relay | nobody is called before the intent can be rebuilt |
+| perform | the stored request, within the partner's rate, time-out and breaker | repeated while no end is stored: a lost reply is UNKNOWN |
+| end | pure; rows, messages and the calls' end in one commit (concluding.py) | the call's row is locked: one performer ends it |
 
-Refused definitely ends a call; anything else (time-out, 5xx, 429, a reply that makes no sense) is asked again later with
-the same key.
+No answer (time-out, 5xx, 429, no connection, a reply that makes no sense) is an attempt: the same call again, later and later,
+until the attempts are used up; then its members are dead letters, and an operator may open it again with its key. A 429 that
+says when is no attempt: nothing was done. A definite refusal is split until what is at fault stands alone. While the breaker is
+open nobody is asked and nothing is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import random
+import secrets
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import asyncpg
-import orjson
 import structlog
-from aiolimiter import AsyncLimiter
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
 
-from agents.intents import CONCLUDED, idempotency_key
-from agents.outcome import Done, Outcome, Rejected, Retry, Stage
+from agents.breaker import Breaker
+from agents.concluding import CallPolicy, Concluder, stored_calls
+from agents.deeds import Deeds
+from agents.intents import Again, Ended, StoredCall
+from agents.outcome import Done, Stage
 from agents.services import Services
-from connectors.errors import ConnectorError, RateLimited, Refused
-from ledger.commit import TRANSIENT, Sealed, lock_writer, seal
-from ledger.record import Message
-from ledger.rows import Changes, Connection
+from connectors.errors import ConnectorCode, ConnectorError, RateLimited, Refused
+from ledger.commit import TRANSIENT, Sealed, lost_not_cancelled
+from ledger.rows import Connection
 from ledger.sql import load
-from ledger.tables import CALLS
-from topics.envelope import value_of
+
+__all__ = ["Acting", "CallPolicy"]
 
 _log = structlog.get_logger()
 _sql = load("agents", "acting.sql")
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
-
 CREDENTIALS_REFUSED: Final = (401, 403)
 """Our mistake, not the event's: the call waits until an operator has put the key right."""
+RATE_MARGIN: Final = 1.1
+"""Requests arrive less evenly than they leave."""
+END_MEMBERS_MAX: Final = 2_000
+"""In one commit."""
+RETRY_WAIT_S: Final = 0.2
 
-
-@dataclass(frozen=True)
-class CallPolicy:
-    """How a partner is called. Seconds."""
-
-    timeout_s: float = 15.0
-    lease_s: float = 60.0
-    """Longer than the time-out: while it runs nobody else performs the call."""
-    rate_per_s: float = 5.0
-    concurrency_max: int = 5
-    poll_s: float = 1.0
-    retry_first_s: float = 1.0
-    retry_max_s: float = 300.0
-    breaker_failures_max: int = 5
-    breaker_open_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class StoredCall:
-    """A call as it was intended."""
-
-    id: str
-    idempotency_key: UUID
-    request: dict[str, Any]
-    event: dict[str, Any]
-    """The event that caused it, as JSON."""
-    context: dict[str, Any]
-    traceparent: str | None
-    attempts: int
-
-
-class Performer(Protocol):
-    """Asks the partner. Raises connectors.errors; a reply is JSON-able."""
-
-    async def __call__(self, call: StoredCall) -> dict[str, Any]: ...
-
-
-Conclude = Callable[[StoredCall, dict[str, Any] | Refused, datetime], Outcome]
+T = TypeVar("T")
 
 
 class Acting:
     """The performers of one acting stage in one process. `work` never returns."""
 
     def __init__(
-        self,
-        stage: Stage[Any],
-        perform: Performer,
-        conclude: Conclude,
-        services: Services,
-        wake: asyncio.Event,
-        policy: CallPolicy,
+        self, stage: Stage[Any], deeds: Deeds[Any], services: Services, wake: asyncio.Event, policy: CallPolicy
     ) -> None:
         self._stage = stage
-        self._perform = perform
-        self._conclude = conclude
+        self._deeds = deeds
         self._services = services
         self._wake = wake
         self._policy = policy
-        self._holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._limiter = AsyncLimiter(max_rate=max(policy.rate_per_s, 1), time_period=1)
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=policy.breaker_failures_max,
-            default_ttl=policy.breaker_open_s,
-            exclude=[Refused, RateLimited],
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._commits = Concluder(stage, deeds, policy, self._holder)
+        self._breaker = Breaker(
+            policy.breaker_failures_max,
+            policy.breaker_open_s,
+            services.clock,
+            lambda state: services.observer.breaker(stage.partner, int(state)),
         )
-        self._connection: Connection | None = None
+        self._in_flight: dict[str, StoredCall] = {}
+        """Taken, and its end not committed."""
+        self._asking: set[str] = set()
+        """Those that are with the partner."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Queue[Ended] = asyncio.Queue()
+        self._connections: dict[str, Connection] = {}
         self._log = _log.bind(stage=stage.name, partner=stage.partner)
-
-    @staticmethod
-    def fixed_key(name: str) -> UUID:
-        """An idempotency key that is the same for ever: for things that an environment has once."""
-        return idempotency_key(name)
 
     async def work(self) -> None:
         """Takes calls and performs them until cancelled."""
-        while True:
-            self._wake.clear()
+        self._start(self._conclude())
+        self._show()
+        try:
+            while True:
+                self._wake.clear()
+                if not await self._begin_some():
+                    await self._until_woken()
+        except Exception as error:
+            self._services.stop(f"{self._stage.name}: {error!r}", error)
+            raise
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._deeds.stopped()
+
+    async def _until_woken(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(
+                self._policy.poll_s
+            ):  # wait_for would swallow a cancellation that meets the wake
+                await self._wake.wait()
+
+    def _start(self, work: Any) -> None:
+        async def watched() -> None:
             try:
-                calls = await self._take()
-                if calls:
-                    await self._services.relay.journal()
-                    await asyncio.gather(*(self._one(call) for call in calls))
-                    continue
-            except _AGAIN as error:
-                self._log.warning("calls.retry", error=type(error).__name__)
+                await work
             except Exception as error:
                 self._services.stop(f"{self._stage.name}: {error!r}", error)
                 raise
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._policy.poll_s)
-            except TimeoutError:
-                continue
 
-    async def _take(self) -> list[StoredCall]:
-        connection = await self._own_connection()
-        now = self._services.clock()
-        rows = await connection.fetch(
-            _sql.take,
-            self._stage.name,
-            self._holder,
-            now,
-            now + timedelta(seconds=self._policy.lease_s),
-            self._policy.concurrency_max,
-        )
-        return [_stored(row) for row in rows]
+        task = asyncio.create_task(watched())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _one(self, call: StoredCall) -> None:
-        log = self._log.bind(call=call.id, attempt=call.attempts)
-        started = asyncio.get_running_loop().time()
-        reply: dict[str, Any] | Refused
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    async def _begin_some(self) -> int:
+        """As many calls as may leave now: those that are due, then new ones of what waits."""
+        free = self._policy.concurrency_max - len(self._asking)
+        behind = len(self._in_flight) - len(self._asking) >= 4 * self._policy.concurrency_max
+        wanted = 0 if behind else self._breaker.admits(max(free, 0), len(self._asking))
+        if not wanted:
+            return 0
         try:
-            breaker = await self._breakers.get_breaker(self._stage.partner)
-            async with self._limiter, breaker, asyncio.timeout(self._policy.timeout_s):
-                reply = await self._perform(call)
+            with lost_not_cancelled():
+                calls = await self._take(wanted)
+                waits = await self._slots(len(calls)) if calls else []
+        except _AGAIN as error:
+            self._log.warning("calls.retry", error=type(error).__name__)
+            return 0
+        for call, wait_s in zip(calls, waits, strict=True):
+            self._in_flight[call.id] = call
+            self._asking.add(call.id)
+            self._start(self._one(call, wait_s))
+        self._show()
+        return len(calls)
+
+    async def _take(self, wanted: int) -> list[StoredCall]:
+        connection = await self._connection("take")
+        now = self._services.clock()
+        until = now + timedelta(seconds=self._policy.lease_s)
+        ours = [UUID(key) for key in self._in_flight]
+        rows = await connection.fetch(_sql.take, self._stage.name, self._holder, now, until, wanted, ours)
+        calls = await stored_calls(connection, {UUID(str(key)): takes for key, takes in rows}) if rows else []
+        sealed = None
+        if len(calls) < wanted:
+            new, sealed = await self._commits.intend(connection, wanted - len(calls), now)
+            calls += new
+        if calls:
+            await self._told(sealed)
+        return calls
+
+    async def _slots(self, calls: int) -> list[float]:
+        """In how many seconds each call may leave: the partner's rate, kept by all workers in one row."""
+        apart_s = RATE_MARGIN / self._policy.rate_per_s
+        connection = await self._connection("take")
+        name = f"{self._stage.partner} {self._stage.operation}"
+        first_s: float = await connection.fetchval(_sql.slots, name, calls, apart_s)
+        return [max(first_s + number * apart_s, 0.0) for number in range(calls)]
+
+    # -- performing --------------------------------------------------------------------------------------------------
+
+    async def _one(self, call: StoredCall, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        try:
+            answer = await self._ask(call)
+        finally:
+            self._asking.discard(call.id)
+            self._show()
+        self._ended.put_nowait(Ended(call, answer))
+        self._wake.set()
+
+    async def _ask(self, call: StoredCall) -> dict[str, Any] | Refused | Again:
+        log = self._log.bind(call=call.id, attempt=call.attempts + 1, members=len(call.members))
+        started = asyncio.get_running_loop().time()
+        probing = not self._breaker.closed
+        try:
+            async with asyncio.timeout(self._policy.timeout_s):
+                reply = await self._deeds.perform(call)
         except Refused as error:
+            self._breaker.succeeded()
+            self._observe("refused", started)
             if error.status in CREDENTIALS_REFUSED:
                 self._services.unready[self._stage.name] = f"{self._stage.partner} refuses our credentials"
-                await self._again(call, None, error.code)
-                return
-            reply = error
-        except (ConnectorError, OpenedState, TimeoutError) as error:
-            log.warning("call.again_later", error=getattr(error, "code", type(error).__name__))
-            await self._again(call, getattr(error, "retry_after_s", None), type(error).__name__)
+                return Again(error.code, counted=False)
+            log.warning("call.refused", error=error.code, partner_code=error.partner_code, status=error.status)
+            return error
+        except (ConnectorError, TimeoutError) as error:
+            code = str(getattr(error, "code", ConnectorCode.UNKNOWN))
+            log.warning("call.again_later", error=code)
             self._observe("retry", started)
-            return
+            if not isinstance(error, RateLimited):
+                self._breaker.failed()
+            after_s = error.retry_after_s if isinstance(error, RateLimited) else None
+            return Again(code, after_s, counted=not probing and after_s is None)
+        self._breaker.succeeded()
         self._services.unready.pop(self._stage.name, None)
-        self._observe("refused" if isinstance(reply, Refused) else "ok", started)
-        now = self._services.clock()
-        outcome = self._conclude(call, reply, now)
-        if isinstance(outcome, Retry):
-            log.warning("call.again_later", error=outcome.code)
-            await self._again(call, outcome.after_s, outcome.code)
-            return
-        sealed = await self._conclude_call(call, outcome, now)
-        if sealed is not None:
-            await self._services.relay.journal([(sealed.seq, sealed.record)])
-            await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-            self._services.relay.emitted([sealed.seq])
-            log.info("call.concluded")
+        self._observe("ok", started)
+        return reply
 
-    def _observe(self, outcome: Literal["ok", "refused", "retry"], started: float) -> None:
-        seconds = asyncio.get_running_loop().time() - started
-        self._services.observer.call(self._stage.partner, outcome, seconds)
+    def _observe(self, outcome: Any, started: float) -> None:
+        self._services.observer.call(self._stage.partner, outcome, asyncio.get_running_loop().time() - started)
 
-    async def _again(self, call: StoredCall, after_s: float | None, error: str) -> None:
-        """Gives the lease back until later. When even that fails, the lease runs out by itself."""
-        policy = self._policy
-        wait_s = min(policy.retry_first_s * 2 ** min(call.attempts - 1, 20), policy.retry_max_s)
-        wait_s = max(wait_s * random.uniform(0.9, 1.1), after_s or 0.0)  # noqa: S311  (jitter)
-        until = self._services.clock() + timedelta(seconds=wait_s)
-        connection = await self._services.connect()
-        try:
-            await connection.execute(_sql.again, call.id, until, error)
-        finally:
-            await connection.close()
+    def _show(self) -> None:
+        asking = [self._in_flight[key] for key in self._asking]
+        self._deeds.performing(len(asking), sum(len(call.members) for call in asking))
 
-    async def _conclude_call(self, call: StoredCall, outcome: Done | Rejected, now: datetime) -> Sealed | None:
-        """One commit; None when another performer concluded first."""
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    async def _conclude(self) -> None:
+        """One commit after the other, each of all calls that have ended meanwhile."""
         while True:
-            connection = await self._services.connect()
+            ended = [await self._ended.get()]
+            members = len(ended[0].call.members)
+            while not self._ended.empty() and members < END_MEMBERS_MAX:
+                ended.append(self._ended.get_nowait())
+                members += len(ended[-1].call.members)
+
+            async def commit(connection: Connection, some: list[Ended] = ended) -> tuple[Sealed | None, list[Done]]:
+                return await self._commits.end(connection, some, self._services.clock())
+
+            sealed, done = await self._persist(commit)
+            for one in done:
+                self._deeds.committed(one)
+                for alert in one.alerts:
+                    self._services.observer.alert(self._stage.name, alert.code)
+                    self._log.warning(alert.code, **alert.about)
+            await self._told(sealed)
+            for one_ended in ended:
+                self._in_flight.pop(one_ended.call.id, None)
+            self._wake.set()
+
+    async def _persist(self, action: Callable[[Connection], Awaitable[T]]) -> T:
+        while True:
             try:
-                async with connection.transaction():
-                    return await self._conclude_in(connection, call, outcome, now)
+                with lost_not_cancelled():
+                    return await action(await self._connection("end"))
             except _AGAIN as error:
                 self._log.warning("conclude.retry", error=type(error).__name__)
-                await asyncio.sleep(0.2)
-            finally:
-                await connection.close()
+                await self._drop("end")
+                await asyncio.sleep(RETRY_WAIT_S)
 
-    async def _conclude_in(
-        self, connection: Connection, call: StoredCall, outcome: Done | Rejected, now: datetime
-    ) -> Sealed | None:
-        writer = f"{self._stage.name}.conclude"
-        owners = await lock_writer(connection, writer)
-        row = await connection.fetchrow(_sql.lock_open, call.id)
-        if row is None:
-            return None
-        changes = Changes()
-        messages: list[Message] = []
-        if isinstance(outcome, Done):
-            assert not outcome.postings, "a conclusion moves no money yet"
-            assert not outcome.calls, "a conclusion makes no further call yet"
-            for table, written in outcome.inserts:
-                changes.insert(table, written)
-            for table, written in outcome.upserts:
-                changes.upsert(table, written)
-            for table, written in outcome.updates:
-                changes.update(table, written)
-            messages = [
-                Message(e.topic.name, e.key.encode(), value_of(e.event), e.id, e.event.ce_type(), call.traceparent)
-                for e in outcome.emits
-            ]
-        else:
-            messages = [self._dead_letter(call, outcome, now)]
-        changes.upsert(CALLS, _concluded(row, now))
-        sealed = await seal(
-            connection,
-            writer,
-            owners,
-            blocks=changes.blocks(),
-            messages=messages,
-            at=now,
-            actor=self._stage.name,
-            summary={"concluded": 1, "call": call.id},
-        )
-        await connection.execute(_sql.release, call.id)
-        return sealed
+    async def _told(self, sealed: Sealed | None) -> None:
+        """In the journal, and told."""
+        if sealed is None:
+            await self._services.relay.journal()
+            return
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
+        self._services.relay.emitted([sealed.seq])
 
-    def _dead_letter(self, call: StoredCall, rejected: Rejected, now: datetime) -> Message:
-        """The event's JSON (its own bytes were acknowledged with the intent) and why the partner ended it."""
-        ours = {
-            "stage": self._stage.name,
-            "code": rejected.code,
-            "reason": rejected.reason[:500],
-            "topic": self._stage.source.name,
-            "call": call.id,
-            "attempts": str(call.attempts),
-            "last_at": now.isoformat(),
-        }
-        headers = [("dlq_" + name, text.encode()) for name, text in ours.items()]
-        return Message(self._stage.source.dlq.name, None, orjson.dumps(call.event), headers=headers)
+    async def _connection(self, name: str) -> Connection:
+        known = self._connections.get(name)
+        if known is None or known.is_closed():
+            known = self._connections[name] = await self._services.connect()
+        return known
 
-    async def _own_connection(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._services.connect()
-        return self._connection
-
-
-def _stored(row: Any) -> StoredCall:
-    call_id, key, request, context, attempts = row
-    members = orjson.loads(context)
-    return StoredCall(
-        id=call_id,
-        idempotency_key=UUID(str(key)),
-        request=orjson.loads(request),
-        event=members.pop("event"),
-        traceparent=members.pop("traceparent"),
-        context=members,
-        attempts=attempts,
-    )
-
-
-def _concluded(row: Any, now: datetime) -> tuple[Any, ...]:
-    key, stage, partner, operation, idempotency, request, fingerprint, created_at = row
-    loaded = orjson.loads(request)
-    return (key, stage, partner, operation, idempotency, loaded, fingerprint, CONCLUDED, created_at, now)
+    async def _drop(self, name: str) -> None:
+        """After an error in doubt: the next action gets a connection of its own."""
+        known = self._connections.pop(name, None)
+        if known is not None:
+            known.terminate()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from ledger.audit_logs import Log
 from ledger.errors import PostingRefused
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
@@ -26,11 +27,11 @@ class Emit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call to a partner that this event wants made. `item` tells the calls of one event apart."""
+    """What this event wants of a partner. `item` tells the wishes of one event apart. Performers make one call of several."""
 
     item: str
     request: dict[str, Any]
-    """What is asked, in our terms, without secrets; stored, and sent again as it is."""
+    """What is asked, in our terms, without secrets; stored."""
     context: dict[str, Any]
     """What `conclude` needs to know of the event."""
 
@@ -73,6 +74,8 @@ class Done(NamedTuple):
     updates: tuple[tuple[Table, Row], ...] = ()
     """As upserts, of rows that are there and locked: of the whole row only the columns that may change are written, at half the
     price."""
+    logs: tuple[Log, ...] = ()
+    """For `audit_logs`: what a person may ask about later."""
 
 
 Outcome: TypeAlias = Done | Rejected | Retry

@@ -250,7 +250,7 @@ async def _seal(
             for table, row in outcome.updates:
                 changes.update(table, row)
             if outcome.calls:
-                intent_rows(changes, stage, item, item.uid, outcome.calls, at)
+                intent_rows(changes, stage, item, outcome.calls, at)
         elif isinstance(outcome, Rejected):
             settled[item.uid] = "rejected"
         else:
@@ -267,6 +267,7 @@ async def _seal(
         at=at,
         actor=stage.name,
         summary={f"{kind}:{code}" if code else kind: n for (kind, code), n in counts.items()},
+        logs=[log for outcome in outcomes if isinstance(outcome, Done) and outcome.logs for log in outcome.logs],
     )
 
 

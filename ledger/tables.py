@@ -1,7 +1,8 @@
 """Every journaled table, declared once, in the column order of its rows. What a rebuild restores is exactly this list.
 
 Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to the journal itself), `leases` (who is
-calling a partner just now), `crashes` (how often an event stopped a process), `api_keys` (credentials).
+calling a partner just now), `rate_limits` (when a partner may be asked next), `workers` and `worker_restarts` (the
+processes of the moment), `crashes` (how often an event stopped a process), `api_keys` (credentials).
 """
 
 from __future__ import annotations
@@ -63,15 +64,29 @@ CALLS: Final = Table(
     "calls",
     ("id",),
     "id:uuid stage:text partner:text operation:text idempotency_key:uuid request:json fingerprint:bytes"
-    " state:text created_at:time concluded_at:time",
+    " state:text created_at:time concluded_at:time generation:int attempts:int due_at:time error:text parent_id:uuid",
 )
 CALL_MEMBERS: Final = Table(
-    "call_members", ("stage", "event_id", "item"), "stage:text event_id:uuid item:text call_id:uuid context:json"
+    "call_members",
+    ("stage", "event_id", "item"),
+    "stage:text event_id:uuid item:text call_id:uuid context:json request:json queued_at:time",
 )
 WALLET_REQUESTS: Final = Table(
     "wallet_requests",
     ("user_id", "chain"),
-    "user_id:text chain:text status:text requested_at:time ready_at:time",
+    "user_id:text chain:text status:text requested_at:time ready_at:time error:text",
+)
+WALLET_JOBS: Final = Table(
+    "wallet_provisioning_jobs",
+    ("user_id",),
+    "user_id:text state:text attempts:int error:text created_at:time started_at:time next_attempt_at:time"
+    " finished_at:time updated_at:time version:int",
+)
+WALLET_SETS: Final = Table("wallet_sets", ("network",), "network:text wallet_set_id:text created_at:time")
+KYC_STANDINGS: Final = Table(
+    "kyc_standings",
+    ("user_id",),
+    "user_id:text standing:text vendor:text vendor_event_id:text decided_at:text changed_at:time",
 )
 WALLETS: Final = Table(
     "wallets", ("chain", "address"), "chain:text address:text user_id:text wallet_id:text created_at:time"
@@ -156,6 +171,9 @@ JOURNALED: Final = (
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,
+    WALLET_JOBS,
+    WALLET_SETS,
+    KYC_STANDINGS,
     WALLETS,
     DEPOSITS,
     DEPOSIT_REPORTS,

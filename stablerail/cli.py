@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import typer
 from rich.table import Table
 
 from stablerail.cli_audit import audit_app
+from stablerail.cli_base import actor_of as _actor
 from stablerail.cli_base import fail as _fail
 from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
@@ -25,6 +25,7 @@ from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
 from stablerail.cli_verify import verify_app
+from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
 from stablerail.config_values import describe
 
@@ -41,6 +42,8 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(lanes_app, name="lanes")
 app.add_typer(limits_app, name="limits")
 app.add_typer(suspense_app, name="suspense")
+app.add_typer(wallets_app, name="wallets")
+app.add_typer(workers_app, name="workers")
 app.add_typer(deny_app, name="deny")
 app.add_typer(shortfall_app, name="shortfall")
 ledger_app.add_typer(correct_app, name="correct")
@@ -173,16 +176,6 @@ async def _list_topics(settings: Settings) -> bool:
         table.add_row(topic.named(settings.topic_prefix), topic.key, str(topic.partitions), told)
     out.print(table)
     return all(state.exists and not state.drift for state in states)
-
-
-def _actor(settings: Settings, given: str | None) -> str:
-    """Who acts, for the audit: as they say, else the login they have on this machine."""
-    import getpass
-
-    try:
-        return given or settings.actor or f"os:{getpass.getuser()}"
-    except (KeyError, OSError):  # a container's user without a name
-        return f"os:{os.getuid()}"
 
 
 @keys_app.command("create")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
@@ -40,6 +41,16 @@ def needed_settings(*needed: str, logs: bool = True) -> Settings:
     if logs:
         configure_logging(settings.log_format, settings.log_level)
     return settings
+
+
+def actor_of(settings: Settings, given: str | None) -> str:
+    """Who acts, for the audit: as they say, else the login they have on this machine."""
+    import getpass
+
+    try:
+        return given or settings.actor or f"os:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return f"os:{os.getuid()}"
 
 
 async def journaled(settings: Settings) -> None:

@@ -55,6 +55,7 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
     "deposit_minimum": "ONCHAIN_MIN_DEPOSIT_AMOUNT",
     "buffer_alert_threshold": "ONCHAIN_BUFFER_ALERT_THRESHOLD",
     "scan_interval_s": "ONCHAIN_DEPOSIT_POLL_INTERVAL",
+    "call_attempts_max": "WORKER_MAX_ATTEMPTS",
     "call_concurrency_max": "WORKER_MAX_CONCURRENCY",
     "call_poll_interval_s": "WORKER_POLL_INTERVAL",
     "call_retry_first_s": "WORKER_BASE_BACKOFF",
@@ -68,7 +69,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
     "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
     "BALANCE_SOURCE": "balances come from the ledger",
-    "WORKER_MAX_ATTEMPTS": "a call is repeated until the partner's answer is definite",
 }
 """Names of the source documents that no setting answers to. `stablerail config` says so instead of silence."""
 
@@ -271,11 +271,15 @@ class Settings(BaseSettings):
 
     call_timeout_s: Seconds = Field(15, gt=0, description="one request to a partner")
     call_lease_s: Seconds = Field(60, gt=0, description="a performer owns a call this long; longer than the time-out")
-    call_rate_per_s: float = Field(5, gt=0, description="requests per second to one partner's endpoint (Circle: 5)")
+    call_rate_per_s: float = Field(
+        10, gt=0, description="requests per second of all workers together (Circle, wallets: 10)"
+    )
     call_concurrency_max: int = Field(5, ge=1, le=100, description="requests to one partner at the same time")
+    call_members_max: int = Field(200, ge=1, le=200, description="customers in one request (Circle: 200)")
+    call_attempts_max: int = Field(5, ge=1, le=100, description="attempts without an answer before a job is failed")
     call_poll_interval_s: Seconds = Field(1, gt=0, description="pause between two looks for calls that are due")
-    call_retry_first_s: Seconds = Field(1, gt=0, description="wait before the first repeat of a call; then doubled")
-    call_retry_max_s: Seconds = Field(300, gt=0, description="longest wait between two repeats of a call")
+    call_retry_first_s: Seconds = Field(60, gt=0, description="wait before the first repeat of a call; then doubled")
+    call_retry_max_s: Seconds = Field(1800, gt=0, description="longest wait between two repeats of a call")
     breaker_failures_max: int = Field(5, ge=1, description="failures in a row that open a partner's circuit breaker")
     breaker_open_s: Seconds = Field(30, gt=0, description="an open breaker lets one request try after this long")
 

@@ -32,6 +32,8 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
 RECORDS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
 
+WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -99,6 +101,23 @@ CALLS = Metric(
     ("partner", "outcome"),
 )
 CALL_SECONDS = Metric("stablerail_call_seconds", "histogram", "Time of one request to a partner", ("partner",))
+BREAKER_STATE = Metric(
+    "stablerail_breaker_state", "gauge", "Circuit breaker: 0 closed, 1 one request tries, 2 open", ("partner",)
+)
+
+# Wallet provisioning: seven names that dashboards elsewhere know
+JOBS_PROCESSED = Metric(
+    "wallet_provisioning_jobs_processed", "counter", "Jobs that ended, by status: success, failed", ("status",)
+)
+JOB_SECONDS = Metric(
+    "wallet_provisioning_job_duration_seconds", "histogram", "From a job's first call to its end", ("status",), WAITS
+)
+JOB_RETRIES = Metric("wallet_provisioning_job_retries", "counter", "Attempts of jobs that were put off")
+JOB_ERRORS = Metric("wallet_provisioning_job_errors", "counter", "Attempts of jobs that failed", ("error_type",))
+WALLETS_CREATED = Metric("wallet_provisioning_wallets_created", "counter", "Wallets stored", ("chain",))
+ACTIVE_JOBS = Metric("wallet_provisioning_active_jobs", "gauge", "Jobs that the partner is asked for now")
+JOBS_STUCK = Metric("stablerail_wallet_jobs_stuck", "gauge", "Wallet jobs under way for more than 30 minutes")
+SCHEDULER_RUNNING = Metric("wallet_provisioning_scheduler_running", "gauge", "1 = this process takes jobs")
 
 # Money
 DEPOSITS = Metric(
@@ -264,6 +283,27 @@ class Metrics:
     def call(self, partner: str, outcome: Literal["ok", "refused", "retry", "unknown"], seconds: float) -> None:
         self._add(CALLS, 1, partner, outcome)
         self._see(CALL_SECONDS, seconds, partner)
+
+    def breaker(self, partner: str, state: int) -> None:
+        self._set(BREAKER_STATE, state, partner)
+
+    def job_ended(self, status: Literal["success", "failed"], seconds: float) -> None:
+        self._add(JOBS_PROCESSED, 1, status)
+        self._see(JOB_SECONDS, seconds, status)
+
+    def job_attempt_failed(self, error_type: str, *, again: bool) -> None:
+        self._add(JOB_ERRORS, 1, error_type)
+        self._add(JOB_RETRIES, int(again))
+
+    def wallet_created(self, chain: str) -> None:
+        self._add(WALLETS_CREATED, 1, chain)
+
+    def jobs_stuck(self, jobs: int) -> None:
+        self._set(JOBS_STUCK, jobs)
+
+    def jobs_active(self, jobs: int, *, running: bool) -> None:
+        self._set(ACTIVE_JOBS, jobs)
+        self._set(SCHEDULER_RUNNING, int(running))
 
     def deposits(self, source: str, outcome: str, events: int = 1) -> None:
         self._add(DEPOSITS, events, source, outcome)

@@ -20,8 +20,9 @@ from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
-from agents.onboarding import provision_wallets, request_wallets
-from agents.onboarding.provision_wallets import CircleWallets
+from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
+from agents.onboarding.circle_wallets import CircleWallets
+from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
 from agents.services import Services
 from agents.withdrawals import (
@@ -200,22 +201,18 @@ async def build(name: str, settings: Settings, shared: Services, metrics: Metric
     return await _BUILDERS[name](settings, shared, metrics)
 
 
-async def _onboarding(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("onboarding")
     movement.deliveries.append(Delivery(request_wallets.stage(settings.provisioned_chains), shared))
+    movement.deliveries.append(Delivery(freeze_wallets.stage(), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
     client = await _circle(settings, movement)
     assert client is not None
-    wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id)
-    acting = Acting(
-        provision.stage,
-        wallets.perform,
-        provision_wallets.conclude,
-        shared,
-        provision.wake,
-        _call_policy(settings),
-    )
+    wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id, shared.connect, shared.clock)
+    policy = _call_policy(settings)
+    deeds = WalletDeeds(wallets, policy.members_max, policy.attempts_max, metrics)
+    acting = Acting(provision.stage, deeds, shared, provision.wake, policy)
     movement.workers.append(acting.work)
     return movement
 
@@ -346,9 +343,11 @@ def _call_policy(settings: Settings) -> CallPolicy:
         lease_s=settings.call_lease_s,
         rate_per_s=settings.call_rate_per_s,
         concurrency_max=settings.call_concurrency_max,
+        members_max=settings.call_members_max,
         poll_s=settings.call_poll_interval_s,
         retry_first_s=settings.call_retry_first_s,
         retry_max_s=settings.call_retry_max_s,
+        attempts_max=settings.call_attempts_max,
         breaker_failures_max=settings.breaker_failures_max,
         breaker_open_s=settings.breaker_open_s,
     )

@@ -34,6 +34,7 @@ from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
 from stablerail.views import View, mount
 from stablerail.wiring import NEEDS, Movement, build, services
+from stablerail.workers import tell, watch_jobs
 from topics.catalog import Topic
 
 _log = structlog.get_logger()
@@ -89,7 +90,12 @@ class _Worker:
         watchdog = Watchdog(settings.worker_stalled_s_max)
         view.beat = watchdog.beat
         watchdog.start()
-        for loop in (*(d.work for d in movement.deliveries), *movement.workers, Sweeper(shared).work, view.measure):
+        loops: list[Callable[[], Awaitable[None]]] = [d.work for d in movement.deliveries]
+        loops += [*movement.workers, Sweeper(shared).work, view.measure]
+        if self._name == "onboarding":
+            loops.append(partial(watch_jobs, shared.connect, shared.clock, self._metrics))
+        loops.append(partial(tell, shared.connect, self._name, self._metrics.registry, view.unready))
+        for loop in loops:
             self._tasks.append(asyncio.create_task(_forever(loop, shared)))
         _log.info("worker.starts", movement=self._name, port=self._port)
         if self._name == "deposits":

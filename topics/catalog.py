@@ -59,8 +59,10 @@ class Topic:
 
 
 KYC_APPROVED = Topic("kyc.approved", key="user id", models=(events.KycApproved,))
+KYC_REJECTED = Topic("kyc.rejected", key="user id", models=(events.KycRejected,))
 WALLETS_REQUESTED = Topic("wallets.requested", key="user id", models=(events.WalletsRequested,))
 WALLETS_PROVISIONED = Topic("wallets.provisioned", key="user id", models=(events.WalletsProvisioned,))
+WALLETS_FROZEN = Topic("wallets.frozen", key="user id", models=(events.WalletsFrozen,))
 DEPOSITS_NOTIFIED = Topic("deposits.notified", key="destination address", models=(events.DepositNotified,))
 DEPOSITS_CREDITED = Topic("deposits.credited", key="destination address", models=(events.DepositCredited,))
 DEPOSITS_FINALIZED = Topic("deposits.finalized", key="destination address", models=(events.DepositFinalized,))
@@ -94,8 +96,10 @@ JOURNAL = Topic(
 
 INPUTS = (
     KYC_APPROVED,
+    KYC_REJECTED,
     WALLETS_REQUESTED,
     WALLETS_PROVISIONED,
+    WALLETS_FROZEN,
     DEPOSITS_NOTIFIED,
     DEPOSITS_CREDITED,
     DEPOSITS_FINALIZED,

@@ -82,6 +82,23 @@ class KycApproved(Event):
         return f"{self.vendor}:{self.vendor_event_id}"
 
 
+class KycRejected(Event):
+    """A KYC vendor rejected a customer, perhaps one it had approved before."""
+
+    type = "kyc.rejected"
+    user_id: Text
+    vendor: Text
+    applicant_id: Text
+    vendor_event_id: Text
+    rejected_at: Text
+    """The vendor's own words for the time."""
+    final: bool
+    """Whether the customer may not try again."""
+
+    def identity(self) -> str:
+        return f"{self.vendor}:{self.vendor_event_id}"
+
+
 class WalletsRequested(Event):
     """A customer is to have a wallet on each of these chains."""
 
@@ -110,6 +127,20 @@ class WalletsProvisioned(Event):
 
     def identity(self) -> str:
         return f"{self.user_id}:{','.join(w.chain for w in self.wallets)}"
+
+
+class WalletsFrozen(Event):
+    """Whether a customer may withdraw has changed with the word of the KYC vendor. Deposits are credited all the same."""
+
+    type = "wallets.frozen"
+    user_id: Text
+    frozen: bool
+    reason: Text
+    """`kyc_rejected` or `kyc_approved`."""
+    vendor_event_id: Text
+
+    def identity(self) -> str:
+        return f"{self.user_id}:{self.vendor_event_id}"
 
 
 class Evidence(StrEnum):
@@ -393,8 +424,10 @@ class CircleWalletUpdated(Event):
 
 EVENTS: tuple[type[Event], ...] = (
     KycApproved,
+    KycRejected,
     WalletsRequested,
     WalletsProvisioned,
+    WalletsFrozen,
     DepositNotified,
     DepositCredited,
     DepositFinalized,

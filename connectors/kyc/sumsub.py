@@ -17,8 +17,8 @@ from pydantic.alias_generators import to_camel
 from connectors.kyc.approvals import not_understood
 from connectors.webhooks.hmac_signed import check, digest, event_id_of
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation, header
-from topics.catalog import KYC_APPROVED
-from topics.events import KycApproved
+from topics.catalog import KYC_APPROVED, KYC_REJECTED
+from topics.events import KycApproved, KycRejected
 
 VENDOR: Final = "sumsub"
 DIGEST_HEADER: Final = "X-Payload-Digest"
@@ -57,6 +57,8 @@ class OtherVerdict:
     verdict: Verdict
     type: str
     answer: str | None
+    event: KycRejected | None = None
+    """A finished review that refused a customer of ours."""
 
 
 class _ReviewResult(BaseModel):
@@ -112,9 +114,8 @@ def translate(body: bytes, *, accept_sandbox_mode: bool = False) -> Approved | O
     answer = said.review_result.review_answer if said.review_result else None
     verdict = _other_verdict(said, answer, accept_sandbox_mode)
     if verdict is not None:
-        return OtherVerdict(verdict, said.type, answer)
-    # Sumsub sends no event id; these three are the same on every repeat of a webhook
-    event_id = event_id_of([said.correlation_id, said.type, said.created_at_ms], body)
+        return OtherVerdict(verdict, said.type, answer, _rejected(said, verdict, body, accept_sandbox_mode))
+    event_id = _event_id(said, body)
     try:
         event = KycApproved.model_validate(
             {
@@ -146,6 +147,31 @@ def _other_verdict(said: _Body, answer: str | None, accept_sandbox_mode: bool) -
     return None
 
 
+def _rejected(said: _Body, verdict: Verdict, body: bytes, accept_sandbox_mode: bool) -> KycRejected | None:
+    """None where nobody that we know was refused."""
+    red = verdict in (Verdict.REFUSED, Verdict.REFUSED_FINAL, Verdict.REFUSED_RETRY)
+    if not red or (said.sandbox_mode and not accept_sandbox_mode):
+        return None
+    try:
+        return KycRejected.model_validate(
+            {
+                "user_id": said.external_user_id,
+                "vendor": VENDOR,
+                "applicant_id": said.applicant_id,
+                "vendor_event_id": _event_id(said, body),
+                "rejected_at": said.created_at_ms or said.created_at or "unknown",
+                "final": verdict is Verdict.REFUSED_FINAL,
+            }
+        )
+    except ValidationError:
+        return None
+
+
+def _event_id(said: _Body, body: bytes) -> str:
+    """Sumsub sends no event id; these three are the same on every repeat of a webhook."""
+    return event_id_of([said.correlation_id, said.type, said.created_at_ms], body)
+
+
 class SumsubSource:
     """Sumsub for the bridge."""
 
@@ -166,6 +192,8 @@ class SumsubSource:
         match translate(body, accept_sandbox_mode=self._accept_sandbox_mode):
             case Approved(event, event_id, key):
                 return (Publish(KYC_APPROVED, key, event, event_id, VENDOR),)
+            case OtherVerdict(event=KycRejected() as rejected):
+                return (Publish(KYC_REJECTED, rejected.user_id.encode(), rejected, rejected.vendor_event_id, VENDOR),)
             case OtherVerdict(verdict, type_, answer):
                 return (Ignored(verdict, f"type={type_[:100]!r} answer={(answer or '')[:100]!r}"),)
             case NotUnderstood() as unknown:

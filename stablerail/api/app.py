@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from agents.withdrawals.errors import RequestRefused
 from ledger.errors import ReadRefused
 from stablerail import problems
-from stablerail.api import ledger_routes, models, withdrawal_routes
+from stablerail.api import ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
 from stablerail.api.bodies import SmallBodies
 from stablerail.api.journal import Journal
 from stablerail.api.observe import Observed
@@ -70,6 +70,7 @@ def create_api(
             {"name": "withdrawals", "description": "Money on its way out; asked for with the scope `withdraw`."},
             {"name": "administration", "description": "Limits; scope `admin`."},
             {"name": "ledger", "description": "Accounts, statements, transactions; the company's own too."},
+            {"name": "workers", "description": "The workers, for operators."},
             {"name": "operation", "description": "For orchestrators and Prometheus; no key."},
         ],
     )
@@ -84,6 +85,8 @@ def create_api(
     app.add_middleware(Observed, metrics=metrics, name="api")
     app.include_router(router)
     app.include_router(ledger_routes.router)
+    app.include_router(onboarding_routes.router)
+    app.include_router(worker_routes.router)
     for withdrawals in (withdrawal_routes.asking, withdrawal_routes.reading, withdrawal_routes.administering):
         app.include_router(withdrawals)
     app.add_exception_handler(ReadRefused, ledger_routes.on_read_refused)

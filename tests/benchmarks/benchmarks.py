@@ -17,6 +17,7 @@ from tests.benchmarks import (
     ledger_load,
     ledger_posting,
     ledger_reads,
+    provisioning,
     withdrawals_latency,
     withdrawals_send,
     workload,
@@ -48,16 +49,18 @@ class Plan:
     grown_entries: int
     backlog: int
     grown_s_max: float
+    approvals: int
+    single_calls: int
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
-    payments=3_000, posting=ledger_load.FULL, webhooks=20_000,
+    payments=3_000, posting=ledger_load.FULL, webhooks=20_000, approvals=5_000, single_calls=1_000,
     grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
-    payments=400, posting=ledger_load.QUICK, webhooks=500,
+    payments=400, posting=ledger_load.QUICK, webhooks=500, approvals=300, single_calls=40,
     grown_entries=20_000, backlog=2_000, grown_s_max=60,
 )  # fmt: skip
 
@@ -254,6 +257,8 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.single": _posting(ledger_posting.single),
     "ledger.growth": _posting(ledger_posting.growth),
     "ledger.floor": _posting(ledger_posting.floor),
+    "provisioning.burst": lambda parts, plan, told: provisioning.burst(parts, plan.approvals, plan.repeats, told),
+    "provisioning.rate": lambda parts, plan, told: provisioning.rate(parts, plan.single_calls, plan.repeats, told),
     "withdrawals.send": withdrawals_sent,
     "withdrawals.latency": withdrawals_in_the_pool,
 }

@@ -142,7 +142,7 @@ class World:
         return {chain: (wallet_id, address) for chain, wallet_id, address in rows}
 
     async def calls(self, user: str, state: str = "%") -> int:
-        query = "SELECT count(*) FROM calls WHERE request ->> 'user_id' = $1 AND state LIKE $2"
+        query = "SELECT count(*) FROM calls WHERE request -> 'user_ids' ? $1 AND state LIKE $2"
         return await self.count(query, user, state)
 
     async def check(self, user: str) -> None:
@@ -190,6 +190,7 @@ async def built(dsn: str, bootstrap: str, prefix: str, directory: Path) -> Async
             "STABLERAIL_CALL_LEASE_S": str(LEASE_S),
             "STABLERAIL_CALL_POLL_INTERVAL_S": "0.1",
             "STABLERAIL_CALL_RETRY_FIRST_S": "0.1",
+            "STABLERAIL_CALL_MEMBERS_MAX": "1",
             "STABLERAIL_CALL_RATE_PER_S": "50",
             "STABLERAIL_BREAKER_FAILURES_MAX": str(BREAKER_FAILURES),
             "STABLERAIL_BREAKER_OPEN_S": str(BREAKER_OPEN_S),
@@ -250,8 +251,11 @@ def at_commit(text: str, where: Any) -> Callable[[World], Hold]:
 
 
 BOUNDARIES = {
+    "after the event's commit, which the worker was not told of": Boundary(
+        at_commit("INSERT INTO call_members", "reply"), calls=0, asked=0, acted=False, concluded=False, requests=1
+    ),
     "after the intent's commit, which the worker was not told of": Boundary(
-        at_commit("INSERT INTO call_members", "reply"), calls=1, asked=0, acted=False, concluded=False, requests=1
+        at_commit("INSERT INTO calls", "reply"), calls=1, asked=0, acted=False, concluded=False, requests=1
     ),
     "after the intent, before Circle heard of it": Boundary(
         at_circle("request"), calls=1, asked=1, acted=False, concluded=False, requests=1
@@ -305,7 +309,7 @@ async def test_a_worker_killed_there_leaves_one_set_of_wallets(
 async def test_nobody_is_called_before_the_intent_is_in_the_journal(world: World) -> None:
     user = "early"
     worker = await world.worker()
-    intent = world.postgres.hold(commit_after("INSERT INTO call_members"))
+    intent = world.postgres.hold(commit_after("INSERT INTO calls"))
     await world.approve(user, "review-1")
     await intent.wait_hit_async(PATIENCE_S)
     journal = world.kafka.hold(produce(world.topic(JOURNAL.name)))  # the next record is the intent's
@@ -365,20 +369,20 @@ async def test_a_call_that_failed_is_made_again_as_it_was(
     assert len(world.asked_for(user)) == 2
 
 
-async def test_a_definite_refusal_is_a_dead_letter_and_the_next_customer_is_served(world: World) -> None:
+async def test_a_definite_refusal_is_a_dead_letter_per_chain_and_the_next_customer_is_served(world: World) -> None:
     await world.worker()
-    world.fail(kind="status", status=400)
+    world.circle.sandbox.state.refused = {"refused"}
     await world.approve("refused", "review-1")
 
-    async def letter() -> Any:
-        letters = await read_topic(world.bootstrap, WALLETS_REQUESTED.dlq, world.prefix)
-        return [each for each in letters if json.loads(each.value)["user_id"] == "refused"]
+    async def letters() -> Any:
+        found = await read_topic(world.bootstrap, WALLETS_REQUESTED.dlq, world.prefix)
+        mine = [dict(each.headers) for each in found if json.loads(each.value)["user_id"] == "refused"]
+        return len(mine) == len(WALLET_CHAINS) and mine
 
-    (found,) = await until(letter, "the dead letter", PATIENCE_S)
-    headers = dict(found.headers)
-    assert (headers["dlq_code"], headers["dlq_stage"]) == (b"partner_refused", b"provision_wallets")
-    assert len(world.asked_for("refused")) == 1
-    assert await world.calls("refused", "concluded") == 1
+    for headers in await until(letters, "the dead letters", PATIENCE_S):
+        assert (headers["dlq_code"], headers["dlq_stage"]) == (b"partner_refused", b"provision_wallets")
+    assert len(world.asked_for("refused")) == 7  # all chains, their halves, each alone
+    assert await world.calls("refused", "concluded") == len(WALLET_CHAINS)
     assert "refused" not in world.at_circle()
     assert await world.in_database("refused") == {}
 

@@ -9,29 +9,34 @@ from typing import Any
 
 import pytest
 
-from agents.acting import Acting, CallPolicy, StoredCall
+from agents.acting import Acting, CallPolicy
+from agents.intents import StoredCall
 from agents.onboarding import provision_wallets
+from agents.onboarding.wallet_calls import WalletDeeds
 from agents.services import Services
 from connectors.errors import RateLimited
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
+from stablerail.metrics import Metrics
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
 from tests.support.rebuild import differences, empty_database, rebuild
 from topics.catalog import WALLETS_PROVISIONED, WALLETS_REQUESTED
 from topics.envelope import value_of
 from topics.events import Chain, WalletsProvisioned, WalletsRequested
 
-POLICY = CallPolicy(timeout_s=20, lease_s=60, rate_per_s=100, poll_s=0.05, retry_first_s=1)
+POLICY = CallPolicy(timeout_s=20, lease_s=60, rate_per_s=100, poll_s=0.05)
+METRICS = Metrics()
 
 
-class Partner:
+class Partner(WalletDeeds):
     """Answers from a list; the last one for ever. An event is waited for before the answer after it."""
 
     def __init__(self, *answers: Any) -> None:
+        super().__init__(None, POLICY.members_max, POLICY.attempts_max, METRICS)
         self.answers = list(answers)
         self.heard: list[StoredCall] = []
 
-    async def __call__(self, call: StoredCall) -> dict[str, Any]:
+    async def perform(self, call: StoredCall) -> dict[str, Any]:
         self.heard.append(call)
         while isinstance(self.answers[0], asyncio.Event):
             await self.answers.pop(0).wait()
@@ -42,11 +47,12 @@ class Partner:
             "wallets": [
                 {
                     "id": f"id-{chain}",
-                    "address": address(call.request["user_id"]),
-                    "ref_id": call.request["user_id"],
+                    "address": address(user),
+                    "ref_id": user,
                     "chain": chain,
                 }
                 for chain in answer
+                for user in call.request["user_ids"]
             ]
         }
 
@@ -67,7 +73,7 @@ async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Gr
 @asynccontextmanager
 async def performing(services: Services, partner: Partner) -> AsyncIterator[None]:
     """A process's performers."""
-    acting = Acting(provision_wallets.stage(), partner, provision_wallets.conclude, services, asyncio.Event(), POLICY)
+    acting = Acting(provision_wallets.stage(), partner, services, asyncio.Event(), POLICY)
     task = asyncio.create_task(acting.work())
     try:
         yield
@@ -83,20 +89,22 @@ async def intend(at: Ground, user: str = "kim") -> None:
     async with at.process() as services, running(provision_wallets.stage(), services, at):
         await at.send(WALLETS_REQUESTED, user.encode(), value_of(event))
         await until(
-            lambda: at.observer.fetchval("SELECT count(*) FROM calls WHERE request ->> 'user_id' = $1", user),
+            lambda: at.observer.fetchval("SELECT count(*) FROM call_members WHERE request ->> 'user_id' = $1", user),
             "the intent",
         )
 
 
 async def concluded(at: Ground, user: str = "kim") -> bool:
-    query = "SELECT count(*) FROM calls WHERE state = 'concluded' AND request ->> 'user_id' = $1"
+    query = "SELECT count(*) FROM calls WHERE state = 'concluded' AND request -> 'user_ids' ? $1"
     count: int = await at.observer.fetchval(query, user)
     return count == 1
 
 
 async def check(at: Ground, *partners: Partner) -> None:
     """One conclusion, told once, whatever was heard under one key; and the journal holds it."""
-    assert len({(c.idempotency_key, str(c.request)) for partner in partners for c in partner.heard}) == 1
+    assert (
+        len({(c.idempotency_key, str(sorted(c.request.items()))) for partner in partners for c in partner.heard}) == 1
+    )
     rows = await at.observer.fetch("SELECT chain, address FROM wallets WHERE user_id = 'kim' ORDER BY chain")
     assert [tuple(row) for row in rows] == [(chain, address("kim")) for chain in BOTH]
     told = [WalletsProvisioned.model_validate_json(r.value) for r in await at.told(WALLETS_PROVISIONED)]
@@ -121,7 +129,7 @@ async def test_a_reply_that_lacks_a_chain_is_no_failure_and_asked_for_again(
         async with empty_database(at.dsn) as empty:
             await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
             assert await differences(at.dsn, empty) == {}
-        at.clock.forward(10)
+        at.clock.forward(70)
         await until(lambda: concluded(at), "the conclusion")
         await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
     assert len(partner.heard) == 2
@@ -137,7 +145,7 @@ async def test_a_partner_that_says_when_is_not_asked_before(at: Ground) -> None:
     partner = Partner(RateLimited(retry_after_s=120.0), BOTH)
     await intend(at)
     async with at.process() as services, performing(services, partner):
-        await until(lambda: has_error(at, "RateLimited"), "the refusal is noted")
+        await until(lambda: has_error(at, "partner_rate_limited"), "the refusal is noted")
         due, attempts, _ = await lease(at)
         assert (due - at.clock()).total_seconds() > 110
         assert attempts == 1
@@ -185,6 +193,6 @@ async def test_a_performer_that_answers_after_its_lease_changes_nothing_twice(at
         gate.set()
         await intend(at, "lee")  # taken when the first performer is through with what it had
         await until(lambda: concluded(at, "lee"), "its next call")
-    assert ([c.request["user_id"] for c in slow.heard], len(quick.heard)) == (["kim", "lee"], 1)
+    assert ([c.request["user_ids"] for c in slow.heard], len(quick.heard)) == ([["kim"], ["lee"]], 1)
     slow.heard.pop()
     await check(at, slow, quick)

@@ -78,7 +78,7 @@ async def add_wallet(pool: asyncpg.Pool, user_id: str = "user_42") -> None:
                 block(
                     WALLET_REQUESTS,
                     Op.INSERT,
-                    [(user_id, "MATIC", "ready", NOON, NOON), (user_id, "SOL", "requested", NOON, None)],
+                    [(user_id, "MATIC", "ready", NOON, NOON, None), (user_id, "SOL", "requested", NOON, None, None)],
                 ),
             ],
         )

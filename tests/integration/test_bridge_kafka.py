@@ -28,7 +28,7 @@ from connectors.webhooks.serve import kafka_bridge
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.processes import free_port
-from topics.catalog import KYC_APPROVED, WEBHOOKS_DLQ, Topic
+from topics.catalog import KYC_APPROVED, KYC_REJECTED, WEBHOOKS_DLQ, Topic
 from topics.envelope import Received, read
 from topics.events import KycApproved
 
@@ -43,7 +43,7 @@ async def create_topics(bootstrap: str, prefix: str) -> None:
         await admin.create_topics(
             [
                 NewTopic(t.named(prefix), t.partitions, 1, topic_configs=t.broker_config())
-                for t in (KYC_APPROVED, WEBHOOKS_DLQ)
+                for t in (KYC_APPROVED, KYC_REJECTED, WEBHOOKS_DLQ)
             ]
         )
     finally:

@@ -55,6 +55,7 @@ databases, dsn, connection, bench = ledger_rig.databases, ledger_rig.dsn, ledger
 
 FIXED = {
     ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open",
+    ("wallet_provisioning_jobs", "state"): "queued", ("kyc_standings", "standing"): "approved",
     ("accounts", "closed_at"): None, ("transactions", "hold_step"): "capture", ("reversals", "direction"): "d",
     ("reversals", "amount"): 10**31, ("holds", "state"): "open", ("holds", "ended_at"): None,
     ("holds", "amount"): 10**31, ("holds", "captured"): 0,
@@ -128,7 +129,7 @@ def _plain(kind: str, value: Any) -> str:
 
 @pytest.mark.parametrize("table", [WALLET_REQUESTS])
 async def test_nothing_is_kept_as_nothing(table: Table, connection: Connection) -> None:
-    await write(connection, [block(table, Op.INSERT, [("ada", "ETH", "requested", AT, None)])])
+    await write(connection, [block(table, Op.INSERT, [("ada", "ETH", "requested", AT, None, None)])])
     assert await connection.fetchval("SELECT ready_at FROM wallet_requests") is None
 
 
@@ -257,9 +258,10 @@ async def test_any_text_is_kept_as_it_is(shared: bool, connection: Connection) -
     """Also as one value of a whole column, and beside nothing."""
     for batch in [[text] * 2 for text in NASTY] if shared else [NASTY, [*NASTY, None]]:
         rows = [
-            (f"{n:032x}", "s", "p", "o", f"{n + 1:032x}", {"t": text}, (text or "").encode(), "open", AT, None)
+            (f"{n:032x}", "s", "p", "o", f"{n + 1:032x}", {"t": text}, (text or "").encode(), "open", AT,
+             None, 1, 0, None, None, None)
             for n, text in enumerate(batch)
-        ]
+        ]  # fmt: skip
         keyed = [("s", f"{n:032x}", 1, "t", None, b"", [], text or "", AT) for n, text in enumerate(batch)]
         await connection.execute("DELETE FROM calls")
         await connection.execute("DELETE FROM schedule")

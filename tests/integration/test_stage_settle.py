@@ -312,8 +312,8 @@ async def test_a_record_over_the_limit_is_not_committed(
 async def test_rows_of_a_decision_are_written_once_each(connection: Connection) -> None:
     from ledger.tables import WALLET_REQUESTS
 
-    row = ("ada", "ETH", "requested", AT, None)
-    ready = ("ada", "ETH", "ready", AT, AT)
+    row = ("ada", "ETH", "requested", AT, None, None)
+    ready = ("ada", "ETH", "ready", AT, AT, None)
 
     def decide(received: Any, _facts: Any) -> Done:
         if received.event.move == "make":

@@ -25,7 +25,9 @@ from ledger.tables import JOURNALED
 from tests.support.in_process import read_topic
 from topics.catalog import JOURNAL
 
-OUTSIDE = frozenset({"outbox", "relay", "leases", "crashes", "api_keys", "alembic_version"})
+OUTSIDE = frozenset(
+    {"outbox", "relay", "leases", "rate_limits", "workers", "worker_restarts", "crashes", "api_keys", "alembic_version"}
+)
 """Tables that ledger/tables.py declares outside of the journal, and Alembic's own."""
 
 

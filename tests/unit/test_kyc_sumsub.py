@@ -12,7 +12,8 @@ from pydantic import SecretStr
 
 from connectors.kyc.sumsub import Approved, OtherVerdict, SumsubSource, Verdict, sign, translate, verify
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused
-from topics.catalog import KYC_APPROVED
+from topics.catalog import KYC_APPROVED, KYC_REJECTED
+from topics.events import KycRejected
 
 # (secret, body, headers). The first is the vector of our contract notes; the others were made with
 # `printf '%s' "$BODY" | openssl dgst -sha256 -hmac openssl-made-secret` (and -sha512, -sha1).
@@ -176,9 +177,22 @@ def test_only_a_finished_green_review_approves(changes: dict[str, Any], verdict:
     said = translate(review(**changes))
     assert isinstance(said, OtherVerdict)
     assert said.verdict is verdict
-    (ignored,) = SumsubSource(NOTES_SECRET).translate(review(**changes))
-    assert isinstance(ignored, Ignored)
-    assert ignored.code == verdict
+    (told,) = SumsubSource(NOTES_SECRET).translate(review(**changes))
+    if verdict.startswith("refused"):
+        assert isinstance(told, Publish)
+        assert isinstance(told.event, KycRejected)
+        assert (told.topic, told.key) == (KYC_REJECTED, told.event.user_id.encode())
+        assert told.event.final == (verdict is Verdict.REFUSED_FINAL)
+    else:
+        assert isinstance(told, Ignored)
+        assert told.code == verdict
+
+
+def test_a_rejection_of_nobody_we_know_or_of_a_sandbox_is_ignored() -> None:
+    red = {"reviewResult": {"reviewAnswer": "RED"}}
+    for changes in ({"externalUserId": ...}, {"sandboxMode": True}):
+        (told,) = SumsubSource(NOTES_SECRET).translate(review(**red, **changes))
+        assert isinstance(told, Ignored)
 
 
 def test_a_sandbox_approval_counts_only_where_it_is_accepted() -> None:

@@ -18,7 +18,7 @@ def value(subject: Metrics, name: str, **labels: str) -> float | None:
 def test_every_metric_is_named_and_explained() -> None:
     assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
     for metric in metrics.ALL:
-        assert re.fullmatch(r"stablerail_[a-z0-9_]+", metric.name)
+        assert re.fullmatch(r"(stablerail|wallet_provisioning)_[a-z0-9_]+", metric.name)
         assert metric.help
         assert not metric.name.endswith("_total")
 

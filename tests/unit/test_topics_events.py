@@ -28,6 +28,11 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
     events.KycApproved: {
         "user_id": "ada", "vendor": "sumsub", "applicant_id": "a1", "vendor_event_id": "e1", "approved_at": "now",
     },
+    events.KycRejected: {
+        "user_id": "ada", "vendor": "sumsub", "applicant_id": "a1", "vendor_event_id": "e1", "rejected_at": "now",
+        "final": True,
+    },
+    events.WalletsFrozen: {"user_id": "ada", "frozen": True, "reason": "kyc_rejected", "vendor_event_id": "e1"},
     events.WalletsRequested: {"user_id": "ada", "chains": ["ETH", "MATIC"]},
     events.WalletsProvisioned: {
         "user_id": "ada", "wallets": [{"chain": "ETH", "address": "0x" + "1" * 40, "wallet_id": "w1"}],

@@ -30,6 +30,7 @@ def main(
         str, typer.Option(help="Delivery retries: seconds, comma separated.")
     ] = "1,10,30,60,900,3600",
     rate_limits: Annotated[bool, typer.Option(help="Circle's calls per second.")] = True,
+    keys_beforehand: Annotated[int, typer.Option(help="Key pairs drawn before the first call.")] = 0,
     control: Annotated[bool, typer.Option(help="Serve /_control.")] = False,
 ) -> None:
     """Circle's W3S wire format on loopback, until SIGTERM or Ctrl-C."""
@@ -37,6 +38,7 @@ def main(
         api_key=api_key,
         entity_secret=entity_secret or None,
         rate_limits=rate_limits,
+        keys_beforehand=keys_beforehand,
         control=control,
         rpc_url=rpc_url,
         usdc_address=usdc,

@@ -21,6 +21,8 @@ class SandboxConfig:
     """Circle's size: the ciphertext then has 684 characters."""
     rate_limits: bool = True
     """5 POST, 10 wallet creations, 20 GET per second and endpoint."""
+    keys_beforehand: int = 0
+    """So many key pairs of each kind are drawn before the first call: making wallets then costs nothing but the call."""
     control: bool = True
     """Serve /_control."""
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from connectors.circle.sandbox.deliveries import Deliveries
-from connectors.circle.sandbox.gate import Fault, Gate
+from connectors.circle.sandbox.gate import Fault, Gate, Weather
 from connectors.circle.sandbox.state import State, Transaction, invalid, not_found
 from connectors.circle.sandbox.tokens import BLOCKCHAINS, usdc_token_id
 
@@ -49,6 +49,17 @@ class _State(_Body):
     state: str
 
 
+class _Weather(_Body):
+    unavailable: float = Field(default=0.0, ge=0, le=1)
+    lost_replies: float = Field(default=0.0, ge=0, le=1)
+    limited: float = Field(default=0.0, ge=0, le=1)
+    seed: int = 0
+
+
+class _Refused(_Body):
+    refused: list[str]
+
+
 class _Disorder(_Body):
     drop: int | None = None
     duplicate: int | None = None
@@ -67,6 +78,16 @@ def routes(state: State, gate: Gate, deliveries: Deliveries) -> APIRouter:
     async def clear_faults() -> dict[str, Any]:
         gate.faults.clear()
         return {"faults": 0}
+
+    @router.post("/weather")
+    async def weather(body: _Weather) -> dict[str, Any]:
+        gate.weather = Weather(**body.model_dump())
+        return {"weather": body.model_dump()}
+
+    @router.post("/refused")
+    async def refused(body: _Refused) -> dict[str, Any]:
+        state.refused = set(body.refused)
+        return {"refused": body.refused}
 
     @router.post("/transfers")
     async def inject(body: InjectedTransfer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections import Counter, defaultdict, deque
@@ -34,11 +35,39 @@ class Fault:
 
 
 @dataclass
+class Weather:
+    """What a call for wallets meets by chance, in shares of all. Drawn from a seed, so that a bad day can be had again."""
+
+    unavailable: float = 0.0
+    """500; half of them after the call was carried out."""
+    lost_replies: float = 0.0
+    limited: float = 0.0
+    """429 with `Retry-After: 1`."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._draw = random.Random(self.seed)  # noqa: S311  (chance, not secrecy)
+
+    def fault(self, endpoint: str) -> Fault | None:
+        if endpoint not in _TEN_PER_S:
+            return None
+        drawn, acts = self._draw.random(), self._draw.random() < 0.5
+        if drawn < self.unavailable:
+            return Fault("*", "status", status=500, acts=acts)
+        if drawn < self.unavailable + self.lost_replies:
+            return Fault("*", "lost_reply")
+        if drawn < self.unavailable + self.lost_replies + self.limited:
+            return Fault("*", "status", status=429)
+        return None
+
+
+@dataclass
 class Gate:
     """Shared by the middleware and the control calls."""
 
     rate_limits: bool
     faults: list[Fault] = field(default_factory=list)
+    weather: Weather = field(default_factory=Weather)
     calls: Counter[str] = field(default_factory=Counter)
     """`POST /v1/w3s/developer/wallets` -> how often it was called, refused calls included."""
     _recent: defaultdict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
@@ -78,7 +107,7 @@ class GateMiddleware:
             return
         endpoint = f"{scope['method']} {_ID.sub('{id}', scope['path'])}"
         self._gate.calls[endpoint] += 1
-        fault = self._gate.take_fault(scope["method"], scope["path"])
+        fault = self._gate.take_fault(scope["method"], scope["path"]) or self._gate.weather.fault(endpoint)
         if fault is not None:
             await self._fail(fault, scope, receive, send)
         elif not self._gate.admit(endpoint, time.monotonic()):
@@ -114,5 +143,7 @@ async def _until_disconnected(receive: Receive) -> None:
 async def _answer(send: Send, status: int, message: str) -> None:
     body = orjson.dumps({"code": status, "message": message})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 429:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -120,18 +120,35 @@ class State:
     transactions: dict[str, Transaction] = field(default_factory=dict)
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     notification_key: keys.NotificationKey = field(default_factory=keys.NotificationKey)
+    refused: set[str | None] = field(default_factory=set)
+    """References and blockchains for which no wallet is made: 400."""
+    hidden: set[str | None] = field(default_factory=set)
+    """References whose wallets are made and left out of the answer."""
+    _spare: dict[str, list[keys.KeyPair]] = field(default_factory=dict, repr=False)
     _answers: dict[str, _Answer] = field(default_factory=dict)
     _ciphertexts: set[bytes] = field(default_factory=set)
     _by_address: dict[tuple[str, str], str] = field(default_factory=dict)
+    _by_reference: dict[str | None, list[Wallet]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         secret = self.config.entity_secret
         self.entity_secret = None if secret is None else bytes.fromhex(secret)
+        for family in ("evm", "solana", "aptos") if self.config.keys_beforehand else ():
+            self._spare[family] = [keys.new_key_pair(family) for _ in range(self.config.keys_beforehand)]
+
+    def new_key_pair(self, family: str) -> keys.KeyPair:
+        spare = self._spare.get(family)
+        return spare.pop() if spare else keys.new_key_pair(family)
 
     def add_wallet(self, wallet: Wallet, key_pair: keys.KeyPair) -> None:
         self.wallets[wallet.id] = wallet
         self.key_pairs[wallet.id] = key_pair
         self._by_address[wallet.blockchain, wallet.address] = wallet.id
+        self._by_reference.setdefault(wallet.ref_id, []).append(wallet)
+
+    def of_reference(self, ref_id: str | None) -> list[Wallet]:
+        """All wallets where no reference is given."""
+        return list(self.wallets.values()) if ref_id is None else self._by_reference.get(ref_id, [])
 
     def wallet_at(self, blockchain: str, address: str) -> Wallet | None:
         wallet_id = self._by_address.get((blockchain, address))

@@ -136,7 +136,7 @@ def _wallets(router: APIRouter, state: State) -> None:
         ref_id: Annotated[str | None, Query(alias="refId")] = None,
     ) -> dict[str, Any]:
         wanted = {"address": address, "blockchain": blockchain, "wallet_set_id": wallet_set_id, "ref_id": ref_id}
-        return _data("wallets", paging.page(_matching(state.wallets.values(), wanted)))
+        return _data("wallets", paging.page(_matching(state.of_reference(ref_id), wanted)))
 
     @router.get("/wallets/{wallet_id}")
     async def one(wallet_id: str) -> dict[str, Any]:
@@ -151,6 +151,8 @@ def _create_wallets(state: State, body: _CreateWallets) -> dict[str, Any]:
     unknown = [name for name in body.blockchains if name not in tokens.BLOCKCHAINS]
     if unknown or len(set(body.blockchains)) != len(body.blockchains):
         raise invalid("blockchains", f"each once, of {', '.join(tokens.BLOCKCHAINS)}")
+    if bad := state.refused & {*body.blockchains, *(m.ref_id for m in body.metadata or ())}:
+        raise invalid("blockchains" if bad & {*body.blockchains} else "metadata", "refused on demand")
     metadata = [_Metadata()] * body.count if body.metadata is None else body.metadata
     if len(metadata) != body.count:
         raise invalid("metadata", "as many items as count")
@@ -160,7 +162,7 @@ def _create_wallets(state: State, body: _CreateWallets) -> dict[str, Any]:
         for name in body.blockchains:
             family = tokens.BLOCKCHAINS[name].family
             pair = pairs.setdefault(
-                family, pairs.get(family) or keys.new_key_pair(family)
+                family, pairs.get(family) or state.new_key_pair(family)
             )  # one address on all EVM chains
             wallet = Wallet(
                 address=pair.address,
@@ -171,7 +173,7 @@ def _create_wallets(state: State, body: _CreateWallets) -> dict[str, Any]:
             )
             state.add_wallet(wallet, pair)
             made.append(wallet)
-    return {"wallets": [wallet.shown() for wallet in made]}
+    return {"wallets": [wallet.shown() for wallet in made if wallet.ref_id not in state.hidden]}
 
 
 def _balances(router: APIRouter, state: State, rpc: Rpc | None) -> None:

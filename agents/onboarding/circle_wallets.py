@@ -1,0 +1,128 @@
+"""Asks Circle for wallets, and looks for those it may have made already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from opentelemetry.trace import Link
+
+from agents.acting import CREDENTIALS_REFUSED
+from agents.intents import StoredCall, idempotency_key
+from agents.onboarding import spans
+from connectors.circle.chains import Network, from_circle, to_circle
+from connectors.circle.client import CircleClient, CircleWallet
+from connectors.errors import Refused
+from ledger.rows import Connection
+from ledger.sql import load
+from topics.events import Chain
+
+_sql = load("agents.onboarding", "onboarding.sql")
+
+WALLET_SET_NAME: Final = "customers"
+LOOKUP_PAUSE_S: Final = 0.05
+"""Circle answers 20 look-ups a second; 200 of them must fit into a call's time-out."""
+KEY_TRUSTED: Final = timedelta(hours=24)
+"""How long Circle remembers an idempotency key is not published. An older call is looked up before it is made again."""
+
+Found = dict[tuple[str, str], dict[str, Any]]
+"""(refId, our chain) -> wallet."""
+
+
+class CircleWallets:
+    """Performs calls whose request is {"user_ids": […], "chains": […]}."""
+
+    def __init__(
+        self,
+        client: CircleClient,
+        network: Network,
+        wallet_set_id: str | None,
+        connect: Callable[[], Awaitable[Connection]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._client = client
+        self._network: Network = network
+        self._wallet_set_id = wallet_set_id
+        self._made: str | None = None
+        self._connect = connect
+        self._clock = clock
+        self._once = asyncio.Lock()
+
+    async def perform(self, call: StoredCall) -> dict[str, Any]:
+        """One create-wallets request with the call's key: {"wallets": […], "refused": why, "wallet_set_made": id}. What is not
+        in the answer, or was refused when Circle may have acted before, is looked up. Raises connectors.errors."""
+        with spans.performing(call) as links:
+            return await self._perform(call, links)
+
+    async def _perform(self, call: StoredCall, links: list[Link]) -> dict[str, Any]:
+        users, chains = users_of(call), [Chain(chain) for chain in call.request["chains"]]
+        found: Found = {}
+        refused: Refused | None = None
+        heard_before = call.takes > 1 or call.attempts > 0
+        if heard_before and self._clock() - call.created_at > KEY_TRUSTED:
+            await self._look_up(users, chains, found, links)
+        if not found:
+            wallet_set_id = await self._wallet_set(links)
+            try:
+                with spans.request("CreateWallets", links):
+                    made = await self._client.create_wallets(
+                        str(call.idempotency_key),
+                        wallet_set_id,
+                        [to_circle(chain, self._network) for chain in chains],
+                        [(user, user) for user in users],
+                    )
+                self._add(found, made)
+            except Refused as error:
+                if not heard_before or error.status in CREDENTIALS_REFUSED:
+                    raise
+                refused = error
+            await self._look_up(users, chains, found, links)
+        if refused is not None and not found:
+            raise refused
+        return {
+            "wallets": list(found.values()),
+            "refused": refused and str(refused),
+            "wallet_set_made": self._made,
+            "network": self._network,
+        }
+
+    async def _look_up(self, users: Sequence[str], chains: Sequence[Chain], found: Found, links: list[Link]) -> None:
+        """The wallets of customers who lack one."""
+        for user in users:
+            if any((user, chain.value) not in found for chain in chains):
+                with spans.request("ListWallets", links):
+                    listed = await self._client.list_wallets(user)
+                self._add(found, list(reversed(listed)))  # where there are two, always the older
+                await asyncio.sleep(LOOKUP_PAUSE_S)
+
+    def _add(self, found: Found, wallets: Sequence[CircleWallet]) -> None:
+        for w in wallets:
+            chain = from_circle(w.blockchain, self._network)
+            if chain is not None and w.ref_id is not None:
+                wallet = {"id": w.id, "address": w.address, "ref_id": w.ref_id, "chain": chain.value}
+                found.setdefault((w.ref_id, chain.value), wallet)
+
+    async def _wallet_set(self, links: list[Link]) -> str:
+        """The one of the settings, else the one that was made before, else a new one."""
+        async with self._once:
+            if self._wallet_set_id is None:
+                connection = await self._connect()
+                try:
+                    self._wallet_set_id = await connection.fetchval(_sql.wallet_set, self._network)
+                finally:
+                    await connection.close()
+            if self._wallet_set_id is None:
+                # the same key whoever asks, so that an environment has one until the first conclusion stores it
+                key = idempotency_key(f"wallet set {WALLET_SET_NAME} {self._network}")
+                with spans.request("CreateWalletSet", links):
+                    self._made = await self._client.create_wallet_set(str(key), WALLET_SET_NAME)
+                self._wallet_set_id = self._made
+            return self._wallet_set_id
+
+
+def users_of(call: StoredCall) -> list[str]:
+    """The customers of a call; one that an older release made has one."""
+    users: list[str] = call.request.get("user_ids") or [call.request["user_id"]]
+    return users
