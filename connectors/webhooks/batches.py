@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from topics.catalog import Topic
 from topics.partitioner import partition_of
@@ -44,8 +44,10 @@ class Waiting:
 class TopicBatches:
     """One topic through one producer. A topic that is slow or missing keeps no other one waiting."""
 
-    def __init__(self, producer: AIOKafkaProducer, topic: Topic, prefix: str) -> None:
+    def __init__(self, producer: AIOKafkaProducer, topic: Topic, prefix: str, metadata_s: float) -> None:
+        """`metadata_s`: a topic that the broker does not name within it is missing."""
         self._producer = producer
+        self._metadata_s = metadata_s
         self._limit = topic.bytes_max
         self._name = topic.named(prefix)
         self._queue: list[Waiting] = []
@@ -74,7 +76,12 @@ class TopicBatches:
                     raise
 
     async def _send_all(self, taken: Sequence[Waiting]) -> None:
-        count = len(await self._producer.partitions_for(self._name))
+        try:
+            # aiokafka asks for as long as a request may take, and for ever once its client is closed
+            async with asyncio.timeout(self._metadata_s):
+                count = len(await self._producer.partitions_for(self._name))
+        except TimeoutError:
+            raise UnknownTopicOrPartitionError from None
         queues: dict[int, list[Waiting]] = {}
         for message in taken:
             queues.setdefault(partition_of(message.key, count), []).append(message)

@@ -90,7 +90,9 @@ class KafkaPublisher:
             raise Unavailable("not connected to Kafka")
         batches = self._batches.get(topic.name)
         if batches is None:
-            batches = self._batches[topic.name] = TopicBatches(producer, topic, self._prefix)
+            batches = self._batches[topic.name] = TopicBatches(
+                producer, topic, self._prefix, metadata_s=self._timeout_s / 4
+            )
         message = Waiting(key, value, headers)
         batches.add(message)
         try:

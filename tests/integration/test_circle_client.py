@@ -285,6 +285,7 @@ async def test_every_inbound_transaction_is_listed_once_oldest_first_and_found_b
     assert notified(one, "testnet", USDC_TOKENS) == DepositNotified(
         source="circle", transfer_id=sent[0].id, chain="SOL", tx_hash=sent[0].tx_hash, to=sol.address, asset="USDC",
         amount=1_000_000, evidence=Evidence.COMPLETE, block_number=sent[0].block_height,
+        sender=sent[0].source_address,
     )  # fmt: skip
     assert await client.list_transactions(tx_hash="none") == []
 

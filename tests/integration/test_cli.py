@@ -94,7 +94,7 @@ def test_a_wrong_or_missing_setting_is_named_and_ends_the_program_with_78(
 def test_an_unknown_movement_is_named_with_those_there_are(run: Callable[..., Result]) -> None:
     result = run("worker", "deposits", "depositz", database_url="postgresql://u:p@h/d")
     assert result.exit_code == 2
-    assert "unknown movement depositz; there are onboarding, deposits, chains, treasury" in result.output
+    assert "unknown movement depositz; there are onboarding, deposits, chains, withdrawals, treasury" in result.output
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["verify"], ["keys", "list"], ["topics", "list"]])
@@ -148,7 +148,7 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_once(run: Cal
 def test_verify_says_what_is_broken_by_its_exit_code(run: Callable[..., Result], dsn: str) -> None:
     good = run("verify", database_url=dsn)
     assert good.exit_code == 0
-    assert good.output.count("holds") == 7
+    assert good.output.count("holds") == 9
 
     async def damage() -> None:
         connection = await connect_to(dsn)()

@@ -41,9 +41,10 @@ async def watching(
     """The watcher and both stages of deposits."""
     async with AsyncExitStack() as stack:
         services = await stack.enter_async_context(at.process())
+        policy = DepositPolicy(minimum=1, chains_read=frozenset({"MATIC"}))
         for stage in (
-            credit_deposits.stage(DepositPolicy(minimum=1, chains_read=frozenset({"MATIC"}))),
-            finalize_deposits.stage({"MATIC": ChainReader(rpcs, token, DEPTH)}, services.connect),
+            credit_deposits.stage(policy),
+            finalize_deposits.stage({"MATIC": ChainReader(rpcs, token, DEPTH)}, policy, services.connect),
         ):
             if stages:
                 await stack.enter_async_context(running(stage, services, at))

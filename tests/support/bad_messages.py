@@ -15,19 +15,33 @@ from topics.catalog import (
     DEPOSITS_NOTIFIED,
     INPUT_BYTES_MAX,
     KYC_APPROVED,
+    KYC_REJECTED,
+    TRANSACTIONS_CONFIRMED,
+    TRANSACTIONS_SIGNED,
     WALLETS_REQUESTED,
+    WITHDRAWALS_ACCEPTED,
     WITHDRAWALS_REQUESTED,
     Topic,
 )
 
-STAGES = {
-    KYC_APPROVED: "request_wallets",
-    WALLETS_REQUESTED: "provision_wallets",
-    DEPOSITS_NOTIFIED: "credit_deposits",
-    CHAIN_HEADS: "finalize_deposits",
-    WITHDRAWALS_REQUESTED: "accept_withdrawals",
+STAGES: dict[Topic, tuple[str, ...]] = {
+    KYC_APPROVED: ("request_wallets",),
+    KYC_REJECTED: ("freeze_wallets",),
+    WALLETS_REQUESTED: ("provision_wallets",),
+    DEPOSITS_NOTIFIED: ("credit_deposits",),
+    CHAIN_HEADS: ("finalize_deposits", "sign_waiting", "track_confirmations"),
+    WITHDRAWALS_REQUESTED: ("accept_withdrawals",),
+    WITHDRAWALS_ACCEPTED: ("sign_transactions",),
+    TRANSACTIONS_SIGNED: ("broadcast_transactions",),
+    TRANSACTIONS_CONFIRMED: ("settle_withdrawals",),
 }
-"""Every topic that a stage reads."""
+"""Every topic that stages read. Each of several refuses a bad message by itself."""
+SAID_OF_GOOD = {
+    DEPOSITS_NOTIFIED: ["unknown_wallet"],
+    TRANSACTIONS_SIGNED: ["unknown_transaction"],
+    TRANSACTIONS_CONFIRMED: ["unknown_withdrawal"],
+}
+"""Codes of the dead letters of a good event; of the other topics' there are none."""
 
 
 def good(topic: Topic) -> dict[str, Any]:
@@ -47,13 +61,35 @@ def good(topic: Topic) -> dict[str, Any]:
             "user_id": f"nobody-{unique}", "idempotency_key": unique, "chain": "MATIC", "asset": "USDC", "amount": "5",
             "to": "0x" + "34" * 20,
         }  # fmt: skip
+    if topic is KYC_REJECTED:
+        return {
+            "user_id": f"kyc-{unique}", "vendor": "sumsub", "applicant_id": "a", "vendor_event_id": unique,
+            "rejected_at": "now", "final": False,
+        }  # fmt: skip
+    lane = {
+        "withdrawal_id": unique,
+        "chain": "MATIC",
+        "signer": "0x" + "34" * 20,
+        "nonce": 7,
+        "tx_hash": "0x" + unique * 2,
+    }
+    if topic is TRANSACTIONS_SIGNED:
+        return lane | {"n": 1}
+    if topic is TRANSACTIONS_CONFIRMED:
+        return lane | {"block_hash": "0x" + unique * 2, "block_number": 7, "outcome": "confirmed"}
+    if topic is WITHDRAWALS_ACCEPTED:
+        return {
+            "withdrawal_id": unique, "user_id": "nobody", "rail": "chain", "chain": "MATIC", "asset": "USDC",
+            "amount": "5", "to": "0x" + "34" * 20,
+        }  # fmt: skip
     return {"chain": "ETH", "chain_id": 1, "number": 1, "block_hash": f"0x{unique * 2}", "timestamp_s": 1}
 
 
 def _numeric_field(topic: Topic) -> str:
     fields = {
-        KYC_APPROVED: "vendor", WALLETS_REQUESTED: "user_id", DEPOSITS_NOTIFIED: "block_number",
-        WITHDRAWALS_REQUESTED: "amount",
+        KYC_APPROVED: "vendor", KYC_REJECTED: "vendor", WALLETS_REQUESTED: "user_id", DEPOSITS_NOTIFIED: "block_number",
+        WITHDRAWALS_REQUESTED: "amount", WITHDRAWALS_ACCEPTED: "amount", TRANSACTIONS_SIGNED: "nonce",
+        TRANSACTIONS_CONFIRMED: "nonce",
     }  # fmt: skip
     return fields.get(topic, "number")
 
@@ -183,6 +219,25 @@ _OF_OTHERS: dict[Topic, Callable[[], list[Case]]] = {
     ],
     DEPOSITS_NOTIFIED: _of_deposits,
     WITHDRAWALS_REQUESTED: _of_withdrawals,
+    WITHDRAWALS_ACCEPTED: lambda: [
+        Case("no amount", "wrong_schema", json.dumps(good(WITHDRAWALS_ACCEPTED) | {"amount": "0"}).encode()),
+        Case("a rail that is none", "wrong_schema", json.dumps(good(WITHDRAWALS_ACCEPTED) | {"rail": "mail"}).encode()),
+        Case(
+            "a chain that is none", "wrong_schema", json.dumps(good(WITHDRAWALS_ACCEPTED) | {"chain": "DOGE"}).encode()
+        ),
+    ],
+    TRANSACTIONS_SIGNED: lambda: [
+        Case("a negative nonce", "wrong_schema", json.dumps(good(TRANSACTIONS_SIGNED) | {"nonce": -1}).encode()),
+        Case("no attempt", "wrong_schema", json.dumps(good(TRANSACTIONS_SIGNED) | {"n": 0}).encode()),
+    ],
+    TRANSACTIONS_CONFIRMED: lambda: [
+        Case(
+            "an end that is none",
+            "wrong_schema",
+            json.dumps(good(TRANSACTIONS_CONFIRMED) | {"outcome": "lost"}).encode(),
+        ),
+        Case("no block", "wrong_schema", json.dumps(good(TRANSACTIONS_CONFIRMED) | {"block_hash": "0x"}).encode()),
+    ],
     CHAIN_HEADS: lambda: [
         Case("a negative number", "wrong_schema", json.dumps(good(CHAIN_HEADS) | {"number": -1}).encode()),
         Case("a number over 63 bits", "wrong_schema", json.dumps(good(CHAIN_HEADS) | {"number": 2**63}).encode()),
@@ -193,4 +248,4 @@ _OF_OTHERS: dict[Topic, Callable[[], list[Case]]] = {
 
 def cases_of(topic: Topic) -> list[Case]:
     """Bad messages for one topic."""
-    return [*_of_any_topic(topic), *_OF_OTHERS[topic]()]
+    return [*_of_any_topic(topic), *_OF_OTHERS.get(topic, list)()]

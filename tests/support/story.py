@@ -72,6 +72,15 @@ class Letter:
         return [(name, value) for name, value in self.headers if not name.startswith("dlq_")]
 
 
+READERS = {
+    "deposits": ("deposits",),
+    "chain": ("deposits", "withdrawals"),
+    "withdrawals": ("withdrawals",),
+    "transactions": ("withdrawals",),
+}
+"""Movements that read a topic, by its name's first word; of the others it is onboarding."""
+
+
 @dataclass(frozen=True)
 class Story:
     """A running stack and the ways tests look at it."""
@@ -157,37 +166,38 @@ class Story:
                 found.append((record, content))
         return found
 
-    async def letters(self, topic: Topic, sent: Sequence[Sent]) -> list[list[Letter]]:
-        """The dead letters of each message; waits until the stage has settled all of them."""
+    async def letters(self, topic: Topic, sent: Sequence[Sent], stage: str | None = None) -> list[list[Letter]]:
+        """The dead letters of each message, of one stage where several read the topic; waits until all of them are settled. One
+        that was told again, as it was, is one."""
         await self.settled(topic, sent)
         found: dict[Sent, list[Letter]] = {place: [] for place in sent}
         for record in await self.records(topic.dlq):
             letter = Letter(record.key, record.value, list(record.headers))
             place = Sent(int(letter.ours("partition")), int(letter.ours("offset")))
-            if place in found:
+            if place in found and letter not in found[place] and stage in (None, letter.ours("stage")):
                 found[place].append(letter)
         return [found[place] for place in sent]
 
     async def settled(self, topic: Topic, sent: Sequence[Sent]) -> None:
         """Waits until a stage has acknowledged these messages: then what they caused is out."""
         first = topic.name.partition(".")[0]
-        movement = {"deposits": "deposits", "chain": "deposits", "withdrawals": "withdrawals"}.get(first, "onboarding")
-        group = f"stablerail-{self.prefix}{movement}"
         needed: dict[TopicPartition, int] = {}
         for place in sent:
             partition = TopicPartition(topic.named(self.prefix), place.partition)
             needed[partition] = max(needed.get(partition, 0), place.offset + 1)
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, group_id=group, enable_auto_commit=False)
-        consumer.assign(list(needed))
-        await consumer.start()
-        try:
+        for movement in READERS.get(first, ("onboarding",)):
+            group = f"stablerail-{self.prefix}{movement}"
+            consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, group_id=group, enable_auto_commit=False)
+            consumer.assign(list(needed))
+            await consumer.start()
+            try:
 
-            async def committed() -> bool:
-                return all([(await consumer.committed(tp) or 0) >= offset for tp, offset in needed.items()])
+                async def committed(consumer: AIOKafkaConsumer = consumer) -> bool:
+                    return all([(await consumer.committed(tp) or 0) >= offset for tp, offset in needed.items()])
 
-            await until(committed, f"{topic.name} settled up to {needed}")
-        finally:
-            await consumer.stop()
+                await until(committed, f"{topic.name} settled up to {needed} by {movement}")
+            finally:
+                await consumer.stop()
 
     # -- commands ----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from connectors.kyc.sumsub import SumsubSource, sign
 from connectors.webhooks.bridge import CIRCLE_PATHS, SUMSUB_PATHS, Limits, Mount, create_bridge, trace_of
 from connectors.webhooks.publisher import Unavailable
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation
-from topics.catalog import DEPOSITS_NOTIFIED, KYC_APPROVED, WEBHOOKS_DLQ, Topic
+from topics.catalog import DEPOSITS_NOTIFIED, KYC_APPROVED, KYC_REJECTED, WEBHOOKS_DLQ, Topic
 from topics.envelope import read
 from topics.events import DepositNotified, Evidence, KycApproved
 from topics.trace import child, is_sampled, is_traceparent
@@ -35,6 +35,7 @@ GREEN = json.dumps(
     }
 ).encode()
 RED = GREEN.replace(b"GREEN", b"RED")
+CREATED = GREEN.replace(b"applicantReviewed", b"applicantCreated")
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 KYC = SUMSUB_PATHS[0]
@@ -155,8 +156,8 @@ async def test_a_redelivered_webhook_is_the_same_event(bridge: Bridge) -> None:
 
 async def test_a_refusal_of_the_customer_is_counted_and_answered(bridge: Bridge) -> None:
     assert (await bridge.kyc(RED)).status_code == 200
-    assert bridge.broker.messages == []
-    assert bridge.count("sumsub", "ignored", "refused") == 1
+    assert [message[0] for message in bridge.broker.messages] == [KYC_REJECTED]
+    assert bridge.count("sumsub", "published", "kyc.rejected") == 1
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ async def test_a_broker_that_is_down_makes_the_vendor_repeat(bridge: Bridge) -> 
         assert answer.headers["retry-after"] == "5"
     assert_problem(await bridge.http.get("/readyz"), 503, "broker_unavailable")
     assert (await bridge.http.get("/healthz")).status_code == 200
-    assert (await bridge.kyc(RED)).status_code == 200
+    assert (await bridge.kyc(CREATED)).status_code == 200
     bridge.broker.down = False
     assert (await bridge.kyc(GREEN)).status_code == 200
     assert (await bridge.http.get("/readyz")).json() == {"status": "ready"}
