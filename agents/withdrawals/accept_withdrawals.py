@@ -10,6 +10,7 @@ that fits.
 
 | code | why |
 | --- | --- |
+| frozen_customer | the KYC vendor's last word is a rejection |
 | unsupported_rail | not by our own wallet (`chain`) |
 | unsupported_network | not a chain of ours, or no withdrawals leave by it |
 | unsupported_token | not USDC; the native coin neither |
@@ -70,6 +71,8 @@ class Facts:
     """Those of the addresses asked for that are wallets of ours, canonical."""
     denied: frozenset[str]
     withdrawals: dict[str, Withdrawal] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+    """Customers whom the KYC vendor rejected."""
 
 
 class _Wish(NamedTuple):
@@ -118,6 +121,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
 def judge(event: WithdrawalRequested, facts: Facts) -> _Wish | str:
     """What was asked for, or the code of the first rule that it breaks; what the ledger's hold refuses comes later."""
     chain, policy = event.chain, facts.policy
+    if event.user_id in facts.frozen:
+        return "frozen_customer"
     if event.rail != Rail.CHAIN:
         return "unsupported_rail"
     if chain not in policy.tokens:
@@ -197,12 +202,14 @@ class AcceptWithdrawals:
         wanted = [received.event for received in events if isinstance(received.event, WithdrawalRequested)]
         withdrawals = await lock(connection, {withdrawal_id(e.user_id, e.idempotency_key) for e in wanted})
         limits = {name: int(value) for name, value in await connection.fetch(_sql.limits)}
+        frozen = {row[0] for row in await connection.fetch(_sql.frozen, sorted({e.user_id for e in wanted}))}
         own: set[str] = set()
         denied: set[str] = set()
         for chains, addresses in _addresses(wanted, self._policy.tokens):
             own |= {row[0] for row in await connection.fetch(_sql.own_addresses, chains, addresses)}
             denied |= {row[0] for row in await connection.fetch(_sql.denied_addresses, chains, addresses)}
-        return Facts(at, self._policy, {**self._fallback, **limits}, frozenset(own), frozenset(denied), withdrawals)
+        limits = {**self._fallback, **limits}
+        return Facts(at, self._policy, limits, frozenset(own), frozenset(denied), withdrawals, frozenset(frozen))
 
 
 def _addresses(

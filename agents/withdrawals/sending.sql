@@ -1,13 +1,14 @@
 -- name: waiting
--- Whoever locks several that wait locks them in this order.
+-- Whoever locks several that wait locks them in this order. What a customer asked for who was rejected since then waits.
 SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', ''), w.rail,
        w.chain, w.asset, w.amount::text, w.recipient, w.status, w.code, replace(w.hold_id::text, '-', ''),
        w.requested_at, w.updated_at, w.settled_at, w.version
 FROM withdrawals w
 WHERE w.chain = $1 AND w.status = 'signing' AND w.rail = 'chain' AND w.asset = $2
+  AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')
 ORDER BY w.requested_at, w.id
 LIMIT $3
-FOR UPDATE
+FOR UPDATE OF w
 
 -- name: in_flight
 -- Of each nonce the dearest attempt counts. Behind $3 is what the chain's own balances may not show yet.

@@ -18,3 +18,7 @@ SELECT l.signer FROM lanes l WHERE l.chain = ANY ($1::text[]) AND l.signer = ANY
 
 -- name: denied_addresses
 SELECT d.address FROM denied_addresses d WHERE d.chain = ANY ($1::text[]) AND d.address = ANY ($2::text[])
+
+-- name: frozen
+SELECT k.user_id FROM unnest($1::text[]) AS x(user_id) JOIN kyc_standings k ON k.user_id = x.user_id
+WHERE k.standing = 'rejected'

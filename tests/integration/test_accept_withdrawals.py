@@ -13,7 +13,7 @@ from agents.withdrawals.withdrawal import withdrawal_id
 from ledger.commit import lock_writer, seal
 from ledger.limits import set_limits
 from ledger.rows import Op, block
-from ledger.tables import DENIED_ADDRESSES, LANES, WALLETS
+from ledger.tables import DENIED_ADDRESSES, KYC_STANDINGS, LANES, WALLETS
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import Ground, ground, running, until
 from tests.support.withdrawals import (
@@ -78,6 +78,17 @@ async def own_addresses(at: Ground) -> None:
     await connection.close()
 
 
+async def rejected(at: Ground, user: str) -> None:
+    """What the stage `freeze_wallets` stores."""
+    connection = await at.connect()
+    now = at.clock()
+    async with connection.transaction():
+        owners = await lock_writer(connection, "tests")
+        blocks = [block(KYC_STANDINGS, Op.UPSERT, [(user, "rejected", "test", "e1", "2026-07-01", now)])]
+        await seal(connection, "tests", owners, blocks=blocks, messages=[], at=now, actor="tests", summary={})
+    await connection.close()
+
+
 async def test_each_refusal_is_an_answer_with_its_code_and_moves_no_money(at: Ground) -> None:
     await own_addresses(at)
     await fund(at, "ada", 1_000 * SCALE)
@@ -89,7 +100,9 @@ async def test_each_refusal_is_an_answer_with_its_code_and_moves_no_money(at: Gr
         "zero_address": {"to": "0x" + "0" * 40}, "token_contract": {"to": TOKEN}, "own_wallet": {"to": WALLET},
         "denied_address": {"to": DENIED}, "below_minimum": {"amount": "4.999999"},
         "above_maximum": {"amount": "100.000001"}, "insufficient_funds": {"user_id": "poor"},
+        "frozen_customer": {"user_id": "rejected"},
     }  # fmt: skip
+    await rejected(at, "rejected")
     await limit(at, min_MATIC=5 * SCALE, max_MATIC=100 * SCALE, user_day=120 * SCALE)
     async with at.process() as services, running(accept_withdrawals.stage(policy_of(at)), services, at):
         ids = {await tell(at, code, **fields): code for code, fields in wishes.items()}

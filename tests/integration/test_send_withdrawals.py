@@ -89,6 +89,19 @@ async def test_a_message_that_comes_twice_or_late_changes_nothing(desk: Sending)
     await assert_holds(desk.connection)
 
 
+async def test_what_a_customer_asked_for_who_was_rejected_since_waits_and_keeps_nobody_else_waiting(
+    desk: Sending,
+) -> None:
+    (first,), (second,), process = await desk.ask(), await desk.ask(), desk.process()
+    frozen = "INSERT INTO kyc_standings VALUES ($1, 'rejected', 'test', 'e1', 'now', now())"
+    await desk.connection.execute(frozen, first.user_id)
+    signed = await desk.signed(process, first, second)
+    assert [TransactionSigned.model_validate_json(one.value or b"").withdrawal_id for one in signed] == [second.id]
+    await desk.connection.execute("UPDATE kyc_standings SET standing = 'approved'")
+    (last,) = await desk.head(process)
+    assert TransactionSigned.model_validate_json(last.value or b"").withdrawal_id == first.id
+
+
 async def test_an_event_about_a_transaction_that_we_never_signed_is_a_dead_letter(desk: Sending) -> None:
     (asked,), process = await desk.ask(), desk.process()
     (told,) = await desk.signed(process, asked)

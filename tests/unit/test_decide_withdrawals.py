@@ -43,7 +43,7 @@ POLICY = WithdrawalPolicy(
 def facts(**limits: int) -> Facts:
     set_ = {f"withdrawal.{name.replace('_MATIC', '.MATIC')}": value for name, value in limits.items()}
     known = {**POLICY.limits(POLICY.tokens), **set_}
-    return Facts(NOW, POLICY, known, frozenset({OWN}), frozenset({DENIED}))
+    return Facts(NOW, POLICY, known, frozenset({OWN}), frozenset({DENIED}), frozen=frozenset({"frozen"}))
 
 
 def event(**fields: Any) -> WithdrawalRequested:
@@ -79,6 +79,7 @@ def told(done: Outcome) -> Any:
 
 
 REFUSED: list[tuple[str, dict[str, str]]] = [
+    ("frozen_customer", {"user_id": "frozen"}),
     ("unsupported_rail", {"rail": "circle"}),
     ("unsupported_rail", {"rail": "pigeon"}),
     ("unsupported_network", {"chain": "DOGE"}),
