@@ -136,6 +136,19 @@ class ConsumerThread(AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
+    async def seek_assigned(self, positions: Mapping[TP, int]) -> None:
+        """Moves those of the partitions that are still ours. Faust's own seek then waits for positions, a minute and a half of
+        one that goes away meanwhile."""
+
+        async def seek() -> None:
+            consumer = self._ensure_consumer()
+            assigned = consumer.assignment()
+            for tp, offset in positions.items():
+                if tp in assigned:
+                    consumer.seek(tp, offset)
+
+        await self.call_thread(seek)
+
     def fetch_wait(self, wait_ms: int) -> None:
         """How long the broker may hold the next fetch that finds nothing."""
         if self._consumer is not None and self._consumer._fetcher is not None:
@@ -257,7 +270,8 @@ class Consumer(KafkaConsumer):
         # aiokafka does not move a partition that has no committed offset, and Faust drops what it fetched around a rebalance
         assigned = self.assignment()
         if unmoved := {tp: at for tp, at in self._began.items() if tp in assigned and not self._committed_offset[tp]}:
-            await self.seek_wait(unmoved)
+            await cast(ConsumerThread, self._thread).seek_assigned(unmoved)
+            self._read_offset.update({tp: at or None for tp, at in unmoved.items()})
 
 
 class Transport(KafkaTransport):

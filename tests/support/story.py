@@ -186,7 +186,7 @@ class Story:
         for place in sent:
             partition = TopicPartition(topic.named(self.prefix), place.partition)
             needed[partition] = max(needed.get(partition, 0), place.offset + 1)
-        for movement in READERS.get(first, ("onboarding",)):
+        for movement in self.stack.children.keys() & READERS.get(first, ("onboarding",)):
             group = f"stablerail-{self.prefix}{movement}"
             consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, group_id=group, enable_auto_commit=False)
             consumer.assign(list(needed))

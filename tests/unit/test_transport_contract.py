@@ -154,7 +154,7 @@ class Broker:
         self.consumer.assignment = lambda: {A, B}
         self.consumer._commit = self.commit
         self.consumer.seek_to_committed = self.seek_to_committed
-        self.consumer.seek_wait = self.seek_wait
+        self.consumer._thread.seek_assigned = self.seek_assigned
         self.consumer._thread.getmany = self.getmany
         self.want = 0
 
@@ -174,7 +174,7 @@ class Broker:
         self.position.update(self.committed)
         return {tp: self.committed.get(tp) for tp in (A, B)}
 
-    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+    async def seek_assigned(self, partitions: Mapping[TP, int]) -> None:
         self.position.update(partitions)
 
     async def getmany(self, wanted: set[TP], timeout: float) -> dict[TP, list[Any]]:
