@@ -56,6 +56,7 @@ class Rig:
 
     def lines(self, kind: str) -> list[list[str]]:
         text = self.journal.read_text() if self.journal.exists() else ""
+        text = text[: text.rfind("\n") + 1]  # a worker may be in the middle of a line
         return [line.split() for line in text.splitlines() if line.startswith(kind)]
 
     def processed(self) -> dict[int, list[int]]:

@@ -29,6 +29,7 @@ from mode import CrashingSupervisor
 from agents.transport import Run, ack, batched_topic, register
 
 EXIT_CRASHED = 70
+FAUST_STOP_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,17 @@ def build(job: Job, datadir: str) -> faust.App:
     return app
 
 
+class Worker(faust.Worker):
+    """Faust's own stop hangs now and then, with nothing in hand; the product's worker does not wait for it either."""
+
+    async def _stop_on_signal(self, signal: Any) -> None:
+        asyncio.get_running_loop().call_later(FAUST_STOP_S, os._exit, 0)
+        await super()._stop_on_signal(signal)
+
+
 async def run(app: faust.App) -> int:
     """The worker in our own loop: our logging, our stdout, its signal handlers (SIGTERM stops it)."""
-    worker = faust.Worker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
+    worker = Worker(app, loop=asyncio.get_running_loop(), override_logging=False, quiet=True)
     worker.spinner = None
     try:
         await worker.start()
