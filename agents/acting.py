@@ -137,6 +137,7 @@ class Acting:
                 waits = await self._slots(len(calls)) if calls else []
         except _AGAIN as error:
             self._log.warning("calls.retry", error=type(error).__name__)
+            await self._drop("take")  # what was leased and not asked is taken again when the lease has run out
             return 0
         for call, wait_s in zip(calls, waits, strict=True):
             self._in_flight[call.id] = call

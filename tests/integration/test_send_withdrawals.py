@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -16,30 +14,19 @@ from agents.withdrawals.lanes import list_lanes, open_lane, pause_lane
 from chain.fees import GWEI
 from ledger.rows import Connection
 from stablerail.dev.anvil import Anvil
-from stablerail.dev.fetch import Tools
-from stablerail.dev.usdc import Usdc, deploy
+from stablerail.dev.usdc import Usdc
 from tests.support import ledger_rig
+from tests.support import sending as sending_rig
 from tests.support.ledger_rig import assert_holds, connect_to
 from tests.support.sending import COIN, USDC, Sending, accepted, messages, sending
 from topics.catalog import TRANSACTIONS_BROADCAST
 from topics.events import TransactionBroadcast, TransactionSigned
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+chain, token = sending_rig.chain, sending_rig.token
 
 SIGNED, KNOWN = ("broadcasting", "signed"), ("confirming", "broadcast")
 WAITS = ("signing", None)
-
-
-@pytest.fixture(scope="module")
-def chain(scratch: Path, tools: Tools) -> Iterator[Anvil]:
-    with Anvil(scratch / "anvil-sending", tools) as anvil:
-        yield anvil
-
-
-@pytest.fixture(scope="module")
-def token(chain: Anvil, tools: Tools) -> Usdc:
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, deploy(chain, tools.contracts)).result()
 
 
 @pytest.fixture

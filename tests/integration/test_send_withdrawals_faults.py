@@ -4,9 +4,7 @@ same, with the nonce that it was given first."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
@@ -16,31 +14,20 @@ from agents.withdrawals.withdrawal import Status, Withdrawal, moved
 from ledger.commit import lock_writer, seal
 from ledger.rows import Changes, Connection
 from stablerail.dev.anvil import Anvil
-from stablerail.dev.fetch import Tools
-from stablerail.dev.usdc import Usdc, deploy
+from stablerail.dev.usdc import Usdc
 from tests.support import ledger_rig
+from tests.support import sending as sending_rig
 from tests.support.ledger_rig import AT, assert_holds, connect_to, owner
 from tests.support.proxies.http import HttpProxy, http_request
 from tests.support.rpc_stub import LyingEndpoint, Refusal
 from tests.support.sending import COIN, Sending, messages, sending
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+chain, token = sending_rig.chain, sending_rig.token
 
 SIGNED, KNOWN = ("broadcasting", "signed"), ("confirming", "broadcast")
 NOBODY = "http://127.0.0.1:9"
 """No node listens there."""
-
-
-@pytest.fixture(scope="module")
-def chain(scratch: Path, tools: Tools) -> Iterator[Anvil]:
-    with Anvil(scratch / "anvil-faults", tools) as anvil:
-        yield anvil
-
-
-@pytest.fixture(scope="module")
-def token(chain: Anvil, tools: Tools) -> Usdc:
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, deploy(chain, tools.contracts)).result()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ import pytest_asyncio
 
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
-from tests.support.crash_rig import CrashRig, Found, Rigs
+from tests.support.crash_rig import CrashRig, Found, Rigs, crash_rig
 from tests.support.proxies import Hold, Match, Where, commit_after, produce
 
 
@@ -50,13 +51,15 @@ def journal(rig: CrashRig) -> Match:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rigs(request: pytest.FixtureRequest, scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator[Rigs]:
-    rigs = Rigs(scratch, postgres, kafka, request.module.SETTINGS)
+async def rigs(
+    request: pytest.FixtureRequest, scratch: Path, postgres: Postgres, kafka: Kafka
+) -> AsyncIterator[Rigs[CrashRig]]:
+    rigs = Rigs(partial(crash_rig, scratch, postgres, kafka, request.module.SETTINGS))
     yield rigs
     await rigs.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def rig(rigs: Rigs) -> CrashRig:
+async def rig(rigs: Rigs[CrashRig]) -> CrashRig:
     """One worker, idle, that owns every partition."""
     return await rigs.quiet()

@@ -15,12 +15,11 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -388,16 +387,23 @@ def _about(hashes: set[str], messages: Iterable[Message]) -> set[str]:
     return {DepositCredited.model_validate_json(message.value or b"").tx_hash for message in credited} & hashes
 
 
-class Rigs:
+class Quiet(Protocol):
+    is_quiet: bool
+
+
+R = TypeVar("R", bound=Quiet)
+
+
+class Rigs(Generic[R]):
     """The rig that a module's tests share: each goes on with the worker that the one before left. One that failed leaves
     nobody knows what, so the next gets a new rig."""
 
-    def __init__(self, directory: Path, server: Postgres, broker: Kafka, settings: Mapping[str, str]) -> None:
-        self._make = partial(crash_rig, directory, server, broker, settings)
+    def __init__(self, make: Callable[[], AbstractAsyncContextManager[R]]) -> None:
+        self._make = make
         self._stack = AsyncExitStack()
-        self._rig: CrashRig | None = None
+        self._rig: R | None = None
 
-    async def quiet(self) -> CrashRig:
+    async def quiet(self) -> R:
         if self._rig is None or not self._rig.is_quiet:
             await self.close()
             self._rig = await self._stack.enter_async_context(self._make())

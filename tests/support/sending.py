@@ -5,14 +5,19 @@ Without Kafka: events are settled by `run`, and what a stage emits is handed on 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from agents.item import read_item
 from agents.outcome import Stage
@@ -32,7 +37,8 @@ from ledger.posting import Transaction, credit, debit
 from ledger.record import Message
 from ledger.rows import Changes, Connection
 from stablerail.dev.anvil import Anvil
-from stablerail.dev.usdc import Usdc
+from stablerail.dev.fetch import Tools
+from stablerail.dev.usdc import Usdc, deploy
 from tests.support.ledger_rig import AT
 from tests.support.payouts import store
 from topics.catalog import CHAIN_HEADS, TRANSACTIONS_SIGNED, WITHDRAWALS_ACCEPTED
@@ -234,6 +240,18 @@ class Sending:
 
 def messages(settled: Settled) -> list[Message]:
     return list(settled.sealed.messages) if settled.sealed is not None else []
+
+
+@pytest.fixture(scope="module")
+def chain(scratch: Path, tools: Tools) -> Iterator[Anvil]:
+    with Anvil(scratch / "anvil-sending", tools) as anvil:
+        yield anvil
+
+
+@pytest.fixture(scope="module")
+def token(chain: Anvil, tools: Tools) -> Usdc:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, deploy(chain, tools.contracts)).result()
 
 
 @asynccontextmanager

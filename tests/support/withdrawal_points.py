@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ import pytest_asyncio
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
+from tests.support.crash_rig import Rigs
 from tests.support.proxies import (
     Frame,
     Hold,
@@ -28,7 +30,7 @@ from tests.support.proxies import (
     produce,
     sql_contains,
 )
-from tests.support.withdrawal_rig import PATIENCE_S, Rigs, WithdrawalRig
+from tests.support.withdrawal_rig import PATIENCE_S, WithdrawalRig, withdrawal_rig
 from topics.catalog import (
     CHAIN_HEADS,
     JOURNAL,
@@ -165,13 +167,13 @@ async def kill_at(rig: WithdrawalRig, boundary: Boundary) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka, tools: Tools) -> AsyncIterator[Rigs]:
-    rigs = Rigs(scratch, postgres, kafka, tools, SETTINGS)
+async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka, tools: Tools) -> AsyncIterator[Rigs[WithdrawalRig]]:
+    rigs = Rigs(partial(withdrawal_rig, scratch, postgres, kafka, tools, SETTINGS))
     yield rigs
     await rigs.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def rig(rigs: Rigs) -> WithdrawalRig:
+async def rig(rigs: Rigs[WithdrawalRig]) -> WithdrawalRig:
     """One worker, idle, that owns every partition."""
     return await rigs.quiet()

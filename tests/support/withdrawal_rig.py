@@ -16,10 +16,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,29 +307,6 @@ class WithdrawalRig:
         await self._consumer.stop()
         await self._producer.stop()
         await self.database.close()
-
-
-class Rigs:
-    """The rig that a module's tests share: each goes on with the worker that the one before left. One that failed leaves
-    nobody knows what, so the next gets a new rig."""
-
-    def __init__(
-        self, directory: Path, server: Postgres, broker: Kafka, tools: Tools, settings: Mapping[str, str]
-    ) -> None:
-        self._make = partial(withdrawal_rig, directory, server, broker, tools, settings)
-        self._stack = AsyncExitStack()
-        self._rig: WithdrawalRig | None = None
-
-    async def quiet(self) -> WithdrawalRig:
-        if self._rig is None or not self._rig.is_quiet:
-            await self.close()
-            self._rig = await self._stack.enter_async_context(self._make())
-        self._rig.is_quiet = False
-        return self._rig
-
-    async def close(self) -> None:
-        self._rig = None
-        await self._stack.aclose()
 
 
 @asynccontextmanager
