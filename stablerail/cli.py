@@ -88,7 +88,8 @@ def migrate(
 @app.command()
 def worker(
     movements: Annotated[
-        list[str] | None, typer.Argument(help="onboarding, deposits, chains, withdrawals, treasury; none = all")
+        list[str] | None,
+        typer.Argument(help="onboarding, deposits, chains, withdrawals, treasury, recovery; none = all"),
     ] = None,
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
 ) -> None:

@@ -56,7 +56,7 @@ from topics.trace import Spans
 
 _log = structlog.get_logger()
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury")
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
@@ -65,6 +65,7 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "chains": ("database_url",),
     "withdrawals": ("database_url",),
     "treasury": ("database_url",),
+    "recovery": ("database_url",),
 }
 
 
@@ -337,6 +338,10 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
     return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
 
 
+async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    return Movement("recovery")
+
+
 def _call_policy(settings: Settings) -> CallPolicy:
     return CallPolicy(
         timeout_s=settings.call_timeout_s,
@@ -359,4 +364,5 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "chains": _chains,
     "withdrawals": _withdrawals,
     "treasury": _treasury,
+    "recovery": _recovery,
 }

@@ -94,7 +94,10 @@ def test_a_wrong_or_missing_setting_is_named_and_ends_the_program_with_78(
 def test_an_unknown_movement_is_named_with_those_there_are(run: Callable[..., Result]) -> None:
     result = run("worker", "deposits", "depositz", database_url="postgresql://u:p@h/d")
     assert result.exit_code == 2
-    assert "unknown movement depositz; there are onboarding, deposits, chains, withdrawals, treasury" in result.output
+    assert (
+        "unknown movement depositz; there are onboarding, deposits, chains, withdrawals, treasury, recovery"
+        in result.output
+    )
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["verify"], ["keys", "list"], ["topics", "list"]])

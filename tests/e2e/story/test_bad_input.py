@@ -141,5 +141,5 @@ def _signature() -> str:
 async def test_no_bad_input_was_taken_for_a_bug(story: Story) -> None:
     """Runs after the others of this file: no crash was counted, no worker was restarted."""
     assert await story.rows("SELECT stage, topic, count FROM crashes") == []
-    for name in ("onboarding", "deposits", "chains", "withdrawals", "treasury", "bridge", "api"):
+    for name in ("onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery", "bridge", "api"):
         assert story.stack.children[name].returncode is None
