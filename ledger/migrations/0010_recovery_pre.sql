@@ -1,1 +1,2 @@
 -- What recovery keeps.
+SELECT;
