@@ -21,6 +21,7 @@ from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
 from stablerail.cli_deposits import deny_app, shortfall_app
+from stablerail.cli_dlq import dlq_app
 from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
@@ -46,6 +47,7 @@ app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
 app.add_typer(deny_app, name="deny")
 app.add_typer(shortfall_app, name="shortfall")
+app.add_typer(dlq_app, name="dlq")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 
