@@ -74,6 +74,7 @@ CODES: Final[dict[str, Code]] = {
     "transfer_changed": Code(Whose.PRODUCER, "its source reported this transfer with other contents before"),
     # withdrawals
     "idempotency_key_reused": Code(Whose.CUSTOMER, "the customer used this key for another withdrawal before"),
+    "not_cancellable": Code(Whose.CUSTOMER, "something is signed for it already"),
     "unknown_withdrawal": Code(Whose.OURS, "no such withdrawal is stored", redrivable=True),
     "unknown_transaction": Code(Whose.OURS, "no such transaction is stored", redrivable=True),
     "not_final": Code(Whose.OURS, "the attempt has no end yet", redrivable=True, heals=True),
@@ -89,6 +90,8 @@ CODES: Final[dict[str, Code]] = {
     "unknown_hold": Code(Whose.OURS, "the hold does not exist", redrivable=True),
     "hold_ended": Code(Whose.OURS, "the hold has ended"),
     "hold_exceeded": Code(Whose.OURS, "more than is held"),
+    "hold_not_due": Code(Whose.OURS, "the hold's time has not come", redrivable=True, heals=True),
+    "group_refused": Code(Whose.OURS, "another transaction of its group was refused", redrivable=True),
     "not_reversible": Code(Whose.OURS, "the transaction cannot be reversed"),
     "reversal_exceeded": Code(Whose.OURS, "more than is left to reverse"),
     # a defect of ours
