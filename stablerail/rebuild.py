@@ -39,6 +39,7 @@ async def rebuild_database(settings: Settings, progress: Progress, after: After 
     async with _alone(settings) as connection, _reader(settings) as reader:
         restored = await rebuild_from(connection, reader, progress)
         if after is not None:
+            await connection.execute("SET synchronous_commit = on")  # what it commits is told
             await after(connection, restored)
         return restored
 

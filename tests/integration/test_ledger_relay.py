@@ -32,6 +32,8 @@ class Broker:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, bytes]] = []
+        self.untold: list[int] = []
+        """With each turn: the lowest number whose messages may not have left."""
         self.lose_answers = 0
         self.refuse = 0
         self.gate = asyncio.Event()
@@ -39,13 +41,14 @@ class Broker:
         self.asked = asyncio.Event()
         """Somebody publishes, or waits at the gate with what it wants to publish."""
 
-    async def publish(self, records: Sequence[tuple[int, bytes]]) -> None:
+    async def publish(self, records: Sequence[tuple[int, bytes]], untold: int) -> None:
         self.asked.set()
         await self.gate.wait()
         if self.refuse:
             self.refuse -= 1
             raise KafkaError("away")
         self.sent += records
+        self.untold.append(untold)
         if self.lose_answers:
             self.lose_answers -= 1
             raise KafkaError("no answer")
@@ -178,7 +181,7 @@ async def test_a_lost_mark_repeats_a_record_and_loses_none(dsn: str, connection:
 
 
 async def test_an_error_that_is_none_of_the_known_ones_is_not_hidden(dsn: str, connection: Connection) -> None:
-    async def broken(_records: Sequence[tuple[int, bytes]]) -> None:
+    async def broken(_records: Sequence[tuple[int, bytes]], _untold: int) -> None:
         raise ZeroDivisionError
 
     relay = Relay(connect_to(dsn), broken)
