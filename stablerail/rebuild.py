@@ -14,10 +14,10 @@ from typing import Any, Final
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from ledger.assembly import Assembly, RestoreScan
+from ledger.assembly import JUMP, Assembly, RestoreScan
 from ledger.errors import DatabaseBusy, JournalBroken, SchemaOutdated
 from ledger.migrate import is_newest
-from ledger.rebuild import GAP, TELL_AGAIN, Restored, rebuild
+from ledger.rebuild import TELL_AGAIN, Restored, rebuild
 from ledger.rebuild_batch import Journaled
 from ledger.rows import Connection
 from stablerail.config import Settings
@@ -75,7 +75,7 @@ class JournalReader:
         self.at_last = datetime.fromtimestamp(last.timestamp / 1000, UTC)
         return (
             len(last.key or b"") != 8
-            or int.from_bytes(last.key, "big") >= int.from_bytes(first.key or b"", "big") + GAP
+            or int.from_bytes(last.key, "big") >= int.from_bytes(first.key or b"", "big") + JUMP
         )
 
     async def _one(self, offset: int) -> Any:
@@ -160,6 +160,10 @@ async def alone_in(dsn: str, schema: str) -> AsyncIterator[Connection]:
         if not await is_newest(connection):
             raise SchemaOutdated("the database's schema is not this program's; run: stablerail migrate")
         yield connection
+    except (asyncpg.InternalClientError, asyncpg.InterfaceError) as error:  # how the driver says it, now and then
+        raise ConnectionResetError(
+            "the connection to the database was lost; what is applied stays, call it again"
+        ) from error
     finally:
         await connection.close()
 

@@ -146,7 +146,10 @@ def _runs(topic: str, deposits: Sequence[workload.Deposit]) -> list[Any]:
 async def _rebuild(parts: Parts, history: History) -> tuple[float, Restored]:
     async with _empty(parts) as dsn:
         started = time.perf_counter()
-        async with alone_in(dsn, SCHEMA) as connection, open_journal(history.here.bootstrap, history.here.prefix) as reader:
+        async with (
+            alone_in(dsn, SCHEMA) as connection,
+            open_journal(history.here.bootstrap, history.here.prefix) as reader,
+        ):
             restored = await rebuild_from(connection, reader, lambda *_: None)
         took_s = time.perf_counter() - started
         a, b = await open_for_diff(history.here.dsn, SCHEMA), await open_for_diff(dsn, SCHEMA)
