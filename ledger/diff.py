@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -56,11 +57,15 @@ Progress = Callable[[str, int, int], None]
 """Is told the table, its number and how many there are."""
 
 
-async def open_for_diff(dsn: str, schema: str) -> Connection:
-    """Raises asyncpg's errors."""
+@asynccontextmanager
+async def opened(dsn: str, schema: str) -> AsyncIterator[Connection]:
+    """For `diff`. Raises asyncpg's errors, and ValueError for what is no URL."""
     settings = {"search_path": quoted(schema), "application_name": "stablerail diff", **_AS_TEXT}
     connection: Connection = await asyncpg.connect(dsn, timeout=10, server_settings=settings)
-    return connection
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def diff(

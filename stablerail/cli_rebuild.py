@@ -15,7 +15,6 @@ from rich.table import Table
 
 from ledger.diff import ROWS_MAX, Difference
 from ledger.rebuild import Restored
-from ledger.rows import Connection
 from stablerail.cli_base import err, fail, journaled, needed_settings, out, run
 from stablerail.cli_verify import shown_progress
 
@@ -63,17 +62,13 @@ def diff(
     dsns = [_dsn(a), _dsn(b)]
 
     async def action() -> tuple[list[Difference], list[str]]:
-        opened: list[Connection] = []
         try:
-            opened += [await compared.open_for_diff(dsn, schema) for dsn in dsns]
-            found = await compared.diff(*opened, rows_max=rows, progress=progress)
-            outside = {name for connection in opened for name in await compared.tables_outside(connection)}
-            return found, sorted(outside)
+            async with compared.opened(dsns[0], schema) as one, compared.opened(dsns[1], schema) as other:
+                found = await compared.diff(one, other, rows_max=rows, progress=progress)
+                outside = {name for each in (one, other) for name in await compared.tables_outside(each)}
         except ValueError:  # its text may hold the URL
             fail("a database's URL is not one that PostgreSQL takes", 2)
-        finally:
-            for connection in opened:
-                await connection.close()
+        return found, sorted(outside)
 
     with shown_progress() as progress:
         found, outside = run(action)

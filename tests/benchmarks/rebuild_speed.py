@@ -21,7 +21,7 @@ import asyncpg
 from agents.crash import Stop
 from agents.delivery import Delivered, Delivery
 from agents.deposits import credit_deposits
-from ledger.diff import diff, open_for_diff
+from ledger.diff import diff, opened
 from ledger.migrate import upgrade
 from ledger.rebuild import Restored
 from ledger.tables import JOURNALED, WALLETS
@@ -152,12 +152,8 @@ async def _rebuild(parts: Parts, history: History) -> tuple[float, Restored]:
         ):
             restored = await rebuild_from(connection, reader, lambda *_: None)
         took_s = time.perf_counter() - started
-        a, b = await open_for_diff(history.here.dsn, SCHEMA), await open_for_diff(dsn, SCHEMA)
-        try:
+        async with opened(history.here.dsn, SCHEMA) as a, opened(dsn, SCHEMA) as b:
             wrong = [one for one in await diff(a, b) if not one.equal and one.table != WALLETS.name]
-        finally:
-            await a.close()
-            await b.close()
         if wrong:
             raise RuntimeError(f"the rebuilt database is another: {wrong}")
         return took_s, restored

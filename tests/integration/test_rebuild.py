@@ -17,7 +17,7 @@ from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.assembly import Assembly, RestoreScan
 from ledger.book import post
 from ledger.commit import Sealed, claim_owners, lock_writer, seal
-from ledger.diff import Difference, diff, open_for_diff
+from ledger.diff import Difference, diff, opened
 from ledger.errors import DatabaseAhead, DatabaseBusy, HistoriesDiffer, JournalBroken, SchemaOutdated
 from ledger.holds import hold, void
 from ledger.migrate import upgrade
@@ -41,11 +41,17 @@ PENDING = Account("ada", AccountType.PENDING_WITHDRAWAL)
 
 
 async def commit(
-    connection: Connection, writer: str, blocks: Sequence[Block] = (), *, told: bool = True, at: Any = AT
+    connection: Connection,
+    writer: str,
+    blocks: Sequence[Block] = (),
+    *,
+    told: bool = True,
+    messages: Sequence[Message] = (),
+    at: Any = AT,
 ) -> Sealed:
     async with connection.transaction():
         owners = await lock_writer(connection, writer)
-        messages = [Message("test.told", b"k", b"v", "1", "t")] if told else []
+        messages = [Message("test.told", b"k", b"v", "1", "t")] if told else messages
         return await seal(
             connection, writer, owners, blocks=blocks, messages=messages, at=at, actor='x",\\', summary={"n": 1}
         )
@@ -91,12 +97,8 @@ async def rebuilt(dsn: str, records: Iterable[Journaled], **more: Any) -> Restor
 
 
 async def differing(a: str, b: str) -> list[Difference]:
-    one, other = await open_for_diff(a, SCHEMA), await open_for_diff(b, SCHEMA)
-    try:
+    async with opened(a, SCHEMA) as one, opened(b, SCHEMA) as other:
         return [each for each in await diff(one, other) if not each.equal]
-    finally:
-        await one.close()
-        await other.close()
 
 
 async def ask(dsn: str, question: str) -> Any:
