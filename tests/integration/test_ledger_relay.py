@@ -93,6 +93,58 @@ async def test_several_callers_share_one_turn(dsn: str, connection: Connection) 
     assert await left(connection) == []
 
 
+async def test_the_journal_is_told_below_which_number_all_messages_have_left(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay, other = relay_of(dsn, broker), relay_of(dsn, broker)
+    one, two, three = [await commit(connection) for _ in range(3)]
+    await relay.journal()
+    relay.emitted([one.seq, three.seq])
+    four = await commit(connection)
+    await relay.journal()
+    relay.emitted([two.seq])
+    await commit(connection)
+    await other.journal()  # does not know yet that the second's have left: its row is there
+    six = await commit(connection)
+    relay.emitted([four.seq, four.seq + 1])
+    await relay.journal()
+    assert broker.untold == [one.seq, two.seq, two.seq, six.seq]
+    await relay.close()
+    await other.close()
+
+
+async def test_a_number_that_shows_long_after_higher_ones_have_left_is_found_and_told_of(
+    dsn: str, connection: Connection
+) -> None:
+    """A turn looks no lower than it must, and never above what a transaction that still runs has taken."""
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    slow = await connect_to(dsn)()
+    running = slow.transaction()
+    await running.start()
+    late = await seal(
+        slow, "slow", await lock_writer(slow, "slow"), blocks=[], messages=[], at=AT, actor="x", summary={}
+    )
+    for _ in range(3):
+        sealed = await commit(connection)
+        await relay.journal()
+        relay.emitted([sealed.seq])
+    assert relay._floor.seq <= late.seq < sealed.seq
+    await running.commit()
+    last = await commit(connection)
+    await relay.journal()
+    assert broker.seqs()[-2:] == [late.seq, last.seq]
+    assert broker.untold[-1] == late.seq
+    relay.emitted([late.seq, last.seq])
+    async with asyncio.timeout(30):  # transactions of the server's other databases hold it back too
+        while relay._floor.seq <= last.seq:
+            sealed = await commit(connection)
+            await relay.journal()
+            relay.emitted([sealed.seq])
+    assert broker.untold[-1] == sealed.seq
+    await slow.close()
+    await relay.close()
+
+
 async def test_records_that_another_process_left_go_too_and_those_it_took_are_not_waited_for(
     dsn: str, connection: Connection
 ) -> None:
