@@ -38,6 +38,7 @@ TARGET: Final = "benchmark_rebuild"
 TABLES: Final = [table.name for table in JOURNALED if table is not WALLETS]
 """The wallets are there before the history begins."""
 RUN: Final = 500
+HISTORY_S_MAX: Final = 300
 Told = Callable[[str], None]
 
 
@@ -99,13 +100,15 @@ async def _history(here: Place, load: workload.Workload) -> History:
     topic = delivery.stage.source.named(here.prefix)
     await shared.emitter.start()
     task = asyncio.create_task(delivery.work())
+    runs = _runs(topic, [*load.warm_up, *load.deposits])
+    acked: asyncio.Queue[None] = asyncio.Queue()
     try:
         delivery.assigned({(topic, partition) for partition in range(workload.PARTITIONS)})
-        for run in _runs(topic, [*load.warm_up, *load.deposits]):
-            await delivery.offer(Delivered(run, lambda: None))
-        await delivery.drained()
-        if shared.stop.reason is not None:
-            raise RuntimeError(shared.stop.reason)
+        for run in runs:
+            await delivery.offer(Delivered(run, lambda: acked.put_nowait(None)))
+        async with asyncio.timeout(HISTORY_S_MAX):
+            for _ in runs:
+                await acked.get()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
