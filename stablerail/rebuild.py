@@ -6,6 +6,8 @@ checked: no process of ours may be connected to the database, and a second rebui
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -26,6 +28,8 @@ from topics.catalog import JOURNAL
 FETCH_BYTES: Final = 32 * 1024 * 1024
 PROGRAM: Final = "stablerail"
 """The application_name of every connection of ours that may write."""
+
+LEAVING_S_MAX: Final = 1.0
 
 Progress = Callable[[int, int, int, int], None]
 """Is told the offsets read, how many there are, the records and the rows so far."""
@@ -169,14 +173,16 @@ async def alone_in(dsn: str, schema: str) -> AsyncIterator[Connection]:
 
 
 async def check_alone(connection: Connection) -> None:
-    """Raises DatabaseBusy with who is connected."""
-    rows = await connection.fetch(
+    """Raises DatabaseBusy with who is connected. Whoever has just closed its connection may be seen for a moment longer."""
+    deadline = time.monotonic() + LEAVING_S_MAX
+    while rows := await connection.fetch(
         "SELECT pid, coalesce(host(client_addr), 'local'), usename::text, backend_start FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() ORDER BY pid",
         PROGRAM,
-    )
-    if rows:
-        who = "; ".join(
-            f"{user} from {host}, process {pid}, since {since:%Y-%m-%d %H:%M:%S}" for pid, host, user, since in rows
-        )
-        raise DatabaseBusy(f"processes of ours are connected; stop workers, API and bridge first: {who}")
+    ):
+        if time.monotonic() > deadline:
+            who = "; ".join(
+                f"{user} from {host}, process {pid}, since {since:%Y-%m-%d %H:%M:%S}" for pid, host, user, since in rows
+            )
+            raise DatabaseBusy(f"processes of ours are connected; stop workers, API and bridge first: {who}")
+        await asyncio.sleep(0.05)
