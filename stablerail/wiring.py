@@ -108,8 +108,8 @@ def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | No
     """What every stage of a process runs on."""
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
 
-    async def publish(records: Any) -> None:
-        await emitter.journal(records)
+    async def publish(records: Any, untold: int) -> None:
+        await emitter.journal(records, untold)
         metrics.relayed(len(records), sum(len(record) for _, record in records))
 
     return Services(
