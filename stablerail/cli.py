@@ -24,6 +24,7 @@ from stablerail.cli_deposits import deny_app, shortfall_app
 from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
+from stablerail.cli_recovery import recovery_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
@@ -46,6 +47,7 @@ app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
 app.add_typer(deny_app, name="deny")
 app.add_typer(shortfall_app, name="shortfall")
+app.add_typer(recovery_app, name="recovery")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 
