@@ -46,9 +46,9 @@ class Restore(NamedTuple):
     at: datetime
     actor: str
     first_seq: int
-    """The first commit record of the restored database: its closing commit."""
+    """The restored database's own records have this number or a higher one; its closing commit is the first."""
     records: int
-    """Applied from the journal."""
+    """Of the journal's, that it was made of: what comes later with a lower number is of the database that was lost."""
 
 
 class Gate(NamedTuple):
@@ -70,16 +70,17 @@ def gate_of(partner: str) -> str:
 
 
 async def close(
-    connection: Connection, at: datetime, actor: str, *, last_seq: int, records: int
+    connection: Connection, at: datetime, actor: str, *, first_seq: int, records: int
 ) -> tuple[Restore, Sealed] | None:
-    """Closes every lane and every partner of a database that was just brought to record `last_seq` of its journal, in one commit.
-    None where that was done already: a rebuild that is run again closes nothing twice, and nothing that was opened since."""
+    """Closes every lane and every partner of a database that was just brought to the end of its journal, in one commit. `records`:
+    the journal's; `first_seq`: the lowest number that a commit from now on can get. None where that was done already and
+    nothing came since: a rebuild that is run again closes nothing twice."""
     async with connection.transaction():
         owners = await lock_writer(connection, WRITER)
         known = await last_restore(connection)
-        if known is not None and known.first_seq >= last_seq:
+        if known is not None and records <= known.records + 1:
             return None
-        restore = Restore((known.id if known else 0) + 1, at, actor, last_seq + 1, records)
+        restore = Restore((known.id if known else 0) + 1, at, actor, first_seq, records)
         changes = Changes()
         changes.insert(RESTORES, restore)
         logs = [Log(actor, "database.restored", "database", str(restore.id), after={"records": records})]

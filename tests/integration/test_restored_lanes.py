@@ -35,9 +35,9 @@ async def desk(connection: Connection, dsn: str, chain: Anvil, token: Usdc) -> A
         yield made
 
 
-async def restored(desk: Sending, last_seq: int = 0) -> Any:
+async def restored(desk: Sending, records: int = 7) -> Any:
     """The database as a rebuild leaves it."""
-    return await restoring.close(desk.connection, desk.now, "ann", last_seq=last_seq, records=7)
+    return await restoring.close(desk.connection, desk.now, "ann", first_seq=1_000_000, records=records)
 
 
 async def compared(desk: Sending, *rpcs: Any) -> Compared:
@@ -215,14 +215,14 @@ async def test_what_endpoints_do_not_agree_about_or_cannot_say_keeps_the_lane_cl
 async def test_a_rebuild_that_is_run_again_closes_nothing_twice(desk: Sending) -> None:
     (asked,), process = await desk.ask(), desk.process()
     await desk.signed(process, asked)
-    made = await restored(desk, last_seq=41)
+    made = await restored(desk, 41)
     assert made is not None
-    assert made[0] == restoring.Restore(1, desk.now, "ann", 42, 7)
-    assert await restored(desk, last_seq=41) is None, "cut off before its journal"
+    assert made[0] == restoring.Restore(1, desk.now, "ann", 1_000_000, 41)
+    assert await restored(desk, 41) is None, "cut off before its journal"
     assert (await compared(desk)).code == ""
-    assert await restored(desk, last_seq=42) is None, "its closing commit is the journal's last"
+    assert await restored(desk, 42) is None, "its closing commit is the journal's last"
     assert await desk.lane() == (1, "open", "")
-    again = await restored(desk, last_seq=99)
+    again = await restored(desk, 99)
     assert again is not None
     assert again[0].id == 2
     assert await desk.lane() == (1, "paused", "restored")

@@ -58,7 +58,7 @@ def recovery(rig: Rig, run: Callable[..., Result], monkeypatch: pytest.MonkeyPat
 async def close(rig: Rig) -> None:
     """The database as a rebuild leaves it."""
     connection = await rig.at.connect()
-    assert await restoring.close(connection, rig.at.clock(), "ann", last_seq=1_000_000, records=7)
+    assert await restoring.close(connection, rig.at.clock(), "ann", first_seq=1_000_000, records=7)
     await connection.close()
 
 
