@@ -38,11 +38,24 @@ LedgerError (code)
  │    ├── NotOnAccount         transaction_id, account: the transaction has no line there
  │    ├── BadPeriod            since, until
  │    └── BadCursor            not a cursor of ours, or of another question
- └── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
+ ├── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
+ ├── HistoriesDiffer           a database and the journal have two commits at one place
+ ├── DatabaseAhead             a database has commits that the journal lacks: it is not lost
+ ├── DatabaseBusy              somebody works in the database that is to be rebuilt
+ └── SchemaOutdated            the database's schema is not the program's
 """
 
 from ledger.errors.base import LedgerError
-from ledger.errors.commits import Fenced, JournalBroken, RecordTooLarge, RoleRefused
+from ledger.errors.commits import (
+    DatabaseAhead,
+    DatabaseBusy,
+    Fenced,
+    HistoriesDiffer,
+    JournalBroken,
+    RecordTooLarge,
+    RoleRefused,
+    SchemaOutdated,
+)
 from ledger.errors.corrections import (
     ActorMissing,
     BadLegs,
@@ -97,8 +110,11 @@ __all__ = [
     "CorrectionDecided",
     "CorrectionRefused",
     "CorrectionReused",
+    "DatabaseAhead",
+    "DatabaseBusy",
     "Fenced",
     "GroupRefused",
+    "HistoriesDiffer",
     "HoldEnded",
     "HoldExceeded",
     "HoldNotDue",
@@ -115,6 +131,7 @@ __all__ = [
     "ReversalExceeded",
     "RoleRefused",
     "SameActor",
+    "SchemaOutdated",
     "TransactionNotFound",
     "TransactionReused",
     "Unbalanced",

@@ -31,3 +31,27 @@ class JournalBroken(LedgerError):
     """A journal record is edited, missing, incomplete or of an unknown version."""
 
     code = "journal_broken"
+
+
+class HistoriesDiffer(LedgerError):
+    """A database has another commit at a place than the journal has; neither can be made the other."""
+
+    code = "histories_differ"
+
+
+class DatabaseAhead(LedgerError):
+    """A database has commits that are not in the journal yet; the text says who takes them there."""
+
+    code = "database_ahead"
+
+
+class DatabaseBusy(LedgerError):
+    """Somebody works in the database that is to be rebuilt."""
+
+    code = "database_busy"
+
+
+class SchemaOutdated(LedgerError):
+    """The database's schema is not the program's; the text says the remedy."""
+
+    code = "schema_outdated"

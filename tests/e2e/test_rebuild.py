@@ -225,13 +225,13 @@ async def test_a_record_that_was_edited_is_noticed(ran: Ran, database: str) -> N
     index = money(ran)[0]
     seq, packed = ran.records[index]
     broken = [*ran.records[:index], (seq, edited(packed)), *ran.records[index + 1 :]]
-    with pytest.raises(JournalBroken, match=f"record {seq} is not the next"):
+    with pytest.raises(JournalBroken, match=f"record {seq} at offset {index}: its contents are not those"):
         await apply(broken, database, SCHEMA)
 
 
 async def test_a_record_that_is_missing_is_noticed(ran: Ran, database: str) -> None:
     index = money(ran)[0]
-    with pytest.raises(JournalBroken, match="is not the next"):
+    with pytest.raises(JournalBroken, match="after position"):
         await apply([*ran.records[:index], *ran.records[index + 1 :]], database, SCHEMA)
 
 
@@ -239,7 +239,7 @@ async def test_records_in_another_order_are_noticed(ran: Ran, database: str) -> 
     first, second, *_ = [i for i, (_, packed) in enumerate(ran.records) if unpack(packed).stage == "watch_chain.MATIC"]
     swapped = list(ran.records)
     swapped[first], swapped[second] = swapped[second], swapped[first]
-    with pytest.raises(JournalBroken, match="is not the next"):
+    with pytest.raises(JournalBroken, match="after position"):
         await apply(swapped, database, SCHEMA)
 
 
