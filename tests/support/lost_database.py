@@ -29,16 +29,19 @@ from agents.sweeper import Sweeper
 from agents.transport import runs
 from ledger.journal import Relay
 from ledger.migrate import upgrade
+from ledger.rebuild import Restored
 from ledger.record import unpack
 from ledger.rows import Connection
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.metrics import Metrics
+from stablerail.rebuild import alone_in, open_journal, rebuild_from
 from stablerail.topics_admin import admin, create_missing
 from tests.support.in_process import SCHEMA, Clock, Ground, read_topic, until
+from tests.support.ledger_rig import differences, dump
 from tests.support.proxies import Frame, HttpProxy, KafkaProxy, Match, PostgresProxy, Proxy, Where
-from tests.support.rebuild import differences, rebuild
+from tests.support.rebuild import connect
 from topics.catalog import BUFFERS_LEVELS, JOURNAL, Topic
 from topics.envelope import event_uid
 
@@ -168,8 +171,9 @@ class Losing:
     @asynccontextmanager
     async def opened(self, topics: Sequence[Topic]) -> AsyncIterator[None]:
         """With database, topics, and a first batch that came to its end; then an old backup is taken."""
-        name = self._name()
-        await upgrade(self._server.create_database(name), SCHEMA)
+        self._empty, name = self._name(), self._name()
+        await upgrade(self._server.create_database(self._empty), SCHEMA)
+        self._server.create_database(name, template=self._empty)
         async with admin(self._broker.bootstrap) as client:
             all_of_them = [*topics, *(topic.dlq for topic in topics), JOURNAL, BUFFERS_LEVELS]
             await create_missing(client, self._prefix, 1, all_of_them)
@@ -207,14 +211,15 @@ class Losing:
         await self._cut_off_at(boundary)
         lost = self.at.dsn
         fresh, forward = self._name(), self._name()
-        self._server.create_database(fresh)
+        self._server.create_database(fresh, template=self._empty)
         self._server.create_database(forward, template=self._old)
-        restored = [
-            await rebuild(self._broker.bootstrap, self._prefix, self._dsn(name), SCHEMA) for name in (fresh, forward)
-        ]
+        restored = await asyncio.gather(self._rebuilt(fresh), self._rebuilt(forward))
         assert restored[0].applied > restored[1].applied > 0, "the old backup had some of it"
-        assert await differences(self._dsn(fresh), self._dsn(forward)) == {}
-        await self._check_rebuilt(lost, fresh)
+        old, new, other = await asyncio.gather(
+            *(self._dump(dsn) for dsn in (lost, self._dsn(fresh), self._dsn(forward)))
+        )
+        assert differences(new, other) == {}
+        await self._check_rebuilt(old, new)
         await self.at.observer.close()
         self._turn += 1
         goes_on, other = (fresh, forward) if self._turn % 2 else (forward, fresh)
@@ -237,25 +242,36 @@ class Losing:
     def _dsn(self, name: str) -> str:
         return self._server.dsn_of(name)
 
-    async def _check_rebuilt(self, lost: str, name: str) -> None:
-        """What was acknowledged and told is in it, and nothing that the lost one had not."""
-        journal = await read_topic(self.at.bootstrap, JOURNAL, self._prefix)
-        found = await differences(lost, self._dsn(name))
-        assert not [row for row in found.get("audit", []) if row.startswith("b: ")], "a commit that never was"
-        waiting = {row[0] for row in await self.at.observer.fetch("SELECT seq FROM outbox WHERE NOT journaled")}
-        if waiting <= {int.from_bytes(record.key) for record in journal}:
-            assert found == {}, "everything had reached the journal"
-        connection = await asyncpg.connect(self._dsn(name), server_settings={"search_path": SCHEMA})
+    async def _rebuilt(self, name: str) -> Restored:
+        async with (
+            alone_in(self._dsn(name), SCHEMA) as connection,
+            open_journal(self._broker.bootstrap, self._prefix) as reader,
+        ):
+            return await rebuild_from(connection, reader, lambda *_: None)
+
+    async def _dump(self, dsn: str) -> dict[str, list[str]]:
+        connection = await connect(dsn, SCHEMA)
         try:
-            rows = await connection.fetch("SELECT event_id FROM inbox WHERE stage = $1", self._work.stage)
+            return await dump(connection)
         finally:
             await connection.close()
+
+    async def _check_rebuilt(self, lost: dict[str, list[str]], rebuilt: dict[str, list[str]]) -> None:
+        """What was acknowledged and told is in it, and nothing that the lost one had not."""
+        journal = await read_topic(self.at.bootstrap, JOURNAL, self._prefix)
+        assert set(rebuilt["audit"]) <= set(lost["audit"]), "no commit that never was"
+        waiting = {row[0] for row in await self.at.observer.fetch("SELECT seq FROM outbox WHERE NOT journaled")}
+        if waiting <= {int.from_bytes(record.key) for record in journal}:
+            assert differences(lost, rebuilt) == {}, "everything had reached the journal"
+        settled = [row for row in rebuilt["inbox"] if row.startswith(f"({self._work.stage},")]
         acked = {
             event_uid_of(record)
             for record in await read_topic(self.at.bootstrap, self._work.source, self._prefix)
             if record.offset < self._acked.offsets.get((record.topic, record.partition), 0)
         }
-        assert acked <= {row[0].hex for row in rows}, "what was acknowledged is in the rebuilt database"
+        assert acked <= {row.split(",")[1].replace("-", "") for row in settled}, (
+            "what was acknowledged is in the rebuilt database"
+        )
         journaled = {message.id for record in journal for message in unpack(record.value).messages}
         assert await self._told() <= journaled, "what was told is in the journal"
 
