@@ -21,6 +21,7 @@ import asyncpg
 import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.errors import ACopy
 from ledger.rows import Connection
 from ledger.sql import load
 
@@ -57,7 +58,8 @@ class _Floor:
 
 
 class Relay:
-    """One per process. `journal` is called by every committer of the process, at once if they like."""
+    """One per process. `journal` is called by every committer of the process, at once if they like. It raises ACopy where the
+    database is one."""
 
     def __init__(self, connect: Connect, publish: Publish, retry_on: tuple[type[Exception], ...] = ()) -> None:
         self._connect = connect
@@ -115,7 +117,8 @@ class Relay:
         connection = await self._connected()
         gone = list(self._emitted)
         async with connection.transaction():
-            await connection.fetchval(_sql.lock_relay)
+            if await connection.fetchval(_sql.lock_relay) is None:
+                raise ACopy
             rows = await connection.fetch(_sql.waiting, self._floor.seq, gone)
             seqs = [row[0] for row in rows]
             missing = [seq for seq in seqs if seq not in self._fresh]

@@ -161,6 +161,8 @@ CORRECTIONS: Final = Table(
     "id:uuid kind:text state:text reason:text reference:text legs:json transaction_id:uuid"
     " requested_by:text requested_at:time decided_by:text decided_at:time",
 )
+RESTORES: Final = Table("restores", ("id",), "id:int at:time actor:text first_seq:int records:int")
+GATES: Final = Table("gates", ("name",), "name:text reason:text closed_at:time closed_by:text")
 
 JOURNALED: Final = (
     OWNERS,
@@ -194,6 +196,8 @@ JOURNALED: Final = (
     AUDIT_LOGS,
     CORRECTIONS,
     DEAD_LETTERS,
+    RESTORES,
+    GATES,
 )
 APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from rich.table import Table
 
 from ledger.diff import ROWS_MAX, Difference
 from ledger.rebuild import Restored
-from stablerail.cli_base import err, fail, journaled, needed_settings, out, run
+from ledger.rows import Connection
+from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
 from stablerail.cli_verify import shown_progress
 
 
@@ -23,24 +25,50 @@ def rebuild(
     publish: Annotated[
         bool, typer.Option(help="first take to the journal what a backup has and the journal lacks")
     ] = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="the deployment goes on with this database")] = False,
 ) -> None:
     """Bring the database to the end of the journal: an empty one (`stablerail migrate` made its tables), or an old backup.
 
-    Workers, API and bridge must be stopped. What has been applied stays; after an interruption call it again.
+    As it is called, it makes a copy to look at, equal to the database that was lost; nothing that is written in a copy gets
+    anywhere. --take-over makes it the deployment's own, with every lane and partner closed: `stablerail recovery status` shows
+    them, `stablerail recovery open` compares and opens. Workers, API and bridge must be stopped. What has been applied stays;
+    after an interruption call it again.
     """
+    from agents.recovery.restoring import close
     from stablerail.rebuild import rebuild_database
 
     settings = needed_settings("database_url", logs=False)
 
     async def action() -> Restored:
+        async def closed(connection: Connection, restored: Restored) -> None:
+            await close(
+                connection,
+                datetime.now(UTC),
+                actor_of(settings, None),
+                first_seq=restored.first_seq,
+                records=restored.records,
+            )
+
         if publish:
             await journaled(settings)
         with _shown() as progress:
-            return await rebuild_database(settings, progress)
+            restored = await rebuild_database(settings, progress, closed if take_over else None)
+        if take_over:
+            await journaled(settings)
+        return restored
 
     started = time.monotonic()
     restored: Restored = run(action)
     _show_restored(restored, time.monotonic() - started)
+    if take_over:
+        out.print(
+            "the database is at the end of the journal and the deployment's own; nothing is signed or asked of a partner"
+        )
+        out.print("before you have said: stablerail recovery open", highlight=False)
+    else:
+        out.print(
+            "the database is at the end of the journal: a copy; --take-over makes it the deployment's", highlight=False
+        )
 
 
 def diff(
@@ -129,7 +157,6 @@ def _show_restored(restored: Restored, took_s: float) -> None:
     ):
         table.add_row(name, value)
     out.print(table, markup=False)
-    out.print("the database is at the end of the journal", highlight=False)
 
 
 def _show_differences(found: list[Difference], outside: list[str]) -> None:

@@ -38,13 +38,17 @@ After = Callable[[Connection, Restored], Awaitable[None]]
 
 
 async def rebuild_database(settings: Settings, progress: Progress, after: After | None = None) -> Restored:
-    """Brings the database to the journal's end. Raises LedgerError: JournalBroken, HistoriesDiffer, DatabaseAhead,
-    DatabaseBusy, SchemaOutdated."""
+    """Brings the database to the journal's end. Without `after` it is a copy then, equal to the one that was lost and unable to
+    tell anybody anything (its relay row is gone); with it, it takes over. Raises LedgerError: JournalBroken, HistoriesDiffer,
+    DatabaseAhead, DatabaseBusy, SchemaOutdated."""
     async with _alone(settings) as connection, _reader(settings) as reader:
         restored = await rebuild_from(connection, reader, progress)
-        if after is not None:
-            await connection.execute("SET synchronous_commit = on")  # what it commits is told
+        await connection.execute("SET synchronous_commit = on")  # what follows is told
+        if after is None:
+            await connection.execute("DELETE FROM relay")
+        else:
             await after(connection, restored)
+            await connection.execute("INSERT INTO relay VALUES (1) ON CONFLICT DO NOTHING")
         return restored
 
 

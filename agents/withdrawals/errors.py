@@ -4,7 +4,8 @@ RequestRefused (code)
  ├── KeyReused          idempotency_key_reused  the customer used this key for another withdrawal
  ├── ReservedUser       reserved_user           the user id is the company's own
  ├── UnknownWithdrawal  unknown_withdrawal
- └── NotCancellable     not_cancellable         status: it may be on its way, or has ended
+ ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
+ └── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
 """
 
 from __future__ import annotations
@@ -45,3 +46,13 @@ class NotCancellable(RequestRefused):
     def __init__(self, status: str) -> None:
         super().__init__(f"the withdrawal is {status}; it can be cancelled while it is pending or signing")
         self.status = status
+
+
+class LaneRestored(RequestRefused):
+    code = "lane_restored"
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(
+            f"{lane} waits to be compared with its chain: `stablerail recovery open --lane {lane}`; where that cannot tell and you"
+            " can, `stablerail lanes open --force --reason …`"
+        )

@@ -16,6 +16,7 @@ A lane pauses before it signs what cannot be paid for. Its row says why:
 | low_usdc | its USDC, less what is in flight, covers the oldest withdrawal; younger ones do not overtake it |
 | fees_over_cap | the chain costs less than the network's cap |
 | foreign_nonce | a person has found out who else uses the key: the chain counts transactions that we did not sign |
+| restored | the database was restored: `stablerail recovery open` has compared the lane with its chain |
 | anything else | the person who paused it opens it |
 
 Two stages are made here: `sign_transactions` is woken by an accepted withdrawal, `sign_waiting` by a block.
@@ -34,6 +35,7 @@ import structlog
 from agents.outcome import Done, Emit, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.withdrawal import (
+    RESTORED,
     Attempt,
     AttemptStatus,
     Lane,
@@ -290,8 +292,7 @@ class SignTransactions:
         stored = (await lock_lanes(connection, {(chain, signer)})).get((chain, signer))
         # asked under the lane's lock: nobody else signs for it meanwhile
         ((in_flight, wei, units),) = await connection.fetch(_sql.in_flight, chain, signer, look.block_number)
-        first = max(look.nonce, look.pending_nonce)
-        lane = stored or Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
+        lane = stored or await self._first(connection, chain, signer, look, at)
         self._tell(desk.chain, lane, in_flight)
         offer = fees(look.history, desk.fees)
         return Queue(
@@ -306,6 +307,14 @@ class SignTransactions:
             units=look.tokens - int(units),
             cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
         )
+
+    async def _first(self, connection: Connection, chain: str, signer: str, look: Look, at: datetime) -> Lane:
+        """A signer that we have no lane of. One that has sent something is not used unseen where a database was restored: what
+        it sent may have been ours."""
+        first = max(look.nonce, look.pending_nonce)
+        if first and await connection.fetchval(_sql.any_restore):
+            return Lane(chain, signer, first, look.nonce, PAUSED, RESTORED, 0, at)
+        return Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
 
     def _tell(self, chain: Chain, lane: Lane, in_flight: int) -> None:
         self._seen(lane.chain, lane.reason, in_flight)

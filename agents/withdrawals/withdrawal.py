@@ -127,6 +127,10 @@ class Attempt(NamedTuple):
     version: int
 
 
+RESTORED: Final = "restored"
+"""Why a lane is paused after the database was restored; `restored: …` where it was paused before, and why."""
+
+
 class Lane(NamedTuple):
     """A row of `lanes`: a signer of ours on a chain, and the next nonce it may use."""
 
@@ -147,6 +151,11 @@ class Lane(NamedTuple):
     def key(self) -> str:
         """Of its messages."""
         return f"{self.chain}:{self.signer}"
+
+    @property
+    def is_restored(self) -> bool:
+        """Nothing is signed or sent for it until it was compared with its chain (agents/recovery)."""
+        return self.reason == RESTORED or self.reason.startswith(f"{RESTORED}: ")
 
 
 def withdrawal_id(user_id: str, idempotency_key: str) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from agents.sweeper import Sweeper
+from ledger.errors import ACopy
 from ledger.migrate import upgrade
 from ledger.record import Message
 from ledger.rows import Connection
@@ -100,6 +101,12 @@ async def test_a_dump_of_an_hour_ago_and_the_journal_are_the_lost_database(
             assert same.exit_code == 0, same.output
             assert "differs" not in same.output
             assert "not compared: alembic_version, api_keys" in same.output
+        async with rebuilt.process() as services:
+            with pytest.raises(ACopy):
+                await Sweeper(services, abandoned_s=0).sweep()
+        assert len(await at.told(WALLETS_REQUESTED)) == 1, "a copy tells nobody"
+        own = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=empty, **kafka)
+        assert (own.exit_code, "nothing is signed or asked" in own.output) == (0, True), own.output
         async with rebuilt.process() as services:
             await Sweeper(services, abandoned_s=0).sweep()
             await Sweeper(services, abandoned_s=0).sweep()
