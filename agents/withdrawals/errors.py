@@ -4,6 +4,7 @@ RequestRefused (code)
  ├── KeyReused          idempotency_key_reused  the customer used this key for another withdrawal
  ├── ReservedUser       reserved_user           the user id is the company's own
  ├── UnknownWithdrawal  unknown_withdrawal
+ ├── NotRaisable        not_raisable            why: no other attempt of its nonce is signed (agents/withdrawals/raising.py)
  └── NotCancellable     not_cancellable         status: it may be on its way, or has ended
 """
 
@@ -45,3 +46,11 @@ class NotCancellable(RequestRefused):
     def __init__(self, status: str) -> None:
         super().__init__(f"the withdrawal is {status}; it can be cancelled while it is pending or signing")
         self.status = status
+
+
+class NotRaisable(RequestRefused):
+    code = "not_raisable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no other attempt is signed for it: {why}")
+        self.why = why
