@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from agents.withdrawals import stored
-from agents.withdrawals.attempts import lock_attempts
+from agents.withdrawals.attempts import attempts_of
 from agents.withdrawals.errors import NotRaisable, UnknownWithdrawal
 from agents.withdrawals.raising import ATTEMPTS_MAX, ATTEMPTS_USED, CANCELLING, hopeless
 from agents.withdrawals.sign_transactions import CANCEL, FEES_OVER_CAP
@@ -109,12 +109,6 @@ def _why_not(group: Sequence[Attempt], kind: str, attempts_max: int, policy: Fee
         return ATTEMPTS_USED
     fees = Fees(newest.max_fee, newest.priority_fee)
     return FEES_OVER_CAP if raised(fees, fees, policy) is None else ""
-
-
-async def attempts_of(connection: Connection, id: str) -> list[Attempt]:
-    """All attempts of the withdrawal, in order of n, locked."""
-    nonces = [(row[0], row[1], row[2]) for row in await connection.fetch(_sql.nonces_of, [id])]
-    return [attempt for group in (await lock_attempts(connection, nonces)).values() for attempt in group]
 
 
 async def wish_of(connection: Connection, id: str) -> Wish | None:
