@@ -188,8 +188,15 @@ def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> 
     out.print(f"\n{title}", markup=False, highlight=False)
     table = Table(*columns, header_style="bold", pad_edge=False, box=None)
     for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
+        table.add_row(*(_cell(name, row[name]) for name in columns))
     out.print(table, markup=False)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    is_time = name == "at" or name.endswith("_at")
+    return f"{datetime.fromisoformat(value):%Y-%m-%d %H:%M:%S}" if is_time else str(value)
 
 
 def _line(text: str) -> None:
