@@ -4,12 +4,13 @@ signed for it, and what is offered stays under the caps."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from agents.withdrawals import wishes
+from agents.withdrawals import raise_fees, wishes
 from agents.withdrawals.errors import NotRaisable, UnknownWithdrawal
 from agents.withdrawals.lanes import open_lane, pause_lane
 from agents.withdrawals.raising import ATTEMPTS_MAX
@@ -203,6 +204,31 @@ async def test_heads_that_come_again_and_two_workers_make_one_attempt(storm: Sto
         await storm.raised(head._replace(id="by-the-first-again"))
     assert [n for _, n, _, _ in await storm.attempts()] == [1, 2]
     assert await storm.status(asked[0]) == ("broadcasting", None)
+
+
+async def test_a_worker_that_dies_before_the_commit_has_signed_nothing_and_the_next_signs_the_same(
+    storm: Storm,
+) -> None:
+    await storm.sent(1)
+    await storm.lose()
+    await storm.heads(BLOCKS)
+    await storm.mine()
+    head, decided = await storm.desk.newest(), []
+
+    class Died(Exception):
+        """The process is gone."""
+
+    def die(received: Any, facts: Any) -> Any:
+        decided.append(raise_fees.decide(received, facts))
+        raise Died
+
+    dying = storm.desk.process()
+    with pytest.raises(Died):
+        await storm.raised(head, replace(dying, raising=replace(dying.raising, decide=die)))
+    assert [n for _, n, _, _ in await storm.attempts()] == [1]
+    (told,) = await storm.raised(head, storm.desk.process())
+    assert [emit.id for emit in decided[0].emits] == [told.id], "the same bytes"
+    assert [n for _, n, _, _ in await storm.attempts()] == [1, 2]
 
 
 async def test_silence_and_an_endpoint_that_is_behind_are_no_evidence(storm: Storm) -> None:
