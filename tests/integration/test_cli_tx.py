@@ -18,7 +18,9 @@ from tests.integration import test_cli
 from tests.integration.test_cli import Result
 from tests.support import ledger_rig
 from tests.support import sending as sending_rig
+from tests.support.in_process import SCHEMA
 from tests.support.ledger_rig import connect_to
+from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.rpc_stub import LyingEndpoint
 from tests.support.sending import DEPTH, sending
 from tests.support.storm import BLOCKS, RULE, Storm
@@ -123,7 +125,9 @@ async def test_a_person_sees_why_a_payment_is_stuck_speeds_it_up_and_cancels_it(
     }
 
 
-async def test_wrong_commands_say_what_is_wrong_and_store_nothing(storm: Storm, tx: Tx) -> None:
+async def test_wrong_commands_say_what_is_wrong_and_the_journal_has_what_the_right_ones_stored(
+    storm: Storm, tx: Tx, dsn: str, kafka: Kafka, topic_prefix: str
+) -> None:
     (waiting,) = await storm.desk.ask(1)
     why = ("--reason", "why")
 
@@ -151,3 +155,6 @@ async def test_wrong_commands_say_what_is_wrong_and_store_nothing(storm: Storm, 
                   "speed-up", waiting.id, *why)  # fmt: skip
     assert (await tx("cancel", waiting.id, "--force", *why)).exit_code == 0
     assert await storm.desk.connection.fetchval("SELECT count(*) FROM attempt_wishes") == 1
+    async with empty_database(dsn) as empty:
+        await rebuild(kafka.bootstrap, topic_prefix, empty, SCHEMA)
+        assert await differences(dsn, empty) == {}
