@@ -136,9 +136,9 @@ ATTEMPTS: Final = Table(
 ATTEMPT_WISHES: Final = Table(
     "attempt_wishes",
     ("withdrawal_id",),
-    "withdrawal_id:uuid chain:text kind:text attempts_max:int state:text code:text tx_hash:text asked_by:text reason:text"
+    "withdrawal_id:uuid chain:text kind:text attempts_max:int state:text code:text n:int asked_by:text reason:text"
     " asked_at:time ended_at:time",
-    changing=("kind", "attempts_max", "state", "code", "tx_hash", "asked_by", "reason", "asked_at", "ended_at"),
+    changing=("kind", "attempts_max", "state", "code", "n", "asked_by", "reason", "asked_at", "ended_at"),
 )
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")

@@ -172,7 +172,7 @@ def _print(page: dict[str, Any]) -> None:
         _line(f"\nfees now: base {_gwei(asked['next_base_fee'])}, we would offer {market}, cap {_gwei(asked['cap'])}")
     if page["wish"]:
         wish = page["wish"]
-        what = wish["tx_hash"] or wish["code"] or ""
+        what = f"as attempt {wish['n']}" if wish["n"] is not None else wish["code"] or ""
         _line(f"wish: {wish['kind']} by {wish['asked_by']} ({wish['reason']}), {wish['state']} {what}".rstrip())
     if page["next"]:
         _line("next: " + ", ".join(f"{name} {_shown(name, value)}" for name, value in page["next"].items()))

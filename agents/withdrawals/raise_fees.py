@@ -183,7 +183,7 @@ class _Step:
         if withdrawal.status == Status.CONFIRMING:
             self._move(withdrawal, Status.BROADCASTING)
         if wish is not None:
-            granted = wish._replace(state=DONE, code=None, tx_hash=attempt.tx_hash, ended_at=now)
+            granted = wish._replace(state=DONE, code=None, n=attempt.n, ended_at=now)
             self.upserts.append((ATTEMPT_WISHES, granted))
         action = "withdrawal.cancel_signed" if kind == CANCEL else "withdrawal.sped_up"
         actor = NAME if wish is None else wish.asked_by
@@ -221,7 +221,6 @@ def _plain(attempt: Attempt) -> dict[str, Any]:
     return {
         "n": attempt.n,
         "kind": attempt.kind,
-        "tx_hash": attempt.tx_hash,
         "max_fee": str(attempt.max_fee),
         "priority_fee": str(attempt.priority_fee),
     }

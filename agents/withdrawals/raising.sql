@@ -8,7 +8,7 @@ HAVING bool_and(a.status <> 'mined')
 ORDER BY a.nonce
 
 -- name: open_wishes
-SELECT replace(x.withdrawal_id::text, '-', ''), x.chain, x.kind, x.attempts_max, x.state, x.code, x.tx_hash, x.asked_by, x.reason,
+SELECT replace(x.withdrawal_id::text, '-', ''), x.chain, x.kind, x.attempts_max, x.state, x.code, x.n, x.asked_by, x.reason,
        x.asked_at, x.ended_at
 FROM attempt_wishes x
 WHERE x.chain = $1 AND x.state = 'open'
@@ -16,7 +16,7 @@ ORDER BY x.asked_at, x.withdrawal_id
 LIMIT 100
 
 -- name: wish
-SELECT replace(x.withdrawal_id::text, '-', ''), x.chain, x.kind, x.attempts_max, x.state, x.code, x.tx_hash, x.asked_by, x.reason,
+SELECT replace(x.withdrawal_id::text, '-', ''), x.chain, x.kind, x.attempts_max, x.state, x.code, x.n, x.asked_by, x.reason,
        x.asked_at, x.ended_at
 FROM attempt_wishes x
 WHERE x.withdrawal_id = $1::text::uuid

@@ -46,8 +46,8 @@ class Wish(NamedTuple):
     """`open`, `done`, `refused`"""
     code: str | None
     """Why it was refused, or what it waits for."""
-    tx_hash: str | None
-    """What was signed for it."""
+    n: int | None
+    """The attempt that was signed for it."""
     asked_by: str
     reason: str
     asked_at: datetime

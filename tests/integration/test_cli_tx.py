@@ -102,7 +102,7 @@ async def test_a_person_sees_why_a_payment_is_stuck_speeds_it_up_and_cancels_it(
     assert len(told) == 1
     page = json.loads((await tx("show", told[0].id, "--format", "json")).output)
     assert page["wish"]["state"] == "done"
-    assert page["wish"]["tx_hash"] == told[0].id
+    assert page["wish"]["n"] == 2
     assert [one["where"] for one in page["endpoints"][0]["attempts"]] == ["unknown", "in the pool"]
     assert [(one["n"], one["status"]) for one in page["attempts"]] == [(1, "broadcast"), (2, "broadcast")]
     assert (page["next"]["rule"], page["next"]["blocks_left"]) == ("waits", BLOCKS)
