@@ -6,7 +6,7 @@ from typing import Final
 
 from ledger.rows import Connection
 from ledger.sql import load
-from ledger.verify import Result, unheard, verify
+from ledger.verify import JUDGED, Result, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
 from stablerail.wiring import connector, custody_of, rpcs
@@ -51,5 +51,5 @@ async def _chains(settings: Settings, connection: Connection) -> tuple[Result, R
             late.append(f"{chain}: {overdue} deposits are {LATE_BLOCKS} blocks below the final one and not judged")
     return (
         Result(4, "custody mirror = on-chain holdings at a final block", checked, tuple(offending)),
-        Result(6, "every final transfer is credited, rejected or parked", deposits, tuple(late)),
+        Result(6, JUDGED, deposits, tuple(late)),
     )

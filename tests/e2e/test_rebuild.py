@@ -25,6 +25,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
 from tests.support.in_process import ground, read_topic, until
+from tests.support.invariants import end_database
 from tests.support.rebuild import OUTSIDE, apply, assemble, connect, differences, rebuild, tables_outside
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, JOURNAL, WALLETS_PROVISIONED
 from topics.envelope import value_of
@@ -54,7 +55,7 @@ def ran(
     dsn = postgres.create_database(name)
     directory = tmp_path_factory.mktemp("rebuild")
     yield asyncio.run(_run(kafka, dsn, anvil, usdc, prefix, directory))
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 async def _run(kafka: Kafka, dsn: str, anvil: Anvil, usdc: Usdc, prefix: str, directory: Path) -> Ran:
