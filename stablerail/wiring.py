@@ -339,7 +339,11 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
-    return Movement("recovery")
+    movement = Movement("recovery")
+    from stablerail.invariants import Invariants  # it reads the chains through this file
+
+    movement.workers.append(Invariants(settings, shared, metrics.invariants).work)
+    return movement
 
 
 def _call_policy(settings: Settings) -> CallPolicy:
