@@ -35,7 +35,7 @@ from ledger.verify import DRAINED, EMITTED, SETTLED, Result
 from stablerail.config import Settings
 from stablerail.topics_admin import admin
 from stablerail.wiring import MOVEMENTS
-from topics.catalog import JOURNAL, Topic, by_name
+from topics.catalog import JOURNAL, TOPICS, Topic, by_name
 from topics.envelope import read
 from topics.errors import EventRefused
 
@@ -48,6 +48,10 @@ SLACK: Final = timedelta(minutes=10)
 LAG_MAX: Final = timedelta(minutes=10)
 """What a group has not committed for so long waits for somebody."""
 FETCH_MS: Final = 500
+FETCH_WAIT_MS: Final = 10
+"""The consumer fetches on at a topic's end, and what else is asked of the broker waits behind that."""
+FETCH_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Above a batch of the journal."""
 ASKED_MAX: Final = 5_000
 """Ids in one question to the inbox."""
 
@@ -79,13 +83,16 @@ class _Expected:
     orders: dict[Place, list[bytes]] = field(default_factory=lambda: defaultdict(list))
 
 
-async def verify_kafka(settings: Settings, connection: Connection, window: timedelta, rows_max: int) -> list[Result]:
+async def verify_kafka(
+    settings: Settings, connection: Connection, window: timedelta, rows_max: int, now: datetime | None = None
+) -> list[Result]:
     """9, 10 and 13 as far as the topics tell. Raises KafkaError when no broker answers."""
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     lenient_records.install()
-    checks = _Checks(settings, connection, now - window, now, rows_max)
     async with _consumer(settings) as consumer, admin(settings.kafka_bootstrap) as client:
-        groups = [f"{settings.group_prefix}{settings.topic_prefix}{movement}" for movement in MOVEMENTS]
+        prefix = settings.topic_prefix
+        checks = _Checks(prefix, await _partitions(client, prefix), connection, now - window, now, rows_max)
+        groups = [f"{settings.group_prefix}{prefix}{movement}" for movement in MOVEMENTS]
         committed = {group: await client.list_consumer_group_offsets(group) for group in groups}
         expected = await checks.journal(consumer)
         await checks.told(consumer, expected)
@@ -104,7 +111,8 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
         bootstrap_servers=settings.kafka_bootstrap,
         group_id=None,
         enable_auto_commit=False,
-        max_partition_fetch_bytes=2**24,
+        max_partition_fetch_bytes=FETCH_BYTES_MAX,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     await consumer.start()
     try:
@@ -115,9 +123,16 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
 
 class _Checks:
     def __init__(
-        self, settings: Settings, connection: Connection, start: datetime, now: datetime, rows_max: int
+        self,
+        prefix: str,
+        partitions: dict[str, int],
+        connection: Connection,
+        start: datetime,
+        now: datetime,
+        rows_max: int,
     ) -> None:
-        self._prefix = settings.topic_prefix
+        """`partitions`: of each topic as the broker names it."""
+        self._prefix, self._partitions = prefix, partitions
         self._connection = connection
         self._start, self._end = start, now - SETTLING
         self._now = now
@@ -273,7 +288,7 @@ class _Checks:
     async def _read(self, consumer: Any, topic: str) -> AsyncIterator[Any]:
         """The topic's records since the window's start, those that are there now; partition by partition."""
         name = f"{self._prefix}{topic}"
-        places = [TopicPartition(name, number) for number in await _partitions(consumer, name)]
+        places = [TopicPartition(name, number) for number in range(self._partitions.get(name, 0))]
         if not places:
             return
         since_ms = int((self._start - SLACK).timestamp() * 1000)
@@ -290,10 +305,11 @@ class _Checks:
                         yield record
 
 
-async def _partitions(consumer: Any, name: str) -> list[int]:
-    if name not in await consumer.topics():
-        return []
-    return sorted(consumer.partitions_for_topic(name) or ())
+async def _partitions(client: Any, prefix: str) -> dict[str, int]:
+    """How many each declared topic has, of those that exist."""
+    names = sorted({topic.named(prefix) for topic in TOPICS} & set(await client.list_topics()))
+    found = await client.describe_topics(names) if names else ()
+    return {one["topic"]: len(one["partitions"]) for one in found}
 
 
 def _committed(committed: dict[str, Any], place: TopicPartition) -> list[int]:

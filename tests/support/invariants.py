@@ -2,7 +2,7 @@
 
 Whoever makes a database ends it with `end_database`, which asks the views, all in one statement. Those of ages are left out: a test
 may stop in the middle, and its clock need not be ours. A test that breaks rows on purpose says so with its reason:
-`may_break(dsn, "rows are edited")`.
+`may_break(dsn, "rows are edited")`; a module whose databases are never filled by the flow has `ROWS_ARE_MADE_UP = "why"`.
 """
 
 from __future__ import annotations

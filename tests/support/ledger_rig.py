@@ -38,7 +38,7 @@ from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.metrics import Metrics
 from stablerail.wiring import connector
-from tests.support.invariants import end_database
+from tests.support.invariants import end_database, may_break
 from topics.catalog import Topic
 from topics.envelope import Received, headers_of, value_of
 from topics.events import Event, Text
@@ -81,10 +81,18 @@ def database_of(postgres: Postgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def databases(postgres: Postgres) -> Iterator[Callable[[], str]]:
+def databases(postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
     """Makes migrated databases; they go with the test."""
+    made_up: str = getattr(request.module, "ROWS_ARE_MADE_UP", "")
+
+    def make() -> str:
+        dsn = made.enter_context(database_of(postgres))
+        if made_up:
+            may_break(dsn, made_up)
+        return dsn
+
     with ExitStack() as made:
-        yield lambda: made.enter_context(database_of(postgres))
+        yield make
 
 
 @pytest.fixture
