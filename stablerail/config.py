@@ -271,6 +271,9 @@ class Settings(BaseSettings):
     custody_check_interval_s: Seconds = Field(
         60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
     )
+    verify_interval_s: Seconds = Field(
+        300, gt=0, description="pause between two looks at the invariants by the worker of recovery"
+    )
     ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
         {}, description='rows of the hot accounts of ours, by type, JSON: {"system_buffer_fiat": 4}'
     )

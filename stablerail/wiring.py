@@ -349,10 +349,13 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
     return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
 
 
-async def _recovery(_settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    from stablerail.invariants import Invariants  # it reads the chains through this file
+
     movement = Movement("recovery")
     movement.deliveries.extend(Delivery(stage, shared) for stage in store_dead_letters.stages())
     movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)
+    movement.workers.append(Invariants(settings, shared, metrics.invariants).work)
     return movement
 
 

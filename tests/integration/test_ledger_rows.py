@@ -52,6 +52,7 @@ from tests.support.ledger_rig import (
 )
 
 databases, dsn, connection, bench = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection, ledger_rig.bench
+ROWS_ARE_MADE_UP = "rows of every kind, to see how they are written"
 
 FIXED = {
     ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open", ("dead_letters", "state"): "open",

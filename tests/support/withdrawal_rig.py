@@ -38,6 +38,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child, free_port, tail
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc, deploy
+from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to
 from tests.support.payouts import store
 from tests.support.proxies import Hold, HttpProxy, KafkaProxy, PostgresProxy
@@ -348,4 +349,4 @@ async def withdrawal_rig(
                 finally:
                     await rig.close()
         finally:
-            server.drop_database(name)
+            end_database(server, name)
