@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from ledger.errors import JournalBroken
 from ledger.folding import rows_of
@@ -10,8 +11,10 @@ from ledger.rebuild import GAP, Restore
 from ledger.rebuild_batch import Journaled
 from ledger.record import unpack
 
-RESTORES = "restores"
+RESTORES: Final = "restores"
 """The table that a rebuild's closing commit adds a row to."""
+JUMP: Final = GAP // 2
+"""More than a journal's numbers leave out at once, and less than a rebuild does, also when late records came just before."""
 
 
 class Assembly:
@@ -68,7 +71,7 @@ class RestoreScan:
         self._seq_last = 0
 
     def take(self, one: Journaled) -> None:
-        if one.seq >= self._seq_last + GAP:
+        if one.seq >= self._seq_last + JUMP:
             for block in unpack(one.packed).blocks:
                 if block.table.name == RESTORES:
                     names = block.table.written(block.op)

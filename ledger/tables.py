@@ -144,6 +144,17 @@ AUDIT_LOGS: Final = Table(
     "batch:int n:int at:time actor:text action:text resource:text resource_id:text before:json after:json"
     " status:text error:text address:text user_agent:text",
 )
+DEAD_LETTERS: Final = Table(
+    "dead_letters",
+    ("id",),
+    "id:uuid topic:text stage:text event_id:uuid code:text reason:text origin:text partition:int position:int key:bytes"
+    " value:bytes headers:json attempts:int code_version:text state:text redrives:int due_at:time first_at:time"
+    " last_at:time updated_at:time version:int",
+    changing=(
+        "code", "reason", "partition", "position", "attempts", "code_version", "state", "redrives", "due_at", "last_at",
+        "updated_at", "version",
+    ),
+)  # fmt: skip
 CORRECTIONS: Final = Table(
     "corrections",
     ("id",),
@@ -184,6 +195,7 @@ JOURNALED: Final = (
     CIRCLE_TRANSFERS,
     AUDIT_LOGS,
     CORRECTIONS,
+    DEAD_LETTERS,
     RESTORES,
     GATES,
 )

@@ -24,6 +24,7 @@ from prometheus_client import (
 
 from agents.deposits.figures import SOURCES
 from stablerail.bulk import BulkHistogram
+from topics.codes import Whose
 from topics.money import SCALE
 
 REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "foreign_nonce", "restored")
@@ -84,6 +85,19 @@ STAGE_ALERTS = Metric(
 )
 DEAD_LETTERS = Metric(
     "stablerail_dead_letters", "counter", "Dead letters by the topic they came from", ("topic", "code")
+)
+
+DEAD_LETTERS_STORED = Metric(
+    "stablerail_dead_letters_stored",
+    "counter",
+    "Dead letters by whose affair they are, each time one is refused",
+    ("class",),
+)
+DEAD_LETTERS_OPEN = Metric(
+    "stablerail_dead_letters_open",
+    "gauge",
+    "Dead letters that wait for somebody; the worker that counts shows them",
+    ("class",),
 )
 
 # Commit records
@@ -236,6 +250,8 @@ class Metrics:
             self._counters[DEPOSITS].labels(source, "rejected")
         for outcome in ("completed", "failed", "cancelled", "refused"):
             self._counters[WITHDRAWALS_ENDED].labels(outcome)
+        for whose in Whose:
+            self._counters[DEAD_LETTERS_STORED].labels(whose.value)
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format; serve it as `content_type`."""
@@ -271,6 +287,17 @@ class Metrics:
 
     def dead_letter(self, topic: str, code: str, events: int = 1) -> None:
         self._add(DEAD_LETTERS, events, topic, code)
+
+    def letter(self, whose: str) -> None:
+        self._add(DEAD_LETTERS_STORED, 1, whose)
+
+    def letters_open(self, letters: Mapping[str, int] | None) -> None:
+        """None: another worker counts them."""
+        if letters is None:
+            self._gauges[DEAD_LETTERS_OPEN].clear()
+            return
+        for whose, count in letters.items():
+            self._set(DEAD_LETTERS_OPEN, count, whose)
 
     def outbox_rows(self, rows: int) -> None:
         self._set(OUTBOX_ROWS, rows)

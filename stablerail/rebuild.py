@@ -6,6 +6,8 @@ checked: no process of ours may be connected to the database, and a second rebui
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,10 +16,10 @@ from typing import Any, Final
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from ledger.assembly import Assembly, RestoreScan
+from ledger.assembly import JUMP, Assembly, RestoreScan
 from ledger.errors import DatabaseBusy, JournalBroken, SchemaOutdated
 from ledger.migrate import is_newest
-from ledger.rebuild import GAP, TELL_AGAIN, Restored, rebuild
+from ledger.rebuild import TELL_AGAIN, Restored, rebuild
 from ledger.rebuild_batch import Journaled
 from ledger.rows import Connection
 from stablerail.config import Settings
@@ -27,6 +29,8 @@ FETCH_BYTES: Final = 32 * 1024 * 1024
 PROGRAM: Final = "stablerail"
 """The application_name of every connection of ours that may write."""
 
+LEAVING_S_MAX: Final = 1.0
+
 Progress = Callable[[int, int, int, int], None]
 """Is told the offsets read, how many there are, the records and the rows so far."""
 After = Callable[[Connection, Restored], Awaitable[None]]
@@ -34,12 +38,17 @@ After = Callable[[Connection, Restored], Awaitable[None]]
 
 
 async def rebuild_database(settings: Settings, progress: Progress, after: After | None = None) -> Restored:
-    """Brings the database to the journal's end. Raises LedgerError: JournalBroken, HistoriesDiffer, DatabaseAhead,
-    DatabaseBusy, SchemaOutdated."""
+    """Brings the database to the journal's end. Without `after` it is a copy then, equal to the one that was lost and unable to
+    tell anybody anything (its relay row is gone); with it, it takes over. Raises LedgerError: JournalBroken, HistoriesDiffer,
+    DatabaseAhead, DatabaseBusy, SchemaOutdated."""
     async with _alone(settings) as connection, _reader(settings) as reader:
         restored = await rebuild_from(connection, reader, progress)
-        if after is not None:
+        await connection.execute("SET synchronous_commit = on")  # what follows is told
+        if after is None:
+            await connection.execute("DELETE FROM relay")
+        else:
             await after(connection, restored)
+            await connection.execute("INSERT INTO relay VALUES (1) ON CONFLICT DO NOTHING")
         return restored
 
 
@@ -74,7 +83,7 @@ class JournalReader:
         self.at_last = datetime.fromtimestamp(last.timestamp / 1000, UTC)
         return (
             len(last.key or b"") != 8
-            or int.from_bytes(last.key, "big") >= int.from_bytes(first.key or b"", "big") + GAP
+            or int.from_bytes(last.key, "big") >= int.from_bytes(first.key or b"", "big") + JUMP
         )
 
     async def _one(self, offset: int) -> Any:
@@ -159,19 +168,25 @@ async def alone_in(dsn: str, schema: str) -> AsyncIterator[Connection]:
         if not await is_newest(connection):
             raise SchemaOutdated("the database's schema is not this program's; run: stablerail migrate")
         yield connection
+    except (asyncpg.InternalClientError, asyncpg.InterfaceError) as error:  # how the driver says it, now and then
+        raise ConnectionResetError(
+            "the connection to the database was lost; what is applied stays, call it again"
+        ) from error
     finally:
         await connection.close()
 
 
 async def check_alone(connection: Connection) -> None:
-    """Raises DatabaseBusy with who is connected."""
-    rows = await connection.fetch(
+    """Raises DatabaseBusy with who is connected. Whoever has just closed its connection may be seen for a moment longer."""
+    deadline = time.monotonic() + LEAVING_S_MAX
+    while rows := await connection.fetch(
         "SELECT pid, coalesce(host(client_addr), 'local'), usename::text, backend_start FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() ORDER BY pid",
         PROGRAM,
-    )
-    if rows:
-        who = "; ".join(
-            f"{user} from {host}, process {pid}, since {since:%Y-%m-%d %H:%M:%S}" for pid, host, user, since in rows
-        )
-        raise DatabaseBusy(f"processes of ours are connected; stop workers, API and bridge first: {who}")
+    ):
+        if time.monotonic() > deadline:
+            who = "; ".join(
+                f"{user} from {host}, process {pid}, since {since:%Y-%m-%d %H:%M:%S}" for pid, host, user, since in rows
+            )
+            raise DatabaseBusy(f"processes of ours are connected; stop workers, API and bridge first: {who}")
+        await asyncio.sleep(0.05)

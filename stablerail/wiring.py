@@ -24,6 +24,8 @@ from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
+from agents.recovery import store_dead_letters
+from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
 from agents.withdrawals import (
     accept_withdrawals,
@@ -106,8 +108,8 @@ def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | No
     """What every stage of a process runs on."""
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
 
-    async def publish(records: Any) -> None:
-        await emitter.journal(records)
+    async def publish(records: Any, untold: int) -> None:
+        await emitter.journal(records, untold)
         metrics.relayed(len(records), sum(len(record) for _, record in records))
 
     return Services(
@@ -338,8 +340,11 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
     return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
 
 
-async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
-    return Movement("recovery")
+async def _recovery(_settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    movement = Movement("recovery")
+    movement.deliveries.extend(Delivery(stage, shared) for stage in store_dead_letters.stages())
+    movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)
+    return movement
 
 
 def _call_policy(settings: Settings) -> CallPolicy:

@@ -28,6 +28,7 @@ LedgerError (code)
  │    ├── ReasonMissing        length_max
  │    ├── ActorMissing
  │    └── BadLegs              count, count_max
+ ├── ACopy                     a database that was rebuilt to look at may tell nobody anything
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
  ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
@@ -47,6 +48,7 @@ LedgerError (code)
 
 from ledger.errors.base import LedgerError
 from ledger.errors.commits import (
+    ACopy,
     DatabaseAhead,
     DatabaseBusy,
     Fenced,
@@ -98,6 +100,7 @@ from ledger.errors.questions import (
 )
 
 __all__ = [
+    "ACopy",
     "AccountInUse",
     "AccountNotFound",
     "ActorMissing",

@@ -33,6 +33,17 @@ class JournalBroken(LedgerError):
     code = "journal_broken"
 
 
+class ACopy(LedgerError):
+    """The database was rebuilt as a copy: nothing of it goes to the journal, so nobody is told anything and nothing is done."""
+
+    code = "a_copy"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this database is a copy of another; to make it the deployment's run: stablerail rebuild --take-over"
+        )
+
+
 class HistoriesDiffer(LedgerError):
     """A database has another commit at a place than the journal has; neither can be made the other."""
 

@@ -54,7 +54,7 @@ from tests.support.ledger_rig import (
 databases, dsn, connection, bench = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection, ledger_rig.bench
 
 FIXED = {
-    ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open",
+    ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open", ("dead_letters", "state"): "open",
     ("wallet_provisioning_jobs", "state"): "queued", ("kyc_standings", "standing"): "approved",
     ("accounts", "closed_at"): None, ("transactions", "hold_step"): "capture", ("reversals", "direction"): "d",
     ("reversals", "amount"): 10**31, ("holds", "state"): "open", ("holds", "ended_at"): None,

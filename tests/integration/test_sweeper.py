@@ -157,7 +157,7 @@ async def test_a_record_in_parts_that_was_journaled_twice_is_rebuilt_once(at: Gr
     async with at.process() as services:
         await finish(services, small)
         await finish(services, large)
-        await services.emitter.journal([(large.seq, large.record)])  # its mark was lost
+        await services.emitter.journal([(large.seq, large.record)], large.seq)  # its mark was lost
         await finish(services, await commit(at, "three"))
         await services.relay.tidy()
     async with empty_database(at.dsn) as empty:

@@ -282,7 +282,7 @@ class FakeEmitter:
             assert self.journaled, "nothing is told before it is journaled"
             self.messages += messages
 
-    async def journal(self, records: Sequence[tuple[int, bytes]]) -> None:
+    async def journal(self, records: Sequence[tuple[int, bytes]], _untold: int) -> None:
         self.journaled += records
         await asyncio.sleep(0)
         if self.failures:
