@@ -133,6 +133,13 @@ ATTEMPTS: Final = Table(
     " signed_at:time broadcast_at:time updated_at:time version:int",
     changing=("status", "error", "block_hash", "block_number", "broadcast_at", "updated_at", "version"),
 )
+ATTEMPT_WISHES: Final = Table(
+    "attempt_wishes",
+    ("withdrawal_id",),
+    "withdrawal_id:uuid chain:text kind:text attempts_max:int state:text code:text n:int asked_by:text reason:text"
+    " asked_at:time ended_at:time",
+    changing=("kind", "attempts_max", "state", "code", "n", "asked_by", "reason", "asked_at", "ended_at"),
+)
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
 CIRCLE_TRANSFERS: Final = Table(
@@ -181,6 +188,7 @@ JOURNALED: Final = (
     WITHDRAWAL_HISTORY,
     LANES,
     ATTEMPTS,
+    ATTEMPT_WISHES,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,

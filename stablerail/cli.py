@@ -27,6 +27,7 @@ from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
 from stablerail.cli_rebuild import diff, rebuild
 from stablerail.cli_recovery import recovery_app
+from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
@@ -44,6 +45,7 @@ app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
 app.add_typer(lanes_app, name="lanes")
 app.add_typer(limits_app, name="limits")
+app.add_typer(tx_app, name="tx")
 app.add_typer(suspense_app, name="suspense")
 app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")

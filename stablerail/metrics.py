@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 from agents.deposits.figures import SOURCES
+from ledger.verify import Result
 from stablerail.bulk import BulkHistogram
 from topics.codes import Whose
 from topics.money import SCALE
@@ -207,6 +208,20 @@ CIRCLE_POLLED = Metric(
     "When Circle's inbound list was last read to its end, unix time",
 )
 
+# Invariants
+INVARIANT_OFFENDING = Metric(
+    "stablerail_invariant_offending",
+    "gauge",
+    "Rows found that break an invariant, at most a hundred of each check; 0 = it holds",
+    ("number", "name"),
+)
+INVARIANT_CHECKED = Metric(
+    "stablerail_invariant_checked_timestamp_seconds",
+    "gauge",
+    "When an invariant was last looked at, unix time",
+    ("number",),
+)
+
 # Processes
 WORKER_READY = Metric(
     "stablerail_worker_ready", "gauge", "1 = the worker has partitions and serves them", ("movement",)
@@ -382,6 +397,16 @@ class Metrics:
 
     def circle_polled(self) -> None:
         self._set(CIRCLE_POLLED, time.time())
+
+    def invariants(self, found: Iterable[Result]) -> None:
+        """What one look at the invariants found; nothing of a worker that does not lead."""
+        results = list(found)
+        if not results:
+            self._gauges[INVARIANT_OFFENDING].clear()
+            self._gauges[INVARIANT_CHECKED].clear()
+        for result in results:
+            self._set(INVARIANT_OFFENDING, len(result.offending), str(result.number), result.name)
+            self._set(INVARIANT_CHECKED, time.time(), str(result.number))
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

@@ -30,12 +30,14 @@ from agents.services import Services
 from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
+    raise_fees,
     settle_withdrawals,
     sign_transactions,
     track_confirmations,
 )
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
+from agents.withdrawals.raising import RaisePolicy
 from chain.broadcaster import Broadcaster
 from chain.errors import KeystoreError, WrongPassword, WrongSigner
 from chain.fees import GWEI, POLICIES, FeePolicy
@@ -199,6 +201,12 @@ def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
     )
 
 
+def raise_policy(settings: Settings) -> RaisePolicy:
+    return RaisePolicy(
+        settings.withdrawal_speed_up_blocks, 1 + settings.withdrawal_speed_ups_max, settings.withdrawal_stuck_after_s
+    )
+
+
 async def build(name: str, settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     """The movement's parts, connected to what they need. KeyError for an unknown name."""
     return await _BUILDERS[name](settings, shared, metrics)
@@ -287,6 +295,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
         *sign_transactions.stages(desks, metrics.lane),
         broadcast_transactions.stage(broadcasters, shared.connect),
         track_confirmations.stage(writers, shared.connect, shared.clock),
+        raise_fees.stage(desks, dict.fromkeys(settings.withdrawal_chains, raise_policy(settings))),
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
@@ -340,10 +349,13 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
     return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
 
 
-async def _recovery(_settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    from stablerail.invariants import Invariants  # it reads the chains through this file
+
     movement = Movement("recovery")
     movement.deliveries.extend(Delivery(stage, shared) for stage in store_dead_letters.stages())
     movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)
+    movement.workers.append(Invariants(settings, shared, metrics.invariants).work)
     return movement
 
 

@@ -4,6 +4,7 @@ RequestRefused (code)
  ├── KeyReused          idempotency_key_reused  the customer used this key for another withdrawal
  ├── ReservedUser       reserved_user           the user id is the company's own
  ├── UnknownWithdrawal  unknown_withdrawal
+ ├── NotRaisable        not_raisable            why: no other attempt of its nonce is signed (agents/withdrawals/raising.py)
  ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
  └── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
 """
@@ -56,3 +57,11 @@ class LaneRestored(RequestRefused):
             f"{lane} waits to be compared with its chain: `stablerail recovery open --lane {lane}`; where that cannot tell and you"
             " can, `stablerail lanes open --force --reason …`"
         )
+
+
+class NotRaisable(RequestRefused):
+    code = "not_raisable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no other attempt is signed for it: {why}")
+        self.why = why

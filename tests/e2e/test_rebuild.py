@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from agents.sweeper import Sweeper
 from ledger.errors import JournalBroken
 from ledger.record import unpack
 from ledger.verify import verify
+from stablerail.config import load_settings
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
+from stablerail.verify_kafka import SETTLING, verify_kafka
 from tests.support.in_process import ground, read_topic, until
+from tests.support.invariants import end_database
 from tests.support.rebuild import OUTSIDE, apply, assemble, connect, differences, rebuild, tables_outside
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, JOURNAL, WALLETS_PROVISIONED
 from topics.envelope import value_of
@@ -54,7 +58,7 @@ def ran(
     dsn = postgres.create_database(name)
     directory = tmp_path_factory.mktemp("rebuild")
     yield asyncio.run(_run(kafka, dsn, anvil, usdc, prefix, directory))
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 async def _run(kafka: Kafka, dsn: str, anvil: Anvil, usdc: Usdc, prefix: str, directory: Path) -> Ran:
@@ -148,6 +152,21 @@ async def _quiet(stack: Stack, dsn: str, bootstrap: str, prefix: str) -> None:
         it.clock.forward(60)
         await Sweeper(services).sweep()
         assert await it.observer.fetchval("SELECT count(*) FROM outbox") == 0
+
+
+async def test_the_topics_of_a_run_with_a_kill_hold_against_its_database(ran: Ran) -> None:
+    """Every commit is in the journal, every message in its topic and in order, every acknowledged event in the inbox."""
+    settings = load_settings(
+        env_file=None, database_url=ran.dsn, kafka_bootstrap=ran.bootstrap, topic_prefix=ran.prefix
+    )
+    observer = await connect(ran.dsn, SCHEMA)
+    try:
+        soon = datetime.now(UTC) + SETTLING
+        results = await verify_kafka(settings, observer, timedelta(hours=1), 20, soon)
+    finally:
+        await observer.close()
+    assert [row for result in results for row in result.offending] == []
+    assert {result.number: result.checked > 0 for result in results} == {9: True, 10: True, 13: True}
 
 
 async def test_every_journaled_table_is_rebuilt_from_the_topic_alone_without_a_difference(
