@@ -47,8 +47,9 @@ async def rebuild_database(settings: Settings, progress: Progress, after: After 
         if after is None:
             await connection.execute("DELETE FROM relay")
         else:
-            await after(connection, restored)
-            await connection.execute("INSERT INTO relay VALUES (1) ON CONFLICT DO NOTHING")
+            async with connection.transaction():  # its own, closed: both or neither
+                await connection.execute("INSERT INTO relay VALUES (1) ON CONFLICT DO NOTHING")
+                await after(connection, restored)
         return restored
 
 

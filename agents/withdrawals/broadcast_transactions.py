@@ -50,6 +50,8 @@ NOT_SENT: Final = Answer(Verdict.UNREACHED, "not_sent")
 """It became sendable after we had looked."""
 HELD: Final = Answer(Verdict.UNREACHED, "lane_restored")
 """Its lane sends nothing until it was compared with its chain."""
+HELD_S: Final = 5.0
+"""Then it is looked whether the lane is open."""
 
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
@@ -84,6 +86,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
     if attempt.status not in SENDABLE:
         return Done()
     answer = facts.answers.get(key, NOT_SENT)
+    if answer is HELD:
+        return Retry(answer.code, HELD_S)
     if answer.verdict is Verdict.KNOWN:
         return _sent(received, attempt, facts)
     if answer.verdict is Verdict.REFUSED and attempt.status == AttemptStatus.SIGNED:

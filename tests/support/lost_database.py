@@ -288,11 +288,13 @@ class Losing:
             self.at.process() as services,
             self._work.started(services, self.at, self._acked, "{}:{}".format(*self._outside)),
         ):
+            sweeper = Sweeper(services, abandoned_s=0.0)  # of writers that have no next owner
+            await sweeper.sweep()
             await until(lambda: self._work.ended(self.at), "everything came to its end", PATIENCE_S)
             ends = await self._ends()
             await until(lambda: _same(self._acked.offsets, ends), "everything is acknowledged", PATIENCE_S)
             await services.relay.journal()
-            await Sweeper(services, abandoned_s=0.0).sweep()  # of writers that have no next owner
+            await sweeper.sweep()
         await self._work.check(self.at)
         broken = [result for result in await verify(self.at.observer) if not result.holds]
         assert broken == []

@@ -26,8 +26,10 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from eth_account import Account as Keys
 
+from agents.emitter import Emitter
 from chain.rpc import Rpc
 from ledger.accounts import buffer, spendable
+from ledger.journal import Relay
 from ledger.posting import Transaction, credit, debit
 from ledger.rows import Changes
 from ledger.verify import verify
@@ -108,6 +110,12 @@ class WithdrawalRig:
         return self.prefix + name
 
     # -- workers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """A command's, which goes past the proxies."""
+        rpc_urls = {"STABLERAIL_RPC_URLS": json.dumps({CHAIN: [self.anvil.rpc_url]})}
+        return {**os.environ, **self._stack.environment, **rpc_urls}
 
     def start_worker(self) -> None:
         """One more worker of the group; does not wait."""
@@ -253,7 +261,11 @@ class WithdrawalRig:
         self.is_quiet = True
 
     async def _all_told(self) -> bool:
-        return len({event.withdrawal_id for event in await self.told()}) == len(self.asked)
+        return await self.ended() == len(self.asked)
+
+    async def ended(self) -> int:
+        """Of how many withdrawals the end was told."""
+        return len({event.withdrawal_id for event in await self.told()})
 
     async def _paid(self) -> Counter[tuple[str, int]]:
         async with Rpc(self.anvil.rpc_url, self.anvil.chain_id) as rpc:
@@ -282,7 +294,7 @@ class WithdrawalRig:
         await self.anvil.rpc("anvil_setBalance", self.signer, hex(10**21))
         await self.usdc.transfer(self.signer, FUNDS)
         dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
-        self.database = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail"})
+        await self.connect()
         writer = await connect_to(dsn)()
         gifts = [
             Transaction(secrets.token_hex(16), "gift", "", (debit(spendable(user), FUNDS), credit(buffer(), FUNDS)))
@@ -290,8 +302,8 @@ class WithdrawalRig:
         ]
         await store(writer, Changes(), gifts, datetime.now(UTC))
         await writer.close()
-        await self.database.execute("DELETE FROM outbox")  # nobody else's relay is to find what the test wrote
         bootstrap = self._stack.environment["STABLERAIL_KAFKA_BOOTSTRAP"]
+        await self._journal(dsn, bootstrap)
         self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
         self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=20)
         for client in (self._producer, self._consumer):
@@ -299,6 +311,21 @@ class WithdrawalRig:
         settled = WITHDRAWALS_SETTLED
         self._consumer.assign([TopicPartition(settled.named(self.prefix), n) for n in range(settled.partitions)])
         await self._consumer.seek_to_beginning()
+
+    async def _journal(self, dsn: str, bootstrap: str) -> None:
+        """What the test wrote: nobody else's relay is to find it."""
+        emitter = Emitter(bootstrap, self.prefix)
+        await emitter.start()
+        relay = Relay(connect_to(dsn), emitter.journal)
+        await relay.journal()
+        await relay.close()
+        await emitter.stop()
+        await self.database.execute("DELETE FROM outbox")
+
+    async def connect(self) -> None:
+        """The test's own connection, to the database that there is now."""
+        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
+        self.database = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail"})
 
     async def first_worker(self) -> None:
         """A worker, and a withdrawal through it, so that every topic has a leader before anything is held."""
