@@ -1,7 +1,8 @@
 """Which events a stage has settled: (stage, event id) -> attempt, fingerprint, outcome.
 
 Claimed first with ON CONFLICT, never pre-read with `= ANY` (facts: a cached plan fell to a tenth). A row with outcome
-`retry` is claimed again by a higher attempt with the same fingerprint.
+`retry` or `rejected` is claimed again by a higher attempt with the same fingerprint: a repeat that we scheduled, or a dead
+letter that is redriven. What is done is never claimed again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Claimed:
     fresh: frozenset[str]
     """Ours to settle for the first time."""
     again: frozenset[str] = frozenset()
-    """Ours to settle: a repeat that we scheduled."""
+    """Ours to settle: a repeat that we scheduled, or redrove."""
     known: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what was settled before: a message with the same one is a repeat, with another one an error of
     the producer."""

@@ -208,7 +208,7 @@ async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) ->
     movement.deliveries.append(Delivery(freeze_wallets.stage(), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
-    client = await _circle(settings, movement)
+    client = await circle_client(settings, movement)
     assert client is not None
     wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id, shared.connect, shared.clock)
     policy = _call_policy(settings)
@@ -228,12 +228,8 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
     policy = deposit_policy(settings)
-    circle = await _circle(settings, movement)
-    lookups = None
-    if circle is not None:
-        tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
-        listing = circle_listing(circle, settings.network, tokens)
-        lookups = Lookups(listing, policy.chains_read, shared.connect)
+    circle = await circle_client(settings, movement)
+    lookups = lookups_of(settings, circle, shared.connect)
     stages: tuple[Stage[Any], ...] = (
         credit_deposits.stage(policy, lookups),
         finalize_deposits.stage(readers, policy, shared.connect),
@@ -250,6 +246,16 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         )
         movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
+
+
+def lookups_of(
+    settings: Settings, circle: CircleClient | None, connect: Callable[[], Awaitable[Connection]]
+) -> Lookups | None:
+    if circle is None:
+        return None
+    tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
+    listing = circle_listing(circle, settings.network, tokens)
+    return Lookups(listing, deposit_policy(settings).chains_read, connect)
 
 
 async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
@@ -291,7 +297,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     return movement
 
 
-async def _circle(settings: Settings, movement: Movement) -> CircleClient | None:
+async def circle_client(settings: Settings, movement: Movement) -> CircleClient | None:
     """A client for the movement's life; None without credentials."""
     if settings.circle_api_key is None or settings.circle_entity_secret is None:
         return None

@@ -18,7 +18,7 @@ WITH owned AS MATERIALIZED (
     ORDER BY x.event_id
     ON CONFLICT (stage, event_id) DO UPDATE
     SET attempt = excluded.attempt, outcome = excluded.outcome, at = excluded.at
-    WHERE i.outcome = 'retry' AND i.attempt < excluded.attempt AND i.fingerprint = excluded.fingerprint
+    WHERE i.outcome IN ('retry', 'rejected') AND i.attempt < excluded.attempt AND i.fingerprint = excluded.fingerprint
     RETURNING i.event_id, (xmax <> 0) AS again
 ), told AS (
     SELECT CASE WHEN count(*) FILTER (WHERE NOT again) < $9::int
