@@ -24,6 +24,7 @@ from stablerail.cli_deposits import deny_app, shortfall_app
 from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
+from stablerail.cli_maintain import maintain
 from stablerail.cli_replay import replay
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
@@ -50,6 +51,7 @@ app.add_typer(shortfall_app, name="shortfall")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 app.command("replay")(replay)
+app.command("maintain")(maintain)
 
 
 @contextmanager

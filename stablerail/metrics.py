@@ -93,6 +93,8 @@ RELAY_RECORDS = Metric(
 )
 JOURNAL_BYTES = Metric("stablerail_journal_bytes", "counter", "Bytes this process published to the journal")
 
+MAINTAINED_ROWS = Metric("stablerail_maintained_rows", "counter", "Rows that were forgotten, by table", ("table",))
+
 # Partners
 CALLS = Metric(
     "stablerail_calls",
@@ -274,6 +276,9 @@ class Metrics:
 
     def outbox_rows(self, rows: int) -> None:
         self._set(OUTBOX_ROWS, rows)
+
+    def maintained(self, table: str, rows: int) -> None:
+        self._add(MAINTAINED_ROWS, rows, table)
 
     def relayed(self, records: int, journal_bytes: int) -> None:
         """One relay transaction journaled so many records; 0 = another had done ours."""

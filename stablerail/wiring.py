@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -24,6 +24,7 @@ from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
+from agents.recovery.maintain import Maintain, Retentions
 from agents.services import Services
 from agents.withdrawals import (
     accept_withdrawals,
@@ -50,6 +51,7 @@ from stablerail.buffers import Buffers
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
+from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
 from topics.trace import Spans
@@ -345,7 +347,19 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
-    return Movement("recovery")
+    movement = Movement("recovery")
+    margin = timedelta(days=settings.retention_margin_days)
+    maintain = Maintain(shared, settings.topic_prefix, margin, broker_retentions(settings), metrics.maintained)
+    movement.workers.append(maintain.work)
+    return movement
+
+
+def broker_retentions(settings: Settings) -> Retentions:
+    async def ask() -> Mapping[str, int]:
+        async with admin(settings.kafka_bootstrap.replace(";", ",")) as client:
+            return await retentions(client, settings.topic_prefix)
+
+    return ask
 
 
 def _call_policy(settings: Settings) -> CallPolicy:
