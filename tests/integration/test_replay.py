@@ -7,7 +7,7 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,20 @@ async def test_a_replay_that_dies_after_its_commit_is_finished_by_the_sweeper_an
     assert len(await desk.credited()) == 4
 
 
+async def test_rehearsals_beside_a_busy_worker_disturb_nobody_and_what_they_saw_undone_is_done_once(desk: Desk) -> None:
+    await desk.wallet("ada")
+    await asyncio.gather(*(desk.deposit("ada") for _ in range(300)))
+    async with desk.worker():
+        sums = await asyncio.gather(*(desk.applied() for _ in range(3)))
+    async with desk.worker():
+        pass
+    for one in sums:
+        assert one.count(Verdict.DONE) + one.count(Verdict.REPEAT) == one.events.total(), one.events
+    assert await desk.balances("ada") == [300 * USDC]
+    assert len(await desk.credited()) == 300
+    assert [one for one in await verify(desk.at.observer) if not one.holds] == []
+
+
 def _given(record: Any) -> Given:
     return Given(
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
@@ -222,8 +236,6 @@ async def test_events_that_stop_a_stage_cannot_be_read_or_reuse_an_id_are_named_
         raise ZeroDivisionError
 
     await desk.deposit("ada", 2 * USDC)
-    from dataclasses import replace
-
     run_over = Replay(replace(credit_deposits.stage(POLICY), decide=bug), desk.connection)
     given = [_given(record) for record in await desk.at.told(topic)]
     told = await run_over.rehearse(given, desk.at.clock())
