@@ -5,6 +5,7 @@
 | want | rows of call_members, in the event's own commit | a slow partner never holds a partition |
 | intend | what waits becomes calls, each with one key; a lease (concluding.py) | one request for many, as many as the partner takes |
 | journal | the relay | nobody is called before the intent can be rebuilt |
+| gate | the partner's gate, asked before calls are taken | after a restore nobody is called until our calls were compared with the partner |
 | perform | the stored request, within the partner's rate, time-out and breaker | repeated while no end is stored: a lost reply is UNKNOWN |
 | end | pure; rows, messages and the calls' end in one commit (concluding.py) | the call's row is locked: one performer ends it |
 
@@ -148,6 +149,8 @@ class Acting:
 
     async def _take(self, wanted: int) -> list[StoredCall]:
         connection = await self._connection("take")
+        if await connection.fetchval(_sql.is_closed, self._stage.partner):
+            return []
         now = self._services.clock()
         until = now + timedelta(seconds=self._policy.lease_s)
         ours = [UUID(key) for key in self._in_flight]

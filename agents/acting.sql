@@ -1,3 +1,6 @@
+-- name: is_closed
+SELECT EXISTS (SELECT FROM gates WHERE name = 'partner:' || $1)
+
 -- name: any_waiting
 SELECT EXISTS (SELECT FROM call_members WHERE stage = $1 AND call_id IS NULL)
 

@@ -208,6 +208,7 @@ class Concluder:
         """The event's JSON (its own bytes were acknowledged with the intent) and why the partner ended it."""
         ours = {
             "stage": self._stage.name,
+            "event": member.event_id,
             "code": rejected.code,
             "reason": rejected.reason[:500],
             "topic": self._stage.source.name,

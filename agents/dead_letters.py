@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from agents.item import Item
 
 PREFIX: Final = "dlq_"
+LETTER: Final = "dlq_letter"
+"""Of a message that was redriven: which dead letter it was, so that it is the same one if it is refused again."""
 REASON_LENGTH_MAX: Final = 500
 
 
@@ -21,6 +23,7 @@ def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime)
     """The message for `<topic>.dlq`. First time = when the broker got the message; last time = now."""
     ours = {
         "stage": stage.name,
+        "event": item.uid,
         "code": rejected.code,
         "reason": rejected.reason[:REASON_LENGTH_MAX],
         "topic": stage.source.name,
@@ -31,7 +34,7 @@ def dead_letter(stage: Stage[Any], item: Item, rejected: Rejected, at: datetime)
         "first_at": _time(item.record.timestamp, at),
         "last_at": at.isoformat(),
     }
-    theirs = [(name, value) for name, value in item.record.headers if not name.startswith(PREFIX)]
+    theirs = [(name, value) for name, value in item.record.headers if name == LETTER or not name.startswith(PREFIX)]
     headers = [*theirs, *((PREFIX + name, text.encode()) for name, text in ours.items())]
     return Message(stage.source.dlq.name, item.key, item.record.value, headers=headers)
 

@@ -92,9 +92,10 @@ class Emitter:
                 Span(f"{source} {message.topic}", "producer", context, message.traceparent, started_ns, ended_ns, about)
             )
 
-    async def journal(self, records: Sequence[tuple[int, bytes]]) -> None:
-        """Sends commit records to the journal's one partition, in sequence."""
-        await self._until_acked(lambda: self._send_records(records))
+    async def journal(self, records: Sequence[tuple[int, bytes]], untold: int) -> None:
+        """Sends commit records to the journal's one partition, in sequence. `untold`: the lowest number whose messages may not
+        have left; header `open` of each."""
+        await self._until_acked(lambda: self._send_records(records, untold))
 
     async def _until_acked(self, send: Any) -> None:
         wait_s = 0.1
@@ -150,20 +151,19 @@ class Emitter:
             acks.append(await producer.send_batch(batch, name, partition=partition))
         await asyncio.gather(*acks)
 
-    async def _send_records(self, records: Sequence[tuple[int, bytes]]) -> None:
+    async def _send_records(self, records: Sequence[tuple[int, bytes]], untold: int) -> None:
         producer = self._live()
         name = JOURNAL.named(self._prefix)
+        open = ("open", str(untold).encode())
         acks = []
         for seq, record in records:
             key = seq.to_bytes(8, "big")
             parts = [record[i : i + PART_BYTES_MAX] for i in range(0, len(record), PART_BYTES_MAX)]
             for number, part in enumerate(parts):
-                headers = [("part", str(number).encode()), ("parts", str(len(parts)).encode())]
-                acks.append(
-                    await producer.send(
-                        name, key=key, value=part, partition=0, headers=headers if len(parts) > 1 else []
-                    )
-                )
+                headers = [open]
+                if len(parts) > 1:
+                    headers += [("part", str(number).encode()), ("parts", str(len(parts)).encode())]
+                acks.append(await producer.send(name, key=key, value=part, partition=0, headers=headers))
         await asyncio.gather(*acks)
 
     async def _count(self, topic: str) -> int:

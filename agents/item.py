@@ -56,6 +56,11 @@ def position_uid(record: Record) -> str:
 def read_item(stage: Stage[Any], record: Record) -> Item:
     """A raw Kafka record as an item; total: what cannot be read becomes a refusal."""
     value = record.value
+    if stage.reads is not None:
+        fingerprint = hashlib.blake2b(value or b"", digest_size=16).hexdigest()
+        where = f"{record.topic}/{record.partition}/{record.offset}"
+        received = Received(where, "kafka", stage.reads(record), 1, None)
+        return Item(record, received, None, received.uid, fingerprint, 1)
     fingerprint = hashlib.blake2b(value or b"", digest_size=16).hexdigest()
     try:
         received = read(stage.source, value, record.headers)

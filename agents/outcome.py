@@ -111,6 +111,9 @@ class Stage(Generic[F]):
     load: Callable[[Connection, Sequence[Received], Any, datetime], Awaitable[F]]
     decide: Callable[[Received, F], Outcome]
     fold: Callable[[F, Done], None] = _unfolded
+    reads: Callable[[Any], Event] | None = None
+    """Of a stage whose source are messages that need not be events (dead letters): any Kafka record as what `decide` is given,
+    whatever its bytes. Its id is its position; such a stage has no dead letters."""
     ahead: Callable[[Received], None] = _unread
     """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing

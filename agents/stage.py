@@ -277,7 +277,7 @@ def _messages(stage: Stage[Any], live: Sequence[Item], outcomes: Sequence[Outcom
             trace = item.received.traceparent if item.received else None
             for topic, key, event, event_id in outcome.emits:
                 yield Message(topic.name, key.encode(), value_of(event), event_id, event.ce_type(), trace, None)
-        elif isinstance(outcome, Rejected):
+        elif isinstance(outcome, Rejected) and stage.reads is None:
             yield dead_letter(stage, item, outcome, at)
 
 

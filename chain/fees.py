@@ -26,6 +26,10 @@ transfer would revert (a recipient on the token's blacklist), and whether a with
 finality; it would also cost a request for each withdrawal."""
 
 
+NOTHING_GAS: Final = 21_000
+"""Of a transaction that calls nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class FeePolicy:
     """The bounds of one network."""
@@ -41,6 +45,11 @@ POLICIES: Final[Mapping[Chain, FeePolicy]] = {
     Chain.MATIC: FeePolicy(priority_floor=25 * GWEI, max_fee_cap=2_000 * GWEI),
     Chain.ETH: FeePolicy(priority_floor=GWEI // 20, max_fee_cap=300 * GWEI),
 }
+
+
+RAISE: Final = (9, 8)
+"""Of the fees of a nonce's next attempt. Nodes take nothing in a transaction's place that offers less than a tenth more, on both
+fees; some ask an eighth."""
 
 
 class FeeHistory(NamedTuple):
@@ -62,6 +71,16 @@ def fees(history: FeeHistory, policy: FeePolicy) -> Fees | None:
     tip = max(median_low(history.tips) if history.tips else 0, policy.priority_floor)
     tip = min(tip, policy.max_fee_cap - history.base_fee)
     return Fees(min(BASE_FEE_HEADROOM * history.base_fee + tip, policy.max_fee_cap), tip)
+
+
+def raised(before: Fees, market: Fees | None, policy: FeePolicy) -> Fees | None:
+    """What the next attempt of a nonce offers: an eighth more than the newest on both fees, and what the market (`fees`) asks.
+    None where either is over the cap."""
+    more, of = RAISE
+    most, tip = (-(-fee * more // of) for fee in before)
+    if market is None or most > policy.max_fee_cap:
+        return None
+    return Fees(max(most, market.max_fee), max(tip, market.priority_fee))
 
 
 def read_history(raw: Any) -> FeeHistory:

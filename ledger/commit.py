@@ -243,11 +243,20 @@ TRANSIENT: Final[tuple[type[Exception], ...]] = (
 @contextmanager
 def lost_not_cancelled() -> Iterator[None]:
     """asyncpg cancels what waits for a connection that dies while it is made, and nobody cancelled our task: that is a
-    lost connection. Taken for a cancellation it would end a loop of ours without a word."""
+    lost connection. Taken for a cancellation it would end a loop of ours without a word. The other way round, a task that was
+    cancelled and whose rollback then failed is cancelled: taken for a lost connection its loop would never end."""
     try:
         yield
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if _is_cancelled():
             raise
         raise ConnectionResetError("the connection was lost while it was made") from None
+    except Exception:
+        if _is_cancelled():
+            raise asyncio.CancelledError from None
+        raise
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -21,21 +21,45 @@ import asyncpg
 import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.errors import ACopy
 from ledger.rows import Connection
 from ledger.sql import load
 
 _sql = load("ledger", "sql/journal.sql")
 _log = structlog.get_logger()
 
-Publish = Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]
-"""Sends (sequence, record) pairs in order; returns when the broker has them all."""
+Publish = Callable[[Sequence[tuple[int, bytes]], int], Awaitable[None]]
+"""Sends (sequence, record) pairs in order; returns when the broker has them all. With them the lowest sequence number whose
+messages may not have left: whoever has only the journal knows that all below it were told."""
 Connect = Callable[[], Awaitable[Connection]]
 
 RETRY_WAIT_S_MAX = 2.0
 
 
+class _Floor:
+    """The sequence number from which on a turn looks: so that it does not walk over all rows that went while somebody reads a
+    snapshot for an hour (a dump, `verify`), and PostgreSQL must keep them.
+
+    Below the lowest row that one look finds, only transactions that ran at that moment can still show one. When they have
+    ended and another look finds none either, none will come.
+    """
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self._next = 0
+        self._xmax: int | None = None
+        """Of the look that found `_next`: every transaction that ran then is below it."""
+
+    def look(self, lowest: int, xmin: int, xmax: int) -> None:
+        """`lowest` row at or above `seq` of a look; below `xmin` every transaction has ended."""
+        if self._xmax is None or xmin >= self._xmax:
+            self.seq = max(self.seq, min(self._next, lowest))
+            self._next, self._xmax = lowest, xmax
+
+
 class Relay:
-    """One per process. `journal` is called by every committer of the process, at once if they like."""
+    """One per process. `journal` is called by every committer of the process, at once if they like. It raises ACopy where the
+    database is one."""
 
     def __init__(self, connect: Connect, publish: Publish, retry_on: tuple[type[Exception], ...] = ()) -> None:
         self._connect = connect
@@ -45,6 +69,7 @@ class Relay:
         self._lock = asyncio.Lock()
         self._fresh: dict[int, bytes] = {}
         self._emitted: list[int] = []
+        self._floor = _Floor()
         self.group_sizes: deque[int] = deque(maxlen=1_000)
         """Records per turn, the last thousand."""
 
@@ -92,14 +117,19 @@ class Relay:
         connection = await self._connected()
         gone = list(self._emitted)
         async with connection.transaction():
-            await connection.fetchval(_sql.lock_relay)
-            seqs = [row[0] for row in await connection.fetch(_sql.waiting)]
+            if await connection.fetchval(_sql.lock_relay) is None:
+                raise ACopy
+            rows = await connection.fetch(_sql.waiting, self._floor.seq, gone)
+            seqs = [row[0] for row in rows]
             missing = [seq for seq in seqs if seq not in self._fresh]
             found: dict[int, bytes] = {}
             if missing:
                 found = dict(tuple(row) for row in await connection.fetch(_sql.records, missing))
             if seqs:
-                await self._publish([(seq, self._fresh.get(seq) or found[seq]) for seq in seqs])
+                _, oldest, xmin, xmax = rows[0]
+                untold = seqs[0] if oldest is None else min(seqs[0], oldest)
+                self._floor.look(untold, xmin, xmax)
+                await self._publish([(seq, self._fresh.get(seq) or found[seq]) for seq in seqs], untold)
             if seqs or gone:
                 await connection.execute(_sql.mark, seqs, gone)
         del self._emitted[: len(gone)]

@@ -15,11 +15,13 @@ from typing import Final, Literal
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from ledger.roles import ROLE, grant, make_role, quoted
+from ledger.rows import Connection as AsyncConnection
 
 Part = Literal["all", "pre", "post"]
 
@@ -81,3 +83,13 @@ async def _run(database_url: str, schema: str, revision: str) -> None:
             await connection.commit()
     finally:
         await engine.dispose()
+
+
+async def is_newest(connection: AsyncConnection) -> bool:
+    """The schema that the connection is in has every revision of this program, and none that it does not know."""
+    if not await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL"):
+        return False
+    config = Config()
+    config.set_main_option("script_location", str(files("ledger.migrations")))
+    found = {row[0] for row in await connection.fetch("SELECT version_num FROM alembic_version")}
+    return found == set(ScriptDirectory.from_config(config).get_heads())

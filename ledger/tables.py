@@ -133,6 +133,13 @@ ATTEMPTS: Final = Table(
     " signed_at:time broadcast_at:time updated_at:time version:int",
     changing=("status", "error", "block_hash", "block_number", "broadcast_at", "updated_at", "version"),
 )
+ATTEMPT_WISHES: Final = Table(
+    "attempt_wishes",
+    ("withdrawal_id",),
+    "withdrawal_id:uuid chain:text kind:text attempts_max:int state:text code:text n:int asked_by:text reason:text"
+    " asked_at:time ended_at:time",
+    changing=("kind", "attempts_max", "state", "code", "n", "asked_by", "reason", "asked_at", "ended_at"),
+)
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
 CIRCLE_TRANSFERS: Final = Table(
@@ -144,12 +151,25 @@ AUDIT_LOGS: Final = Table(
     "batch:int n:int at:time actor:text action:text resource:text resource_id:text before:json after:json"
     " status:text error:text address:text user_agent:text",
 )
+DEAD_LETTERS: Final = Table(
+    "dead_letters",
+    ("id",),
+    "id:uuid topic:text stage:text event_id:uuid code:text reason:text origin:text partition:int position:int key:bytes"
+    " value:bytes headers:json attempts:int code_version:text state:text redrives:int due_at:time first_at:time"
+    " last_at:time updated_at:time version:int",
+    changing=(
+        "code", "reason", "partition", "position", "attempts", "code_version", "state", "redrives", "due_at", "last_at",
+        "updated_at", "version",
+    ),
+)  # fmt: skip
 CORRECTIONS: Final = Table(
     "corrections",
     ("id",),
     "id:uuid kind:text state:text reason:text reference:text legs:json transaction_id:uuid"
     " requested_by:text requested_at:time decided_by:text decided_at:time",
 )
+RESTORES: Final = Table("restores", ("id",), "id:int at:time actor:text first_seq:int records:int")
+GATES: Final = Table("gates", ("name",), "name:text reason:text closed_at:time closed_by:text")
 
 JOURNALED: Final = (
     OWNERS,
@@ -168,6 +188,7 @@ JOURNALED: Final = (
     WITHDRAWAL_HISTORY,
     LANES,
     ATTEMPTS,
+    ATTEMPT_WISHES,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,
@@ -182,6 +203,9 @@ JOURNALED: Final = (
     CIRCLE_TRANSFERS,
     AUDIT_LOGS,
     CORRECTIONS,
+    DEAD_LETTERS,
+    RESTORES,
+    GATES,
 )
 APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""

@@ -21,11 +21,15 @@ from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
 from stablerail.cli_deposits import deny_app, shortfall_app
+from stablerail.cli_dlq import dlq_app
 from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
 from stablerail.cli_maintain import maintain
+from stablerail.cli_rebuild import diff, rebuild
+from stablerail.cli_recovery import recovery_app
 from stablerail.cli_replay import replay
+from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
@@ -43,15 +47,20 @@ app.add_typer(verify_app, name="verify")
 app.add_typer(audit_app, name="audit")
 app.add_typer(lanes_app, name="lanes")
 app.add_typer(limits_app, name="limits")
+app.add_typer(tx_app, name="tx")
 app.add_typer(suspense_app, name="suspense")
 app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
 app.add_typer(deny_app, name="deny")
 app.add_typer(shortfall_app, name="shortfall")
+app.add_typer(dlq_app, name="dlq")
+app.add_typer(recovery_app, name="recovery")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 app.command("replay")(replay)
 app.command("maintain")(maintain)
+app.command()(rebuild)
+app.command()(diff)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def id_of(given: str | None) -> str:
         fail(f"{given}: an id is a UUID", 2)
 
 
-def _who(settings: Settings, given: str | None) -> str:
+def who_of(settings: Settings, given: str | None) -> str:
     who = (given or settings.actor or "").strip()
     if not who:
         fail("say who you are: --actor NAME, or STABLERAIL_ACTOR", 2)
@@ -159,7 +159,7 @@ def _who(settings: Settings, given: str | None) -> str:
 
 def changed(action: Callable[[Connection, str, datetime], Awaitable[T]], actor: str | None) -> T:
     settings = needed_settings("database_url", logs=False)
-    who = _who(settings, actor)
+    who = who_of(settings, actor)
 
     async def acted(connection: Connection) -> T:
         done = await action(connection, who, datetime.now(UTC))

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from agents.withdrawals import lanes
+from agents.withdrawals.errors import LaneRestored
 from ledger.commit import Sealed
 from ledger.rows import Connection
 from stablerail.cli_base import fail, out
@@ -43,10 +44,15 @@ def lanes_pause(
 
 
 @lanes_app.command("open")
-def lanes_open(lane: Name, actor: Actor = None) -> None:
-    """Sign again. After foreign_nonce only once it is known who else used the key."""
-    key = _key(lane)
-    _act(lane, "open", lambda connection, who, at: lanes.open_lane(connection, key, at, who), actor)
+def lanes_open(
+    lane: Name,
+    force: Annotated[bool, typer.Option("--force", help="though it was not compared since a restore")] = False,
+    reason: Annotated[str, typer.Option(help="of --force: how you know that nothing is forgotten; for the audit")] = "",
+    actor: Actor = None,
+) -> None:
+    """Sign again. After foreign_nonce only once it is known who else used the key; after a restore `recovery open` does it."""
+    key, forced = _key(lane), reason if force else None
+    _act(lane, "open", lambda connection, who, at: lanes.open_lane(connection, key, at, who, forced=forced), actor)
 
 
 def _act(
@@ -58,6 +64,8 @@ def _act(
         fail(f"unknown_lane: {lane}; `stablerail lanes list` shows them", 2)
     except ValueError as error:
         fail(f"bad_reason: {error}", 2)
+    except LaneRestored as error:
+        fail(f"{error.code}: {error}")
     out.print(f"{lane} is {state}", markup=False, highlight=False)
 
 

@@ -1,19 +1,27 @@
-"""`stablerail verify`: every invariant. `stablerail verify ledger`: the ledger's own, since a checkpoint if one is given."""
+"""`stablerail verify`: every invariant, once or again and again. `stablerail verify ledger`: the ledger's own, since a checkpoint if
+one is given."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
+import asyncpg
 import orjson
 import typer
+from aiokafka.errors import KafkaError
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from chain.errors import ChainError
 from ledger import verify
 from ledger.checkpoint import BEGINNING, Checkpoint
 from ledger.verify import ROWS_MAX, Result
@@ -24,16 +32,66 @@ Format = Literal["table", "json"]
 
 
 @verify_app.callback()
-def verify_everything(context: typer.Context) -> None:
-    """Check the invariants; exit code 1 when one does not hold."""
+def verify_everything(
+    context: typer.Context,
+    kafka: Annotated[bool, typer.Option("--kafka", help="also what the topics hold: 9, 10 and 13")] = False,
+    minutes: Annotated[int, typer.Option(help="how far back --kafka reads", min=2, max=7 * 24 * 60)] = 60,
+    watch: Annotated[int, typer.Option(help="look again, so many seconds after each look", min=0)] = 0,
+    rows: Annotated[int, typer.Option(help="most offending rows of an invariant", min=1, max=1_000)] = 5,
+    format: Annotated[Format, typer.Option(help="table or json")] = "table",
+) -> None:
+    """Check the invariants; exit code 1 when one does not hold. 12 is told by `stablerail rebuild` and `stablerail diff`."""
     if context.invoked_subcommand is not None:
         return
     from stablerail.verify import verify_all
 
     settings = needed_settings("database_url", logs=False)
+    topics = timedelta(minutes=minutes) if kafka else None
+    if watch:
+        watched(lambda: verify_all(settings, rows_max=rows, topics=topics), watch, format)
     with shown_progress() as progress:
-        results = run(lambda: verify_all(settings, progress))
-    show(results, "table")
+        results = run(lambda: verify_all(settings, progress, rows_max=rows, topics=topics))
+    show(results, format)
+
+
+def watched(look: Callable[[], Awaitable[list[Result]]], pause_s: float, format: str) -> NoReturn:
+    """Looks until Ctrl-C: the table stays up to date on a terminal; elsewhere a line tells each change. Exit code: of the last
+    look. What cannot be reached is said, and tried again."""
+    last: list[Result] = []
+
+    async def action() -> None:
+        live = Live(console=out, auto_refresh=False) if out.is_terminal and format == "table" else None
+        with live or nullcontext():
+            while True:
+                try:
+                    results = await look()
+                except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
+                    err.print(f"not checked: {type(error).__name__}: {error}", highlight=False, soft_wrap=True)
+                else:
+                    if live is not None:
+                        live.update(table_of(results), refresh=True)
+                    else:
+                        tell_changes(last, results, format)
+                    last[:] = results
+                await asyncio.sleep(pause_s)
+
+    with suppress(KeyboardInterrupt):
+        run(action)
+    raise typer.Exit(0 if last and all(result.holds for result in last) else 1)
+
+
+def tell_changes(last: Sequence[Result], results: Sequence[Result], format: str) -> None:
+    """One line for each invariant that is not as it was (of the first look: for each), for people or for programs."""
+    before = {result.number: result.offending for result in last}
+    for result in results:
+        if before.get(result.number) != result.offending:
+            if format == "json":
+                line = orjson.dumps(plain(result)).decode()
+            else:
+                told = "holds" if result.holds else f"BROKEN: {'; '.join(result.offending)}"
+                line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {result.number} {result.name}: {told}"
+            sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 @verify_app.command("ledger")
@@ -78,23 +136,26 @@ def show(results: Sequence[Result], format: str) -> None:
     """Prints the results and ends the program: 0 when all hold, else 1."""
     holds = all(result.holds for result in results)
     if format == "json":
-        invariants = [
-            {
-                "number": result.number, "name": result.name, "checked": result.checked, "holds": result.holds,
-                "offending": list(result.offending),
-            }
-            for result in results
-        ]  # fmt: skip
+        invariants = [plain(result) for result in results]
         sys.stdout.write(orjson.dumps({"holds": holds, "invariants": invariants}).decode() + "\n")
         raise typer.Exit(0 if holds else 1)
+    out.print(table_of(results))
+    raise typer.Exit(0 if holds else 1)
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """For programs."""
+    return {**asdict(result), "holds": result.holds}
+
+
+def table_of(results: Sequence[Result]) -> Table:
     table = Table("", "invariant", "checked", "offending", header_style="bold", pad_edge=False, box=None)
     for result in results:
         told = Text("holds", "green") if result.holds else Text("BROKEN", "bold red").append("", "default")
         for row in result.offending:
             told.append(f"\n{row}", "default")
         table.add_row(str(result.number), result.name, str(result.checked), told)
-    out.print(table)
-    raise typer.Exit(0 if holds else 1)
+    return table
 
 
 @contextmanager

@@ -232,6 +232,18 @@ class Settings(BaseSettings):
     withdrawal_in_flight_max: int = Field(
         16, ge=1, le=10_000, description="transactions of the hot wallet that are signed and in no block"
     )
+    withdrawal_speed_up_blocks: int = Field(
+        20,
+        ge=1,
+        le=100_000,
+        description="blocks without the next transaction of a lane: then it is signed anew with higher fees",
+    )
+    withdrawal_speed_ups_max: int = Field(
+        5, ge=0, le=15, description="how often by itself; 0: never. `tx speed-up --force` goes to 20 attempts"
+    )
+    withdrawal_stuck_after_s: float = Field(
+        1_800, gt=0, description="in no block for so long while it is the next of its lane: a person must look"
+    )
     withdrawal_tip_floors_gwei: Mapped[dict[Chain, int]] = Field(
         {}, description="least tip per gas where it differs from the network's, JSON"
     )
@@ -259,6 +271,9 @@ class Settings(BaseSettings):
     )
     custody_check_interval_s: Seconds = Field(
         60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
+    )
+    verify_interval_s: Seconds = Field(
+        300, gt=0, description="pause between two looks at the invariants by the worker of recovery"
     )
     ledger_shards: Mapped[dict[str, Annotated[int, Field(ge=1, le=256)]]] = Field(
         {}, description='rows of the hot accounts of ours, by type, JSON: {"system_buffer_fiat": 4}'

@@ -23,10 +23,12 @@ from prometheus_client import (
 )
 
 from agents.deposits.figures import SOURCES
+from ledger.verify import Result
 from stablerail.bulk import BulkHistogram
+from topics.codes import Whose
 from topics.money import SCALE
 
-REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "foreign_nonce")
+REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "foreign_nonce", "restored")
 """Why a lane pauses by itself (agents/withdrawals/sign_transactions.py)."""
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
@@ -84,6 +86,19 @@ STAGE_ALERTS = Metric(
 )
 DEAD_LETTERS = Metric(
     "stablerail_dead_letters", "counter", "Dead letters by the topic they came from", ("topic", "code")
+)
+
+DEAD_LETTERS_STORED = Metric(
+    "stablerail_dead_letters_stored",
+    "counter",
+    "Dead letters by whose affair they are, each time one is refused",
+    ("class",),
+)
+DEAD_LETTERS_OPEN = Metric(
+    "stablerail_dead_letters_open",
+    "gauge",
+    "Dead letters that wait for somebody; the worker that counts shows them",
+    ("class",),
 )
 
 # Commit records
@@ -161,7 +176,7 @@ RPC_ENDPOINTS = Metric(
 LANE_PAUSED = Metric(
     "stablerail_lane_paused",
     "gauge",
-    "1 = the hot wallet signs nothing: low_gas, low_usdc, fees_over_cap, foreign_nonce, other",
+    "1 = the hot wallet signs nothing: low_gas, low_usdc, fees_over_cap, foreign_nonce, restored, other",
     ("chain", "reason"),
 )
 LANE_IN_FLIGHT = Metric(
@@ -193,6 +208,20 @@ CIRCLE_POLLED = Metric(
     "stablerail_circle_polled_timestamp_seconds",
     "gauge",
     "When Circle's inbound list was last read to its end, unix time",
+)
+
+# Invariants
+INVARIANT_OFFENDING = Metric(
+    "stablerail_invariant_offending",
+    "gauge",
+    "Rows found that break an invariant, at most a hundred of each check; 0 = it holds",
+    ("number", "name"),
+)
+INVARIANT_CHECKED = Metric(
+    "stablerail_invariant_checked_timestamp_seconds",
+    "gauge",
+    "When an invariant was last looked at, unix time",
+    ("number",),
 )
 
 # Processes
@@ -238,6 +267,8 @@ class Metrics:
             self._counters[DEPOSITS].labels(source, "rejected")
         for outcome in ("completed", "failed", "cancelled", "refused"):
             self._counters[WITHDRAWALS_ENDED].labels(outcome)
+        for whose in Whose:
+            self._counters[DEAD_LETTERS_STORED].labels(whose.value)
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format; serve it as `content_type`."""
@@ -273,6 +304,17 @@ class Metrics:
 
     def dead_letter(self, topic: str, code: str, events: int = 1) -> None:
         self._add(DEAD_LETTERS, events, topic, code)
+
+    def letter(self, whose: str) -> None:
+        self._add(DEAD_LETTERS_STORED, 1, whose)
+
+    def letters_open(self, letters: Mapping[str, int] | None) -> None:
+        """None: another worker counts them."""
+        if letters is None:
+            self._gauges[DEAD_LETTERS_OPEN].clear()
+            return
+        for whose, count in letters.items():
+            self._set(DEAD_LETTERS_OPEN, count, whose)
 
     def outbox_rows(self, rows: int) -> None:
         self._set(OUTBOX_ROWS, rows)
@@ -340,7 +382,8 @@ class Metrics:
 
     def lane(self, chain: str, reason: str, in_flight: int) -> None:
         """A lane as it was just read; `reason` is empty while it is open."""
-        known = reason if not reason or reason in REASONS else "other"
+        name = reason.partition(": ")[0]
+        known = name if not name or name in REASONS else "other"
         for one in (*REASONS, "other"):
             self._set(LANE_PAUSED, int(one == known), chain, one)
         self._set(LANE_IN_FLIGHT, in_flight, chain)
@@ -359,6 +402,16 @@ class Metrics:
 
     def circle_polled(self) -> None:
         self._set(CIRCLE_POLLED, time.time())
+
+    def invariants(self, found: Iterable[Result]) -> None:
+        """What one look at the invariants found; nothing of a worker that does not lead."""
+        results = list(found)
+        if not results:
+            self._gauges[INVARIANT_OFFENDING].clear()
+            self._gauges[INVARIANT_CHECKED].clear()
+        for result in results:
+            self._set(INVARIANT_OFFENDING, len(result.offending), str(result.number), result.name)
+            self._set(INVARIANT_CHECKED, time.time(), str(result.number))
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

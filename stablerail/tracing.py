@@ -47,8 +47,12 @@ class Exported:
         self._provider = TracerProvider(
             id_generator=self._ids, resource=Resource.create({SERVICE_NAME: service}), shutdown_on_exit=False
         )
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+        processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=url))
+        self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("stablerail")
+        self.others = TracerProvider(resource=self._provider.resource, shutdown_on_exit=False)
+        """For spans of parts that make them themselves (agents/onboarding/spans.py), with ids that are drawn; the same exporter."""
+        self.others.add_span_processor(processor)
 
     def __call__(self, span: Span) -> None:
         if not is_sampled(span.traceparent):

@@ -1,14 +1,18 @@
-"""`stablerail verify`: the database's own invariants, and the custody mirror against the chains we read."""
+"""`stablerail verify`: the database's own invariants, the custody mirror against the chains we read, the topics if asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 from ledger.rows import Connection
 from ledger.sql import load
-from ledger.verify import Result, unheard, verify
+from ledger.verify import JUDGED, Result, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
+from stablerail.verify_kafka import verify_kafka
 from stablerail.wiring import connector, custody_of, rpcs
 from topics.money import format_amount
 
@@ -17,19 +21,41 @@ LATE_BLOCKS: Final = 100
 _sql = load("stablerail", "operations.sql")
 
 
-async def verify_all(settings: Settings, progress: Progress = unheard) -> list[Result]:
-    """Every invariant that applies so far. Raises ChainError when a chain cannot be read."""
+async def verify_all(
+    settings: Settings,
+    progress: Progress = unheard,
+    *,
+    rows_max: int = 5,
+    topics: timedelta | None = None,
+) -> list[Result]:
+    """Every invariant but 12, which `stablerail diff` tells; `topics`: also what so much of the topics holds. Raises ChainError when
+    a chain cannot be read, KafkaError when the topics cannot."""
     connection = await connector(settings)()
     try:
-        results = await verify(connection, progress=progress)
+        results = await verify(connection, rows_max=rows_max, progress=progress)
         if settings.read_chains:
-            results.extend(await _chains(settings, connection))
+            results.extend(await verify_chains(settings, connection))
+        if topics is not None:
+            progress("topics", 0, 0)
+            results.extend(await verify_kafka(settings, connection, topics, rows_max))
     finally:
         await connection.close()
-    return sorted(results, key=lambda result: result.number)
+    return together(results)
 
 
-async def _chains(settings: Settings, connection: Connection) -> tuple[Result, Result]:
+def together(results: Iterable[Result]) -> list[Result]:
+    """One result of each invariant, in order: several checks may look at one."""
+    found: dict[int, Result] = {}
+    for result in results:
+        known = found.get(result.number, result)
+        if known is not result:
+            offending = (*known.offending, *result.offending)
+            result = replace(known, checked=max(known.checked, result.checked), offending=offending)
+        found[result.number] = result
+    return [found[number] for number in sorted(found)]
+
+
+async def verify_chains(settings: Settings, connection: Connection) -> tuple[Result, Result]:
     """4: the mirror = what our wallets hold at the final block up to which deposits were judged. 6: what is final was judged."""
     offending, late = [], []
     checked = deposits = 0
@@ -51,5 +77,5 @@ async def _chains(settings: Settings, connection: Connection) -> tuple[Result, R
             late.append(f"{chain}: {overdue} deposits are {LATE_BLOCKS} blocks below the final one and not judged")
     return (
         Result(4, "custody mirror = on-chain holdings at a final block", checked, tuple(offending)),
-        Result(6, "every final transfer is credited, rejected or parked", deposits, tuple(late)),
+        Result(6, JUDGED, deposits, tuple(late)),
     )

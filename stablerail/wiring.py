@@ -24,17 +24,21 @@ from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
+from agents.recovery import store_dead_letters
 from agents.recovery.maintain import Maintain, Retentions
+from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
 from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
+    raise_fees,
     settle_withdrawals,
     sign_transactions,
     track_confirmations,
 )
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
+from agents.withdrawals.raising import RaisePolicy
 from chain.broadcaster import Broadcaster
 from chain.errors import KeystoreError, WrongPassword, WrongSigner
 from chain.fees import GWEI, POLICIES, FeePolicy
@@ -108,8 +112,8 @@ def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | No
     """What every stage of a process runs on."""
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
 
-    async def publish(records: Any) -> None:
-        await emitter.journal(records)
+    async def publish(records: Any, untold: int) -> None:
+        await emitter.journal(records, untold)
         metrics.relayed(len(records), sum(len(record) for _, record in records))
 
     return Services(
@@ -196,6 +200,12 @@ def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
     floor, cap = settings.withdrawal_tip_floors_gwei.get(chain), settings.withdrawal_fee_caps_gwei.get(chain)
     return FeePolicy(
         bounds.priority_floor if floor is None else floor * GWEI, bounds.max_fee_cap if cap is None else cap * GWEI
+    )
+
+
+def raise_policy(settings: Settings) -> RaisePolicy:
+    return RaisePolicy(
+        settings.withdrawal_speed_up_blocks, 1 + settings.withdrawal_speed_ups_max, settings.withdrawal_stuck_after_s
     )
 
 
@@ -293,6 +303,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
         *sign_transactions.stages(desks, metrics.lane),
         broadcast_transactions.stage(broadcasters, shared.connect),
         track_confirmations.stage(writers, shared.connect, shared.clock),
+        raise_fees.stage(desks, dict.fromkeys(settings.withdrawal_chains, raise_policy(settings))),
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
@@ -347,7 +358,12 @@ async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> 
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    from stablerail.invariants import Invariants  # it reads the chains through this file
+
     movement = Movement("recovery")
+    movement.deliveries.extend(Delivery(stage, shared) for stage in store_dead_letters.stages())
+    movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)
+    movement.workers.append(Invariants(settings, shared, metrics.invariants).work)
     margin = timedelta(days=settings.retention_margin_days)
     maintain = Maintain(shared, settings.topic_prefix, margin, broker_retentions(settings), metrics.maintained)
     movement.workers.append(maintain.work)

@@ -15,3 +15,15 @@ LEFT JOIN (
 ) AS a ON a.chain = l.chain AND a.signer = l.signer
 GROUP BY l.chain, l.signer
 ORDER BY l.chain, l.signer
+
+-- name: of_transaction
+SELECT replace(withdrawal_id::text, '-', '') FROM attempts WHERE tx_hash = $1 AND withdrawal_id IS NOT NULL
+
+-- name: history
+SELECT version, status, code, actor, at FROM withdrawal_history WHERE withdrawal_id = $1::text::uuid ORDER BY version
+
+-- name: hold
+SELECT state, amount::text AS amount, remaining::text AS remaining, captured::text AS captured FROM holds WHERE id = $1::text::uuid
+
+-- name: lane
+SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes WHERE chain = $1 AND signer = $2

@@ -21,6 +21,7 @@ import structlog
 import uvloop
 from aiokafka.errors import KafkaError
 from mode import CrashingSupervisor
+from opentelemetry import trace
 
 from agents.crash import EXIT_BUG, Stop, Watchdog, exit_now
 from agents.delivery import Delivered, Delivery
@@ -69,6 +70,8 @@ class _Worker:
         self._port = port
         self._metrics = Metrics()
         self._spans = exported(settings.otlp_traces_url, f"stablerail-{movement}")
+        if self._spans is not None:
+            trace.set_tracer_provider(self._spans.others)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> NoReturn:

@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from ledger.audit_logs import Log
-from ledger.commit import TRANSIENT, lock_writer, seal
+from ledger.commit import TRANSIENT, Sealed, lock_writer, seal
 from ledger.rows import Connection as Locked
 from ledger.sql import load
 from stablerail.keys import Connection
@@ -158,7 +158,7 @@ async def trouble(connection: Connection, now: datetime) -> dict[str, str]:
     return found
 
 
-async def restart(connection: Connection, movements: Sequence[str], actor: str, at: datetime) -> None:
+async def restart(connection: Connection, movements: Sequence[str], actor: str, at: datetime) -> Sealed:
     """Every worker of these movements ends gracefully and is started anew by whoever runs it. ValueError for an unknown one."""
     unknown = [movement for movement in movements if movement not in MOVEMENTS]
     if unknown:
@@ -170,7 +170,7 @@ async def restart(connection: Connection, movements: Sequence[str], actor: str, 
         for movement in movements:
             await connection.execute(_SQL.order, movement, actor, at)
             logs.append(Log(actor, "worker.restart_ordered", "movement", movement))
-        await seal(
+        return await seal(
             locked,
             WRITER,
             owners,

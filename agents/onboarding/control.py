@@ -21,7 +21,7 @@ from agents.onboarding.wallet_calls import NAME
 from agents.onboarding.wallet_requests import FAILED, PENDING, Facts, WalletRequest, fold, load_users, queued
 from agents.outcome import Done
 from ledger.audit_logs import Log
-from ledger.commit import lock_writer, seal
+from ledger.commit import Sealed, lock_writer, seal
 from ledger.rows import Changes, Connection, Row, Table
 from ledger.sql import load
 from ledger.tables import CALL_MEMBERS, CALLS, WALLET_REQUESTS
@@ -39,6 +39,7 @@ class Triggered:
 
     user_id: str
     chains: tuple[str, ...]
+    sealed: Sealed
 
 
 async def trigger(connection: Connection, user_id: str, actor: str, at: datetime) -> Triggered | None:
@@ -70,9 +71,9 @@ async def trigger(connection: Connection, user_id: str, actor: str, at: datetime
         rows += wanted(facts, user_id, failed, f"trigger {facts.jobs[user_id].version if user_id in facts.jobs else 0}")
         now_due = [chain for chain, status in before.items() if chain in due or status == FAILED]
         log = Log(actor, "wallet_job.triggered", "wallet_job", user_id, {"chains": before}, {"due": now_due})
-        await _commit(connection, owners, rows, at, actor, [log])
+        sealed = await _commit(connection, owners, rows, at, actor, [log])
         await connection.execute(_sql.due_now, ids, at)
-    return Triggered(user_id, tuple(now_due))
+    return Triggered(user_id, tuple(now_due), sealed)
 
 
 def _opened(facts: Facts, call: StoredCall) -> list[tuple[Table, Row]]:
@@ -135,11 +136,11 @@ async def backfill(connection: Connection, chain: Chain, actor: str, clock: Any)
 
 async def _commit(
     connection: Connection, owners: Any, rows: Sequence[tuple[Table, Row]], at: datetime, actor: str, logs: list[Log]
-) -> None:
+) -> Sealed:
     changes = Changes()
     for table, row in rows:
         changes.upsert(table, row)
-    await seal(
+    return await seal(
         connection, WRITER, owners, blocks=changes.blocks(), messages=[], at=at, actor=actor,
         summary={log.action: 1 for log in logs}, logs=logs,
     )  # fmt: skip

@@ -5,6 +5,7 @@
 | inbox | Kafka can bring the event no more (retention.py) | the stage's own rows, whose ids are for ever |
 | calls, call_members | the call has ended, and no dead letter of its event is left | the state of what was asked for |
 | counters of a day | the day's withdrawals have all ended | nothing is counted towards that day any more |
+| dead_letters | resolved or discarded, and their topic has them no more | no copy is left; the audit keeps what was discarded |
 | crashes | Kafka can bring the event no more | - |
 
 Rows go in small commits, each a record of the journal, so that a rebuild forgets the same. What is found without a lock is looked
@@ -33,7 +34,7 @@ from ledger.audit_logs import Log
 from ledger.commit import OVERTAKEN, TRANSIENT, Sealed, lock_writer, seal
 from ledger.rows import Block, Connection, Op, Table, block
 from ledger.sql import load
-from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, INBOX
+from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, DEAD_LETTERS, INBOX
 
 _log = structlog.get_logger()
 _sql = load("agents.recovery", "maintain.sql")
@@ -151,13 +152,15 @@ class Maintain:
         )
         names, plain, other = [list(column) for column in zip(*stages, strict=True)] or [[], [], []]
         oldest = min(now - self._margin, await connection.fetchval(_sql.oldest_open) or now)
+        ended = longest(retentions, self._margin, now)
         day = oldest.astimezone(UTC).date().isoformat()
         rules = [
             Rule(INBOX, _sql.inbox, _sql.inbox_still, (names, plain, other)),
             Rule(CALLS, _sql.calls, _sql.calls_still, (names, other), ((CALL_MEMBERS, _sql.members),)),
+            Rule(DEAD_LETTERS, _sql.letters, _sql.letters_still, (ended,)),
             Rule(COUNTERS, _sql.counters, _sql.counters_still, (DAY_COUNTER, day)),
         ]
-        return rules, longest(retentions, self._margin, now)
+        return rules, ended
 
     async def _found(self, rule: Rule) -> AsyncIterator[list[tuple[Any, ...]]]:
         """Keys in runs of ROWS_MAX, in one reading of the table: there is no index for it that every event would pay for."""

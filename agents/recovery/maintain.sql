@@ -64,3 +64,14 @@ SELECT at FROM audit
 WHERE stage = $1 AND topic = '-' AND partition = 0 AND summary ? 'maintained'
 ORDER BY position DESC
 LIMIT 1
+
+-- name: letters
+SELECT replace(id::text, '-', '') FROM dead_letters WHERE state IN ('resolved', 'discarded') AND updated_at < $1
+
+-- name: letters_still
+SELECT replace(d.id::text, '-', '')
+FROM unnest($2::uuid[]) AS k(id)
+JOIN dead_letters d ON d.id = k.id
+WHERE d.state IN ('resolved', 'discarded') AND d.updated_at < $1
+ORDER BY d.id
+FOR UPDATE OF d

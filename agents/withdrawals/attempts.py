@@ -50,6 +50,11 @@ async def read_attempts(connection: Connection, keys: Collection[tuple[str, str]
     return {(attempt.chain, attempt.tx_hash): attempt for attempt in map(_attempt, rows)}
 
 
+async def attempts_of(connection: Connection, withdrawal_id: str) -> list[Attempt]:
+    """All attempts of a withdrawal, in order of n; not locked. Under its withdrawal's lock nobody signs another."""
+    return [_attempt(row) for row in await connection.fetch(_sql.attempts_of, withdrawal_id)]
+
+
 def _columns(keys: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*keys, strict=True)]
 

@@ -10,7 +10,8 @@ lost reply, a time-out, "nonce too low" and every answer that is not in the tabl
 bytes are sent again, later and later, until a node has them or a block does (track_confirmations). Nothing is released here.
 
 What is sent again: a redelivered event, after a restart; a retry of the schedule; and what track_confirmations tells once more
-because a reorg dropped it or a pool lost it. Each batch goes out in nonce order.
+because a reorg dropped it or a pool lost it. Each batch goes out in nonce order. For a lane that is `restored` nothing is sent
+at all until it was compared with its chain; what is to be sent waits.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from chain.answers import Answer, Verdict
 from chain.broadcaster import Broadcaster, Bytes
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection, Row, Table
+from ledger.sql import load as load_sql
 from topics.catalog import TRANSACTIONS_BROADCAST, TRANSACTIONS_SIGNED
 from topics.envelope import Received
 from topics.events import TransactionBroadcast, TransactionSigned
 
 _log = structlog.get_logger()
+_sql = load_sql("agents.withdrawals", "sending.sql")
 
 NAME: Final = "broadcast_transactions"
 SENDABLE: Final = frozenset({AttemptStatus.SIGNED, AttemptStatus.BROADCAST})
@@ -45,6 +48,10 @@ RETRY_S: Final = 1.0
 RETRY_S_MAX: Final = 60.0
 NOT_SENT: Final = Answer(Verdict.UNREACHED, "not_sent")
 """It became sendable after we had looked."""
+HELD: Final = Answer(Verdict.UNREACHED, "lane_restored")
+"""Its lane sends nothing until it was compared with its chain."""
+HELD_S: Final = 5.0
+"""Then it is looked whether the lane is open."""
 
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
@@ -79,6 +86,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
     if attempt.status not in SENDABLE:
         return Done()
     answer = facts.answers.get(key, NOT_SENT)
+    if answer is HELD:
+        return Retry(answer.code, HELD_S)
     if answer.verdict is Verdict.KNOWN:
         return _sent(received, attempt, facts)
     if answer.verdict is Verdict.REFUSED and attempt.status == AttemptStatus.SIGNED:
@@ -147,24 +156,30 @@ class BroadcastTransactions:
             event = received.event
             assert isinstance(event, TransactionSigned)
             keys.add((event.chain.value, event.tx_hash))
-        attempts = await self._stored(keys)
-        answers: dict[Key, Answer] = {}
+        attempts, held = await self._stored(keys)
+        answers = {key: HELD for key, one in attempts.items() if (one.chain, one.signer) in held}
         for chain in sorted({chain for chain, _ in attempts} & self._chains.keys()):
-            ours = [one for one in attempts.values() if one.chain == chain and one.status in SENDABLE]
+            ours = [
+                one
+                for one in attempts.values()
+                if one.chain == chain and one.status in SENDABLE and (chain, one.signer) not in held
+            ]
             ours.sort(key=lambda one: (one.signer, one.nonce, one.n))
             sent = await self._chains[chain].send([Bytes(one.tx_hash, one.raw) for one in ours])
             for attempt, answer in zip(ours, sent, strict=True):
                 answers[(chain, attempt.tx_hash)] = answer
         return Sent(attempts, answers)
 
-    async def _stored(self, keys: set[Key]) -> Mapping[Key, Attempt]:
+    async def _stored(self, keys: set[Key]) -> tuple[Mapping[Key, Attempt], set[Key]]:
+        """The attempts, and the lanes (chain, signer) that send nothing."""
         wait_s = 0.05
         while True:
             try:
                 with lost_not_cancelled():
                     if self._connection is None or self._connection.is_closed():
                         self._connection = await self._connect()
-                    return await read_attempts(self._connection, keys)
+                    held = {(chain, signer) for chain, signer in await self._connection.fetch(_sql.restored)}
+                    return await read_attempts(self._connection, keys), held
             except _AGAIN as error:
                 if self._connection is not None:
                     self._connection.terminate()

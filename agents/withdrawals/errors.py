@@ -4,7 +4,9 @@ RequestRefused (code)
  ├── KeyReused          idempotency_key_reused  the customer used this key for another withdrawal
  ├── ReservedUser       reserved_user           the user id is the company's own
  ├── UnknownWithdrawal  unknown_withdrawal
- └── NotCancellable     not_cancellable         status: it may be on its way, or has ended
+ ├── NotRaisable        not_raisable            why: no other attempt of its nonce is signed (agents/withdrawals/raising.py)
+ ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
+ └── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
 """
 
 from __future__ import annotations
@@ -45,3 +47,21 @@ class NotCancellable(RequestRefused):
     def __init__(self, status: str) -> None:
         super().__init__(f"the withdrawal is {status}; it can be cancelled while it is pending or signing")
         self.status = status
+
+
+class LaneRestored(RequestRefused):
+    code = "lane_restored"
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(
+            f"{lane} waits to be compared with its chain: `stablerail recovery open --lane {lane}`; where that cannot tell and you"
+            " can, `stablerail lanes open --force --reason …`"
+        )
+
+
+class NotRaisable(RequestRefused):
+    code = "not_raisable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no other attempt is signed for it: {why}")
+        self.why = why

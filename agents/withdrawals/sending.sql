@@ -23,3 +23,10 @@ FROM (
 
 -- name: lanes
 SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer
+
+-- name: any_restore
+SELECT EXISTS (SELECT FROM restores)
+
+-- name: restored
+-- The signers that send nothing until they were compared with their chain.
+SELECT chain, signer FROM lanes WHERE status = 'paused' AND (reason = 'restored' OR starts_with(reason, 'restored: '))

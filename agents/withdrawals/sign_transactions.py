@@ -16,6 +16,7 @@ A lane pauses before it signs what cannot be paid for. Its row says why:
 | low_usdc | its USDC, less what is in flight, covers the oldest withdrawal; younger ones do not overtake it |
 | fees_over_cap | the chain costs less than the network's cap |
 | foreign_nonce | a person has found out who else uses the key: the chain counts transactions that we did not sign |
+| restored | the database was restored: `stablerail recovery open` has compared the lane with its chain |
 | anything else | the person who paused it opens it |
 
 Two stages are made here: `sign_transactions` is woken by an accepted withdrawal, `sign_waiting` by a block.
@@ -34,6 +35,7 @@ import structlog
 from agents.outcome import Done, Emit, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.withdrawal import (
+    RESTORED,
     Attempt,
     AttemptStatus,
     Lane,
@@ -44,7 +46,7 @@ from agents.withdrawals.withdrawal import (
     moved,
 )
 from chain.assets import USDC
-from chain.fees import TRANSFER_GAS, FeePolicy, Fees, fees
+from chain.fees import NOTHING_GAS, TRANSFER_GAS, FeePolicy, Fees, fees
 from chain.hot_wallet import HotWallet, Look
 from chain.signer import Signer
 from chain.transactions import sign_call, transfer_data
@@ -72,6 +74,11 @@ LOW_USDC: Final = "low_usdc"
 FEES_OVER_CAP: Final = "fees_over_cap"
 FOREIGN_NONCE: Final = "foreign_nonce"
 CLEARS_ITSELF: Final = frozenset({LOW_GAS, LOW_USDC, FEES_OVER_CAP})
+
+PAYMENT: Final = "payment"
+CANCEL: Final = "cancel"
+GAS: Final[Mapping[str, int]] = {PAYMENT: TRANSFER_GAS[USDC], CANCEL: NOTHING_GAS}
+"""Gas limit by kind."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +157,13 @@ def _signed(queue: Queue, taken: Sequence[Withdrawal], now: datetime) -> Done:
         reason = _short(queue, wei - cost, units - withdrawal.amount)
         if reason:
             break
-        attempt = _attempt(queue, withdrawal, nonce, now)
+        assert queue.fees is not None
+        attempt = signed_attempt(queue.desk, withdrawal, nonce, 1, PAYMENT, queue.fees, now)
         nonce, room, wei, units = nonce + 1, room - 1, wei - cost, units - withdrawal.amount
         _after, (row, line) = moved(withdrawal, Status.BROADCASTING, now, NAME)
         inserts += (attempt_row(attempt), line)
         updates.append(row)
-        emits.append(_told(attempt, queue.lane.key))
+        emits.append(told(attempt, queue.lane.key))
     if not reason and not tried and queue.waiting:
         reason = queue.lane.reason  # nothing was tried, so nothing is known of it
     lane = queue.lane
@@ -189,28 +197,32 @@ def _short(queue: Queue, wei_left: int, units_left: int) -> str:
     return LOW_USDC if units_left < 0 else ""
 
 
-def _attempt(queue: Queue, withdrawal: Withdrawal, nonce: int, now: datetime) -> Attempt:
-    desk = queue.desk
-    assert queue.fees is not None
-    gas_limit = TRANSFER_GAS[USDC]
+def signed_attempt(
+    desk: Desk, withdrawal: Withdrawal, nonce: int, n: int, kind: str, offer: Fees, now: datetime
+) -> Attempt:
+    """The n-th attempt of a nonce, signed: of a payment the transfer, of a cancel a transfer of nothing to ourselves. Whoever
+    calls this stores it before anybody sends it."""
+    is_payment = kind == PAYMENT
+    gas_limit = GAS[kind]
     signed = sign_call(
         desk.signer,
         chain_id=desk.chain_id,
         nonce=nonce,
-        priority_fee=queue.fees.priority_fee,
-        max_fee=queue.fees.max_fee,
+        priority_fee=offer.priority_fee,
+        max_fee=offer.max_fee,
         gas_limit=gas_limit,
-        to=desk.token,
-        data=transfer_data(withdrawal.recipient, withdrawal.amount),
+        to=desk.token if is_payment else desk.signer.address,
+        data=transfer_data(withdrawal.recipient, withdrawal.amount) if is_payment else b"",
     )
     return Attempt(
-        desk.chain.value, signed.tx_hash, desk.signer.address, nonce, 1, "payment", withdrawal.id, signed.raw,
-        gas_limit, queue.fees.max_fee, queue.fees.priority_fee, AttemptStatus.SIGNED.value,
+        desk.chain.value, signed.tx_hash, desk.signer.address, nonce, n, kind, withdrawal.id, signed.raw,
+        gas_limit, offer.max_fee, offer.priority_fee, AttemptStatus.SIGNED.value,
         None, None, None, now, None, now, 1,
     )  # fmt: skip
 
 
-def _told(attempt: Attempt, lane: str) -> Emit:
+def told(attempt: Attempt, lane: str) -> Emit:
+    """For broadcast_transactions. `lane`: its key."""
     assert attempt.withdrawal_id is not None
     event = TransactionSigned.known(
         chain=Chain(attempt.chain),
@@ -290,8 +302,7 @@ class SignTransactions:
         stored = (await lock_lanes(connection, {(chain, signer)})).get((chain, signer))
         # asked under the lane's lock: nobody else signs for it meanwhile
         ((in_flight, wei, units),) = await connection.fetch(_sql.in_flight, chain, signer, look.block_number)
-        first = max(look.nonce, look.pending_nonce)
-        lane = stored or Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
+        lane = stored or await self._first(connection, chain, signer, look, at)
         self._tell(desk.chain, lane, in_flight)
         offer = fees(look.history, desk.fees)
         return Queue(
@@ -306,6 +317,14 @@ class SignTransactions:
             units=look.tokens - int(units),
             cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
         )
+
+    async def _first(self, connection: Connection, chain: str, signer: str, look: Look, at: datetime) -> Lane:
+        """A signer that we have no lane of. One that has sent something is not used unseen where a database was restored: what
+        it sent may have been ours."""
+        first = max(look.nonce, look.pending_nonce)
+        if first and await connection.fetchval(_sql.any_restore):
+            return Lane(chain, signer, first, look.nonce, PAUSED, RESTORED, 0, at)
+        return Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
 
     def _tell(self, chain: Chain, lane: Lane, in_flight: int) -> None:
         self._seen(lane.chain, lane.reason, in_flight)

@@ -18,3 +18,12 @@ async def lock(connection: Connection, ids: Iterable[str]) -> dict[str, Withdraw
         withdrawal = Withdrawal(*row)
         found[withdrawal.id] = withdrawal._replace(amount=int(withdrawal.amount))
     return found
+
+
+async def read(connection: Connection, id: str) -> Withdrawal | None:
+    """Not locked."""
+    row = await connection.fetchrow(_sql.read, id)
+    if row is None:
+        return None
+    withdrawal = Withdrawal(*row)
+    return withdrawal._replace(amount=int(withdrawal.amount))

@@ -130,7 +130,7 @@ class _Step:
                 done = self._attempt(attempt, AttemptStatus.REVERTED, error=reason or "reverted")
                 self._confirmed(done, BLACKLISTED if reason == _BLACKLIST else reason)
                 return done
-            if attempt.kind == "payment" and not self._paid(attempt, verdict):
+            if not self._as_signed(attempt, verdict):
                 self._withdrawal(group, Status.MANUAL_REVIEW, UNEXPECTED_TRANSFERS)
                 continue
             done = self._attempt(attempt, AttemptStatus.CONFIRMED, error=None)
@@ -138,8 +138,10 @@ class _Step:
             return done
         return None
 
-    def _paid(self, attempt: Attempt, verdict: Executed) -> bool:
-        """Whether it moved exactly what it was signed for."""
+    def _as_signed(self, attempt: Attempt, verdict: Executed) -> bool:
+        """Whether it moved exactly what it was signed for; a cancel moves nothing."""
+        if attempt.kind != "payment":
+            return not verdict.transfers
         withdrawal = self._facts.withdrawals.get(attempt.withdrawal_id or "")
         if withdrawal is None:
             return False
@@ -172,10 +174,12 @@ class _Step:
     def _withdrawal(self, group: Sequence[Attempt], status: Status, code: str | None = None) -> None:
         """Nothing where it is so already, or has ended, or a person looks at more than where its transaction is."""
         withdrawal = self._facts.withdrawals.get(group[0].withdrawal_id or "")
-        if withdrawal is None or withdrawal.status == status or status not in NEXT[Status(withdrawal.status)]:
+        if withdrawal is None or status not in NEXT[Status(withdrawal.status)]:
+            return
+        if (withdrawal.status, withdrawal.code) == (status, code or withdrawal.code):
             return
         if withdrawal.status == Status.MANUAL_REVIEW:
-            if withdrawal.code == UNEXPECTED_TRANSFERS or status != Status.CONFIRMING:
+            if withdrawal.code == UNEXPECTED_TRANSFERS or status == Status.BROADCASTING:
                 return
             withdrawal = withdrawal._replace(code=None)
         after, (row, line) = moved(withdrawal, status, self._facts.now, NAME, code)

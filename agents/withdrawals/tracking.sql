@@ -42,3 +42,11 @@ SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, a.kind, replace(a.withdrawal_
        a.updated_at, a.version
 FROM unnest($1::text[], $2::text[]) AS x(chain, tx_hash)
 JOIN attempts a ON a.chain = x.chain AND a.tx_hash = x.tx_hash
+
+-- name: attempts_of
+SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, a.kind, replace(a.withdrawal_id::text, '-', ''), a.raw, a.gas_limit,
+       a.max_fee, a.priority_fee, a.status, a.error, a.block_hash, a.block_number, a.signed_at, a.broadcast_at,
+       a.updated_at, a.version
+FROM attempts a
+WHERE a.withdrawal_id = $1::text::uuid
+ORDER BY a.n

@@ -47,10 +47,11 @@ NOT_SIGNED: Final = frozenset({Status.PENDING, Status.SIGNING})
 
 NEXT: Final[dict[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.SIGNING, Status.FAILED, Status.CANCELLED}),
-    Status.SIGNING: frozenset({Status.BROADCASTING, Status.CANCELLED, Status.MANUAL_REVIEW}),
+    Status.SIGNING: frozenset({Status.BROADCASTING, Status.CANCELLED}),
     Status.BROADCASTING: frozenset({Status.CONFIRMING, *ENDED, Status.MANUAL_REVIEW}),
     Status.CONFIRMING: frozenset({Status.BROADCASTING, *ENDED, Status.MANUAL_REVIEW}),
-    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, *ENDED}),
+    # with another code: what is known by now
+    Status.MANUAL_REVIEW: frozenset({Status.BROADCASTING, Status.CONFIRMING, *ENDED, Status.MANUAL_REVIEW}),
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
@@ -61,6 +62,8 @@ NONCE_TAKEN: Final = "nonce_taken"
 """Of a review: something that is none of ours was mined with the withdrawal's nonce."""
 UNEXPECTED_TRANSFERS: Final = "unexpected_transfers"
 """Of a review: its payment succeeded and did not move what it was signed for."""
+STUCK: Final = "stuck"
+"""Of a review: it is the next of its lane and was in no block for too long. It goes on by itself when it is mined."""
 
 
 class Withdrawal(NamedTuple):
@@ -97,7 +100,6 @@ class AttemptStatus(StrEnum):
     """Final, and it did nothing but cost its fee."""
     REPLACED = "replaced"
     """Another attempt of its nonce is final."""
-    DROPPED = "dropped"
 
 
 class Attempt(NamedTuple):
@@ -127,6 +129,10 @@ class Attempt(NamedTuple):
     version: int
 
 
+RESTORED: Final = "restored"
+"""Why a lane is paused after the database was restored; `restored: …` where it was paused before, and why."""
+
+
 class Lane(NamedTuple):
     """A row of `lanes`: a signer of ours on a chain, and the next nonce it may use."""
 
@@ -147,6 +153,11 @@ class Lane(NamedTuple):
     def key(self) -> str:
         """Of its messages."""
         return f"{self.chain}:{self.signer}"
+
+    @property
+    def is_restored(self) -> bool:
+        """Nothing is signed or sent for it until it was compared with its chain (agents/recovery)."""
+        return self.reason == RESTORED or self.reason.startswith(f"{RESTORED}: ")
 
 
 def withdrawal_id(user_id: str, idempotency_key: str) -> str:

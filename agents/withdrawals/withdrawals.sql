@@ -7,6 +7,13 @@ JOIN withdrawals w ON w.id = x.id
 ORDER BY w.id
 FOR UPDATE OF w
 
+-- name: read
+SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', ''), w.rail,
+       w.chain, w.asset, w.amount::text, w.recipient, w.status, w.code, replace(w.hold_id::text, '-', ''),
+       w.requested_at, w.updated_at, w.settled_at, w.version
+FROM withdrawals w
+WHERE w.id = $1::text::uuid
+
 -- name: limits
 SELECT name, value::text FROM limits WHERE name LIKE 'withdrawal.%'
 

@@ -121,6 +121,21 @@ class CircleClient:
             params["pageAfter"] = page[-1].id
         raise Unknown(f"more than {PAGES_MAX * PAGE_SIZE} wallets of one reference")
 
+    async def wallets_page(
+        self, *, since: datetime | None = None, after: str | None = None, wallet_set_id: str | None = None
+    ) -> list[CircleWallet]:
+        """At most PAGE_SIZE wallets, oldest first: those made at `since` or later, behind the one with id `after`. A page that is
+        not full is the last."""
+        params = {
+            "order": "ASC",
+            "pageSize": str(PAGE_SIZE),
+            "from": None if since is None else _z(since),
+            "pageAfter": after,
+            "walletSetId": wallet_set_id,
+        }
+        given = {name: value for name, value in params.items() if value is not None}
+        return _wallets(await self._call("GET", "/v1/w3s/wallets", params=given))
+
     async def list_transactions(
         self,
         *,
@@ -156,7 +171,7 @@ class CircleClient:
             "txType": "INBOUND",
             "order": "ASC",
             "pageSize": str(PAGE_SIZE),
-            "from": None if since is None else since.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "from": None if since is None else _z(since),
             "pageAfter": after,
             "blockchain": blockchain,
             "txHash": tx_hash,
@@ -229,6 +244,11 @@ class CircleClient:
         if not isinstance(data, dict):
             raise Unknown(f"an unreadable reply with status {status}")
         return data
+
+
+def _z(time: datetime) -> str:
+    """As Circle writes it."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

@@ -14,14 +14,15 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from connectors.kyc.approvals import not_understood
 from connectors.webhooks.hmac_signed import check, digest, event_id_of
 from connectors.webhooks.source import Ignored, Publish, RefusalCode, Refused, Translation, header
-from topics.catalog import KYC_APPROVED
-from topics.events import KycApproved
+from topics.catalog import KYC_APPROVED, KYC_REJECTED
+from topics.events import KycApproved, KycRejected
 
 VENDOR: Final = "onfido"
 HEADER: Final = "X-SHA2-Signature"
 COMPLETED: Final = "workflow_run.completed"
+DECLINED: Final = "declined"
 OTHER_VERDICTS: Final = {
-    "declined": "refused",
+    DECLINED: "refused",  # of nobody that we know
     "review": "unfinished",
     "abandoned": "unfinished",
     "error": "unfinished",
@@ -75,8 +76,11 @@ def translate(body: bytes) -> Translation:
         said = _Body.model_validate_json(body).payload
         if said.action != COMPLETED:
             return Ignored("other_type", f"action={said.action[:100]!r}")
-        if said.object.status != "approved":
-            status = said.object.status or ""
+        status = said.object.status or ""
+        refused = _declined(said, body) if status == DECLINED else None
+        if refused is not None:
+            return refused
+        if status != "approved":
             return Ignored(OTHER_VERDICTS.get(status, "other_answer"), f"status={status[:100]!r}")
         event_id = event_id_of([said.object.id, said.action, said.object.completed_at_iso8601], body)
         event = KycApproved.model_validate(
@@ -91,6 +95,25 @@ def translate(body: bytes) -> Translation:
     except ValidationError as error:
         return not_understood(error)
     return Publish(KYC_APPROVED, event.user_id.encode(), event, event_id, VENDOR)
+
+
+def _declined(said: _Payload, body: bytes) -> Translation | None:
+    """None where it names nobody that we know."""
+    event_id = event_id_of([said.object.id, said.action, said.object.completed_at_iso8601], body)
+    try:
+        event = KycRejected.model_validate(
+            {
+                "user_id": said.resource.customer_user_id,
+                "vendor": VENDOR,
+                "applicant_id": said.resource.applicant_id,
+                "vendor_event_id": event_id,
+                "rejected_at": said.object.completed_at_iso8601 or "unknown",
+                "final": True,
+            }
+        )
+    except ValidationError:
+        return None
+    return Publish(KYC_REJECTED, event.user_id.encode(), event, event_id, VENDOR)
 
 
 class OnfidoSource:

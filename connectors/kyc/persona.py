@@ -1,4 +1,5 @@
-"""Persona's webhooks: `Persona-Signature: t=<unix>,v1=<hex>` over `<t>.<body>`, and what `inquiry.approved` says.
+"""Persona's webhooks: `Persona-Signature: t=<unix>,v1=<hex>` over `<t>.<body>`, and what `inquiry.approved`,
+`inquiry.declined` and `inquiry.failed` say.
 
 While a secret is rotated the header has two such pairs with a space between; one that is ours is enough. The time is signed,
 so what is older than the window is refused; within it the event's id makes a replay harmless. The window is a day, because it is
@@ -16,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from connectors.kyc.approvals import not_understood
 from connectors.webhooks.hmac_signed import check, check_time, digest
 from connectors.webhooks.source import Ignored, Publish, RefusalCode, Refused, Translation, header
-from topics.catalog import KYC_APPROVED
-from topics.events import KycApproved
+from topics.catalog import KYC_APPROVED, KYC_REJECTED
+from topics.events import KycApproved, KycRejected
 
 VENDOR: Final = "persona"
 HEADER: Final = "Persona-Signature"
@@ -25,9 +26,9 @@ WINDOW_S: Final = 24 * 3600.0
 PAIRS_MAX: Final = 8
 
 APPROVED: Final = "inquiry.approved"
+REFUSALS: Final = {"inquiry.declined": "refused_final", "inquiry.failed": "refused_retry"}
+"""Ignored under these codes where they name nobody that we know."""
 OTHER_VERDICTS: Final = {
-    "inquiry.declined": "refused_final",
-    "inquiry.failed": "refused_retry",
     "inquiry.expired": "unfinished",
     "inquiry.marked-for-review": "unfinished",
 }
@@ -115,6 +116,8 @@ def translate(body: bytes) -> Translation:
     try:
         said = _Body.model_validate_json(body).data
         name = said.attributes.name
+        if name in REFUSALS:
+            return _refused(said)
         if name != APPROVED:
             return Ignored(OTHER_VERDICTS.get(name, "other_type"), f"name={name[:100]!r}")
         inquiry = _Payload.model_validate(said.attributes.payload or {}).data
@@ -133,6 +136,29 @@ def translate(body: bytes) -> Translation:
     except ValidationError as error:
         return not_understood(error)
     return Publish(KYC_APPROVED, event.user_id.encode(), event, said.id, VENDOR)
+
+
+def _refused(said: _Event) -> Translation:
+    """Persona's last word on a customer, whom it may have approved before."""
+    name = said.attributes.name
+    try:
+        inquiry = _Payload.model_validate(said.attributes.payload or {}).data
+        event = KycRejected.model_validate(
+            {
+                "user_id": inquiry.attributes.reference_id,
+                "vendor": VENDOR,
+                "applicant_id": inquiry.id,
+                "vendor_event_id": said.id,
+                "rejected_at": inquiry.attributes.decisioned_at
+                or inquiry.attributes.completed_at
+                or said.attributes.created_at
+                or "unknown",
+                "final": name == "inquiry.declined",
+            }
+        )
+    except ValidationError:
+        return Ignored(REFUSALS[name], f"name={name[:100]!r}")
+    return Publish(KYC_REJECTED, event.user_id.encode(), event, said.id, VENDOR)
 
 
 class PersonaSource:

@@ -28,6 +28,7 @@ LedgerError (code)
  │    ├── ReasonMissing        length_max
  │    ├── ActorMissing
  │    └── BadLegs              count, count_max
+ ├── ACopy                     a database that was rebuilt to look at may tell nobody anything
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
  ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
@@ -38,11 +39,25 @@ LedgerError (code)
  │    ├── NotOnAccount         transaction_id, account: the transaction has no line there
  │    ├── BadPeriod            since, until
  │    └── BadCursor            not a cursor of ours, or of another question
- └── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
+ ├── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
+ ├── HistoriesDiffer           a database and the journal have two commits at one place
+ ├── DatabaseAhead             a database has commits that the journal lacks: it is not lost
+ ├── DatabaseBusy              somebody works in the database that is to be rebuilt
+ └── SchemaOutdated            the database's schema is not the program's
 """
 
 from ledger.errors.base import LedgerError
-from ledger.errors.commits import Fenced, JournalBroken, RecordTooLarge, RoleRefused
+from ledger.errors.commits import (
+    ACopy,
+    DatabaseAhead,
+    DatabaseBusy,
+    Fenced,
+    HistoriesDiffer,
+    JournalBroken,
+    RecordTooLarge,
+    RoleRefused,
+    SchemaOutdated,
+)
 from ledger.errors.corrections import (
     ActorMissing,
     BadLegs,
@@ -85,6 +100,7 @@ from ledger.errors.questions import (
 )
 
 __all__ = [
+    "ACopy",
     "AccountInUse",
     "AccountNotFound",
     "ActorMissing",
@@ -97,8 +113,11 @@ __all__ = [
     "CorrectionDecided",
     "CorrectionRefused",
     "CorrectionReused",
+    "DatabaseAhead",
+    "DatabaseBusy",
     "Fenced",
     "GroupRefused",
+    "HistoriesDiffer",
     "HoldEnded",
     "HoldExceeded",
     "HoldNotDue",
@@ -115,6 +134,7 @@ __all__ = [
     "ReversalExceeded",
     "RoleRefused",
     "SameActor",
+    "SchemaOutdated",
     "TransactionNotFound",
     "TransactionReused",
     "Unbalanced",

@@ -31,3 +31,38 @@ class JournalBroken(LedgerError):
     """A journal record is edited, missing, incomplete or of an unknown version."""
 
     code = "journal_broken"
+
+
+class ACopy(LedgerError):
+    """The database was rebuilt as a copy: nothing of it goes to the journal, so nobody is told anything and nothing is done."""
+
+    code = "a_copy"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this database is a copy of another; to make it the deployment's run: stablerail rebuild --take-over"
+        )
+
+
+class HistoriesDiffer(LedgerError):
+    """A database has another commit at a place than the journal has; neither can be made the other."""
+
+    code = "histories_differ"
+
+
+class DatabaseAhead(LedgerError):
+    """A database has commits that are not in the journal yet; the text says who takes them there."""
+
+    code = "database_ahead"
+
+
+class DatabaseBusy(LedgerError):
+    """Somebody works in the database that is to be rebuilt."""
+
+    code = "database_busy"
+
+
+class SchemaOutdated(LedgerError):
+    """The database's schema is not the program's; the text says the remedy."""
+
+    code = "schema_outdated"

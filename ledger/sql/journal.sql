@@ -2,7 +2,9 @@
 SELECT id FROM relay WHERE id = 1 FOR UPDATE
 
 -- name: waiting
-SELECT seq FROM outbox WHERE NOT journaled ORDER BY seq
+SELECT seq, (SELECT min(seq) FROM outbox WHERE journaled AND seq >= $1 AND seq <> ALL($2::bigint[])),
+    pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+FROM outbox WHERE NOT journaled AND seq >= $1 ORDER BY seq
 
 -- name: records
 SELECT seq, record FROM outbox WHERE seq = ANY($1::bigint[])

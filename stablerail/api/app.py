@@ -12,10 +12,11 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
+from agents.recovery.errors import LetterRefused
 from agents.withdrawals.errors import RequestRefused
 from ledger.errors import ReadRefused
 from stablerail import problems
-from stablerail.api import ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
+from stablerail.api import dlq_routes, ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
 from stablerail.api.bodies import SmallBodies
 from stablerail.api.journal import Journal
 from stablerail.api.observe import Observed
@@ -71,6 +72,7 @@ def create_api(
             {"name": "administration", "description": "Limits; scope `admin`."},
             {"name": "ledger", "description": "Accounts, statements, transactions; the company's own too."},
             {"name": "workers", "description": "The workers, for operators."},
+            {"name": "dead letters", "description": "Events that were refused; scope `admin`."},
             {"name": "operation", "description": "For orchestrators and Prometheus; no key."},
         ],
     )
@@ -87,9 +89,11 @@ def create_api(
     app.include_router(ledger_routes.router)
     app.include_router(onboarding_routes.router)
     app.include_router(worker_routes.router)
+    app.include_router(dlq_routes.router)
     for withdrawals in (withdrawal_routes.asking, withdrawal_routes.reading, withdrawal_routes.administering):
         app.include_router(withdrawals)
     app.add_exception_handler(ReadRefused, ledger_routes.on_read_refused)
+    app.add_exception_handler(LetterRefused, dlq_routes.on_letter_refused)
     app.add_exception_handler(RequestRefused, withdrawal_routes.on_request_refused)
     _add_operation(app, pool, metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

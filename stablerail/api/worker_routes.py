@@ -131,8 +131,11 @@ async def restart_workers(request: Request, order: RestartOrder, caller: Caller)
     """Each worker of the movement finishes what it has in hand, ends, and is started anew by whoever runs it."""
     if order.movement not in MOVEMENTS:
         raise Problem(404, *_UNKNOWN_MOVEMENT)
+    journal = request.app.state.journal
+    journal.check()
     async with _connection(request) as connection:
-        await workers.restart(connection, [order.movement], f"key:{caller.id}", _now())
+        sealed = await workers.restart(connection, [order.movement], f"key:{caller.id}", _now())
+    await journal.take(sealed)
     return Ordered(movement=order.movement)
 
 
@@ -144,8 +147,11 @@ async def restart_workers(request: Request, order: RestartOrder, caller: Caller)
 )
 async def trigger_job(request: Request, order: TriggerOrder, caller: Caller) -> Triggered:
     """What failed, or waits for its next attempt, is due now. A call that was never answered is made again as it was."""
+    journal = request.app.state.journal
+    journal.check()
     async with _connection(request) as connection:
         found = await trigger(connection, order.user_id, f"key:{caller.id}", _now())
     if found is None:
         raise Problem(404, *_UNKNOWN)
+    await journal.take(found.sealed)
     return Triggered(user_id=found.user_id, chains=list(found.chains))

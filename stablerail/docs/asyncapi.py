@@ -221,7 +221,7 @@ def _operations(
                 "bindings": {"kafka": {"groupId": group, "bindingVersion": _KAFKA}},
             },
         )
-        for topic in (*stage.emits, stage.source.dlq):
+        for topic in (*stage.emits, *(() if stage.reads else (stage.source.dlq,))):
             yield f"{stage.name}.send.{topic.name}", {**_operation("send", topic), "tags": [{"name": movement}]}
     for module in senders:
         summary = (inspect.getdoc(module) or "").partition("\n")[0]

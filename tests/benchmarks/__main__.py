@@ -21,6 +21,7 @@ RUNS_PER_ROUND = {
     "deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
     "ledger.growth": 2, "ledger.floor": 7, "withdrawals.send": 4, "withdrawals.latency": 2,
     "bridge.webhooks": 2, "deposits.growth": 2,
+    "rebuild.speed": 2,
     "provisioning.burst": 2, "provisioning.rate": 2,
 }  # fmt: skip
 
@@ -30,7 +31,9 @@ async def run(names: list[str], plan: Plan, console: Console) -> tuple[list[Reco
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
         own_parts(
-            kafka=any(name.startswith(("deposits.", "bridge.", "withdrawals.", "provisioning.")) for name in names)
+            kafka=any(
+                name.startswith(("deposits.", "bridge.", "withdrawals.", "provisioning.", "rebuild.")) for name in names
+            )
         ) as parts,
         Progress(*columns, console=console) as progress,
     ):

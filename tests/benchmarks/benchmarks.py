@@ -18,6 +18,7 @@ from tests.benchmarks import (
     ledger_posting,
     ledger_reads,
     provisioning,
+    rebuild_speed,
     withdrawals_latency,
     withdrawals_send,
     workload,
@@ -259,6 +260,9 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "ledger.floor": _posting(ledger_posting.floor),
     "provisioning.burst": lambda parts, plan, told: provisioning.burst(parts, plan.approvals, plan.repeats, told),
     "provisioning.rate": lambda parts, plan, told: provisioning.rate(parts, plan.single_calls, plan.repeats, told),
+    "rebuild.speed": lambda parts, plan, told: rebuild_speed.speed(
+        parts, plan.events, plan.wallets, plan.repeats, told
+    ),
     "withdrawals.send": withdrawals_sent,
     "withdrawals.latency": withdrawals_in_the_pool,
 }

@@ -68,8 +68,8 @@ class Ours:
 async def ours(dsn: str, count: int) -> AsyncIterator[tuple[Ours, Connection]]:
     """Also a connection to look at what is there."""
 
-    async def keep_nothing(records: Sequence[tuple[int, bytes]]) -> None:
-        del records
+    async def keep_nothing(_records: Sequence[tuple[int, bytes]], _untold: int) -> None:
+        pass
 
     relay = Relay(lambda: connect(dsn, synchronous_commit="off"), keep_nothing)
     connection = await connect(dsn)

@@ -12,6 +12,7 @@ Through Kafka the real worker is measured as in end_to_end.py: events wait, and 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import time
@@ -165,6 +166,7 @@ async def _through(steps: Sequence[Step], batches: Sequence[Sequence[Waiting]]) 
 async def run(parts: Parts, side: str, payments: int) -> float:
     """Payments per second."""
     total = payments + WARM * BATCH
+    gc.set_threshold(100_000, 50, 100)  # as the worker has it
     parts.postgres.drop_database("benchmark_send")
     dsn = parts.postgres.create_database("benchmark_send")
     await upgrade(dsn, SCHEMA)

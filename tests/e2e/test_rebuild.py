@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from agents.sweeper import Sweeper
 from ledger.errors import JournalBroken
 from ledger.record import unpack
 from ledger.verify import verify
+from stablerail.config import load_settings
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
+from stablerail.verify_kafka import SETTLING, verify_kafka
 from tests.support.in_process import ground, read_topic, until
+from tests.support.invariants import end_database
 from tests.support.rebuild import OUTSIDE, apply, assemble, connect, differences, rebuild, tables_outside
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, JOURNAL, WALLETS_PROVISIONED
 from topics.envelope import value_of
@@ -54,7 +58,7 @@ def ran(
     dsn = postgres.create_database(name)
     directory = tmp_path_factory.mktemp("rebuild")
     yield asyncio.run(_run(kafka, dsn, anvil, usdc, prefix, directory))
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 async def _run(kafka: Kafka, dsn: str, anvil: Anvil, usdc: Usdc, prefix: str, directory: Path) -> Ran:
@@ -150,6 +154,21 @@ async def _quiet(stack: Stack, dsn: str, bootstrap: str, prefix: str) -> None:
         assert await it.observer.fetchval("SELECT count(*) FROM outbox") == 0
 
 
+async def test_the_topics_of_a_run_with_a_kill_hold_against_its_database(ran: Ran) -> None:
+    """Every commit is in the journal, every message in its topic and in order, every acknowledged event in the inbox."""
+    settings = load_settings(
+        env_file=None, database_url=ran.dsn, kafka_bootstrap=ran.bootstrap, topic_prefix=ran.prefix
+    )
+    observer = await connect(ran.dsn, SCHEMA)
+    try:
+        soon = datetime.now(UTC) + SETTLING
+        results = await verify_kafka(settings, observer, timedelta(hours=1), 20, soon)
+    finally:
+        await observer.close()
+    assert [row for result in results for row in result.offending] == []
+    assert {result.number: result.checked > 0 for result in results} == {9: True, 10: True, 13: True}
+
+
 async def test_every_journaled_table_is_rebuilt_from_the_topic_alone_without_a_difference(
     ran: Ran, database: str
 ) -> None:
@@ -225,13 +244,13 @@ async def test_a_record_that_was_edited_is_noticed(ran: Ran, database: str) -> N
     index = money(ran)[0]
     seq, packed = ran.records[index]
     broken = [*ran.records[:index], (seq, edited(packed)), *ran.records[index + 1 :]]
-    with pytest.raises(JournalBroken, match=f"record {seq} is not the next"):
+    with pytest.raises(JournalBroken, match=f"record {seq} at offset {index}: its contents are not those"):
         await apply(broken, database, SCHEMA)
 
 
 async def test_a_record_that_is_missing_is_noticed(ran: Ran, database: str) -> None:
     index = money(ran)[0]
-    with pytest.raises(JournalBroken, match="is not the next"):
+    with pytest.raises(JournalBroken, match="after position"):
         await apply([*ran.records[:index], *ran.records[index + 1 :]], database, SCHEMA)
 
 
@@ -239,7 +258,7 @@ async def test_records_in_another_order_are_noticed(ran: Ran, database: str) -> 
     first, second, *_ = [i for i, (_, packed) in enumerate(ran.records) if unpack(packed).stage == "watch_chain.MATIC"]
     swapped = list(ran.records)
     swapped[first], swapped[second] = swapped[second], swapped[first]
-    with pytest.raises(JournalBroken, match="is not the next"):
+    with pytest.raises(JournalBroken, match="after position"):
         await apply(swapped, database, SCHEMA)
 
 

@@ -17,6 +17,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import deploy
+from tests.support.invariants import end_database
 from tests.support.story import Sent, Story, apart, message, parts_environment, report, until
 from topics.catalog import CHAIN_HEADS, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
 
@@ -112,7 +113,7 @@ def shore(kafka: Kafka, postgres: Postgres, scratch: Path, tools: Tools) -> Iter
             yield Shore(Story(stack, usdc, dsn, kafka.bootstrap, f"{name}."))
         finally:
             stack.stop()
-            postgres.drop_database(name)
+            end_database(postgres, name)
 
 
 async def test_a_credit_whose_transaction_vanishes_is_first_orphaned_and_then_taken_back(shore: Shore) -> None:

@@ -30,6 +30,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child
 from stablerail.dev.stack import Stack
 from tests.support.in_process import read_topic, until
+from tests.support.invariants import end_database
 from tests.support.proxies import (
     Frame,
     Hold,
@@ -165,7 +166,7 @@ async def world(postgres: Postgres, kafka: Kafka, tmp_path_factory: pytest.TempP
     dsn = postgres.create_database(name)
     async with built(dsn, kafka.bootstrap, f"t{uuid.uuid4().hex[:10]}.", tmp_path_factory.mktemp("calls")) as it:
         yield it
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 @asynccontextmanager

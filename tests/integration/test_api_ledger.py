@@ -21,6 +21,7 @@ from tests.support.books import BUFFER, CUSTODY, START, TICK, WORLD, Books, some
 from topics.money import format_amount
 
 databases = ledger_rig.databases
+ROWS_ARE_MADE_UP = "a history of postings that speak of deposits which are nowhere"
 PROBLEM = "application/problem+json"
 
 

@@ -35,16 +35,22 @@ async def rig(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[R
 
 
 @pytest.fixture
-async def api(rig: Rig) -> AsyncIterator[httpx.AsyncClient]:
+async def api(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
     """With an admin's key."""
     settings = {"search_path": SCHEMA, "role": ROLE}
+    monkeypatch.setenv("STABLERAIL_KAFKA_BOOTSTRAP", rig.at.bootstrap)
+    monkeypatch.setenv("STABLERAIL_TOPIC_PREFIX", rig.at.prefix)
+    monkeypatch.setenv("STABLERAIL_DATABASE_URL", rig.at.dsn)
     async with asyncpg.create_pool(rig.at.dsn, min_size=1, max_size=3, server_settings=settings) as pool:
         async with pool.acquire() as connection:
             made = await create_key(connection, [Scope.ADMIN], "the tests")
         headers = {"Authorization": f"Bearer {made.token.get_secret_value()}"}
-        transport = httpx.ASGITransport(create_api(load_settings(env_file=None), pool))
+        created = create_api(load_settings(env_file=None), pool)
+        transport = httpx.ASGITransport(created)
+        await created.state.journal.start()
         async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
             yield client
+        await created.state.journal.stop()
 
 
 def events(body: str) -> list[tuple[str, dict[str, object]]]:

@@ -24,6 +24,7 @@ from stablerail.api import create_api, reads
 from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
+from tests.support.invariants import end_database, may_break
 
 SCHEMA = "stablerail"
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -43,16 +44,17 @@ def migrated(postgres: Postgres) -> Iterator[str]:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, upgrade(dsn, SCHEMA)).result()
     yield name
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 @pytest.fixture
 async def pool(postgres: Postgres, migrated: str) -> AsyncGenerator[asyncpg.Pool]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     dsn = postgres.create_database(name, template=migrated)
+    may_break(dsn, "deposits without postings, to see how they are read")
     async with asyncpg.create_pool(dsn, min_size=1, max_size=4, server_settings={"search_path": SCHEMA}) as pool:
         yield pool
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 def client_of(pool: asyncpg.Pool, token: str | None = None) -> httpx.AsyncClient:

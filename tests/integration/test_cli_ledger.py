@@ -25,6 +25,7 @@ from tests.support.ledger_rig import connect_to
 from topics.money import format_amount
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
+ROWS_ARE_MADE_UP = "a history of postings that speak of deposits which are nowhere"
 
 Run = Callable[..., Result]
 

@@ -8,12 +8,15 @@ from contextlib import suppress
 
 from chain.rpc import BALANCES_AT_ONCE, Rpc
 from ledger.rows import Connection
+from stablerail.config import load_settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
 from stablerail.metrics import Metrics
+from stablerail.verify import LATE_BLOCKS, verify_all
 from tests.support import ledger_rig
 from tests.support.in_process import until
+from tests.support.invariants import may_break
 from tests.support.ledger_rig import owner
 from topics.events import Chain
 
@@ -59,3 +62,47 @@ async def test_money_on_our_wallets_that_the_ledger_does_not_know_is_told_once_i
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+DEPOSIT = (
+    "INSERT INTO deposits (id, n, chain, tx_hash, recipient, asset, amount, status, generation, buffer_shard, held,"
+    " block_number, updated_at) VALUES (gen_random_uuid(), 1, 'MATIC', '0x1', '0x2', 'USDC', 5, 'pending', 0, '', 'unproven',"
+    " $1, now())"
+)
+
+
+async def test_verify_tells_a_changed_mirror_as_4_and_a_final_deposit_that_nobody_judged_as_6(
+    dsn: str, anvil: Anvil, usdc: Usdc
+) -> None:
+    may_break(dsn, "a mirror is edited")
+    settings = load_settings(
+        env_file=None,
+        database_url=dsn,
+        rpc_urls={"MATIC": [anvil.rpc_url]},
+        chain_ids={"MATIC": anvil.chain_id},
+        usdc_contracts={"MATIC": usdc.address},
+        finality_depths_blocks={"MATIC": DEPTH},
+    )
+
+    async def broken() -> dict[int, tuple[str, ...]]:
+        return {one.number: one.offending for one in await verify_all(settings) if not one.holds}
+
+    await anvil.mine(LATE_BLOCKS + DEPTH + 1)
+    assert await broken() == {}
+    database = await owner(dsn)
+    try:
+        await database.execute(DEPOSIT, LATE_BLOCKS * 1_000_000)
+        assert await broken() == {}, "it is young"
+        await database.execute("UPDATE deposits SET block_number = 1")
+        assert await broken() == {
+            6: (f"MATIC: 1 deposits are {LATE_BLOCKS} blocks below the final one and not judged",)
+        }
+        await database.execute("DELETE FROM deposits")
+        await database.execute(
+            "INSERT INTO accounts VALUES (gen_random_uuid(), 'system', 'custody_usdc', 'USDC', 'MATIC', 5, 1, now())"
+        )
+        found = await broken()
+        assert found.keys() == {2, 3, 4}
+        assert found[4] == ("MATIC: the wallets hold -0.000005 more than the mirror says",)
+    finally:
+        await database.close()

@@ -20,6 +20,7 @@ from tests.support import ledger_rig
 from tests.support.books import BUFFER, CUSTODY, START, TICK, WORLD, Books, Row, some_books, spendable
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+ROWS_ARE_MADE_UP = "a history of postings that speak of deposits which are nowhere"
 
 
 def lines_of(rows: list[Row], opening: int = 0) -> list[Line]:

@@ -32,6 +32,8 @@ class Broker:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, bytes]] = []
+        self.untold: list[int] = []
+        """With each turn: the lowest number whose messages may not have left."""
         self.lose_answers = 0
         self.refuse = 0
         self.gate = asyncio.Event()
@@ -39,13 +41,14 @@ class Broker:
         self.asked = asyncio.Event()
         """Somebody publishes, or waits at the gate with what it wants to publish."""
 
-    async def publish(self, records: Sequence[tuple[int, bytes]]) -> None:
+    async def publish(self, records: Sequence[tuple[int, bytes]], untold: int) -> None:
         self.asked.set()
         await self.gate.wait()
         if self.refuse:
             self.refuse -= 1
             raise KafkaError("away")
         self.sent += records
+        self.untold.append(untold)
         if self.lose_answers:
             self.lose_answers -= 1
             raise KafkaError("no answer")
@@ -88,6 +91,58 @@ async def test_several_callers_share_one_turn(dsn: str, connection: Connection) 
     relay.emitted([s.seq for s in made])
     await relay.close()
     assert await left(connection) == []
+
+
+async def test_the_journal_is_told_below_which_number_all_messages_have_left(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay, other = relay_of(dsn, broker), relay_of(dsn, broker)
+    one, two, three = [await commit(connection) for _ in range(3)]
+    await relay.journal()
+    relay.emitted([one.seq, three.seq])
+    four = await commit(connection)
+    await relay.journal()
+    relay.emitted([two.seq])
+    await commit(connection)
+    await other.journal()  # does not know yet that the second's have left: its row is there
+    six = await commit(connection)
+    relay.emitted([four.seq, four.seq + 1])
+    await relay.journal()
+    assert broker.untold == [one.seq, two.seq, two.seq, six.seq]
+    await relay.close()
+    await other.close()
+
+
+async def test_a_number_that_shows_long_after_higher_ones_have_left_is_found_and_told_of(
+    dsn: str, connection: Connection
+) -> None:
+    """A turn looks no lower than it must, and never above what a transaction that still runs has taken."""
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    slow = await connect_to(dsn)()
+    running = slow.transaction()
+    await running.start()
+    late = await seal(
+        slow, "slow", await lock_writer(slow, "slow"), blocks=[], messages=[], at=AT, actor="x", summary={}
+    )
+    for _ in range(3):
+        sealed = await commit(connection)
+        await relay.journal()
+        relay.emitted([sealed.seq])
+    assert relay._floor.seq <= late.seq < sealed.seq
+    await running.commit()
+    last = await commit(connection)
+    await relay.journal()
+    assert broker.seqs()[-2:] == [late.seq, last.seq]
+    assert broker.untold[-1] == late.seq
+    relay.emitted([late.seq, last.seq])
+    async with asyncio.timeout(30):  # transactions of the server's other databases hold it back too
+        while relay._floor.seq <= last.seq:
+            sealed = await commit(connection)
+            await relay.journal()
+            relay.emitted([sealed.seq])
+    assert broker.untold[-1] == sealed.seq
+    await slow.close()
+    await relay.close()
 
 
 async def test_records_that_another_process_left_go_too_and_those_it_took_are_not_waited_for(
@@ -178,7 +233,7 @@ async def test_a_lost_mark_repeats_a_record_and_loses_none(dsn: str, connection:
 
 
 async def test_an_error_that_is_none_of_the_known_ones_is_not_hidden(dsn: str, connection: Connection) -> None:
-    async def broken(_records: Sequence[tuple[int, bytes]]) -> None:
+    async def broken(_records: Sequence[tuple[int, bytes]], _untold: int) -> None:
         raise ZeroDivisionError
 
     relay = Relay(connect_to(dsn), broken)

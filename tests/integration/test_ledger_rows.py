@@ -52,9 +52,10 @@ from tests.support.ledger_rig import (
 )
 
 databases, dsn, connection, bench = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection, ledger_rig.bench
+ROWS_ARE_MADE_UP = "rows of every kind, to see how they are written"
 
 FIXED = {
-    ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open",
+    ("inbox", "outcome"): "done", ("entries", "direction"): "d", ("calls", "state"): "open", ("dead_letters", "state"): "open",
     ("wallet_provisioning_jobs", "state"): "queued", ("kyc_standings", "standing"): "approved",
     ("accounts", "closed_at"): None, ("transactions", "hold_step"): "capture", ("reversals", "direction"): "d",
     ("reversals", "amount"): 10**31, ("holds", "state"): "open", ("holds", "ended_at"): None,
@@ -62,6 +63,7 @@ FIXED = {
     ("wallet_requests", "status"): "requested", ("deposits", "status"): "credited", ("audit_logs", "status"): "done",
     ("withdrawals", "status"): "completed", ("withdrawals", "rail"): "chain", ("lanes", "status"): "open",
     ("attempts", "kind"): "payment", ("attempts", "status"): "signed",
+    ("attempt_wishes", "kind"): "cancel", ("attempt_wishes", "state"): "open",
     ("corrections", "kind"): "correction", ("corrections", "state"): "approved", ("corrections", "decided_by"): "bob",
 }  # fmt: skip
 

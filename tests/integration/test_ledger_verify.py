@@ -62,7 +62,7 @@ async def fill(dsn: str) -> None:
         "INSERT INTO wallets SELECT c, $1, 'ada', 'w', now() FROM unnest($2::text[]) AS c", ADDRESS, ["ETH", "MATIC"]
     )
     await settle_all(connection, Record(0, 5), Record(1, 7), Record(2, 9, "MATIC"), Record(3, 1, "SOL"))
-    await connection.execute("DELETE FROM outbox")
+    await connection.execute("DELETE FROM outbox; UPDATE deposits SET updated_at = now()")
     await connection.close()
 
 
@@ -94,7 +94,7 @@ async def test_undamaged_books_hold_and_say_how_much_was_looked_at(books: Connec
     results = {result.number: result for result in await verify(books)}
     assert [number for number in results if not results[number].holds] == []
     assert {number: result.checked for number, result in results.items()} == {
-        1: 5, 2: 4, 3: 4, 5: 3, 7: 0, 8: 0, 9: 5, 10: 4, 11: 5,
+        1: 5, 2: 4, 3: 4, 5: 3, 6: 3, 7: 0, 8: 0, 9: 5, 10: 4, 11: 5, 13: 0,
     }  # fmt: skip
 
 
@@ -207,6 +207,28 @@ DAMAGE = {
     ),
     "an event scheduled that is done": (
         {10}, "INSERT INTO schedule SELECT stage, event_id, 2, 't', NULL, '', '[]', 'x', now() FROM inbox LIMIT 1",
+    ),
+    "an event to be repeated that is not scheduled": (
+        {10}, "UPDATE inbox SET outcome = 'retry' WHERE event_id = (SELECT event_id FROM inbox LIMIT 1)",
+    ),
+    "one transfer credited as two deposits": (
+        {5}, "UPDATE deposits SET block_hash = '0xb', log_index = 7, chain = 'ETH'",
+    ),
+    "a deposit that is not judged for days": (
+        {6}, "UPDATE deposits SET updated_at = now() - interval '2 days' WHERE chain = 'MATIC'",
+    ),
+    "a repeat that was due an hour ago": (
+        {13}, "WITH i AS (UPDATE inbox SET outcome = 'retry' WHERE event_id = (SELECT event_id FROM inbox LIMIT 1)"
+        " RETURNING stage, event_id) INSERT INTO schedule"
+        " SELECT stage, event_id, 2, 't', NULL, '', '[]', 'x', now() - interval '2 hours' FROM i",
+    ),
+    "a call that nobody concludes": (
+        {13}, "INSERT INTO calls (id, stage, partner, operation, idempotency_key, request, fingerprint, state, created_at)"
+        " VALUES (gen_random_uuid(), 's', 'p', 'o', gen_random_uuid(), '{}', '', 'open', now() - interval '2 hours')",
+    ),
+    "a call's member that nobody takes": (
+        {13}, "INSERT INTO call_members (stage, event_id, item, context, queued_at)"
+        " VALUES ('s', gen_random_uuid(), 'i', '{}', now() - interval '2 hours')",
     ),
     "an event scheduled that nobody has seen": (
         {10}, "INSERT INTO schedule VALUES ('s', gen_random_uuid(), 2, 't', NULL, '', '[]', 'x', now())",

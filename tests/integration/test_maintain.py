@@ -18,7 +18,7 @@ from agents.recovery.maintain import Maintain
 from agents.services import Services
 from ledger.commit import claim_owners
 from ledger.rows import Changes, Connection
-from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, INBOX, JOURNALED, SCHEDULE, WITHDRAWALS
+from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, DEAD_LETTERS, INBOX, JOURNALED, SCHEDULE, WITHDRAWALS
 from ledger.verify import verify
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
@@ -29,6 +29,7 @@ from tests.integration.test_withdrawals_path import Payer
 from tests.support import ledger_rig
 from tests.support.deposit_rig import USDC, Shore, reported
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
+from tests.support.invariants import may_break
 from tests.support.payouts import asked, store
 from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.wallet_rig import CHAINS, Rig, wallet_rig
@@ -92,6 +93,18 @@ CALLS_GO = (call_row("concluded", 104.1), call_row("split", 300))
 CALLS_STAY = (call_row("concluded", 103.9), call_row("open", 300), call_row("failed", 300))
 
 
+def letter_row(state: str, days: float) -> tuple[Any, ...]:
+    at = NOW - days * DAY
+    return (
+        uuid.uuid4().hex, "deposits.notified.dlq", "credit_deposits", None, "bug", "", "deposits.notified", 0, 1, b"k",
+        b"{}", [], 1, "1", state, 0, None, at, at, at, 1,
+    )  # fmt: skip
+
+
+LETTERS_GO = (letter_row("resolved", 104.1), letter_row("discarded", 300))
+LETTERS_STAY = (letter_row("resolved", 103.9), letter_row("open", 900), letter_row("redriven", 900))
+
+
 def day_counter(days: float, who: str = "user ada") -> tuple[Any, ...]:
     return (f"withdrawn {(NOW - days * DAY).date()} {who}", 5, 1, NOW)
 
@@ -116,6 +129,8 @@ async def full(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[
                 changes.insert(
                     CALL_MEMBERS, ("provision_wallets", uuid.uuid4().hex, item, row[0], {}, {}, NOW - 300 * DAY)
                 )
+        for row in (*LETTERS_GO, *LETTERS_STAY):
+            changes.insert(DEAD_LETTERS, row)
         for counter in (day_counter(40), day_counter(31), day_counter(30), day_counter(2, "network MATIC")):
             changes.insert(COUNTERS, counter)
         changes.insert(COUNTERS, ("outstanding ada", 0, 1, NOW - 900 * DAY))
@@ -127,6 +142,7 @@ async def full(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[
             f"{crash} ('s', 't', 0, 1, 1, 'E', $1), ('s', 't', 0, 2, 1, 'E', $2)", NOW, NOW - 200 * DAY
         )
         await connection.close()
+        may_break(database, "its rows are made up")
         yield at
 
 
@@ -149,18 +165,16 @@ async def test_what_may_go_goes_in_small_commits_and_a_rebuild_forgets_the_same(
         job = Maintain(services, full.prefix, MARGIN, declared, dies)
         connection = await services.connect()
         would = await job.would(connection)
-        assert would == {"inbox": 9, "calls": 2, "counters": 2, "crashes": 1}
+        assert would == {"inbox": 9, "calls": 2, "dead_letters": 2, "counters": 2, "crashes": 1}
         assert await job.due(connection)
         with pytest.raises(ZeroDivisionError):
             await job.run(connection, "ann")
         assert await job.due(connection), "a run that did not end is none"
         assert counted == {"inbox": 6}
-        ann, ben = await asyncio.gather(
-            job.run(connection, "ann"),
-            Maintain(services, full.prefix, MARGIN, declared).run(await services.connect(), "ben"),
-        )
+        job = Maintain(services, full.prefix, MARGIN, declared)
+        ann, ben = await asyncio.gather(job.run(connection, "ann"), job.run(await services.connect(), "ben"))
         assert Counter(ann) + Counter(ben) == {
-            "inbox": 3, "calls": 2, "call_members": 4, "counters": 2, "crashes": 1,
+            "inbox": 3, "calls": 2, "call_members": 4, "dead_letters": 2, "counters": 2, "crashes": 1,
         }  # fmt: skip
         assert not await job.due(connection)
         assert sum((await job.would(connection)).values()) == 0
@@ -171,6 +185,8 @@ async def test_what_may_go_goes_in_small_commits_and_a_rebuild_forgets_the_same(
     assert await left(full, calls) == {row[0] for row in CALLS_STAY}
     members = "SELECT DISTINCT replace(call_id::text, '-', '') FROM call_members"
     assert await left(full, members) == {row[0] for row in CALLS_STAY}
+    letters = "SELECT replace(id::text, '-', '') FROM dead_letters"
+    assert await left(full, letters) == {row[0] for row in LETTERS_STAY}
     names = {day_counter(30)[0], day_counter(2, "network MATIC")[0], "outstanding ada"}
     assert await left(full, "SELECT name FROM counters") == names, "a withdrawal of that day is open"
     assert await left(full, 'SELECT "offset" FROM crashes') == {"1"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,11 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from agents.deposits import credit_deposits
 from agents.deposits.policy import DepositPolicy
 from agents.recovery import replay as replaying
+from agents.recovery.letters import letter_of
 from agents.recovery.old_input import Range
 from agents.recovery.replay import Given, Replay, Verdict
 from agents.sweeper import Sweeper
@@ -24,6 +24,7 @@ from ledger.accounts import spendable
 from ledger.rows import Changes, Connection
 from ledger.tables import WALLETS
 from ledger.verify import verify
+from stablerail.cli_dlq import as_json
 from stablerail.cli_replay import Publishing, Sums, _replayed
 from stablerail.config import Settings, load_settings
 from stablerail.dev.kafka import Kafka
@@ -244,12 +245,11 @@ async def test_events_that_stop_a_stage_cannot_be_read_or_reuse_an_id_are_named_
 
 async def test_dead_letters_of_a_file_are_replayed_like_a_range(desk: Desk) -> None:
     await half_done(desk)
-    letter = {
-        "origin": "deposits.notified", "partition": 0, "offset": 2, "headers": [],
-        "key": b64encode(ADDRESS["bob"].encode()).decode(), "value": b64encode(value_of(desk.sent[2])).decode(),
-    }  # fmt: skip
-    sums = await desk.rehearsed(Range(), [json.dumps(letter).encode(), b""])
+    (record,) = await desk.at.told(DEPOSITS_NOTIFIED.dlq)
+    line = orjson.dumps(as_json(letter_of(record, DEPOSITS_NOTIFIED.dlq.name, desk.at.clock())))
+    sums = await desk.rehearsed(Range(), [line, b""])
     assert sums.events == {(Verdict.DONE, ""): 1}
+    assert (await desk.rehearsed(Range(key=b"another"), [line])).events == {}
 
 
 def test_every_stage_is_replayed_or_says_why_it_need_not_be() -> None:

@@ -17,6 +17,7 @@ from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
 from tests.support import ledger_rig
 from tests.support import sending as sending_rig
+from tests.support.invariants import may_break
 from tests.support.ledger_rig import AT, assert_holds, connect_to, owner
 from tests.support.proxies.http import HttpProxy, http_request
 from tests.support.rpc_stub import LyingEndpoint, Refusal
@@ -262,6 +263,7 @@ IS_LOCKED = "SELECT NOT EXISTS (SELECT 1 FROM withdrawals WHERE id = $1 FOR UPDA
 
 
 async def test_a_cancel_that_is_first_is_not_signed_and_one_that_is_late_does_nothing(desk: Sending, dsn: str) -> None:
+    may_break(dsn, "cancelled as another process would in its first half: the hold is left")
     asked, process = await desk.ask(2), desk.process()
     other, watching, at_commit = await desk.connect(), await owner(dsn), asyncio.Event()
     try:

@@ -176,7 +176,7 @@ async def fill(dsn: str) -> None:
     changes = Changes()
     changes.upsert(*rows_of(refused, "test")[0])
     await store(connection, changes)
-    await connection.execute("DELETE FROM outbox")
+    await connection.execute("DELETE FROM outbox; UPDATE withdrawals SET updated_at = now() WHERE settled_at IS NULL")
     await connection.close()
 
 
@@ -233,7 +233,7 @@ DAMAGE = {
     ),
     "not ended any more": (
         {7},
-        "UPDATE withdrawals SET status = 'confirming', settled_at = NULL WHERE status = 'completed'",
+        "UPDATE withdrawals SET status = 'confirming', settled_at = NULL, updated_at = now() WHERE status = 'completed'",
     ),
     "a hold for less": ({7}, "UPDATE withdrawals SET amount = amount + 1 WHERE status = 'broadcasting'"),
     "a hold that nobody opened": (
@@ -266,6 +266,10 @@ DAMAGE = {
     "a nonce given away that is used": ({8}, "UPDATE lanes SET next_nonce = 2"),
     "a nonce lost": ({8}, "UPDATE lanes SET next_nonce = 4"),
     "a lane deleted": ({8}, "DELETE FROM lanes"),
+    "in flight for days": (
+        {13},
+        "UPDATE withdrawals SET updated_at = now() - interval '2 days' WHERE status = 'broadcasting'",
+    ),
 }
 
 

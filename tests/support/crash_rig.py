@@ -31,6 +31,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child, free_port, tail
 from stablerail.dev.stack import Stack
+from tests.support.invariants import end_database
 from tests.support.proxies import Hold, KafkaProxy, PostgresProxy
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED, JOURNAL
 from topics.envelope import headers_of, value_of
@@ -439,4 +440,4 @@ async def crash_rig(
             finally:
                 await rig.close()
     finally:
-        server.drop_database(name)
+        end_database(server, name)

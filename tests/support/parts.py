@@ -30,6 +30,7 @@ from stablerail.dev.processes import scratch_directory
 from stablerail.dev.usdc import Usdc, deploy
 from tests.support import containers
 from tests.support.containers import AnvilContainer, KafkaContainer, PostgresContainer
+from tests.support.invariants import end_database
 
 # Tests kill processes, never the machine: what PostgreSQL has written survives in the page cache.
 POSTGRES_SETTINGS = {"fsync": "off", "max_connections": 500}
@@ -120,7 +121,7 @@ def database(postgres: Postgres | PostgresContainer) -> Iterator[str]:
     """The DSN of an empty database of this test."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield postgres.create_database(name)
-    postgres.drop_database(name)
+    end_database(postgres, name)
 
 
 @pytest.fixture

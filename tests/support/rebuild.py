@@ -1,7 +1,4 @@
-"""A database rebuilt from the journal topic alone, and what differs from the one that was lost.
-
-The product's own command comes later; this shows that the journal holds everything it will need.
-"""
+"""A database rebuilt from the journal topic alone, by the product's own functions, and what differs from the one that was lost."""
 
 from __future__ import annotations
 
@@ -9,21 +6,19 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
-import orjson
 
-from ledger.commit import link
-from ledger.errors import JournalBroken
+from ledger.assembly import Assembly
 from ledger.migrate import upgrade
-from ledger.record import CommitRecord, unpack
-from ledger.rows import Connection, write
+from ledger.rebuild import Restored
+from ledger.rebuild import rebuild as ledger_rebuild
+from ledger.rebuild_batch import Journaled
+from ledger.rows import Connection
 from ledger.tables import JOURNALED
-from tests.support.in_process import read_topic
-from topics.catalog import JOURNAL
+from stablerail.rebuild import alone_in, open_journal, rebuild_from
 
 OUTSIDE = frozenset(
     {"outbox", "relay", "leases", "rate_limits", "workers", "worker_restarts", "crashes", "api_keys", "alembic_version"}
@@ -31,94 +26,36 @@ OUTSIDE = frozenset(
 """Tables that ledger/tables.py declares outside of the journal, and Alembic's own."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a rebuild read and wrote."""
-
-    records: int
-    repeats: int
-    """Messages of records that were there already."""
-    messages: int
-    """Those the records want emitted."""
-
-
-async def rebuild(bootstrap: str, prefix: str, dsn_empty: str, schema: str) -> Report:
-    """Migrates the empty database and writes every record of the journal to it. Raises JournalBroken."""
-    journal = await read_topic(bootstrap, JOURNAL, prefix)
-    records = list(assemble(journal))
-    messages = await apply(records, dsn_empty, schema)
-    whole = sum(1 for message in journal if dict(message.headers).get("part", b"0") == b"0")
-    return Report(len(records), whole - len(records), messages)
+async def rebuild(bootstrap: str, prefix: str, dsn_empty: str, schema: str) -> Restored:
+    """Migrates the empty database and brings it to the journal's end, as `stablerail rebuild` does. Raises LedgerError."""
+    await upgrade(dsn_empty, schema)
+    async with alone_in(dsn_empty, schema) as connection, open_journal(bootstrap, prefix) as reader:
+        return await rebuild_from(connection, reader, lambda *_: None)
 
 
 def assemble(messages: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-    """(sequence, record) in the order in which each was first whole. Raises JournalBroken for what is not whole."""
-    parts: dict[int, dict[int, bytes]] = {}
-    whole: set[int] = set()
+    """(sequence, record) of the journal's messages, each record once. Raises JournalBroken."""
+    assembly = Assembly()
+    seen: set[int] = set()
     for message in messages:
-        if message.key is None or len(message.key) != 8 or message.value is None:
-            raise JournalBroken(f"offset {message.offset} is not a record of ours")
-        seq = int.from_bytes(message.key)
-        headers = dict(message.headers)
-        number, count = int(headers.get("part", b"0")), int(headers.get("parts", b"1"))
-        found = parts.setdefault(seq, {})
-        if found.setdefault(number, message.value) != message.value:
-            raise JournalBroken(f"record {seq} is there twice, with other contents")
-        if seq not in whole and len(found) == count:
-            whole.add(seq)
-            yield seq, b"".join(found[i] for i in range(count))
-    if broken := parts.keys() - whole:
-        raise JournalBroken(f"record {min(broken)} lacks a part")
+        one = assembly.take(message.offset, message.key, message.value, message.headers)
+        if one is not None and one.seq not in seen:
+            seen.add(one.seq)
+            yield one.seq, one.packed
+    assembly.check_end()
 
 
-async def apply(records: Iterable[tuple[int, bytes]], dsn_empty: str, schema: str) -> int:
-    """Writes the records, all or none; the number of messages in them. Raises JournalBroken at the first that is not the
-    next of its owners' hash chains."""
+async def apply(records: Iterable[tuple[int, bytes]], dsn_empty: str, schema: str) -> Restored:
+    """As `rebuild`, from these records."""
     await upgrade(dsn_empty, schema)
-    connection = await connect(dsn_empty, schema)
-    heads: Heads = {}
-    messages = 0
-    try:
-        async with connection.transaction():
-            for seq, packed in records:
-                record = unpack(packed)
-                try:
-                    await write(connection, [*record.blocks, *record.proof])
-                except asyncpg.PostgresError as error:
-                    raise JournalBroken(f"record {seq} cannot be written: {error}") from error
-                await _check_links(connection, seq, record, heads)
-                messages += len(record.messages)
-            # the next commit's batch is one that no row has
-            await connection.execute("SELECT setval('batches', (SELECT coalesce(max(batch), 1) FROM audit))")
-    finally:
-        await connection.close()
-    return messages
+    async with alone_in(dsn_empty, schema) as connection:
+        return await ledger_rebuild(connection, in_order(records))
 
 
-Heads = dict[tuple[str, str, int], tuple[int, int, bytes]]
-"""Owner row -> epoch, position, head."""
-
-
-async def _check_links(connection: Connection, seq: int, record: CommitRecord, heads: Heads) -> None:
-    """What the record made of the owner rows follows from what they were and from its contents."""
-    rows = await connection.fetch(
-        "SELECT o.stage, o.topic, o.partition, o.epoch, o.position, o.head,"
-        " a.digest, a.at, a.actor, a.summary, a.head, a.batch, a.ledger, a.logs"
-        " FROM owners o LEFT JOIN audit a USING (stage, topic, partition, position)"
-    )
-    links = [(tuple(row[:3]), *row[3:]) for row in map(tuple, rows) if heads.get(row[:3]) != row[3:6]]
-    if not links:
-        raise JournalBroken(f"record {seq} has no link in any chain")
-    for key, epoch, position, head, digest, at, actor, summary, audited, *seals in links:
-        last_epoch, last_position, last_head = heads.get(key, (0, 0, b""))
-        expected = None
-        if audited is not None:
-            expected = link(last_head, record.digest, at, actor, orjson.loads(summary), (*seals,))
-        if (position, digest) != (last_position + 1, record.digest) or not head == audited == expected:
-            raise JournalBroken(f"record {seq} is not the next of {key} after position {last_position}")
-        if epoch < last_epoch:
-            raise JournalBroken(f"record {seq} was written by an owner of {key} that had lost it")
-        heads[key] = (epoch, position, head)
+async def in_order(records: Iterable[tuple[int, bytes]]) -> AsyncIterator[Journaled]:
+    """Records as a reader of the topic gives them."""
+    for offset, (seq, packed) in enumerate(records):
+        yield Journaled(seq, packed, offset)
 
 
 async def differences(dsn_a: str, dsn_b: str, schema: str = "stablerail") -> dict[str, list[str]]:

@@ -22,8 +22,15 @@ import pytest
 from agents.item import read_item
 from agents.outcome import Stage
 from agents.stage import Settled, settle
-from agents.withdrawals import broadcast_transactions, sign_transactions, track_confirmations
+from agents.withdrawals import (
+    broadcast_transactions,
+    raise_fees,
+    settle_withdrawals,
+    sign_transactions,
+    track_confirmations,
+)
 from agents.withdrawals.look import ChainWriter
+from agents.withdrawals.raising import RaisePolicy
 from agents.withdrawals.sign_transactions import Desk
 from agents.withdrawals.withdrawal import Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
 from chain.broadcaster import Broadcaster
@@ -77,6 +84,8 @@ class Process:
     wait: Stage[Any]
     broadcast: Stage[Any]
     track: Stage[Any]
+    raising: Stage[Any]
+    settling: Stage[Any]
     epochs: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
 
 
@@ -92,6 +101,7 @@ class Sending:
     """What the processes made from now on ask, the preferred first; none: the node."""
     in_flight_max: int = 16
     fees: FeePolicy = POLICIES[CHAIN]
+    rule: RaisePolicy = field(default_factory=RaisePolicy)
     _opened: list[Any] = field(default_factory=list)
     _offsets: Any = field(default_factory=count)
     _asked: Any = field(default_factory=count)
@@ -141,7 +151,12 @@ class Sending:
         broadcast = broadcast_transactions.stage({CHAIN.value: Broadcaster(rpcs)}, connect)
         writer = ChainWriter(rpcs, token, DEPTH)
         return Process(
-            sign, wait, broadcast, track_confirmations.stage({CHAIN.value: writer}, connect, lambda: self.now)
+            sign,
+            wait,
+            broadcast,
+            track_confirmations.stage({CHAIN.value: writer}, connect, lambda: self.now),
+            raise_fees.stage([desk], {CHAIN: self.rule}),
+            settle_withdrawals.stage(1),
         )
 
     def rpc(self, url: str, timeout_s: float = 10) -> Rpc:

@@ -34,6 +34,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
+from tests.support.invariants import end_database
 from topics.catalog import Topic
 from topics.events import Chain
 
@@ -331,4 +332,4 @@ def story(kafka: Kafka, postgres: Postgres, anvil: Anvil, usdc: Usdc, scratch: P
         yield Story(stack, usdc, dsn, kafka.bootstrap, prefix)
     finally:
         stack.stop()
-        postgres.drop_database(name)
+        end_database(postgres, name)

@@ -13,8 +13,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from agents.outcome import Done, Emit, Retry
-from agents.withdrawals import broadcast_transactions, settle_withdrawals, sign_transactions, track_confirmations
+from agents.withdrawals import (
+    broadcast_transactions,
+    raise_fees,
+    settle_withdrawals,
+    sign_transactions,
+    track_confirmations,
+)
 from agents.withdrawals.look import RESEND_S, ChainWriter, News, OpenAttempt, look
+from agents.withdrawals.raising import RaisePolicy, Waiting
+from agents.withdrawals.wishes import OPEN as OPEN_WISH
+from agents.withdrawals.wishes import Wish
 from agents.withdrawals.withdrawal import (
     ENDED,
     Attempt,
@@ -31,7 +40,7 @@ from chain.fees import FeeHistory, FeePolicy, Fees
 from chain.hot_wallet import HotWallet, Look
 from chain.signer import KeySigner
 from chain.window import Window
-from ledger.tables import ATTEMPTS, CHAIN_CURSORS, LANES, WITHDRAWAL_HISTORY, WITHDRAWALS
+from ledger.tables import ATTEMPT_WISHES, ATTEMPTS, CHAIN_CURSORS, LANES, WITHDRAWAL_HISTORY, WITHDRAWALS
 from tests.support.chain_model import TOKEN, Net, Node, Tx
 from topics.catalog import TRANSACTIONS_BROADCAST, TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED, WITHDRAWALS_SETTLED
 from topics.envelope import Received
@@ -48,6 +57,8 @@ HEAD = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, t
 DESK = sign_transactions.Desk(
     Chain.MATIC, 1, KEY, TOKEN, HotWallet((), SIGNER, TOKEN), FeePolicy(priority_floor=1, max_fee_cap=10**9)
 )
+RULE = RaisePolicy(blocks=2, attempts_max=3, stuck_s=2 * RESEND_S)
+ATTEMPTS_MAX = 5
 
 
 @dataclass
@@ -68,6 +79,9 @@ class Desk:
     inbox: set[tuple[str, str]] = field(default_factory=set)
     news: News | None = None
     """Read, and not decided on yet."""
+    remembered: dict[str, Any] = field(default_factory=dict)
+    """Of the nonces that wait, by raise_fees."""
+    wishes: dict[str, Wish] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = self.nodes or [Node(self.net, "one"), Node(self.net, "two")]
@@ -100,9 +114,41 @@ class Desk:
         return nonce
 
     def again(self, withdrawal: Withdrawal, kind: str) -> None:
-        """A speed-up or a cancel: the next attempt of the same nonce, stored before it is sent."""
-        newest = max(self.of(withdrawal), key=lambda attempt: attempt.n)
-        self.attempt(withdrawal, newest.nonce, newest.n + 1, kind, newest.max_fee * 9 // 8 + 1)
+        """A person's speed-up or cancel: the next attempt of the same nonce, stored before it is sent."""
+        wish = Wish(
+            withdrawal.id, CHAIN, kind, ATTEMPTS_MAX, OPEN_WISH, None, None, "ann", "why", self.now, None
+        )  # fmt: skip
+        self.raise_fees(wish)
+        if any(not node.down for node in self.nodes):
+            assert self.wishes[withdrawal.id].state != OPEN_WISH, "granted or refused"
+
+    def raise_fees(self, wish: Wish | None = None) -> None:
+        """One commit of raise_fees under the newest head of the nodes that answer: by its rule, and what is wished."""
+        up = [node for node in self.nodes if not node.down]
+        if not up:
+            return  # no evidence
+        look = Look(
+            min(node.head for node in up), max(self.net.count(SIGNER, node.head) for node in up), 0, 10**30, 10**30,
+            FeeHistory(1, ()),
+        )  # fmt: skip
+        waiting: dict[int, Waiting] = {}
+        groups: dict[int, list[Attempt]] = {}
+        for attempt in sorted(self.attempts.values(), key=lambda a: (a.nonce, a.n)):
+            groups.setdefault(attempt.nonce, []).append(attempt)
+        for nonce, group in groups.items():
+            if nonce >= look.nonce and not waiting and all(a.status in OPEN for a in group):
+                known = self.remembered.get(f"{SIGNER}:{nonce}")
+                before = Waiting.of_plain(known) if known else Waiting(0, self.net.head, self.now)
+                n = group[-1].n
+                waiting[nonce] = before if before.n == n else Waiting(n, self.net.head, before.at)
+        line = raise_fees.Line(
+            DESK, RULE, look, self.net.head, Fees(FEE, FEE), waiting, self.lane, groups,
+            {wish.withdrawal_id: wish} if wish is not None else {}, 10**30,
+        )  # fmt: skip
+        facts = raise_fees.Facts(
+            self.now, {(Chain.MATIC, SIGNER): line}, dict(self.withdrawals), {Chain.MATIC: self.remembered}
+        )
+        self.apply(raise_fees.decide(Received("x", "test", HEAD, 1, None), facts))
 
     def attempt(self, withdrawal: Withdrawal, nonce: int, n: int, kind: str, fee: int) -> Attempt:
         attempt = self.signed(withdrawal, nonce, n, kind, fee)
@@ -212,11 +258,12 @@ class Desk:
         for table, row in outcome.inserts:
             if table is ATTEMPTS:
                 assert row.tx_hash not in self.attempts
-                assert all(a.nonce != row.nonce for a in self.attempts.values())
                 withdrawal = self.withdrawals[row.withdrawal_id]
-                self.net.signed[row.tx_hash] = Tx(
-                    row.tx_hash, SIGNER, row.nonce, withdrawal.recipient, withdrawal.amount, row.max_fee
-                )
+                others = [a for a in self.attempts.values() if a.nonce == row.nonce]
+                assert all(a.withdrawal_id == withdrawal.id and a.n < row.n for a in others)
+                assert {a.nonce for a in self.of(withdrawal)} <= {row.nonce}, "one nonce for life"
+                to, amount = (withdrawal.recipient, withdrawal.amount) if row.kind == "payment" else (SIGNER, 0)
+                self.net.signed[row.tx_hash] = Tx(row.tx_hash, SIGNER, row.nonce, to, amount, row.max_fee)
                 self.attempts[row.tx_hash] = row
             else:
                 assert table is WITHDRAWAL_HISTORY
@@ -229,6 +276,10 @@ class Desk:
                 self.withdrawals[row.id] = row
             elif table is LANES:
                 self.lane = row
+            elif table is ATTEMPT_WISHES:
+                self.wishes[row.withdrawal_id] = row
+            elif row[0] == raise_fees.cursor_of(CHAIN):
+                self.remembered = row[1]
             else:
                 assert table is CHAIN_CURSORS
                 self.cursor = Window.of_json(row[1])
@@ -296,6 +347,7 @@ class Desk:
             self.net.mine(10)
             self.look()
             self.decide()
+            self.raise_fees()
             while self.waiting(TRANSACTIONS_CONFIRMED.name):
                 self.settle(0)
             self.now += timedelta(seconds=RESEND_S + 1)

@@ -55,6 +55,7 @@ FLOW: dict[str, tuple[Topic, Topic]] = {
     "sign_transactions": (WITHDRAWALS_ACCEPTED, TRANSACTIONS_SIGNED),
     "broadcast_transactions": (TRANSACTIONS_SIGNED, TRANSACTIONS_BROADCAST),
     "track_confirmations": (CHAIN_HEADS, TRANSACTIONS_CONFIRMED),
+    "raise_fees": (CHAIN_HEADS, TRANSACTIONS_SIGNED),
     "settle_withdrawals": (TRANSACTIONS_CONFIRMED, WITHDRAWALS_SETTLED),
 }
 """Stage -> (what it reads, what it tells)."""

@@ -26,8 +26,10 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from eth_account import Account as Keys
 
+from agents.emitter import Emitter
 from chain.rpc import Rpc
 from ledger.accounts import buffer, spendable
+from ledger.journal import Relay
 from ledger.posting import Transaction, credit, debit
 from ledger.rows import Changes
 from ledger.verify import verify
@@ -38,6 +40,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.dev.processes import Child, free_port, tail
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc, deploy
+from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to
 from tests.support.payouts import store
 from tests.support.proxies import Hold, HttpProxy, KafkaProxy, PostgresProxy
@@ -57,6 +60,7 @@ STAGES = (
     "sign_waiting",
     "broadcast_transactions",
     "track_confirmations",
+    "raise_fees",
     "settle_withdrawals",
 )
 PASSWORD = "correct horse battery staple"
@@ -85,6 +89,8 @@ class WithdrawalRig:
         self.asked: list[Asked] = []
         self.workers: list[Child] = []
         self.holds: list[Hold] = []
+        self.raises = False
+        """Whether transactions are lost here, and sped up."""
         self.is_quiet = True
         """False while a test runs and after one that failed: then nobody knows what state this is in."""
         self._stack = stack
@@ -104,6 +110,12 @@ class WithdrawalRig:
         return self.prefix + name
 
     # -- workers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """A command's, which goes past the proxies."""
+        rpc_urls = {"STABLERAIL_RPC_URLS": json.dumps({CHAIN: [self.anvil.rpc_url]})}
+        return {**os.environ, **self._stack.environment, **rpc_urls}
 
     def start_worker(self) -> None:
         """One more worker of the group; does not wait."""
@@ -249,7 +261,11 @@ class WithdrawalRig:
         self.is_quiet = True
 
     async def _all_told(self) -> bool:
-        return len({event.withdrawal_id for event in await self.told()}) == len(self.asked)
+        return await self.ended() == len(self.asked)
+
+    async def ended(self) -> int:
+        """Of how many withdrawals the end was told."""
+        return len({event.withdrawal_id for event in await self.told()})
 
     async def _paid(self) -> Counter[tuple[str, int]]:
         async with Rpc(self.anvil.rpc_url, self.anvil.chain_id) as rpc:
@@ -260,8 +276,10 @@ class WithdrawalRig:
         return Counter((log.to, log.amount) for log in logs)
 
     async def _check_nonces(self) -> None:
-        used = [row[0] for row in await self.database.fetch("SELECT nonce FROM attempts ORDER BY nonce")]
-        assert used == list(range(len(used))), "nonces without a gap, one attempt each"
+        rows = await self.database.fetch("SELECT nonce, n FROM attempts ORDER BY nonce, n")
+        used = sorted({nonce for nonce, _ in rows})
+        assert used == list(range(len(used))), "nonces without a gap"
+        assert self.raises or len(rows) == len(used), "one attempt each"
         assert int(await self.anvil.rpc("eth_getTransactionCount", self.signer, "latest"), 16) == len(used)
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -276,7 +294,7 @@ class WithdrawalRig:
         await self.anvil.rpc("anvil_setBalance", self.signer, hex(10**21))
         await self.usdc.transfer(self.signer, FUNDS)
         dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
-        self.database = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail"})
+        await self.connect()
         writer = await connect_to(dsn)()
         gifts = [
             Transaction(secrets.token_hex(16), "gift", "", (debit(spendable(user), FUNDS), credit(buffer(), FUNDS)))
@@ -284,8 +302,8 @@ class WithdrawalRig:
         ]
         await store(writer, Changes(), gifts, datetime.now(UTC))
         await writer.close()
-        await self.database.execute("DELETE FROM outbox")  # nobody else's relay is to find what the test wrote
         bootstrap = self._stack.environment["STABLERAIL_KAFKA_BOOTSTRAP"]
+        await self._journal(dsn, bootstrap)
         self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
         self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=20)
         for client in (self._producer, self._consumer):
@@ -293,6 +311,21 @@ class WithdrawalRig:
         settled = WITHDRAWALS_SETTLED
         self._consumer.assign([TopicPartition(settled.named(self.prefix), n) for n in range(settled.partitions)])
         await self._consumer.seek_to_beginning()
+
+    async def _journal(self, dsn: str, bootstrap: str) -> None:
+        """What the test wrote: nobody else's relay is to find it."""
+        emitter = Emitter(bootstrap, self.prefix)
+        await emitter.start()
+        relay = Relay(connect_to(dsn), emitter.journal)
+        await relay.journal()
+        await relay.close()
+        await emitter.stop()
+        await self.database.execute("DELETE FROM outbox")
+
+    async def connect(self) -> None:
+        """The test's own connection, to the database that there is now."""
+        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
+        self.database = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail"})
 
     async def first_worker(self) -> None:
         """A worker, and a withdrawal through it, so that every topic has a leader before anything is held."""
@@ -343,4 +376,4 @@ async def withdrawal_rig(
                 finally:
                     await rig.close()
         finally:
-            server.drop_database(name)
+            end_database(server, name)

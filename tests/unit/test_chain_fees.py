@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.fees import GWEI, POLICIES, FeeHistory, FeePolicy, fees, read_history
+from chain.fees import GWEI, POLICIES, FeeHistory, FeePolicy, Fees, fees, raised, read_history
 from topics.events import Chain
 
 POLICY = FeePolicy(priority_floor=25 * GWEI, max_fee_cap=500 * GWEI)
@@ -36,6 +36,23 @@ def test_an_offer_always_pays_for_the_next_block_and_never_passes_the_cap(base_f
         return
     assert POLICY.priority_floor <= offer.priority_fee <= offer.max_fee <= POLICY.max_fee_cap
     assert base_fee + offer.priority_fee <= offer.max_fee
+
+
+@given(tip=st.integers(0, 500 * GWEI), more=wei, base_fee=wei, tips=st.lists(wei, max_size=10))
+def test_the_next_attempt_offers_an_eighth_more_on_both_fees_and_what_the_market_asks_within_the_cap(
+    tip: int, more: int, base_fee: int, tips: list[int]
+) -> None:
+    before = Fees(min(tip + more, POLICY.max_fee_cap), tip)
+    market = fees(FeeHistory(base_fee, tuple(tips)), POLICY)
+    offer = raised(before, market, POLICY)
+    if offer is None:
+        assert market is None or before.max_fee * 9 > POLICY.max_fee_cap * 8
+        return
+    assert market is not None
+    assert offer.max_fee * 8 >= before.max_fee * 9
+    assert offer.priority_fee * 8 >= before.priority_fee * 9
+    assert market.max_fee <= offer.max_fee <= POLICY.max_fee_cap
+    assert market.priority_fee <= offer.priority_fee <= offer.max_fee
 
 
 def test_each_chain_that_we_pay_on_has_bounds() -> None:

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from connectors.kyc.onfido import OnfidoSource, sign, translate, verify
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused
-from topics.catalog import KYC_APPROVED
-from topics.events import KycApproved
+from topics.catalog import KYC_APPROVED, KYC_REJECTED
+from topics.events import KycApproved, KycRejected
 
 # the vector of our contract notes
 TOKEN = SecretStr("onfido-demo-token")
@@ -70,10 +70,22 @@ async def test_an_approval_is_published_under_the_user() -> None:
     assert said == Publish(KYC_APPROVED, b"user_42", event, event_id, "onfido")
 
 
+async def test_a_refusal_is_published_under_the_user() -> None:
+    source = OnfidoSource(TOKEN)
+    body = run("declined")
+    await source.verify(sign(body, TOKEN), body)
+    event_id = "1d2f:workflow_run.completed:2026-11-21T02:00:00Z"
+    rejected = KycRejected(
+        user_id="user_42", vendor="onfido", applicant_id="7c0a", vendor_event_id=event_id,
+        rejected_at="2026-11-21T02:00:00Z", final=True,
+    )  # fmt: skip
+    assert source.translate(body) == (Publish(KYC_REJECTED, b"user_42", rejected, event_id, "onfido"),)
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        (run("declined"), "refused"),
+        (run("declined", customer_user_id=None), "refused"),
         (run("review"), "unfinished"),
         (run("abandoned"), "unfinished"),
         (run("Approved"), "other_answer"),

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from connectors.kyc.persona import WINDOW_S, PersonaSource, sign, translate, verify
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused
-from topics.catalog import KYC_APPROVED
-from topics.events import KycApproved
+from topics.catalog import KYC_APPROVED, KYC_REJECTED
+from topics.events import KycApproved, KycRejected
 
 # the vector of our contract notes
 SECRET = SecretStr("wbhsec_demo")
@@ -106,8 +106,6 @@ async def test_an_approval_is_published_under_the_user() -> None:
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("inquiry.declined", "refused_final"),
-        ("inquiry.failed", "refused_retry"),
         ("inquiry.expired", "unfinished"),
         ("inquiry.marked-for-review", "unfinished"),
         ("inquiry.Approved", "other_type"),
@@ -118,6 +116,21 @@ def test_nobody_is_approved_by_another_event(name: str, code: str) -> None:
     said = translate(event(name))
     assert isinstance(said, Ignored)
     assert said.code == code
+
+
+@pytest.mark.parametrize(("name", "final"), [("inquiry.declined", True), ("inquiry.failed", False)])
+async def test_a_refusal_is_published_under_the_user_and_of_nobody_is_ignored(name: str, final: bool) -> None:
+    source = PersonaSource(SECRET, clock=lambda: AT)
+    body = event(name)
+    await source.verify(sign(body, SECRET, AT), body)
+    rejected = KycRejected(
+        user_id="user_42", vendor="persona", applicant_id="inq_2CVZ", vendor_event_id="evt_XGuY",
+        rejected_at="2026-11-21T02:00:01.000Z", final=final,
+    )  # fmt: skip
+    assert source.translate(body) == (Publish(KYC_REJECTED, b"user_42", rejected, "evt_XGuY", "persona"),)
+    said = translate(event(name, reference=None))
+    assert isinstance(said, Ignored)
+    assert said.code == ("refused_final" if final else "refused_retry")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A withdrawal under any order of events: signed, sped up, cancelled, mined, reorganised, dropped; replies lost, messages
+"""A withdrawal under any order of events: signed, sped up by rule and by wish, cancelled, mined, reorganised, dropped; replies lost, messages
 repeated, endpoints behind or away, the worker gone between any two steps. Nothing pays twice, nothing strands a hold, and
 the checker finds the windows in which others pay twice.
 """
@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from agents.withdrawals.look import RESEND_S
-from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal
+from agents.withdrawals.withdrawal import ENDED, Attempt, AttemptStatus, Status, Withdrawal, settled
 from tests.support.chain_model import Net
 from tests.support.withdrawal_model import DEPTH, FEE, Desk
 from topics.catalog import TRANSACTIONS_CONFIRMED, TRANSACTIONS_SIGNED
@@ -60,13 +60,23 @@ class Withdrawals(RuleBasedStateMachine):
         self.desk.sign(room)
 
     @precondition(lambda self: self._open())
-    @rule(place=places, kind=st.sampled_from(("payment", "payment", "cancel")))
+    @rule(place=places, kind=st.sampled_from(("speed_up", "speed_up", "cancel")))
     def another_attempt_is_signed(self, place: int, kind: str) -> None:
         some = self._open()
         self.desk.again(some[place % len(some)], kind)
 
     def _open(self) -> list[Withdrawal]:
-        return [w for w in self.desk.in_state(*IN_FLIGHT) if len(self.desk.of(w)) < ATTEMPTS_MAX]
+        return [w for w in self.desk.in_state(*IN_FLIGHT, Status.MANUAL_REVIEW) if len(self.desk.of(w)) < ATTEMPTS_MAX]
+
+    @rule()
+    def a_head_raises_what_is_stuck(self) -> None:
+        self.desk.raise_fees()
+
+    @rule(blocks=st.integers(1, DEPTH))
+    def blocks_pass_without_ours(self, blocks: int) -> None:
+        for _ in range(blocks):
+            self.desk.net.mine(0)
+            self.desk.raise_fees()
 
     @precondition(lambda self: self.desk.waiting(SIGNED))
     @rule(place=places, reply=st.sampled_from(("heard", "heard", "lost", "none", "died")))
@@ -173,6 +183,7 @@ class BumpSentBeforeItIsStored(Desk):
 
     def again(self, withdrawal: Withdrawal, kind: str) -> None:
         newest = max(self.of(withdrawal), key=lambda attempt: attempt.n)
+        kind = "cancel" if "cancel" in (kind, newest.kind) else "payment"
         bump = self.signed(withdrawal, newest.nonce, newest.n + 1, kind, newest.max_fee * 9 // 8 + 1)
         self.net.receive(self.net.signed[bump.tx_hash])
 
@@ -230,12 +241,24 @@ class ARevertedOrMissingOneIsReleasedAtOnce(Desk):
                 self.withdrawals[withdrawal.id] = withdrawal._replace(status=Status.FAILED.value)
 
 
+class ACancelReleasesWhenItIsSigned(Desk):
+    """As if it could not lose."""
+
+    def again(self, withdrawal: Withdrawal, kind: str) -> None:
+        super().again(withdrawal, kind)
+        if kind == "cancel" and self.withdrawals[withdrawal.id].status not in ENDED:
+            self.holds[withdrawal.id] = "released"
+            self.withdrawals[withdrawal.id] = withdrawal._replace(status=Status.CANCELLED.value)
+            self.tell(settled(self.withdrawals[withdrawal.id]))
+
+
 PAID_TWICE = r"is paid [2-4] times|released and paid"
 MUTATIONS: dict[str, tuple[type[Desk], str]] = {
     "a bump that is sent before it is stored": (BumpSentBeforeItIsStored, "stranded|completed and not paid"),
     "only the newest hash is looked at": (OnlyTheNewestHashIsLookedAt, PAID_TWICE),
     "a lost reply takes a new nonce": (ALostReplyTakesANewNonce, PAID_TWICE),
     "a missing receipt takes a new nonce": (AMissingReceiptTakesANewNonce, PAID_TWICE),
+    "a cancel that releases when it is signed": (ACancelReleasesWhenItIsSigned, "released and paid"),
     "a release before finality": (ARevertedOrMissingOneIsReleasedAtOnce, "released and paid"),
 }
 

@@ -1,0 +1,207 @@
+"""`stablerail tx show|speed-up|cancel`: the transactions of a withdrawal: the page of evidence, and what people wish of them.
+
+No key is here: a wish is stored, and the worker of withdrawals signs at the chain's next head.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+import typer
+from rich.table import Table
+
+from agents.withdrawals import raising, stored, wishes
+from agents.withdrawals.errors import NotRaisable, UnknownWithdrawal
+from agents.withdrawals.sign_transactions import CANCEL
+from agents.withdrawals.wishes import Wish
+from chain.fees import GWEI, FeePolicy
+from ledger.rows import Connection
+from stablerail.cli_base import fail, needed_settings, out
+from stablerail.cli_corrections import Actor, changed, looked_up
+from stablerail.config import Settings
+from topics.events import Chain
+
+tx_app = typer.Typer(no_args_is_help=True, help="Transactions of withdrawals: seen, sped up, cancelled.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="the withdrawal's id; `show` takes a transaction's hash too")]
+Reason = Annotated[str, typer.Option(help="why, for the audit")]
+Force = Annotated[bool, typer.Option(help=f"beyond the rule's number of attempts, up to {raising.ATTEMPTS_MAX}")]
+
+REMEDIES: dict[str, str] = {
+    raising.NOT_SIGNED_YET: "nothing of it is signed; POST /v1/withdrawals/ID/cancel gives it back",
+    raising.HAS_ENDED: "it has ended",
+    raising.IN_A_BLOCK: "one of its attempts is in a block; the chain decides",
+    raising.CANCELLING: "its newest attempt is a cancel; speed-up raises that",
+    raising.ATTEMPTS_USED: f"as many attempts as the rule allows; --force goes to {raising.ATTEMPTS_MAX}",
+    "fees_over_cap": "an eighth more is over the network's cap, STABLERAIL_WITHDRAWAL_FEE_CAPS_GWEI",
+    "nonce_taken": "something that is none of ours used its nonce; another attempt cannot be mined",
+    "unexpected_transfers": "its payment was mined and moved something else; another attempt cannot be mined",
+}
+
+
+@tx_app.command("speed-up")
+def speed_up(id: Id, reason: Reason, force: Force = False, actor: Actor = None) -> None:
+    """Sign the next attempt of the same nonce with higher fees; of a cancel that is on its way, the cancel."""
+    _wish(id, wishes.SPEED_UP, reason, force, actor)
+
+
+@tx_app.command("cancel")
+def cancel(id: Id, reason: Reason, force: Force = False, actor: Actor = None) -> None:
+    """Sign an attempt of the same nonce that moves nothing. Whichever is mined decides: the hold goes back only if it wins."""
+    _wish(id, CANCEL, reason, force, actor)
+
+
+@tx_app.command("show")
+def show(
+    id: Id, format: Annotated[Literal["text", "json"], typer.Option(help="json: for programs, all of it")] = "text"
+) -> None:
+    """The page of evidence: what is stored, what each endpoint says, what the rule does next. Changes nothing."""
+    from stablerail.evidence import page
+
+    settings = needed_settings("database_url", logs=False)
+
+    async def read(connection: Connection) -> Any:
+        found = await _resolved(connection, id)
+        return None if found is None else await page(connection, settings, found, datetime.now(UTC))
+
+    found = looked_up(read)
+    if found is None:
+        fail(f"unknown_withdrawal: {id}; `GET /v1/withdrawals` lists them")
+    if format == "json":
+        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _print(found)
+
+
+def _wish(id: str, kind: str, reason: str, force: bool, actor: str | None) -> None:
+    settings = needed_settings("database_url", logs=False)
+    key = _key(id)
+    if key is None:
+        fail(f"{id}: an id is a UUID", 2)
+
+    async def ask(connection: Connection, who: str, at: datetime) -> Wish:
+        withdrawal = await stored.read(connection, key)
+        if withdrawal is None:
+            raise UnknownWithdrawal
+        allowed = raising.ATTEMPTS_MAX if force else 1 + settings.withdrawal_speed_ups_max
+        policy = _policy(settings, withdrawal.chain)
+        return await wishes.ask(connection, key, kind, allowed, policy, reason, at, who)
+
+    try:
+        wish = changed(ask, actor)
+    except UnknownWithdrawal as error:
+        fail(f"{error.code}: {id}; `GET /v1/withdrawals` lists them")
+    except NotRaisable as error:
+        fail(f"{error.why}: {REMEDIES[error.why]}")
+    except ValueError as error:
+        fail(f"bad_reason: {error}", 2)
+    said = f"{kind} of {id} is asked for by {wish.asked_by}; the worker of withdrawals signs it at the next head"
+    out.print(f"{said}: `stablerail tx show {id}`", markup=False, highlight=False)
+
+
+def _policy(settings: Settings, chain: str) -> FeePolicy:
+    from stablerail.wiring import fee_policy
+
+    try:
+        return fee_policy(settings, Chain(chain))
+    except (ValueError, KeyError):
+        raise NotRaisable(raising.NOT_SIGNED_YET) from None  # a network that we never sign for
+
+
+def _key(id: str) -> str | None:
+    try:
+        return uuid.UUID(id).hex
+    except ValueError:
+        return None
+
+
+async def _resolved(connection: Connection, id: str) -> str | None:
+    """The withdrawal's id, of it or of one of its transactions."""
+    from stablerail.evidence import withdrawal_of
+
+    return await withdrawal_of(connection, id.lower()) if id.lower().startswith("0x") else _key(id)
+
+
+def _print(page: dict[str, Any]) -> None:
+    w = page["withdrawal"]
+    code = f" ({w['code']})" if w["code"] else ""
+    _line(
+        f"withdrawal {w['id']}: {w['status']}{code}, {w['amount']} {w['asset']} of {w['user_id']} to {w['recipient']} on {w['chain']}"
+    )
+    if page["hold"]:
+        _line(f"hold {page['hold']['state']}, {page['hold']['remaining']} of {page['hold']['amount']} held")
+    if page["lane"]:
+        lane = page["lane"]
+        reason = f": {lane['reason']}" if lane["reason"] else ""
+        _line(f"lane {lane['chain']}:{lane['signer']} {lane['status']}{reason}, next nonce {lane['next_nonce']}")
+    _table("history", ("at", "status", "code", "actor"), page["history"])
+    rows = [{**one, "max fee": _gwei(one["max_fee"]), "tip": _gwei(one["priority_fee"])} for one in page["attempts"]]
+    columns = (
+        "n",
+        "kind",
+        "nonce",
+        "status",
+        "max fee",
+        "tip",
+        "signed_at",
+        "broadcast_at",
+        "block_number",
+        "error",
+        "tx_hash",
+    )
+    _table("attempts", columns, rows)
+    for one in page["endpoints"]:
+        if "error" in one:
+            _line(f"\n{one['endpoint']}: {one['error']}")
+            continue
+        wrong = "" if one["chain_id"] == one["expected_chain_id"] else f" (expected {one['expected_chain_id']})"
+        _line(
+            f"\n{one['endpoint']}: chain {one['chain_id']}{wrong}, head {one['head']}, base fee {_gwei(one['base_fee'])},"
+            f" nonce {one['nonce']} mined, {one['pending_nonce']} with its pool"
+        )
+        for seen in one["attempts"]:
+            block = f" in block {seen['block_number']}" if "block_number" in seen else ""
+            _line(f"  {seen['tx_hash']} {seen['where']}{block}")
+    if page["fees"]:
+        asked = page["fees"]
+        market = "more than the cap" if asked["market_max_fee"] is None else _gwei(asked["market_max_fee"])
+        _line(f"\nfees now: base {_gwei(asked['next_base_fee'])}, we would offer {market}, cap {_gwei(asked['cap'])}")
+    if page["wish"]:
+        wish = page["wish"]
+        what = f"as attempt {wish['n']}" if wish["n"] is not None else wish["code"] or ""
+        _line(f"wish: {wish['kind']} by {wish['asked_by']} ({wish['reason']}), {wish['state']} {what}".rstrip())
+    if page["next"]:
+        _line("next: " + ", ".join(f"{name} {_shown(name, value)}" for name, value in page["next"].items()))
+
+
+def _shown(name: str, value: Any) -> str:
+    return _gwei(value) if name.endswith("_fee") else str(value)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    out.print(f"\n{title}", markup=False, highlight=False)
+    table = Table(*columns, header_style="bold", pad_edge=False, box=None)
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in columns))
+    out.print(table, markup=False)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    is_time = name == "at" or name.endswith("_at")
+    return f"{datetime.fromisoformat(value):%Y-%m-%d %H:%M:%S}" if is_time else str(value)
+
+
+def _line(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _gwei(wei: str) -> str:
+    return f"{int(wei) / GWEI:,.3f} gwei"

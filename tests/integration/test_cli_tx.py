@@ -1,0 +1,160 @@
+"""`stablerail tx`: the page of evidence, and what people wish, over the real program, database and node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from agents.withdrawals.raising import ATTEMPTS_MAX
+from ledger.rows import Connection
+from stablerail.dev.anvil import Anvil
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.usdc import Usdc
+from stablerail.topics_admin import admin, create_missing
+from tests.integration import test_cli
+from tests.integration.test_cli import Result
+from tests.support import ledger_rig
+from tests.support import sending as sending_rig
+from tests.support.in_process import SCHEMA
+from tests.support.ledger_rig import connect_to
+from tests.support.rebuild import differences, empty_database, rebuild
+from tests.support.rpc_stub import LyingEndpoint
+from tests.support.sending import DEPTH, sending
+from tests.support.storm import BLOCKS, RULE, Storm
+from topics.catalog import JOURNAL
+
+databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+chain, token = sending_rig.chain, sending_rig.token
+run, clean = test_cli.run, test_cli.clean
+
+SECRET = "k3y-of-a-provider"
+NOBODY = f"http://127.0.0.1:9/v2/{SECRET}"
+
+Tx = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+async def storm(connection: Connection, dsn: str, chain: Anvil, token: Usdc) -> AsyncIterator[Storm]:
+    async with sending(connection, connect_to(dsn), chain, token) as desk:
+        desk.rule = RULE
+        made = Storm(desk, desk.process())
+        await made.mine()
+        yield made
+
+
+@pytest.fixture
+async def tx(
+    storm: Storm,
+    dsn: str,
+    kafka: Kafka,
+    topic_prefix: str,
+    run: Callable[..., Result],
+    clean: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Tx]:
+    """`stablerail tx …` as ann, on the storm's database and chain, and an endpoint that is away."""
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1, [JOURNAL])
+    settings = {
+        "DATABASE_URL": dsn,
+        "KAFKA_BOOTSTRAP": kafka.bootstrap,
+        "TOPIC_PREFIX": topic_prefix,
+        "USDC_CONTRACTS": json.dumps({"MATIC": storm.desk.usdc.address}),
+        "WITHDRAWAL_SPEED_UP_BLOCKS": str(BLOCKS),
+        "WITHDRAWAL_SPEED_UPS_MAX": str(RULE.attempts_max - 1),
+        "ACTOR": "ann",
+    }
+
+    async def invoke(*arguments: str) -> Result:
+        result = await asyncio.to_thread(run, "tx", *arguments)
+        assert SECRET not in result.output
+        return result
+
+    async with LyingEndpoint(storm.desk.anvil.rpc_url) as provider:
+        settings["RPC_URLS"] = json.dumps({"MATIC": [f"{provider.url}/v2/{SECRET}", NOBODY]})
+        for name, value in settings.items():
+            monkeypatch.setenv(f"STABLERAIL_{name}", value)
+        yield invoke
+
+
+async def test_a_person_sees_why_a_payment_is_stuck_speeds_it_up_and_cancels_it(storm: Storm, tx: Tx) -> None:
+    (asked,) = await storm.sent(1)
+    await storm.lose()
+    await storm.heads(2)
+    shown = await tx("show", asked.id)
+    assert shown.exit_code == 0, shown.output
+    for said in (
+        f"withdrawal {asked.id}: confirming, 1.000000 USDC of {asked.user_id} to {asked.recipient} on MATIC",
+        "hold open, 1.000000 of 1.000000 held",
+        f"lane MATIC:{storm.desk.signer.address} open, next nonce 1",
+        "http://127.0.0.1:9: rpc_unavailable",
+        "nonce 0 mined, 0 with its pool",
+        " unknown\n",
+        f"next: rule waits, blocks_left {BLOCKS - 1}, kind payment, max_fee ",
+    ):
+        assert said in shown.output, said
+    faster = await tx("speed-up", asked.id, "--reason", "the customer calls")
+    assert (faster.exit_code, "signs it at the next head" in faster.output) == (0, True), faster.output
+    told = await storm.heads(1)
+    assert len(told) == 1
+    page = json.loads((await tx("show", told[0].id, "--format", "json")).output)
+    assert page["wish"]["state"] == "done"
+    assert page["wish"]["n"] == 2
+    assert [one["where"] for one in page["endpoints"][0]["attempts"]] == ["unknown", "in the pool"]
+    assert [(one["n"], one["status"]) for one in page["attempts"]] == [(1, "broadcast"), (2, "broadcast")]
+    assert (page["next"]["rule"], page["next"]["blocks_left"]) == ("waits", BLOCKS)
+    cancelled = await tx("cancel", asked.id, "--reason", "the customer changed their mind")
+    assert cancelled.exit_code == 0, cancelled.output
+    await storm.lose()
+    await storm.heads(1)
+    await storm.heads(DEPTH + 1)
+    assert await storm.status(asked) == ("cancelled", None)
+    page = json.loads((await tx("show", asked.id, "--format", "json")).output)
+    assert [one["status"] for one in page["attempts"]] == ["replaced", "replaced", "confirmed"]
+    assert page["next"] == {"rule": "nothing", "why": "ended"}
+    assert [line["status"] for line in page["history"]][-1] == "cancelled"
+    logs = await storm.desk.connection.fetch("SELECT action, actor FROM audit_logs ORDER BY at, action")
+    assert {tuple(row) for row in logs} == {
+        ("withdrawal.speed_up_asked", "ann"),
+        ("withdrawal.sped_up", "ann"),
+        ("withdrawal.cancel_asked", "ann"),
+        ("withdrawal.cancel_signed", "ann"),
+    }
+
+
+async def test_wrong_commands_say_what_is_wrong_and_the_journal_has_what_the_right_ones_stored(
+    storm: Storm, tx: Tx, dsn: str, kafka: Kafka, topic_prefix: str
+) -> None:
+    (waiting,) = await storm.desk.ask(1)
+    why = ("--reason", "why")
+
+    async def refused(code: int, said: str, *arguments: str) -> None:
+        result = await tx(*arguments)
+        assert result.exit_code == code, result.output
+        assert said in result.output, result.output
+
+    await refused(2, "--reason", "speed-up", waiting.id)
+    await refused(2, "an id is a UUID", "speed-up", "payout-7", *why)
+    await refused(2, "bad_reason", "cancel", waiting.id, "--reason", "two\nlines")
+    await refused(1, "unknown_withdrawal", "cancel", "0" * 32, *why)
+    await refused(1, "unknown_withdrawal", "show", "0" * 32)
+    await refused(1, "unknown_withdrawal", "show", "0x" + "1" * 64)
+    await refused(1, "unknown_withdrawal", "show", "payout-7")
+    await refused(1, "not_signed: nothing of it is signed; POST /v1/withdrawals/ID/cancel", "cancel", waiting.id, *why)
+    shown = await tx("show", waiting.id)
+    assert (shown.exit_code, ": signing, 1.000000 USDC" in shown.output) == (0, True), shown.output
+    await storm.desk.sent(storm.process, await storm.desk.signed(storm.process, waiting))
+    for _ in range(RULE.attempts_max - 1):
+        await storm.lose()
+        assert (await tx("speed-up", waiting.id, *why)).exit_code == 0
+        await storm.heads(1)
+    await refused(1, f"attempts_max: as many attempts as the rule allows; --force goes to {ATTEMPTS_MAX}",
+                  "speed-up", waiting.id, *why)  # fmt: skip
+    assert (await tx("cancel", waiting.id, "--force", *why)).exit_code == 0
+    assert await storm.desk.connection.fetchval("SELECT count(*) FROM attempt_wishes") == 1
+    async with empty_database(dsn) as empty:
+        await rebuild(kafka.bootstrap, topic_prefix, empty, SCHEMA)
+        assert await differences(dsn, empty) == {}
