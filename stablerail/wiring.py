@@ -365,8 +365,8 @@ async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> M
     movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)
     movement.workers.append(Invariants(settings, shared, metrics.invariants).work)
     margin = timedelta(days=settings.retention_margin_days)
-    maintain = Maintain(shared, settings.topic_prefix, margin, broker_retentions(settings), metrics.maintained)
-    movement.workers.append(maintain.work)
+    told = (metrics.maintained, metrics.maintained_at)
+    movement.workers.append(Maintain(shared, settings.topic_prefix, margin, broker_retentions(settings), *told).work)
     return movement
 
 

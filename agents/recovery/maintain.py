@@ -80,13 +80,15 @@ class Maintain:
         margin: timedelta,
         retentions: Retentions,
         counted: Callable[[str, int], None] = lambda _table, _rows: None,
+        ended: Callable[[datetime], None] = lambda _at: None,
     ) -> None:
-        """`prefix`: of topics. `counted`: is told of rows that are gone, by table."""
+        """`prefix`: of topics. `counted`: is told of rows that are gone, by table; `ended`: when the last run ended."""
         self._services = services
         self._prefix = prefix
         self._margin = margin
         self._retentions = retentions
         self._counted = counted
+        self._ended = ended
         self._writer = LoneWriter(WRITER, services)
 
     async def work(self) -> None:
@@ -107,7 +109,9 @@ class Maintain:
             await asyncio.sleep(pause_s)
 
     async def due(self, connection: Connection) -> bool:
-        last = await connection.fetchval(_sql.last_run, WRITER)
+        last: datetime | None = await connection.fetchval(_sql.last_run, WRITER)
+        if last is not None:
+            self._ended(last)
         return last is None or last + EVERY <= self._services.clock()
 
     async def would(self, connection: Connection) -> dict[str, int]:

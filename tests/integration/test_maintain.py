@@ -237,10 +237,11 @@ async def test_one_worker_forgets_once_a_day(full: Ground, monkeypatch: pytest.M
     monkeypatch.setattr(maintaining, "LOOK_S", 0.02)
     monkeypatch.setattr(maintaining, "STANDBY_S", 0.02)
     days = 0
+    ends: list[datetime] = []
     full.clock = lambda: NOW + days * DAY  # type: ignore[assignment]
     logs = "SELECT at FROM audit_logs WHERE action = 'database.maintained' AND actor = 'maintain'"
     async with full.process() as one, full.process() as other:
-        jobs = [Maintain(services, full.prefix, MARGIN, declared) for services in (one, other)]
+        jobs = [Maintain(services, full.prefix, MARGIN, declared, ended=ends.append) for services in (one, other)]
         tasks = [asyncio.create_task(job.work()) for job in jobs]
         for days in range(3):
 
@@ -253,6 +254,7 @@ async def test_one_worker_forgets_once_a_day(full: Ground, monkeypatch: pytest.M
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (one.stop.reason, other.stop.reason) == (None, None)
     assert await full.observer.fetchval(f"SELECT count(*) FROM ({logs}) AS runs") == 3
+    assert set(ends) <= {NOW + n * DAY for n in range(3)}
 
 
 def rows_of(shown: Result) -> dict[str, int]:
