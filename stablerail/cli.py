@@ -25,8 +25,10 @@ from stablerail.cli_dlq import dlq_app
 from stablerail.cli_lanes import lanes_app
 from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
+from stablerail.cli_maintain import maintain
 from stablerail.cli_rebuild import diff, rebuild
 from stablerail.cli_recovery import recovery_app
+from stablerail.cli_replay import replay
 from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
@@ -55,6 +57,8 @@ app.add_typer(dlq_app, name="dlq")
 app.add_typer(recovery_app, name="recovery")
 ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
+app.command("replay")(replay)
+app.command("maintain")(maintain)
 app.command()(rebuild)
 app.command()(diff)
 

@@ -22,6 +22,7 @@ from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationE
 from pydantic import field_validator as check
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agents.recovery.retention import MARGIN_DAYS_MIN
 from ledger.accounts import CUSTOMERS, AccountType
 from stablerail.config_values import (
     EVM_CHAINS,
@@ -297,6 +298,13 @@ class Settings(BaseSettings):
     call_retry_max_s: Seconds = Field(1800, gt=0, description="longest wait between two repeats of a call")
     breaker_failures_max: int = Field(5, ge=1, description="failures in a row that open a partner's circuit breaker")
     breaker_open_s: Seconds = Field(30, gt=0, description="an open breaker lets one request try after this long")
+
+    retention_margin_days: int = Field(
+        14,
+        ge=MARGIN_DAYS_MIN,
+        le=3650,
+        description="days that what guards against repeats is kept beyond its topic's retention",
+    )
 
     worker_bind: str = Field("127.0.0.1", min_length=1, description="address of Faust's web; it has no authentication")
     worker_port: Port = Field(6066, description="first worker's web port; each further movement takes the next")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
 from prometheus_client import (
@@ -107,6 +108,14 @@ RELAY_RECORDS = Metric(
     "stablerail_relay_records", "histogram", "Commit records journaled by one relay transaction", (), RECORDS
 )
 JOURNAL_BYTES = Metric("stablerail_journal_bytes", "counter", "Bytes this process published to the journal")
+
+# Retention
+MAINTAINED_ROWS = Metric("stablerail_maintained_rows", "counter", "Rows that were forgotten, by table", ("table",))
+MAINTAINED = Metric(
+    "stablerail_maintained_timestamp_seconds",
+    "gauge",
+    "When what may be forgotten was last forgotten to the end, unix time; the worker that leads says it",
+)
 
 # Partners
 CALLS = Metric(
@@ -316,6 +325,12 @@ class Metrics:
 
     def outbox_rows(self, rows: int) -> None:
         self._set(OUTBOX_ROWS, rows)
+
+    def maintained(self, table: str, rows: int) -> None:
+        self._add(MAINTAINED_ROWS, rows, table)
+
+    def maintained_at(self, at: datetime) -> None:
+        self._set(MAINTAINED, at.timestamp())
 
     def relayed(self, records: int, journal_bytes: int) -> None:
         """One relay transaction journaled so many records; 0 = another had done ours."""

@@ -34,20 +34,32 @@ async def inspect(admin: AIOKafkaAdminClient, prefix: str, topics: Iterable[Topi
     present = set(await admin.list_topics())
     names = [topic.named(prefix) for topic in wanted if topic.named(prefix) in present]
     partitions: dict[str, int] = {}
-    configs: dict[str, dict[str, str]] = {}
     if names:
         for described in await admin.describe_topics(names):
             partitions[described["topic"]] = len(described["partitions"])
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        for answer in await admin.describe_configs(resources):
-            for resource in answer.resources:
-                configs[resource[3]] = {entry[0]: entry[1] for entry in resource[4]}
+    configs = await _configs(admin, names)
     return [
         TopicState(topic, name in partitions, tuple(_drift(topic, partitions[name], configs.get(name, {}))))
         if (name := topic.named(prefix)) in partitions
         else TopicState(topic, exists=False)
         for topic in wanted
     ]
+
+
+async def retentions(admin: AIOKafkaAdminClient, prefix: str) -> dict[str, int]:
+    """Declared topics that the broker has, without prefix -> retention in milliseconds as the broker has it; below zero: for ever."""
+    present = set(await admin.list_topics())
+    names = {topic.named(prefix): topic.name for topic in TOPICS if topic.named(prefix) in present}
+    found = await _configs(admin, list(names))
+    return {names[name]: int(config["retention.ms"]) for name, config in found.items()}
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    answers = await admin.describe_configs(resources)
+    return {found[3]: {entry[0]: entry[1] for entry in found[4]} for answer in answers for found in answer.resources}
 
 
 def _drift(topic: Topic, partitions: int, config: dict[str, str]) -> Iterable[str]:

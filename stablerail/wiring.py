@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -25,6 +25,7 @@ from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.outcome import Stage
 from agents.recovery import store_dead_letters
+from agents.recovery.maintain import Maintain, Retentions
 from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
 from agents.withdrawals import (
@@ -54,6 +55,7 @@ from stablerail.buffers import Buffers
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.metrics import Metrics
+from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
 from topics.trace import Spans
@@ -218,7 +220,7 @@ async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) ->
     movement.deliveries.append(Delivery(freeze_wallets.stage(), shared))
     provision = Delivery(provision_wallets.stage(), shared)
     movement.deliveries.append(provision)
-    client = await _circle(settings, movement)
+    client = await circle_client(settings, movement)
     assert client is not None
     wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id, shared.connect, shared.clock)
     policy = _call_policy(settings)
@@ -238,12 +240,8 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
     policy = deposit_policy(settings)
-    circle = await _circle(settings, movement)
-    lookups = None
-    if circle is not None:
-        tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
-        listing = circle_listing(circle, settings.network, tokens)
-        lookups = Lookups(listing, policy.chains_read, shared.connect)
+    circle = await circle_client(settings, movement)
+    lookups = lookups_of(settings, circle, shared.connect)
     stages: tuple[Stage[Any], ...] = (
         credit_deposits.stage(policy, lookups),
         finalize_deposits.stage(readers, policy, shared.connect),
@@ -260,6 +258,16 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         )
         movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
+
+
+def lookups_of(
+    settings: Settings, circle: CircleClient | None, connect: Callable[[], Awaitable[Connection]]
+) -> Lookups | None:
+    if circle is None:
+        return None
+    tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
+    listing = circle_listing(circle, settings.network, tokens)
+    return Lookups(listing, deposit_policy(settings).chains_read, connect)
 
 
 async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
@@ -302,7 +310,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     return movement
 
 
-async def _circle(settings: Settings, movement: Movement) -> CircleClient | None:
+async def circle_client(settings: Settings, movement: Movement) -> CircleClient | None:
     """A client for the movement's life; None without credentials."""
     if settings.circle_api_key is None or settings.circle_entity_secret is None:
         return None
@@ -356,7 +364,18 @@ async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> M
     movement.deliveries.extend(Delivery(stage, shared) for stage in store_dead_letters.stages())
     movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)
     movement.workers.append(Invariants(settings, shared, metrics.invariants).work)
+    margin = timedelta(days=settings.retention_margin_days)
+    told = (metrics.maintained, metrics.maintained_at)
+    movement.workers.append(Maintain(shared, settings.topic_prefix, margin, broker_retentions(settings), *told).work)
     return movement
+
+
+def broker_retentions(settings: Settings) -> Retentions:
+    async def ask() -> Mapping[str, int]:
+        async with admin(settings.kafka_bootstrap.replace(";", ",")) as client:
+            return await retentions(client, settings.topic_prefix)
+
+    return ask
 
 
 def _call_policy(settings: Settings) -> CallPolicy:

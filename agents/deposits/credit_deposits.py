@@ -14,7 +14,7 @@ after it, people are told and correct it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agents.deposits.deposit import (
     CUSTODIAN,
@@ -49,6 +49,7 @@ from topics.events import DepositNotified, Evidence
 
 __all__ = ["DepositPolicy", "Facts", "decide", "fold", "stage"]
 
+NAME: Final = "credit_deposits"
 _PENDING, _CREDITED = Status.PENDING.value, Status.CREDITED.value
 _NOT_CREDITED = frozenset({Status.PENDING, Status.REVERSED, Status.VANISHED})
 LOOK_S, LOOK_S_MAX = 10.0, 600.0
@@ -272,7 +273,7 @@ def stage(policy: DepositPolicy, lookups: Lookups | None = None) -> Stage[Facts]
         return None
 
     return Stage(
-        name="credit_deposits",
+        name=NAME,
         source=DEPOSITS_NOTIFIED,
         ahead=ahead,
         prepare=nobody if lookups is None else lookups.prepare,

@@ -21,6 +21,8 @@ from typing import Final
 from ledger.counters import Count
 
 USER_DAY: Final = "withdrawal.user_day"
+DAY_COUNTER: Final = "withdrawn"
+"""The first word of a day's counters, before the day."""
 
 
 def minimum(chain: str) -> str:
@@ -59,11 +61,11 @@ class WithdrawalPolicy:
 
 
 def _user_counter(user_id: str, day: str) -> str:
-    return f"withdrawn {day} user {user_id}"
+    return f"{DAY_COUNTER} {day} user {user_id}"
 
 
 def _network_counter(chain: str, day: str) -> str:
-    return f"withdrawn {day} network {chain}"
+    return f"{DAY_COUNTER} {day} network {chain}"
 
 
 def counted(

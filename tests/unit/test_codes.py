@@ -26,7 +26,7 @@ TRANSFER_CODES: Final = {"unknown_chain", "bad_address", "bad_tx_hash"}
 
 
 def _trees() -> Iterator[ast.Module]:
-    for package in ("agents", "connectors"):
+    for package in ("agents", "connectors", "ledger"):
         for path in (ROOT / package).rglob("*.py"):
             yield ast.parse(path.read_text())
 
@@ -54,8 +54,9 @@ def _said() -> set[str]:
             first = node.args[0]
             if isinstance(first, ast.Constant):
                 found.add(first.value)
-            elif isinstance(first, ast.Name) and first.id in constants:
-                found.add(constants[first.id])
+            name = first.id if isinstance(first, ast.Name) else first.attr if isinstance(first, ast.Attribute) else ""
+            if name in constants:
+                found.add(constants[name])
     return found
 
 

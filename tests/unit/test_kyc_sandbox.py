@@ -123,6 +123,8 @@ async def test_the_other_vendors_say_and_sign_as_their_sources_read(vendor: str)
         await sandbox.review("user_43", "RED")
         await sandbox.settle()
         assert [delivery.statuses for delivery in sandbox.deliveries] == [[200, 200], [200]]
-    approvals = [one for one in said if isinstance(one, Publish)]
+    published = [one for one in said if isinstance(one, Publish)]
+    assert [(one.topic.name, one.key) for one in published if one.key == b"user_43"] == [("kyc.rejected", b"user_43")]
+    approvals = [one for one in published if one.topic.name == "kyc.approved"]
     assert [one.key for one in approvals] == [b"user_42", b"user_42"]
     assert len({one.event_id for one in approvals}) == 1

@@ -1,4 +1,4 @@
-"""The alerts of dead letters: what they are about exists, and they fire when they should."""
+"""The alerts of dead letters and retention: what they are about exists, and they fire when they should."""
 
 from __future__ import annotations
 
