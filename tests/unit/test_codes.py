@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -31,17 +32,18 @@ def _trees() -> Iterator[ast.Module]:
             yield ast.parse(path.read_text())
 
 
-def _constants() -> dict[str, str]:
-    return {
-        target.id: node.value.value
-        for tree in _trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name) and target.id.isupper()
-    }
+def _constants() -> dict[str, set[str]]:
+    """Name -> what it stands for, of everything that looks like a code."""
+    found: dict[str, set[str]] = {}
+    for tree in _trees():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Constant):
+                continue
+            text = node.value.value
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and target.id.isupper() and re.fullmatch("[a-z_]+", str(text)):
+                    found.setdefault(target.id, set()).add(text)
+    return found
 
 
 def _said() -> set[str]:
@@ -55,8 +57,7 @@ def _said() -> set[str]:
             if isinstance(first, ast.Constant):
                 found.add(first.value)
             name = first.id if isinstance(first, ast.Name) else first.attr if isinstance(first, ast.Attribute) else ""
-            if name in constants:
-                found.add(constants[name])
+            found |= constants.get(name, set())
     return found
 
 
