@@ -27,7 +27,7 @@ from topics.codes import nature
 ATTEMPT_MAX: Final = 31_999
 """What the envelope takes (topics/envelope.py)."""
 REDRIVES_MAX: Final = 8
-"""By themselves: after 1, 2, 4, … 64 minutes, then an hour apart; then people look."""
+"""By themselves: after 1, 2, 4, 8, 16, 32 and twice 60 minutes; then people look."""
 WAIT_MAX: Final = timedelta(hours=1)
 _TEXT_MAX: Final = 200
 _UID: Final = re.compile("[0-9a-f]{32}").fullmatch
@@ -139,6 +139,12 @@ def again(letter: Letter) -> Message:
     attempt = min(letter.attempts + 1, ATTEMPT_MAX)
     ours = [("attempt", str(attempt).encode()), (LETTER, letter.id.encode())]
     return Message(letter.origin, letter.key, letter.value, headers=[*kept, *ours])
+
+
+def bytes_of(letter: Letter) -> int:
+    """What it takes in a message, about."""
+    headers = sum(len(name or "") // 2 + len(value or "") // 2 + 8 for name, value in letter.headers)
+    return len(letter.key or b"") + len(letter.value or b"") + headers + 200
 
 
 def plain(letter: Letter) -> dict[str, Any]:

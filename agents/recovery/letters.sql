@@ -8,7 +8,7 @@ ORDER BY d.id
 FOR UPDATE OF d
 
 -- name: page
--- $1 topic, $2 code, $3 state, $4 codes of a class, $5 since, $6 and $7 the place, $8 how many
+-- $1 topic, $2 code, $3 state, $4 codes of a class, $5 since, $6 and $7 the place, $8 how many, $9 only what can be redriven
 SELECT replace(d.id::text, '-', ''), d.topic, d.stage, replace(d.event_id::text, '-', ''), d.code, d.reason, d.origin,
        d.partition, d.position, d.key, d.value, d.headers::text, d.attempts, d.code_version, d.state, d.redrives, d.due_at,
        d.first_at, d.last_at, d.updated_at, d.version
@@ -17,6 +17,8 @@ WHERE ($1::text IS NULL OR d.topic IN ($1, $1 || '.dlq')) AND ($2::text IS NULL 
   AND ($3::text[] IS NULL OR d.state = ANY($3)) AND ($4::text[] IS NULL OR d.code = ANY($4))
   AND ($5::timestamptz IS NULL OR d.last_at >= $5)
   AND ($6::timestamptz IS NULL OR (d.last_at, d.id) < ($6, $7::uuid))
+  AND (NOT $9::boolean OR d.origin IS NOT NULL AND NOT EXISTS (
+      SELECT FROM inbox i WHERE i.stage = d.stage AND i.event_id = d.event_id AND i.outcome = 'done'))
 ORDER BY d.last_at DESC, d.id DESC
 LIMIT $8
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ import structlog
 
 from agents.lone_writer import STANDBY_S, LoneWriter
 from agents.recovery.errors import BadReason, LetterEnded, LetterRefused, NotRedrivable, UnknownLetter
-from agents.recovery.letters import Letter, State, again, plain
+from agents.recovery.letters import Letter, State, again, bytes_of, plain
 from agents.recovery.store_dead_letters import letter_of_row, lock
 from agents.services import Services
 from ledger.audit_logs import Log
@@ -32,6 +32,7 @@ from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block, uuids
 from ledger.sql import load as load_sql
 from ledger.tables import DEAD_LETTERS
+from topics.catalog import bytes_max
 from topics.codes import Whose, nature
 
 _log = structlog.get_logger()
@@ -42,6 +43,10 @@ WRITER: Final = "dead_letters"
 REASON_LENGTH_MAX: Final = 500
 AT_ONCE: Final = 100
 """Letters of one commit: each carries its event."""
+BYTES_AT_ONCE: Final = 16 * 1024 * 1024
+"""Of events in one commit, far below what a record may hold."""
+FRAMING: Final = 90_000
+"""Of what the broker takes above an event's own limit, and we do not use up (topics/catalog.py)."""
 LOOK_S: Final = 2.0
 
 
@@ -49,6 +54,8 @@ LOOK_S: Final = 2.0
 class Redriven:
     sent: list[Letter] = field(default_factory=list)
     refused: list[LetterRefused] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Ids for another commit: together they are too large for one."""
     sealed: Sealed | None = None
 
 
@@ -62,6 +69,8 @@ class Filter:
     whose: Whose | None = None
     states: tuple[State, ...] | None = None
     since: datetime | None = None
+    eligible: bool = False
+    """Only those that redriving can help."""
 
 
 async def find(connection: Connection, id: str) -> Letter:
@@ -77,20 +86,31 @@ async def page(
 ) -> list[Letter]:
     """The letters that were refused last first; `after` the (last_at, id) of one of them."""
     codes = None
-    if wanted.whose is not None:
+    if wanted.whose is not None or wanted.eligible:
         there = [row[0] for row in await connection.fetch(_sql.codes)]
-        codes = [code for code in there if nature(code).whose is wanted.whose]
+        codes = [
+            code
+            for code in there
+            if wanted.whose in (None, nature(code).whose) and (nature(code).redrivable or not wanted.eligible)
+        ]
     states = None if wanted.states is None else [state.value for state in wanted.states]
     rows = await connection.fetch(
-        _sql.page, wanted.topic, wanted.code, states, codes, wanted.since, *(after or (None, None)), limit
+        _sql.page,
+        wanted.topic,
+        wanted.code,
+        states,
+        codes,
+        wanted.since,
+        *(after or (None, None)),
+        limit,
+        wanted.eligible,
     )
     return [letter_of_row(row) for row in rows]
 
 
 async def eligible(connection: Connection, wanted: Filter, limit: int) -> list[Letter]:
-    """Of the open letters those that redriving can help, the oldest last."""
-    found = await page(connection, wanted, limit)
-    return [one for one in found if one.state == State.OPEN and one.origin and nature(one.code).redrivable]
+    """Of the open letters those that redriving can help, refused last first."""
+    return await page(connection, replace(wanted, states=(State.OPEN,), eligible=True), limit)
 
 
 async def redrive(
@@ -107,10 +127,16 @@ async def redrive(
         ]
         settled = await _settled(connection, there.values())
         sent: list[Letter] = []
+        left: list[str] = []
+        size = 0
         for letter in sorted(there.values(), key=lambda one: (one.last_at, one.id)):
             why = _refusal(letter, settled, force)
             if why is not None:
                 refused.append(why)
+                continue
+            size += bytes_of(letter)
+            if sent and size > BYTES_AT_ONCE:
+                left.append(letter.id)
                 continue
             sent.append(
                 letter._replace(
@@ -128,7 +154,7 @@ async def redrive(
             connection, WRITER, owners, blocks=[_changed(sent)], messages=[again(one) for one in sent], at=at, actor=actor,
             summary={"redriven": len(sent)}, logs=logs,
         )  # fmt: skip
-    return Redriven(sent, refused, sealed)
+    return Redriven(sent, refused, left, sealed)
 
 
 def _refusal(letter: Letter, settled: set[str], force: bool) -> LetterRefused | None:
@@ -137,6 +163,8 @@ def _refusal(letter: Letter, settled: set[str], force: bool) -> LetterRefused | 
         return LetterEnded(letter.id, f"{letter.id} is {letter.state}")
     if letter.origin is None:
         return NotRedrivable(letter.id, f"{letter.id} is no event of a topic; {about.remedy or 'discard it'}")
+    if bytes_of(letter) > bytes_max(letter.origin) + FRAMING:
+        return NotRedrivable(letter.id, f"{letter.id} is as large as its topic takes, and would be larger; discard it")
     if letter.id in settled:
         return LetterEnded(letter.id, f"{letter.id}: its stage took the event; {about.remedy or 'discard the letter'}")
     if not about.redrivable and not force:
@@ -243,7 +271,7 @@ class RedriveDeadLetters:
         settled = {row[0] for row in await connection.fetch(_sql.settled, AT_ONCE)}
         if settled:
             await self._resolve(connection, settled, now)
-        return AT_ONCE in (len(ids), len(settled))
+        return AT_ONCE in (len(ids), len(settled)) or bool(ids and done.left)
 
     async def _resolve(self, connection: Connection, ids: set[str], at: datetime) -> None:
         def ended(letter: Letter) -> Letter | None:

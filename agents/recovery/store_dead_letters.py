@@ -68,6 +68,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
         known = facts.letters.get(new.id)
     if known is None:
         return Done(inserts=((DEAD_LETTERS, waiting(new)),))
+    if (new.partition, new.position, new.last_at) == (known.partition, known.position, known.last_at):
+        return Done()  # the same refusal, told twice
     return Done(updates=((DEAD_LETTERS, waiting(refused_again(known, new, facts.now))),))
 
 

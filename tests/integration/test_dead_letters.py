@@ -216,6 +216,38 @@ async def test_what_was_never_an_event_is_one_letter_however_often_it_is_redrive
     await assert_holds(at.observer)
 
 
+async def test_more_than_a_commit_may_hold_is_redriven_by_several(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letters, "BYTES_AT_ONCE", 1_500)
+    async with worker(at) as services:
+        for number in range(5):
+            await tell(at, deposit(f"t{number}"), f"event {number}")
+        found = await stored_all(at, 5)
+        await provision(at)
+        connection = await at.connect()
+        done = await letters.redrive(connection, [one.id for one in found], "ann", at.clock())
+        assert done.left
+        assert len(done.left) + len(done.sent) == 5
+        await connection.close()
+        at.clock.forward(61)
+        await Sweeper(services).sweep()
+        await look(services)
+
+        async def all_credited() -> bool:
+            return len(await credited(at)) == 5
+
+        await until(all_credited, "the five are credited")
+        told = (await at.told(DEPOSITS_NOTIFIED.dlq))[0]
+        await at.producer.send_and_wait(
+            DEPOSITS_NOTIFIED.dlq.named(at.prefix), told.value, key=told.key, headers=list(told.headers)
+        )  # a refusal that is told twice
+
+        async def resolved() -> bool:
+            await look(services)
+            return all(one.state == State.RESOLVED for one in await stored_all(at, 5))
+
+        await until(resolved, "all are resolved, and stay so")
+
+
 async def stored_all(at: Ground, count: int) -> list[Letter]:
     async def found() -> list[Letter]:
         some = await letters.page(at.observer, Filter(), 100)
@@ -336,6 +368,8 @@ async def test_people_see_redrive_and_discard_them_by_the_command_line(at: Groun
         await tell(at, deposit("t1"), "event 1")
         await tell(at, deposit("t9", to="0x12"), "event 9")
         found = {one.code: one for one in await stored_all(at, 2)}
+        oldest = await letters.eligible(at.observer, Filter(), 1)
+        assert [one.code for one in oldest] == ["unknown_wallet"], "newer ones that nothing helps do not hide it"
         listed = await run("list")
         assert "unknown_wallet" in listed.output
         assert "producer" in listed.output
