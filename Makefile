@@ -30,10 +30,10 @@ setup: .venv/installed
 demo: setup
 	@.venv/bin/stablerail demo $(if $(ONCE),--once)
 
-# Four processes on two cores: half of the time a test waits for a broker, a block or a time-out.
+# Three processes on two cores: much of the time a test waits for a broker, a block or a time-out.
 test: setup
 	@.venv/bin/python -m stablerail.dev.fetch
-	@.venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --ignore=tests/benchmarks
+	@.venv/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --ignore=tests/benchmarks
 
 bench: setup
 	@.venv/bin/python -m stablerail.dev.fetch

@@ -177,7 +177,7 @@ async def read_topic(bootstrap: str, topic: Topic, prefix: str) -> list[Any]:
         await consumer.stop()
 
 
-async def until(condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 40) -> Any:
+async def until(condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 100) -> Any:
     """Waits for a true answer, and returns it."""
     deadline = time.monotonic() + timeout_s
     while True:
