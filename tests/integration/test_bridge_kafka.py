@@ -33,7 +33,7 @@ from topics.envelope import Received, read
 from topics.events import KycApproved
 
 SECRET = SecretStr("integration-secret")
-TIMEOUT_S = 1.0
+TIMEOUT_S = 3.0
 
 
 async def create_topics(bootstrap: str, prefix: str) -> None:
