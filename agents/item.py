@@ -50,18 +50,22 @@ class Item:
 
 
 def position_uid(record: Record) -> str:
-    return event_uid("kafka", f"{record.topic}/{record.partition}/{record.offset}")
+    event_id, source = _position(record)
+    return event_uid(source, event_id)
+
+
+def _position(record: Record) -> tuple[str, str]:
+    """As id and source."""
+    return f"{record.topic}/{record.partition}/{record.offset}", "kafka"
 
 
 def read_item(stage: Stage[Any], record: Record) -> Item:
     """A raw Kafka record as an item; total: what cannot be read becomes a refusal."""
     value = record.value
-    if stage.reads is not None:
-        fingerprint = hashlib.blake2b(value or b"", digest_size=16).hexdigest()
-        where = f"{record.topic}/{record.partition}/{record.offset}"
-        received = Received(where, "kafka", stage.reads(record), 1, None)
-        return Item(record, received, None, received.uid, fingerprint, 1)
     fingerprint = hashlib.blake2b(value or b"", digest_size=16).hexdigest()
+    if stage.reads is not None:
+        received = Received(*_position(record), stage.reads(record), 1, None)
+        return Item(record, received, None, received.uid, fingerprint, 1)
     try:
         received = read(stage.source, value, record.headers)
     except EventRefused as error:

@@ -29,6 +29,7 @@ from ledger.record import Message, unpack
 from ledger.rows import Changes, Connection
 from ledger.sql import load
 from ledger.tables import SCHEDULE
+from topics.envelope import with_attempt
 
 _log = structlog.get_logger()
 _journal = load("ledger", "sql/journal.sql")
@@ -139,4 +140,4 @@ class Sweeper:
 def _again(attempt: int, topic: str, key: bytes | None, value: bytes, headers: list[list[str]]) -> Message:
     """The message as it came, with the number of its attempt."""
     pairs = [(bytes.fromhex(name).decode(), bytes.fromhex(content)) for name, content in headers]
-    return Message(topic, key, value, headers=[*pairs, ("attempt", str(attempt).encode())])
+    return Message(topic, key, value, headers=with_attempt(pairs, attempt))

@@ -10,9 +10,8 @@ from ledger.folding import rows_of
 from ledger.rebuild import GAP, Restore
 from ledger.rebuild_batch import Journaled
 from ledger.record import unpack
+from ledger.tables import RESTORES
 
-RESTORES: Final = "restores"
-"""The table that a rebuild's closing commit adds a row to."""
 JUMP: Final = GAP // 2
 """More than a journal's numbers leave out at once, and less than a rebuild does, also when late records came just before."""
 
@@ -73,7 +72,7 @@ class RestoreScan:
     def take(self, one: Journaled) -> None:
         if one.seq >= self._seq_last + JUMP:
             for block in unpack(one.packed).blocks:
-                if block.table.name == RESTORES:
+                if block.table is RESTORES:
                     names = block.table.written(block.op)
                     for row in (dict(zip(names, values, strict=True)) for values in rows_of(block)):
                         self.found.append(Restore(row["first_seq"], row["records"]))

@@ -26,7 +26,7 @@ import asyncpg
 from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.audit_logs import Log
-from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
+from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
@@ -107,18 +107,14 @@ async def _post(
             owners = await lock_writer(connection, writer)
             results, fold = await settle(connection, requests, at, careful=careful)
             if not fold.transactions:
-                raise _Unchanged
+                raise Unchanged
             sealed = await seal(
                 connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=buffer_levels(fold),
                 at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
             )  # fmt: skip
-    except _Unchanged:
+    except Unchanged:
         return Batch(results, None)
     return Batch(results, sealed)
-
-
-class _Unchanged(Exception):
-    """Nothing is to be committed, not even an owner row that was made."""
 
 
 async def settle(
@@ -279,7 +275,7 @@ async def close_account(
             if not held.stored:
                 raise refusal_of(account) or UnknownAccount(str(account))
             if held.closed_at is not None:
-                raise _Unchanged
+                raise Unchanged
             holds = await connection.fetchval(_sql.count_open_holds, account.id)
             if held.balance or holds:
                 raise AccountInUse(str(account), held.balance, holds)
@@ -290,7 +286,7 @@ async def close_account(
                 at=at, actor=actor, summary={"closed": str(account), "reason": reason},
                 logs=[Log(actor, "account.closed", "account", str(account), after={"reason": reason})],
             )  # fmt: skip
-    except _Unchanged:
+    except Unchanged:
         assert held.closed_at is not None
         return held.closed_at, None
     return at, sealed

@@ -197,6 +197,10 @@ async def _taken(messages: Iterable[Message]) -> list[Message]:
         await asyncio.sleep(0)
 
 
+class Unchanged(Exception):
+    """Raised inside a transaction of one's own: nothing is to be committed, not even an owner row that was made."""
+
+
 Seals = tuple[int | None, bytes | None, bytes | None]
 """batch, hash of the commit's ledger rows, hash of its logs. Without a batch: made before version 0003 of the schema."""
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from ledger.audit_logs import Log
-from ledger.commit import Sealed, lock_writer, seal
+from ledger.commit import Sealed, Unchanged, lock_writer, seal
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.tables import LIMITS
@@ -26,10 +26,6 @@ class Limit(NamedTuple):
     value: int
     updated_by: str
     updated_at: datetime
-
-
-class _Unchanged(Exception):
-    """Nothing is to be committed, not even an owner row that was made."""
 
 
 async def list_limits(connection: Connection) -> dict[str, Limit]:
@@ -61,13 +57,13 @@ async def set_limits(
                 verb = "unset" if value is None else "set"
                 logs.append(Log(actor, f"limit.{verb}", "limit", name, _plain(before), _plain(value), address=address))
             if not logs:
-                raise _Unchanged
+                raise Unchanged
             changes = ((Op.UPSERT, upserts), (Op.DELETE, deletes))
             return await seal(
                 connection, WRITER, owners, blocks=[block(LIMITS, op, some) for op, some in changes if some],
                 messages=[], at=at, actor=actor, summary={log.action: 1 for log in logs}, logs=logs,
             )  # fmt: skip
-    except _Unchanged:
+    except Unchanged:
         return None
 
 

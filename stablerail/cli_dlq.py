@@ -109,7 +109,8 @@ def dlq_redrive(
             done = await letters.redrive(connection, some, who, now, force=force)
             sent += done.sent
             refused += done.refused
-            keys[:0] = [] if eligible else done.left
+            if not eligible:
+                keys.extend(done.left)
             if not done.sent if eligible else not keys:
                 await journaled(settings)
                 return sent, refused

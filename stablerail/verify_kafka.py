@@ -27,10 +27,10 @@ from agents import lenient_records
 from agents.item import position_uid
 from ledger.commit import NO_TOPIC
 from ledger.errors import JournalBroken
+from ledger.links import links_of
 from ledger.record import CommitRecord, Message, unpack
 from ledger.rows import Connection
 from ledger.sql import load
-from ledger.tables import AUDIT
 from ledger.verify import DRAINED, EMITTED, SETTLED, Result
 from stablerail.config import Settings
 from stablerail.topics_admin import admin
@@ -159,13 +159,14 @@ class _Checks:
                 continue  # a repeat
             try:
                 record = unpack(packed)
+                links = links_of(record)
             except JournalBroken as error:
                 found.add(f"journal record {seq}: {error}")
                 continue
             found.checked += 1
             judged = self._start <= record.at < self._end
             partitions = []
-            for (stage, topic, partition), position, head in _links(record):
+            for (stage, topic, partition), (_, position, head), *_ in links:
                 key = (stage, topic, partition)
                 partitions.append(partition)
                 if last.setdefault(key, position - 1) != position - 1:
@@ -314,26 +315,6 @@ async def _partitions(client: Any, prefix: str) -> dict[str, int]:
 
 def _committed(committed: dict[str, Any], place: TopicPartition) -> list[int]:
     return [offsets[place].offset for offsets in committed.values() if place in offsets and offsets[place].offset >= 0]
-
-
-def _links(record: CommitRecord) -> Iterable[tuple[ChainKey, int, bytes]]:
-    """The rows of `audit` that the record wrote: owner, position, head."""
-    for one in record.proof:
-        if one.table is AUDIT:
-            names = one.table.written(one.op)
-            texts = {name: _texts(column) for name, column in zip(names, one.columns, strict=True)}
-            count = max(map(len, texts.values()))
-            stage, topic, partition, position, head = (
-                texts[name] * (count if len(texts[name]) == 1 else 1)
-                for name in ("stage", "topic", "partition", "position", "head")
-            )
-            for n in range(count):
-                yield (stage[n], topic[n], int(partition[n])), int(position[n]), bytes.fromhex(head[n])
-
-
-def _texts(column: str) -> list[str]:
-    """A block's column of names, numbers or hex, one for all rows or one for each."""
-    return [text.strip('"') for text in column[1:-1].split(",")] if column[0] == "{" else [column[1:]]
 
 
 def _uids(topic: Topic, record: Any) -> tuple[str, str]:

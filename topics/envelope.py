@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -26,6 +26,9 @@ Headers = Sequence[tuple[str, bytes | None]]
 CONTENT_TYPE: Final = b"application/json"
 EXTERNAL_SOURCE: Final = "external"
 ID_LENGTH_MAX: Final = 512
+ATTEMPT_MAX: Final = 31_999
+
+V = TypeVar("V")
 
 
 class Received(NamedTuple):
@@ -68,6 +71,12 @@ def _shared_headers(event_type: str, source: str, time: datetime) -> tuple[tuple
         ("ce_time", time.isoformat().encode()),
         ("content-type", CONTENT_TYPE),
     )
+
+
+def with_attempt(headers: Sequence[tuple[str, V]], attempt: int) -> list[tuple[str, V | bytes]]:
+    """The headers of a message that is sent once more."""
+    kept = [(name, value) for name, value in headers if name != "attempt"]
+    return [*kept, ("attempt", str(attempt).encode())]
 
 
 def value_of(event: Event) -> bytes:
@@ -121,8 +130,8 @@ def _traceparent(raw: bytes) -> str | None:
 
 
 def _attempt(raw: bytes) -> int:
-    if not (raw.isdigit() and 0 < len(raw) <= 5 and 0 < int(raw) < 32_000):
-        raise EventRefused(EventCode.BAD_ENVELOPE, "attempt is not a number from 1 to 31999")
+    if not (raw.isdigit() and 0 < len(raw) <= 5 and 0 < int(raw) <= ATTEMPT_MAX):
+        raise EventRefused(EventCode.BAD_ENVELOPE, f"attempt is not a number from 1 to {ATTEMPT_MAX}")
     return int(raw)
 
 

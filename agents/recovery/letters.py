@@ -23,9 +23,8 @@ from agents.transport import Record
 from ledger.record import Message
 from topics import catalog
 from topics.codes import nature
+from topics.envelope import ATTEMPT_MAX, with_attempt
 
-ATTEMPT_MAX: Final = 31_999
-"""What the envelope takes (topics/envelope.py)."""
 REDRIVES_MAX: Final = 8
 """By themselves: after 1, 2, 4, 8, 16, 32 and twice 60 minutes; then people look."""
 WAIT_MAX: Final = timedelta(hours=1)
@@ -75,8 +74,9 @@ class Letter(NamedTuple):
     version: int
 
 
-def letter_of(record: Record, topic: str, at: datetime) -> Letter:
-    """A record of the dead-letter topic (`topic`, without prefix) as a new letter. Total: no bytes make it raise."""
+def letter_of(record: Record, topic: str, at: datetime) -> tuple[Letter, str | None]:
+    """A record of the dead-letter topic (`topic`, without prefix) as a new letter, and the id of the letter that its message was
+    redriven as. Total: no bytes make it raise."""
     said = {name: value or b"" for name, value in record.headers if name.startswith(PREFIX)}
     plain = {name: value or b"" for name, value in record.headers if not name.startswith(PREFIX)}
     is_webhook = topic == catalog.WEBHOOKS_DLQ.name
@@ -90,8 +90,8 @@ def letter_of(record: Record, topic: str, at: datetime) -> Letter:
     item = _text(found.get("item", b""))
     own = _hashed(stage, event_id or here, item)
     last_at = _time(found.get("received_at" if is_webhook else "last_at"), at)
-    return Letter(
-        id=_uid(said.get(LETTER, b"")) or own, topic=topic, stage=stage, event_id=event_id,
+    letter = Letter(
+        id=own, topic=topic, stage=stage, event_id=event_id,
         code=_text(found.get("code", b"")) or "-", reason=_text(found.get("reason", b""), REASON_LENGTH_MAX),
         origin=origin, partition=_number(found.get("partition")), position=_number(found.get("offset"), 2**63 - 1),
         key=record.key, value=record.value,
@@ -104,10 +104,11 @@ def letter_of(record: Record, topic: str, at: datetime) -> Letter:
         state=State.OPEN, redrives=0, due_at=None, first_at=_time(found.get("first_at"), last_at), last_at=last_at,
         updated_at=at, version=1,
     )  # fmt: skip
+    return letter, _uid(said.get(LETTER, b""))
 
 
-def own_id(letter: Letter, record: Record) -> str:
-    """The id of a letter that only claims to be another one: the contents differ."""
+def id_by_position(letter: Letter, record: Record) -> str:
+    """Where another letter has its id: the event's was used with other contents."""
     return _hashed(letter.stage, position_uid(record), "")
 
 
@@ -135,10 +136,8 @@ def again(letter: Letter) -> Message:
         (bytes.fromhex(name or "").decode(errors="surrogateescape"), None if value is None else bytes.fromhex(value))
         for name, value in letter.headers
     ]
-    kept = [(name, value) for name, value in headers if name != "attempt"]
-    attempt = min(letter.attempts + 1, ATTEMPT_MAX)
-    ours = [("attempt", str(attempt).encode()), (LETTER, letter.id.encode())]
-    return Message(letter.origin, letter.key, letter.value, headers=[*kept, *ours])
+    again = with_attempt(headers, min(letter.attempts + 1, ATTEMPT_MAX))
+    return Message(letter.origin, letter.key, letter.value, headers=[*again, (LETTER, letter.id.encode())])
 
 
 def bytes_of(letter: Letter) -> int:

@@ -31,7 +31,7 @@ from agents.recovery.retention import kept, longest
 from agents.services import Services
 from agents.withdrawals.limits import DAY_COUNTER
 from ledger.audit_logs import Log
-from ledger.commit import OVERTAKEN, TRANSIENT, Sealed, lock_writer, seal
+from ledger.commit import OVERTAKEN, TRANSIENT, Sealed, Unchanged, lock_writer, seal
 from ledger.rows import Block, Connection, Op, Table, block
 from ledger.sql import load
 from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, DEAD_LETTERS, INBOX
@@ -64,10 +64,6 @@ class Rule:
     """Of both, before the keys."""
     along: tuple[tuple[Table, str], ...] = ()
     """Tables whose rows go with them: keys by theirs."""
-
-
-class _Unchanged(Exception):
-    """Nothing is to be committed, not even an owner row that was made."""
 
 
 class Maintain:
@@ -183,7 +179,7 @@ class Maintain:
             try:
                 gone, sealed = await self._commit(connection, rule, keys)
                 break
-            except _Unchanged:
+            except Unchanged:
                 return {}
             except OVERTAKEN:
                 if tries == TRIES_MAX:
@@ -200,7 +196,7 @@ class Maintain:
             owners = await lock_writer(connection, WRITER)
             rows = [tuple(row) for row in await connection.fetch(rule.still, *rule.args, *_columns(keys))]
             if not rows:
-                raise _Unchanged
+                raise Unchanged
             gone: list[tuple[Table, list[tuple[Any, ...]]]] = [(rule.table, rows)]
             for table, query in rule.along:
                 gone.append((table, [tuple(row) for row in await connection.fetch(query, *_columns(rows))]))

@@ -157,7 +157,7 @@ async def redrive(
     return Redriven(sent, refused, left, sealed)
 
 
-def _refusal(letter: Letter, settled: set[str], force: bool) -> LetterRefused | None:
+def _refusal(letter: Letter, settled: set[tuple[str, str | None]], force: bool) -> LetterRefused | None:
     about = nature(letter.code)
     if letter.state in (State.DISCARDED, State.RESOLVED):
         return LetterEnded(letter.id, f"{letter.id} is {letter.state}")
@@ -165,7 +165,7 @@ def _refusal(letter: Letter, settled: set[str], force: bool) -> LetterRefused | 
         return NotRedrivable(letter.id, f"{letter.id} is no event of a topic; {about.remedy or 'discard it'}")
     if bytes_of(letter) > bytes_max(letter.origin) + FRAMING:
         return NotRedrivable(letter.id, f"{letter.id} is as large as its topic takes, and would be larger; discard it")
-    if letter.id in settled:
+    if (letter.stage, letter.event_id) in settled:
         return LetterEnded(letter.id, f"{letter.id}: its stage took the event; {about.remedy or 'discard the letter'}")
     if not about.redrivable and not force:
         remedy = about.remedy or "the event must come again, right and with an id of its own"
@@ -173,15 +173,11 @@ def _refusal(letter: Letter, settled: set[str], force: bool) -> LetterRefused | 
     return None
 
 
-async def _settled(connection: Connection, letters: Iterable[Letter]) -> set[str]:
-    """Those whose event its stage has settled."""
-    known = {(one.stage, one.event_id): one.id for one in letters if one.event_id is not None}
-    if not known:
-        return set()
-    rows = await connection.fetch(
-        _sql.done, [stage for stage, _ in known], uuids([event_id for _, event_id in known if event_id])
-    )
-    return {known[stage, event_id] for stage, event_id in rows}
+async def _settled(connection: Connection, letters: Iterable[Letter]) -> set[tuple[str, str | None]]:
+    """(stage, event id) of those whose event its stage has settled."""
+    wanted = sorted({(one.stage, one.event_id) for one in letters if one.event_id is not None})
+    rows = await connection.fetch(_sql.done, [stage for stage, _ in wanted], uuids([id for _, id in wanted]))
+    return {(stage, event_id) for stage, event_id in rows}
 
 
 async def discard(

@@ -31,6 +31,7 @@ from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
 from ledger.record import Message
 from ledger.rows import Connection, uuids
 from ledger.sql import load
+from topics.envelope import ATTEMPT_MAX, with_attempt
 
 _sql = load("agents.recovery", "replay.sql")
 _commit = load("ledger", "sql/commit.sql")
@@ -40,8 +41,6 @@ EVENTS_MAX: Final = 200
 """Rehearsed in one transaction, and published in one commit at most."""
 BYTES_MAX: Final = 4_000_000
 """Of the values of one batch: its record fits the journal."""
-ATTEMPT_MAX: Final = 31_999
-"""What the envelope takes (topics/envelope.py)."""
 TRIES_MAX: Final = 5
 
 
@@ -225,10 +224,9 @@ def _told(item: Item, outcome: Outcome | None) -> Told:
 
 def _next_attempt(stage: Stage[Any], item: Item, attempt: int) -> Item:
     """The event as its stage takes it once more."""
-    number = max(item.attempt, attempt + 1)
-    kept = [(name, value) for name, value in item.record.headers if name != "attempt"]
     assert isinstance(item.record, Given)
-    return read_item(stage, replace(item.record, headers=[*kept, ("attempt", str(number).encode())]))
+    headers = with_attempt(item.record.headers, max(item.attempt, attempt + 1))
+    return read_item(stage, replace(item.record, headers=headers))
 
 
 def _again(stage: Stage[Any], item: Item) -> Message:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from agents.outcome import Done, Outcome, Stage
-from agents.recovery.letters import Letter, letter_of, own_id, refused_again, waiting
+from agents.recovery.letters import Letter, id_by_position, letter_of, refused_again, waiting
 from agents.services import Observer
 from agents.transport import Record
 from ledger.rows import Connection, uuids
@@ -40,6 +40,13 @@ class Refused(Event):
 
     record: Any
     letter: Any
+    redriven_as: str | None
+    """The id of a letter, as the message says."""
+
+    def ids(self) -> tuple[str, ...]:
+        """Which letter it may be, the likeliest first."""
+        ids = (self.redriven_as, self.letter.id, id_by_position(self.letter, self.record))
+        return tuple(id for id in ids if id is not None)
 
 
 @dataclass
@@ -55,22 +62,27 @@ def read(topic: str, record: Record) -> Event:
         at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
     except (OverflowError, ValueError, OSError):
         at = datetime.fromtimestamp(0, UTC)
-    return Refused.known(record=record, letter=letter_of(record, topic, at))
+    letter, redriven_as = letter_of(record, topic, at)
+    return Refused.known(record=record, letter=letter, redriven_as=redriven_as)
 
 
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, Refused)
     new: Letter = event.letter._replace(updated_at=facts.now)
-    known = facts.letters.get(new.id)
-    if known is not None and known.value != new.value:
-        new = new._replace(id=own_id(new, event.record))
-        known = facts.letters.get(new.id)
+    known = next((one for id in event.ids() if (one := facts.letters.get(id)) and _same(one, new)), None)
     if known is None:
+        free = [id for id in event.ids() if id != event.redriven_as and id not in facts.letters]
+        new = new._replace(id=free[0])
         return Done(inserts=((DEAD_LETTERS, waiting(new)),))
     if (new.partition, new.position, new.last_at) == (known.partition, known.position, known.last_at):
         return Done()  # the same refusal, told twice
     return Done(updates=((DEAD_LETTERS, waiting(refused_again(known, new, facts.now))),))
+
+
+def _same(known: Letter, new: Letter) -> bool:
+    """Of several stages that read a topic each refuses for itself, and anybody can write a header."""
+    return (known.topic, known.stage, known.value) == (new.topic, new.stage, new.value)
 
 
 def fold(facts: Facts, done: Done) -> None:
@@ -84,7 +96,7 @@ async def load(connection: Connection, events: Sequence[Received], _prepared: No
     for received in events:
         event = received.event
         assert isinstance(event, Refused)
-        ids |= {event.letter.id, own_id(event.letter, event.record)}
+        ids |= set(event.ids())
     return Facts(at, await lock(connection, ids))
 
 

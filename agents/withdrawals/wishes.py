@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 from agents.withdrawals import stored
 from agents.withdrawals.attempts import attempts_of
 from agents.withdrawals.errors import NotRaisable, UnknownWithdrawal
+from agents.withdrawals.lanes import check_reason
 from agents.withdrawals.raising import ATTEMPTS_MAX, ATTEMPTS_USED, CANCELLING, hopeless
 from agents.withdrawals.sign_transactions import CANCEL, FEES_OVER_CAP
 from agents.withdrawals.withdrawal import Attempt
 from chain.fees import FeePolicy, Fees, raised
 from ledger.audit_logs import Log
-from ledger.commit import lock_writer, seal
+from ledger.commit import Unchanged, lock_writer, seal
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
 from ledger.tables import ATTEMPT_WISHES
@@ -29,8 +30,6 @@ SPEED_UP: Final = "speed_up"
 OPEN: Final = "open"
 DONE: Final = "done"
 REFUSED: Final = "refused"
-REASON_MAX: Final = 200
-"""Characters."""
 
 
 class Wish(NamedTuple):
@@ -54,10 +53,6 @@ class Wish(NamedTuple):
     ended_at: datetime | None
 
 
-class _Unchanged(Exception):
-    """Nothing is to be committed, not even an owner row that was made."""
-
-
 async def ask(
     connection: Connection,
     id: str,
@@ -71,8 +66,7 @@ async def ask(
     """Stores the wish, in place of one that is open; the same that is open already is answered as it is.
 
     Raises UnknownWithdrawal, NotRaisable (why: see raising.py), ValueError for a reason that is none."""
-    if not reason.strip() or len(reason) > REASON_MAX or not reason.isprintable():
-        raise ValueError(f"a reason has 1 to {REASON_MAX} printable characters")
+    check_reason(reason)
     wish: Wish | None = None
     try:
         async with connection.transaction():
@@ -86,7 +80,7 @@ async def ask(
                 raise NotRaisable(why)
             wish = await wish_of(connection, id)
             if wish is not None and (wish.state, wish.kind, wish.attempts_max) == (OPEN, kind, attempts_max):
-                raise _Unchanged
+                raise Unchanged
             wish = Wish(id, withdrawal.chain, kind, attempts_max, OPEN, None, None, actor, reason, at, None)
             after = {"kind": kind, "attempts": len(group), "attempts_max": attempts_max, "reason": reason}
             log = Log(actor, f"withdrawal.{kind}_asked", "withdrawal", id, None, after)
@@ -94,7 +88,7 @@ async def ask(
                 connection, WRITER, owners, blocks=[block(ATTEMPT_WISHES, Op.UPSERT, [wish])], messages=[], at=at,
                 actor=actor, summary={log.action: 1}, logs=[log],
             )  # fmt: skip
-    except _Unchanged:
+    except Unchanged:
         pass
     assert wish is not None
     return wish

@@ -25,8 +25,8 @@ from ledger.posting import Transaction, credit, debit
 from ledger.rebuild import GAP, Restore, Restored, rebuild
 from ledger.rebuild_batch import Journaled
 from ledger.record import Message, unpack
-from ledger.rows import Block, Connection, Op, Table, block
-from ledger.tables import ACCOUNTS, BY_NAME, INBOX, SCHEDULE, WALLETS
+from ledger.rows import Block, Connection, Op, block
+from ledger.tables import ACCOUNTS, INBOX, RESTORES, SCHEDULE, WALLETS
 from ledger.verify import verify
 from stablerail.dev.postgres import Postgres
 from stablerail.rebuild import alone_in
@@ -344,30 +344,16 @@ async def test_numbers_go_on_far_above_those_that_the_lost_database_may_have_giv
     assert await ask(dsn, "SELECT max(batch) FROM audit") == batch + GAP
 
 
-RESTORES = Table("restores", ("id",), "id:int at:time actor:text first_seq:int records:int")
-
-
-async def with_restores(dsn: str) -> None:
-    connection = await owner(dsn)
-    await connection.execute(
-        "CREATE TABLE IF NOT EXISTS restores (id int PRIMARY KEY, at timestamptz, actor text, first_seq bigint, records bigint);"
-        "GRANT ALL ON restores TO PUBLIC"
-    )
-    await connection.close()
-
-
 async def test_what_a_lost_database_sent_late_is_left_out_by_every_rebuild_after(
-    lost: Lost, databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    lost: Lost, databases: Callable[[], str]
 ) -> None:
     """Two commits reach the topic after the journal was read for a rebuild: before and after the commit that closes it."""
-    monkeypatch.setitem(BY_NAME, "restores", RESTORES)
     second = databases()
     history, late = lost.journal[:-2], lost.journal[-2:]
     restored = await rebuilt(second, history)
     connection: Connection = await connect_to(second)()
     await connection.execute("DELETE FROM outbox")
     row = (1, AT, "x", restored.first_seq, restored.records)
-    await with_restores(second)
     await commit(connection, "rebuild", [block(RESTORES, Op.INSERT, [row])], told=False)
     await commit(connection, "holds")  # at the place in the chain that the late records have
     closing, after = await journal_of(connection)
@@ -378,7 +364,6 @@ async def test_what_a_lost_database_sent_late_is_left_out_by_every_rebuild_after
         scan.take(one)
     assert scan.found == [Restore(restored.first_seq, restored.records)]
     third = databases()
-    await with_restores(third)
     again = await rebuilt(third, topic, restores=scan.found)
     assert (again.records, again.late) == (len(history) + 2, 3)
     assert await differing(second, third) == []

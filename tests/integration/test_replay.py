@@ -246,7 +246,7 @@ async def test_events_that_stop_a_stage_cannot_be_read_or_reuse_an_id_are_named_
 async def test_dead_letters_of_a_file_are_replayed_like_a_range(desk: Desk) -> None:
     await half_done(desk)
     (record,) = await desk.at.told(DEPOSITS_NOTIFIED.dlq)
-    line = orjson.dumps(as_json(letter_of(record, DEPOSITS_NOTIFIED.dlq.name, desk.at.clock())))
+    line = orjson.dumps(as_json(letter_of(record, DEPOSITS_NOTIFIED.dlq.name, desk.at.clock())[0]))
     sums = await desk.rehearsed(Range(), [line, b""])
     assert sums.events == {(Verdict.DONE, ""): 1}
     assert (await desk.rehearsed(Range(key=b"another"), [line])).events == {}

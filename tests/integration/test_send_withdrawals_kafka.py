@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from chain.signer import load_keystore
 from ledger.record import Message, unpack
 from ledger.tables import JOURNALED
 from stablerail.dev.anvil import Anvil
-from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.keystore import write_keystore
-from stablerail.dev.usdc import Usdc, deploy
+from stablerail.dev.usdc import Usdc
 from stablerail.metrics import Metrics
+from tests.support import sending as sending_rig
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
 from tests.support.ledger_rig import assert_holds
 from tests.support.rebuild import differences, empty_database, rebuild
@@ -43,16 +42,7 @@ PASSWORD = "what-opens-the-hot-wallet"
 NUMBER = 12
 
 
-@pytest.fixture(scope="module")
-def chain(scratch: Path, tools: Tools) -> Iterator[Anvil]:
-    with Anvil(scratch / "anvil-kafka", tools) as anvil:
-        yield anvil
-
-
-@pytest.fixture(scope="module")
-def token(chain: Anvil, tools: Tools) -> Usdc:
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, deploy(chain, tools.contracts)).result()
+chain, token = sending_rig.chain, sending_rig.token
 
 
 @pytest.fixture

@@ -5,19 +5,23 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.outcome import Done
 from agents.recovery.letters import Letter, State, again, letter_of, plain, waiting
+from agents.recovery.store_dead_letters import Facts, decide, fold, read
 from agents.transport import Record
 from chain.errors import ChainError
 from connectors.errors import ConnectorCode
 from ledger.errors import PostingRefused
 from topics.catalog import DEPOSITS_NOTIFIED, WEBHOOKS_DLQ
 from topics.codes import CODES, Whose, nature
+from topics.envelope import Received
 from topics.errors import EventCode
 
 ROOT: Final = Path(__file__).parents[2]
@@ -110,9 +114,7 @@ def test_any_bytes_are_a_letter_and_what_came_goes_out_again(
     value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]], topic: str
 ) -> None:
     record: Record = Raw(value, key, headers)  # type: ignore[assignment]
-    from datetime import UTC, datetime
-
-    letter = letter_of(record, topic, datetime(2026, 1, 1, tzinfo=UTC))
+    letter, _ = letter_of(record, topic, datetime(2026, 1, 1, tzinfo=UTC))
     assert "\0" not in f"{letter.stage}{letter.code}{letter.reason}{letter.code_version}"
     assert plain(letter)["class"] in {whose.value for whose in Whose}
     assert waiting(letter).state == State.OPEN
@@ -127,14 +129,36 @@ def test_any_bytes_are_a_letter_and_what_came_goes_out_again(
 
 
 def test_a_letter_waits_longer_each_time_and_then_for_people() -> None:
-    from datetime import UTC, datetime
-
     now = datetime(2026, 1, 1, tzinfo=UTC)
     record: Record = Raw(b"{}", b"k", [("dlq_stage", b"s"), ("dlq_code", b"unknown_wallet")])  # type: ignore[assignment]
-    letter: Letter = letter_of(record, DEPOSITS_NOTIFIED.dlq.name, now)
+    letter: Letter = letter_of(record, DEPOSITS_NOTIFIED.dlq.name, now)[0]
     waits = []
     for redrives in range(10):
         due = waiting(letter._replace(redrives=redrives)).due_at
         waits.append(None if due is None else (due - now).total_seconds() / 60)
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, None, None]
     assert waiting(letter._replace(code="bad_address")).due_at is None
+
+
+def test_each_of_several_stages_that_refuse_a_redriven_message_has_a_letter_of_its_own() -> None:
+    """Three stages read a topic; the header names the letter of one of them."""
+    topic = DEPOSITS_NOTIFIED.dlq.name
+    facts = Facts(datetime(2026, 1, 1, tzinfo=UTC))
+
+    def refuse(stage: str, offset: int, said: str | None = None, value: bytes = b"{}") -> str:
+        about = {"stage": stage, "event": "e" * 32, "code": "bug", "partition": "0", "offset": str(offset)}
+        headers: list[tuple[str, bytes | None]] = [(f"dlq_{name}", text.encode()) for name, text in about.items()]
+        raw: Any = Raw(value, b"k", headers if said is None else [("dlq_letter", said.encode()), *headers])
+        raw.offset = offset
+        done = decide(Received(str(offset), "kafka", read(topic, raw), 1, None), facts)
+        assert isinstance(done, Done)
+        fold(facts, done)
+        ((_, row),) = (*done.inserts, *done.updates)
+        return str(row[0])
+
+    one, other = refuse("one", 1), refuse("other", 1)
+    assert one != other
+    assert refuse("one", 2, said=one) == one
+    assert refuse("other", 2, said=one) == other, "refused again by a stage that was not redriven"
+    assert len({one, refuse("one", 3, said=one, value=b"forged"), refuse("third", 3, said=one)}) == 3
+    assert facts.letters[one].value == b"{}"
