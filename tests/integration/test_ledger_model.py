@@ -172,8 +172,19 @@ async def test_what_two_hundred_connections_post_at_once_is_what_one_after_anoth
     refused: list[str] = []
     shared = Wishes(Random(0), users, buffers)
 
+    # the product gives a connection ten seconds, in which a loaded machine makes few
+    connecting, all_there = asyncio.Semaphore(10), asyncio.Barrier(200)
+
     async def work(number: int) -> None:
-        connection: Connection = await connect_to(dsn)()
+        async with connecting:
+            connection: Connection = await connect_to(dsn)()
+        try:
+            await all_there.wait()
+            await ask(number, connection)
+        finally:
+            await connection.close()
+
+    async def ask(number: int, connection: Connection) -> None:
         wishes = Wishes(Random(number), users, buffers, name=str(number), holds=shared.holds, posted=shared.posted)
         for _ in range(OPERATIONS_PER_CONNECTION):
             wish = wishes.next()
@@ -187,7 +198,6 @@ async def test_what_two_hundred_connections_post_at_once_is_what_one_after_anoth
                 assert batch.sealed
                 acknowledged.append((batch.sealed.seq, wish, result))
                 wishes.learn(wish)
-        await connection.close()
 
     await asyncio.gather(*(work(number) for number in range(200)))
     assert {"insufficient_funds", "hold_ended", "hold_exceeded", "reversal_exceeded"} <= set(refused)
