@@ -80,7 +80,7 @@ def demos(scratch: Path, tools: object) -> Iterator[tuple[Demo, Demo]]:
         yield started[0], started[1]
     finally:
         for demo in started:
-            demo.child.stop(timeout_s=30)
+            demo.child.stop(timeout_s=100)
 
 
 def processes() -> dict[int, tuple[int, str]]:
@@ -149,7 +149,7 @@ def test_a_program_that_ends_by_itself_ends_the_demo_with_its_name_and_log(scrat
         assert demo.child.wait(60) == 1, demo.said()
         assert still_running(below) == set()
     finally:
-        demo.child.stop(timeout_s=30)
+        demo.child.stop(timeout_s=100)
     assert "deposits ended by itself with 137" in demo.said()
     assert "deposits.log" in demo.said()
 

@@ -26,7 +26,7 @@ SETTINGS = {
     "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "2",
     "STABLERAIL_DATABASE_LOCK_TIMEOUT_S": "1",
 }
-TAKEN_OVER_S = 20.0
+TAKEN_OVER_S = 60.0
 """Start of a process, session time-out, idle time-out; the rest is for a machine that others load."""
 
 

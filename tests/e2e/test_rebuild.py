@@ -78,7 +78,7 @@ async def _run(kafka: Kafka, dsn: str, anvil: Anvil, usdc: Usdc, prefix: str, di
         await stack.prepare()
         stack.start_sandboxes()
         stack.start(("bridge", *WORKERS))
-        await stack.wait_ready(("bridge", *WORKERS), 90)
+        await stack.wait_ready(("bridge", *WORKERS), 100)
         await asyncio.to_thread(stack.wait_listening, ("circle", "sumsub"))
         await stack.subscribe()
         observer = await connect(dsn, SCHEMA)
@@ -114,7 +114,7 @@ async def _onboard(stack: Stack, observer: Any) -> dict[str, str]:
         rows = await observer.fetch("SELECT user_id, address FROM wallets WHERE chain = 'MATIC'")
         return dict(tuple(row) for row in rows) if len(rows) == len(CUSTOMERS) else {}
 
-    wallets: dict[str, str] = await until(found, "every customer has wallets", 60)
+    wallets: dict[str, str] = await until(found, "every customer has wallets", 100)
     return wallets
 
 
@@ -140,13 +140,13 @@ async def _deposits(observer: Any, anvil: Anvil, final: int) -> None:
         await asyncio.sleep(0.2)
         return count >= final
 
-    await until(enough, f"{final} final deposits", 90)
+    await until(enough, f"{final} final deposits", 100)
 
 
 async def _quiet(stack: Stack, dsn: str, bootstrap: str, prefix: str) -> None:
     """Workers stop, first those that others follow; what one left unfinished is finished, as the next worker would."""
     for name in ("chains", "onboarding", "deposits"):
-        await asyncio.to_thread(stack.children[name].stop, timeout_s=20)
+        await asyncio.to_thread(stack.children[name].stop, timeout_s=100)
     async with ground(dsn, bootstrap, prefix, []) as it, it.process() as services:
         await services.relay.journal()
         it.clock.forward(60)

@@ -106,7 +106,7 @@ def shore(kafka: Kafka, postgres: Postgres, scratch: Path, tools: Tools) -> Iter
         async def up() -> None:
             await stack.prepare()
             stack.start(("deposits", "chains"))
-            await stack.wait_ready(("deposits", "chains"), timeout_s=90)
+            await stack.wait_ready(("deposits", "chains"), timeout_s=100)
 
         try:
             apart(up)

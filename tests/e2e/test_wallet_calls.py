@@ -54,7 +54,7 @@ LEASE_S = 2.0
 """What a killed performer's lease keeps others waiting."""
 BREAKER_FAILURES = 3
 BREAKER_OPEN_S = 1.5
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ async def test_the_levels_outlive_the_worker_that_shows_them(
         await worker.until(shown((one, "999.000000", 9, True)), "the level that the one before it knew")
         await tell(level(2_000_000_000, 10), level(5_000_000, 8))
         await worker.until(shown((one, "2000.000000", 10, False)), "the next level")
-        assert await asyncio.to_thread(worker.child.stop, timeout_s=30) == 0
+        assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
     finally:
         worker.child.kill()
         await producer.stop()

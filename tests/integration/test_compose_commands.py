@@ -89,7 +89,7 @@ def translate(kafka: Kafka, database: str, tmp_path: Path, tools: Tools) -> Tran
 
 async def run_job(name: str, translate: Translate, prefix: str) -> None:
     words, env = command(SERVICES[name], translate), environment(SERVICES[name], translate, prefix)
-    ran = await asyncio.to_thread(subprocess.run, words, env=env, capture_output=True, text=True, timeout=60)
+    ran = await asyncio.to_thread(subprocess.run, words, env=env, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, f"{name}: {ran.stderr[-2000:]}"
 
 
@@ -106,11 +106,11 @@ async def running(name: str, translate: Translate, prefix: str, directory: Path)
         assert child.returncode is None, f"{name} ended: {tail(child.log)}"
         if not all(map(port_answers, ports)):
             return False  # for less than a process costs
-        ran = await asyncio.to_thread(subprocess.run, check, capture_output=True, timeout=30)
+        ran = await asyncio.to_thread(subprocess.run, check, capture_output=True, timeout=200)
         return ran.returncode == 0
 
     try:
-        await until(healthy, f"{name} healthy by its own check", timeout_s=80)
+        await until(healthy, f"{name} healthy by its own check", timeout_s=100)
         yield
     finally:
         await asyncio.to_thread(child.stop)
@@ -208,7 +208,7 @@ async def test_the_images_entry_point_makes_of_its_variables_a_broker_that_serve
     java: list[str | Path] = [tools.java, "-cp", os.pathsep.join(map(str, tools.jars))]
     arguments = [word for name, folder in folders.items() for word in (f"--{name}-configs-dir", folder)]
     setup = [*java, "kafka.docker.KafkaDockerWrapper", "setup", *arguments]
-    ran = await asyncio.to_thread(subprocess.run, setup, env=variables, capture_output=True, text=True, timeout=60)
+    ran = await asyncio.to_thread(subprocess.run, setup, env=variables, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr[-2000:]
     command = [*java[:1], *SHORT_LIVED, *java[1:], "kafka.Kafka", folders["final"] / "server.properties"]
     child = Child(command, log=tmp_path / "broker.log", orphan_signal=signal.SIGKILL)

@@ -72,7 +72,7 @@ async def test_what_is_acknowledged_was_committed_journaled_and_told_in_order(be
     assert worker.delivery.positions == {("test.moves", 0): 19, ("test.moves", 1): 1}
     assert (worker.count("done"), worker.count("rejected")) == (21, 1)
     assert worker.delivery.messages_emitted == 22
-    await asyncio.wait_for(worker.delivery.drained(), 5)
+    await asyncio.wait_for(worker.delivery.drained(), 100)
     await worker.services.relay.close()
     assert await bench.connection.fetchval("SELECT count(*) FROM outbox") == 0
     await assert_holds(bench.connection, emitted=True)
@@ -117,7 +117,7 @@ async def test_a_stage_that_prepares_ahead_does_so_while_the_batch_before_commit
     await worker.until_acked((0, 2))
     assert prepared == [["0/0"], ["0/1", "0/2"]]
     assert told(bench) == ["0/0/told", "0/1/told", "0/2/told"]
-    await asyncio.wait_for(worker.delivery.drained(), 5)
+    await asyncio.wait_for(worker.delivery.drained(), 100)
     await assert_holds(bench.connection)
 
 

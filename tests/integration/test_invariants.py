@@ -97,7 +97,7 @@ async def test_what_a_whole_look_found_is_not_forgotten_by_the_looks_after_it(at
 
 
 async def lines_of(process: Any) -> AsyncIterator[dict[str, Any]]:
-    while line := await asyncio.wait_for(process.stdout.readline(), 60):
+    while line := await asyncio.wait_for(process.stdout.readline(), 100):
         yield orjson.loads(line)
 
 
@@ -118,7 +118,7 @@ async def test_watch_tells_each_change_and_ends_by_ctrl_c_with_the_last_looks_co
         assert [(one["number"], one["holds"]) for one in changed] == [(2, False), (3, False)]
         assert "'difference': '5'" in changed[0]["offending"][0]
         process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(process.wait(), 60) == 1
+        assert await asyncio.wait_for(process.wait(), 100) == 1
     finally:
         with suppress(ProcessLookupError):
             process.kill()

@@ -88,7 +88,7 @@ async def killed_before_it_tells(at: Ground, process: Process) -> None:
 
             services.emitter.emit = emit  # type: ignore[method-assign,assignment]
             async with running(process.sign, services, at):
-                await asyncio.wait_for(reached.wait(), 40)
+                await asyncio.wait_for(reached.wait(), 100)
                 raise Killed
 
 

@@ -119,7 +119,7 @@ async def test_a_bug_stops_the_process_and_the_commit_before_the_bad_record(benc
     good = await bench.committed()
     await bench.produce(1, b"poison", partition=2)
     await bench.produce(400)
-    assert await asyncio.wait_for(worker.wait(), 40) == 70, bench.logs()
+    assert await asyncio.wait_for(worker.wait(), 100) == 70, bench.logs()
     after = await bench.check_commits()
     assert after[2] == good[2], "the commit stands at the record the stage failed on"
 

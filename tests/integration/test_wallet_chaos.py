@@ -66,14 +66,14 @@ async def test_whatever_fails_and_dies_each_customer_has_one_wallet_per_chain_he
             )  # fmt: skip
         assert worker.stdout is not None
         try:
-            assert (await asyncio.wait_for(worker.stdout.readuntil(b"ready\n"), 60)).endswith(b"ready\n")
+            assert (await asyncio.wait_for(worker.stdout.readuntil(b"ready\n"), 100)).endswith(b"ready\n")
             if life < KILLS:
                 heard = rig.calls + drawn.randint(0, 3)
                 await until(lambda n=heard: _settled_or(rig, n), "it works")  # type: ignore[misc]
                 await asyncio.sleep(drawn.uniform(0.0, 0.1))
             else:
                 await rig.ended(Counter(completed=APPROVALS), "all have wallets", timeout_s=120)
-                await until(lambda: told(rig, APPROVALS), "all are told", 60)
+                await until(lambda: told(rig, APPROVALS), "all are told", 100)
         finally:
             if worker.returncode is None:
                 worker.send_signal(signal.SIGKILL)

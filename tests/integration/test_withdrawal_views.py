@@ -110,7 +110,7 @@ async def test_the_worker_shows_lanes_and_open_withdrawals_and_counts_ends(
         await worker.until(shown(2), "the nonce that the one before it knew")
         await tell(TRANSACTIONS_SIGNED, signed(open_one.nonce + 6))
         await worker.until(shown(open_one.nonce + 7), "the next nonce")
-        assert await asyncio.to_thread(worker.child.stop, timeout_s=30) == 0
+        assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
     finally:
         worker.child.kill()
         await producer.stop()

@@ -26,7 +26,7 @@ from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED, TOPICS
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
-WAIT_S = 60.0
+WAIT_S = 100.0
 
 
 class Program:
@@ -146,7 +146,7 @@ async def test_a_worker_shows_itself_on_loopback_only_and_ends_well_on_sigterm(
     for path in ("/table/", "/router/", "/table/x/y", "/graph/", "/stats/x"):
         assert (await worker.get(path))[0] == 404, path
 
-    assert await asyncio.to_thread(worker.child.stop, timeout_s=30) == 0
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
     connection = await connect_to(dsn)()
     assert await connection.fetchval("SELECT count(*) FROM inbox WHERE outcome = 'rejected'") == 20
     assert await connection.fetchval("SELECT count(*) FROM outbox") == 0, "nothing is left for another"
@@ -159,7 +159,7 @@ async def test_a_worker_whose_topics_are_missing_says_so(start: Callable[..., Pr
     trouble = await worker.until_unready()
     assert "no partition" in trouble["assignment"]
     assert (await worker.get("/healthz"))[0] == 200, "a restart would not help"
-    assert await asyncio.to_thread(worker.child.stop, timeout_s=30) == 0
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
 
 
 async def test_of_two_workers_for_one_partition_the_idle_one_says_so_and_takes_over(
@@ -181,7 +181,7 @@ async def test_of_two_workers_for_one_partition_the_idle_one_says_so_and_takes_o
         task.cancel()
     idle, busy = (first, second) if (await first.get("/readyz"))[0] == 503 else (second, first)
     assert (await busy.get("/readyz"))[0] == 200
-    assert await asyncio.to_thread(busy.child.stop, timeout_s=30) == 0
+    assert await asyncio.to_thread(busy.child.stop, timeout_s=100) == 0
     await idle.until_assigned()
 
     async def ready() -> bool:
@@ -211,7 +211,7 @@ async def test_a_worker_waits_for_a_database_and_a_broker_that_come_later(
         return "worker.waits" in worker.log.read_text()
 
     await worker.until(waits, "saying that it waits")
-    assert await asyncio.to_thread(worker.child.stop, timeout_s=30) != 70
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=100) != 70
 
 
 async def test_every_movement_under_one_supervisor_ends_on_sigterm(
@@ -224,7 +224,7 @@ async def test_every_movement_under_one_supervisor_ends_on_sigterm(
     second.__dict__ = {**program.__dict__, "port": program.port + 1}
     await second.until_assigned()
     assert (await program.get("/readyz"))[0] == 200
-    assert await asyncio.to_thread(program.child.stop, timeout_s=60) == 0
+    assert await asyncio.to_thread(program.child.stop, timeout_s=100) == 0
     assert (await program.get("/healthz"))[0] == (await second.get("/healthz"))[0] == 0
     assert program.log.read_text().count('"worker.stopped"') == 2
 

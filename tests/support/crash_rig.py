@@ -38,7 +38,7 @@ from topics.envelope import headers_of, value_of
 from topics.events import DepositCredited, DepositNotified, Evidence
 from topics.partitioner import partition_of
 
-PATIENCE_S = 25.0
+PATIENCE_S = 100.0
 """Until a condition must hold on a machine that others load; a quiet one needs a tenth. Less than the sweeper's 30 s: what
 the next owner should have finished must not come from there."""
 STAGES = ("credit_deposits", "finalize_deposits")

@@ -44,7 +44,7 @@ from topics.envelope import Received, headers_of, value_of
 from topics.events import Event, Text
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
-WAIT_S = 30.0
+WAIT_S = 100.0
 
 
 async def until(condition: Callable[[], Any], what: str = "it", timeout_s: float = WAIT_S) -> None:

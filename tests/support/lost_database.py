@@ -45,7 +45,7 @@ from tests.support.rebuild import connect
 from topics.catalog import BUFFERS_LEVELS, JOURNAL, Topic
 from topics.envelope import event_uid
 
-PATIENCE_S = 40.0
+PATIENCE_S = 100.0
 Offsets = dict[tuple[str, int], int]
 
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 WALLET_CHAINS = load_settings(env_file=None).provisioned_chains
 """On which a new customer gets a wallet."""
-WAIT_S = 60.0
+WAIT_S = 100.0
 """Generous: the machine may be busy. What is waited for is a condition, never a time."""
 
 

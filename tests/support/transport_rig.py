@@ -89,7 +89,7 @@ class Rig:
             )
         return committed
 
-    async def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 40) -> None:
+    async def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 100) -> None:
         """Wait for the condition, checking all the while that no commit runs ahead of the work."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -117,7 +117,7 @@ class Rig:
     async def end(self, process: asyncio.subprocess.Process, sig: signal.Signals = signal.SIGTERM) -> int:
         if process.returncode is None:
             process.send_signal(sig)
-        return await asyncio.wait_for(process.wait(), 40)
+        return await asyncio.wait_for(process.wait(), 100)
 
 
 @asynccontextmanager

@@ -117,7 +117,7 @@ class Rig:
         query = "SELECT chain, coalesce(error, status) FROM wallet_requests WHERE user_id = $1"
         return dict(tuple(row) for row in await self.at.observer.fetch(query, user))
 
-    async def ended(self, jobs: Counter[str], what: str, *, timeout_s: float = 60, step_s: float = 0.0) -> None:
+    async def ended(self, jobs: Counter[str], what: str, *, timeout_s: float = 100, step_s: float = 0.0) -> None:
         """Waits until the jobs stand so; each look moves the time by `step_s`."""
 
         async def as_wanted() -> bool:

@@ -48,7 +48,7 @@ from topics.catalog import CHAIN_HEADS, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTL
 from topics.envelope import headers_of, value_of
 from topics.events import Event, HeadSeen, WithdrawalRequested, WithdrawalSettled
 
-PATIENCE_S = 40.0
+PATIENCE_S = 100.0
 """Until a condition must hold on a machine that others load; a quiet one needs a tenth."""
 CHAIN = "MATIC"
 DEPTH = 2

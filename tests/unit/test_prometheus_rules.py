@@ -44,5 +44,5 @@ def test_every_alert_fires_when_it_should_and_only_then() -> None:
         ["check", "rules", RULES, WITHDRAWALS],
         ["test", "rules", TESTS, WITHDRAWALS_TESTS],
     ):
-        done = subprocess.run([promtool, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([promtool, *map(str, arguments)], capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -259,11 +259,11 @@ async def test_the_command_writes_nothing_and_ends_with_1_where_a_promise_would_
     file.write_text(json.dumps(published))
     (tmp_path / "configuration.md").write_text("old")
     command = [sys.executable, "-m", "stablerail.docs", "--directory", str(tmp_path)]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert refused.returncode == 1
     assert "deposits.credited.v1: field memo is gone" in refused.stderr
     assert (tmp_path / "configuration.md").read_text() == "old"
     file.unlink()
-    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, timeout=200).returncode == 0
     assert (tmp_path / "configuration.md").read_text() != "old"
     assert file.exists()

@@ -67,7 +67,7 @@ async def test_a_crashed_child_is_restarted_with_back_off_and_the_others_go_on(s
     assert len(lines(starts, "steady")) == 1
     assert [line[:4] for line in lines(starts, "steady")] == [["worker", "steady", "--port", "7001"]]
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(task, 20)  # the code depends on what the crashing one was doing just then
+    await asyncio.wait_for(task, 100)  # the code depends on what the crashing one was doing just then
     assert not alive(lines(starts, "steady")[0][4])
 
 
@@ -75,7 +75,7 @@ async def test_a_signal_ends_all_and_the_worst_exit_code_is_told(starts: Path) -
     task = run("steady", "failing_at_the_end", "early")
     await until(lambda: len(starts.read_text().splitlines()) == 3, "three starts")
     os.kill(os.getpid(), signal.SIGINT)
-    assert await asyncio.wait_for(task, 20) == 70
+    assert await asyncio.wait_for(task, 100) == 70
     assert not any(alive(line.split()[4]) for line in starts.read_text().splitlines())
 
 
@@ -85,7 +85,7 @@ async def test_a_child_that_does_not_listen_is_killed_after_its_time(
     task = run("deaf", shutdown_timeout_s=-4.5)  # and five seconds more for what a worker does last
     await until(lambda: lines(starts, "deaf"), "the start")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(task, 20) == 1
+    assert await asyncio.wait_for(task, 100) == 1
     assert not alive(lines(starts, "deaf")[0][4])
 
 
@@ -95,4 +95,4 @@ async def test_a_child_killed_by_an_operator_is_started_again(starts: Path) -> N
     os.kill(int(lines(starts, "steady")[0][4]), signal.SIGKILL)
     await until(lambda: len(lines(starts, "steady")) == 2, "another start")
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(task, 20)  # the code depends on what the crashing one was doing just then
+    await asyncio.wait_for(task, 100)  # the code depends on what the crashing one was doing just then
