@@ -1,0 +1,1 @@
+-- Lanes that come and go, their keys and gas, and the second rail of withdrawals.

@@ -1,0 +1,1 @@
+-- Orders, what they hold, and a legacy table beside the ledger.
