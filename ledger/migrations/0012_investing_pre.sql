@@ -1,1 +1,2 @@
 -- Orders, what they hold, and a legacy table beside the ledger.
+SELECT 1;
