@@ -7,6 +7,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -258,6 +259,8 @@ class Metrics:
         self._gauges: dict[Metric, Gauge] = {}
         self._histograms: dict[Metric, Histogram] = {}
         self._bulk: dict[Metric, BulkHistogram] = {}
+        self.settled: dict[tuple[str, Outcome], int] = defaultdict(int)
+        """(stage, outcome) -> events so far: STAGE_EVENTS for the pages, which else collect the whole registry for each."""
         for metric in ALL:
             if metric.kind == "counter":
                 self._counters[metric] = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
@@ -282,6 +285,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def event_settled(self, stage: str, outcome: Outcome, events: int = 1) -> None:
+        self.settled[stage, outcome] += events
         self._add(STAGE_EVENTS, events, stage, outcome)
 
     def refused(self, stage: str, code: str, events: int = 1) -> None:

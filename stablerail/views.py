@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from faust.types import TP
 
 from agents.delivery import Delivery
 from agents.services import Services
-from stablerail.metrics import Metrics
+from stablerail.metrics import Metrics, Outcome
 from stablerail.page import page
 from stablerail.wiring import Movement
 
 MEASURE_S: Final = 1.0
-KINDS: Final = ("done", "rejected", "retry", "repeat", "reused")
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class View:
 
     def _measure(self, delivery: Delivery, figures: StageFigures) -> None:
         now, name = time.monotonic(), delivery.stage.name
-        counts = {kind: self._count(name, kind) for kind in KINDS}
+        counts = {kind: self.metrics.settled[name, kind] for kind in OUTCOMES}
         figures.events_in = sum(counts.values())
         figures.events_out = delivery.messages_emitted
         figures.refused = counts["rejected"] + counts["reused"]
@@ -120,12 +120,6 @@ class View:
             return 0
         end = self._app.consumer.highwater(TP(topic, partition))
         return max((end or 0) - done - 1, 0)
-
-    def _count(self, stage: str, outcome: str) -> int:
-        value = self.metrics.registry.get_sample_value(
-            "stablerail_stage_events_total", {"stage": stage, "outcome": outcome}
-        )
-        return int(value or 0)
 
     def html(self) -> str:
         """The page."""
