@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import orjson
@@ -108,6 +109,7 @@ async def test_watch_tells_each_change_and_ends_by_ctrl_c_with_the_last_looks_co
         *command,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "STABLERAIL_DATABASE_URL": at.dsn},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores Ctrl-C
     )
     try:
         told = lines_of(process)

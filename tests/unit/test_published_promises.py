@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from stablerail.docs import documents, refusals
 from stablerail.docs.compatibility import broken_event, broken_paths
@@ -53,7 +53,12 @@ def mutated(**fields: Any) -> type[Event]:
     given = {
         name: each if isinstance(each, tuple) else (each, ...) for name, each in fields.items() if each is not None
     }
-    namespace: dict[str, Any] = {"__annotations__": {"type": ClassVar[str]}, "type": Published.type}
+    namespace: dict[str, Any] = {
+        "__annotations__": {"type": ClassVar[str]},
+        "type": Published.type,
+        # it has no source to look for docstrings in: pydantic would parse this file's
+        "model_config": ConfigDict(use_attribute_docstrings=False),
+    }
     for name, (annotation, default) in {**kept, **given}.items():
         namespace["__annotations__"][name] = annotation
         if default is not ...:
