@@ -32,15 +32,17 @@ from agents.withdrawals import (
     sign_transactions,
     track_confirmations,
 )
+from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
 from chain.broadcaster import Broadcaster
 from chain.errors import KeystoreError, WrongPassword, WrongSigner
 from chain.fees import GWEI, POLICIES, FeePolicy
 from chain.hot_wallet import HotWallet
+from chain.keys import load_keystore
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
-from chain.signer import Signer, load_keystore
+from chain.signer import Signer
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
@@ -255,7 +257,7 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
 async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("withdrawals")
     writers: dict[str, ChainWriter] = {}
-    desks: list[sign_transactions.Desk] = []
+    desks = Desks()
     broadcasters: dict[str, Broadcaster] = {}
     signer = hot_wallet(settings) if settings.withdrawal_chains else None
     for chain in settings.withdrawal_chains:
@@ -265,8 +267,8 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
         token = settings.usdc_contracts[chain].lower()
         writers[chain.value] = ChainWriter(endpoints, token, settings.finality_depths_blocks[chain])
         broadcasters[chain.value] = Broadcaster(endpoints)
-        desks.append(
-            sign_transactions.Desk(
+        desks.put(
+            Desk(
                 chain,
                 settings.chain_ids[chain],
                 signer,

@@ -23,8 +23,8 @@ from agents.item import read_item
 from agents.outcome import Stage
 from agents.stage import Settled, settle
 from agents.withdrawals import broadcast_transactions, sign_transactions, track_confirmations
+from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.look import ChainWriter
-from agents.withdrawals.sign_transactions import Desk
 from agents.withdrawals.withdrawal import Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
 from chain.broadcaster import Broadcaster
 from chain.fees import POLICIES, FeePolicy
@@ -131,7 +131,7 @@ class Sending:
         token = self.usdc.address.lower()
         wallet = HotWallet(rpcs, self.signer.address, token)
         desk = Desk(CHAIN, self.anvil.chain_id, self.signer, token, wallet, self.fees, self.in_flight_max)
-        sign, wait = sign_transactions.stages([desk])
+        sign, wait = sign_transactions.stages(Desks([desk]))
 
         async def connect() -> Connection:
             self._opened.append(await self.connect())

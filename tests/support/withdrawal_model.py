@@ -14,6 +14,8 @@ from typing import Any
 
 from agents.outcome import Done, Emit, Retry
 from agents.withdrawals import broadcast_transactions, settle_withdrawals, sign_transactions, track_confirmations
+from agents.withdrawals.desks import Desk as SigningDesk
+from agents.withdrawals.desks import Desks, Prepared
 from agents.withdrawals.look import RESEND_S, ChainWriter, News, OpenAttempt, look
 from agents.withdrawals.withdrawal import (
     ENDED,
@@ -45,7 +47,7 @@ DEPTH = 4
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN = (AttemptStatus.SIGNED, AttemptStatus.BROADCAST)
 HEAD = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
-DESK = sign_transactions.Desk(
+DESK = SigningDesk(
     Chain.MATIC, 1, KEY, TOKEN, HotWallet((), SIGNER, TOKEN), FeePolicy(priority_floor=1, max_fee_cap=10**9)
 )
 
@@ -89,10 +91,13 @@ class Desk:
         waiting = {withdrawal.id: withdrawal for withdrawal in self.in_state(Status.SIGNING)}
         look = Look(self.net.head, self.net.count(SIGNER, self.net.head), 0, 10**30, 10**30, FeeHistory(1, ()))
         queue = sign_transactions.Queue(
-            DESK, look, Fees(FEE, FEE), self.lane, True, waiting, room=room, wei=10**30, units=10**30, cost=FEE
+            DESK, look, Fees(FEE, FEE), self.lane, True, room=room, wei=10**30, units=10**30, cost=FEE
         )
-        facts = sign_transactions.Facts(self.now, {Chain.MATIC: queue})
-        self.apply(sign_transactions.decide(Received("x", "test", HEAD, 1, None), facts))
+        facts = sign_transactions.Facts(self.now, {DESK.key: queue}, {Chain.MATIC: waiting})
+        decided = sign_transactions.decide(Received("x", "test", HEAD, 1, None), facts)
+        completed = self.runner.run(Desks([DESK]).complete(Prepared({DESK.key: DESK}, {}), [decided]))
+        assert completed is not None
+        self.apply(completed[0])
 
     def take_nonce(self) -> int:
         nonce = self.lane.next_nonce
