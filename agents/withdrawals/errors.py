@@ -4,11 +4,14 @@ RequestRefused (code)
  ├── KeyReused          idempotency_key_reused  the customer used this key for another withdrawal
  ├── ReservedUser       reserved_user           the user id is the company's own
  ├── UnknownWithdrawal  unknown_withdrawal
- └── NotCancellable     not_cancellable         status: it may be on its way, or has ended
+ ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
+ ├── LaneRetired        lane_retired            its key signs nothing for us any more
+ └── LaneInFlight       lane_in_flight          the chain has not ended all of its nonces yet
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -45,3 +48,20 @@ class NotCancellable(RequestRefused):
     def __init__(self, status: str) -> None:
         super().__init__(f"the withdrawal is {status}; it can be cancelled while it is pending or signing")
         self.status = status
+
+
+class LaneRetired(RequestRefused):
+    code = "lane_retired"
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(f"{lane} is retired, for good; `stablerail lanes add` makes a lane of another key")
+
+
+class LaneInFlight(RequestRefused):
+    code = "lane_in_flight"
+
+    def __init__(self, lane: str, nonces: Sequence[int]) -> None:
+        super().__init__(
+            f"{len(nonces)} of {lane}'s nonces are not final yet, {nonces[0]} to {nonces[-1]}: `stablerail lanes drain` it, and"
+            " retire it when they are"
+        )

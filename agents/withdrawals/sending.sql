@@ -25,6 +25,3 @@ CROSS JOIN LATERAL (
     ) AS n
 ) AS f
 ORDER BY x.chain, x.signer
-
--- name: lanes
-SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer

@@ -13,8 +13,9 @@ from ledger.tables import LANES
 from stablerail.config import ConfigError, Settings, load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.keystore import write_keystore
+from stablerail.hot_wallets import hot_wallet
 from stablerail.topics_admin import admin, create_missing
-from stablerail.wiring import fee_policy, hot_wallet
+from stablerail.wiring import fee_policy
 from tests.integration import test_cli
 from tests.integration.test_cli import Callable, Result
 from tests.support import ledger_rig
