@@ -93,6 +93,10 @@ def _unfolded(_facts: Any, _done: Done) -> None: ...
 def _unread(_received: Received) -> None: ...
 
 
+async def _as_decided(_prepared: Any, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    return outcomes
+
+
 def _uncounted(_observer: Any, _items: Sequence[Any], _outcomes: Sequence[Outcome]) -> None: ...
 
 
@@ -117,6 +121,9 @@ class Stage(Generic[F]):
     ahead: Callable[[Received], None] = _unread
     """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing
+    complete: Callable[[Any, Sequence[Outcome]], Awaitable[Sequence[Outcome] | None]] = _as_decided
+    """(prepared, a batch's outcomes): adds what no pure function can, under the locks of `load` and before anything is written: a
+    signature of a key that is elsewhere. None: it cannot be had, `prepared` says so now, and the batch is decided again."""
     prepares_ahead: bool = False
     """`prepare` of one batch may run while the one before is in PostgreSQL: it depends on nothing that a commit of this stage
     changes, and doing it twice, or for events that another worker settles, is harmless."""

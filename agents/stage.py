@@ -8,6 +8,7 @@
 | decide | each event in order, folded into the facts | the second event sees what the first did |
 | accounts | locked, sorted, after everything else | one lock order everywhere |
 | post | folded in memory; a refusal is what `if_refused` says, and discards the decisions after it | they may have seen what was refused |
+| complete | what no pure function can make: signatures | nothing is written yet; where it cannot be had, the batch is decided again |
 | seal | rows, audit, owner rows; then the commit record, last | ledger/commit.py |
 
 A batch that fails for one event's sake is split by the caller (delivery.py) until that event stands alone.
@@ -89,7 +90,11 @@ async def settle(
         if not live:
             return Settled(None, Counter({("repeat", ""): repeats}), [])
         claimed_at = at
-        outcomes, fold, at = await _decide(connection, stage, live, at, prepared, careful)
+        completed: Sequence[Outcome] | None = None
+        while completed is None:
+            outcomes, fold, at = await _decide(connection, stage, live, at, prepared, careful)
+            completed = await stage.complete(prepared, outcomes)
+        outcomes = list(completed)
         refused = [isinstance(outcome, Rejected) for outcome in outcomes]
         approve(refused)
         counts = Counter(map(_label, outcomes))

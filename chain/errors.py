@@ -8,9 +8,12 @@ ChainError (code, detail)
  ├── BadLog             bad_log            a log that claims to be a Transfer and is not one
  ├── ChainMoved         chain_moved        the chain was reorganised while it was read: read again
  ├── KeystoreError
- │    ├── BadKeystore    bad_keystore      the file is not there, or no keystore that we read
+ │    ├── BadKeystore    bad_keystore      not there, or no key that we read
  │    ├── WrongPassword  wrong_password    the password does not open the keystore
- │    └── WrongSigner    wrong_signer      the keystore holds another address's key than was expected
+ │    └── WrongSigner    wrong_signer      the key is another address's than was expected
+ ├── SignerError
+ │    ├── KeyUnavailable  key_unavailable  the key store does not answer, throttles or refuses: nothing is signed, ask again
+ │    └── BadSignature    bad_signature    the key store answered what is no signature of the key
  ├── ReorgTooDeep       reorg_too_deep     no stored block is canonical any more: a person must choose where to scan from
  └── RpcError (endpoint)
       ├── RpcUnavailable  rpc_unavailable  no connection, or an HTTP answer that is none (429, 5xx, a redirect)
@@ -80,6 +83,18 @@ class WrongPassword(KeystoreError):
 
 class WrongSigner(KeystoreError):
     code = "wrong_signer"
+
+
+class SignerError(ChainError):
+    code = "signer_error"
+
+
+class KeyUnavailable(SignerError):
+    code = "key_unavailable"
+
+
+class BadSignature(SignerError):
+    code = "bad_signature"
 
 
 class RpcError(ChainError):

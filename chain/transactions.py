@@ -1,4 +1,6 @@
-"""Transactions that we sign: ERC-20 transfers in EIP-1559 form, as the bytes that go to a node. Pure but for the signer.
+"""Transactions that we sign: ERC-20 transfers in EIP-1559 form, as the bytes that go to a node. Pure.
+
+unsigned_call ─▶ fields ─▶ digest, which a signer signs ─▶ signed
 
 raw  = 0x02 ‖ rlp [ chain id, nonce, priority fee, max fee, gas limit, to, value, data, access list, y parity, r, s ]
 hash = keccak(raw): known before anybody has seen the bytes, so it is stored with them first
@@ -10,7 +12,7 @@ from typing import Final, NamedTuple
 
 from Crypto.Hash import keccak as _keccak
 
-from chain.signer import Signer
+from chain.signer import Signature
 
 TYPE: Final = b"\x02"
 TRANSFER: Final = bytes.fromhex("a9059cbb")
@@ -34,19 +36,11 @@ def transfer_data(to: str, amount: int) -> bytes:
     return TRANSFER + bytes.fromhex(to[2:]).rjust(32, b"\0") + amount.to_bytes(32, "big")
 
 
-def sign_call(
-    signer: Signer,
-    *,
-    chain_id: int,
-    nonce: int,
-    priority_fee: int,
-    max_fee: int,
-    gas_limit: int,
-    to: str,
-    data: bytes,
-) -> Signed:
-    """A call of a contract that carries no coins, signed. Fees in wei per gas. The same arguments give the same bytes."""
-    fields = (
+def unsigned_call(
+    *, chain_id: int, nonce: int, priority_fee: int, max_fee: int, gas_limit: int, to: str, data: bytes
+) -> bytes:
+    """The fields, encoded, of a call of a contract that carries no coins. Fees in wei per gas."""
+    return (
         _number(chain_id)
         + _number(nonce)
         + _number(priority_fee)
@@ -58,7 +52,15 @@ def sign_call(
         + _bytes(data)
         + _NOTHING[1:]
     )
-    r, s, y_parity = signer.sign(keccak(TYPE + _list(fields)))
+
+
+def digest(fields: bytes) -> bytes:
+    """What is signed of them: 32 bytes."""
+    return keccak(TYPE + _list(fields))
+
+
+def signed(fields: bytes, signature: Signature) -> Signed:
+    r, s, y_parity = signature
     raw = TYPE + _list(fields + _number(y_parity) + _number(r) + _number(s))
     return Signed(raw, "0x" + keccak(raw).hex())
 

@@ -125,6 +125,7 @@ LANES: Final = Table(
     "chain:text signer:text next_nonce:int chain_nonce:int status:text reason:text version:int updated_at:time",
     changing=("next_nonce", "chain_nonce", "status", "reason", "version", "updated_at"),
 )
+LANE_KEYS: Final = Table("lane_keys", ("chain", "signer"), "chain:text signer:text source:text updated_at:time")
 ATTEMPTS: Final = Table(
     "attempts",
     ("chain", "tx_hash"),
@@ -187,6 +188,7 @@ JOURNALED: Final = (
     WITHDRAWALS,
     WITHDRAWAL_HISTORY,
     LANES,
+    LANE_KEYS,
     ATTEMPTS,
     ATTEMPT_WISHES,
     CALLS,

@@ -1,24 +1,25 @@
-"""`stablerail lanes list|pause|open`: the hot wallets that sign withdrawals; each change is a log."""
+"""`stablerail lanes list|add|drain|retire|pause|resume|sync`: the keys that sign withdrawals; each change is a log."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
-from typing import Annotated
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from agents.withdrawals import lanes
-from agents.withdrawals.errors import LaneRestored
-from ledger.commit import Sealed
+from agents.withdrawals.errors import RequestRefused
+from agents.withdrawals.sync_lane import Comparison, apply, compare
+from chain.errors import KeystoreError, SignerError
 from ledger.rows import Connection
-from stablerail.cli_base import fail, out
+from stablerail.cli_base import fail, needed_settings, out
 from stablerail.cli_corrections import Actor, changed, looked_up
+from topics.events import Chain
 
-lanes_app = typer.Typer(
-    no_args_is_help=True, help="Hot wallets that sign withdrawals: a lane for each signer on a chain."
-)
+lanes_app = typer.Typer(no_args_is_help=True, help="Keys that sign withdrawals: a lane for each signer on a chain.")
 
 Name = Annotated[str, typer.Argument(metavar="LANE", help="as `lanes list` shows it: MATIC:0x…")]
 
@@ -32,6 +33,39 @@ def lanes_list() -> None:
     out.print(table, markup=False)
 
 
+@lanes_app.command("add")
+def lanes_add(
+    chain: Chain,
+    key: Annotated[str, typer.Option(help="where the key is: kms:KEY, secretsmanager:NAME or a keystore's path")],
+    signer: Annotated[str | None, typer.Option(help="its address; another key is then refused")] = None,
+    actor: Actor = None,
+) -> None:
+    """Sign with one key more, or with a lane's key from another place; running workers load it within seconds."""
+    from stablerail.hot_wallets import load_lane_key
+
+    settings = needed_settings("database_url", logs=False)
+    if chain not in settings.withdrawal_chains:
+        fail(f"no_such_chain: {chain} is not in STABLERAIL_WITHDRAWAL_CHAINS", 2)
+    try:
+        address = load_lane_key(settings, key, signer).address
+    except (KeystoreError, SignerError) as error:
+        fail(f"{error}; nothing was added")
+    lane = (chain.value, address)
+    _act(":".join(lane), "added", lambda connection, who, at: lanes.add_lane(connection, lane, key, at, who), actor)
+
+
+@lanes_app.command("drain")
+def lanes_drain(lane: Name, actor: Actor = None) -> None:
+    """Sign nothing more with it, on the way to be retired; what is signed goes its way."""
+    _act(lane, "draining", lambda connection, who, at: lanes.drain_lane(connection, _key(lane), at, who), actor)
+
+
+@lanes_app.command("retire")
+def lanes_retire(lane: Name, actor: Actor = None) -> None:
+    """End a lane for good. Refused while the chain has not ended all its nonces."""
+    _act(lane, "retired", lambda connection, who, at: lanes.retire_lane(connection, _key(lane), at, who), actor)
+
+
 @lanes_app.command("pause")
 def lanes_pause(
     lane: Name,
@@ -39,11 +73,11 @@ def lanes_pause(
     actor: Actor = None,
 ) -> None:
     """Sign nothing more until the lane is opened; what is signed goes its way."""
-    key = _key(lane)
-    _act(lane, "paused", lambda connection, who, at: lanes.pause_lane(connection, key, reason, at, who), actor)
+    _act(lane, "paused", lambda connection, who, at: lanes.pause_lane(connection, _key(lane), reason, at, who), actor)
 
 
-@lanes_app.command("open")
+@lanes_app.command("open", hidden=True)
+@lanes_app.command("resume")
 def lanes_open(
     lane: Name,
     force: Annotated[bool, typer.Option("--force", help="though it was not compared since a restore")] = False,
@@ -55,18 +89,70 @@ def lanes_open(
     _act(lane, "open", lambda connection, who, at: lanes.open_lane(connection, key, at, who, forced=forced), actor)
 
 
-def _act(
-    lane: str, state: str, act: Callable[[Connection, str, datetime], Awaitable[Sealed]], actor: str | None
+@lanes_app.command("sync")
+def lanes_sync(
+    lane: Name,
+    apply_: Annotated[bool, typer.Option("--apply", help="store what is found; else nothing changes")] = False,
+    actor: Actor = None,
 ) -> None:
+    """Compare a lane's nonces with what each endpoint of its chain counts."""
+    from stablerail.wiring import rpcs
+
+    settings = needed_settings("database_url", logs=False)
+    key = _key(lane)
+    if key[0] not in settings.rpc_urls:
+        fail(f"no_such_chain: {key[0]} has no endpoint in STABLERAIL_RPC_URLS", 2)
+
+    async def look(connection: Connection) -> Comparison:
+        async with AsyncExitStack() as stack:
+            endpoints = [await stack.enter_async_context(rpc) for rpc in rpcs(settings, Chain(key[0]))]
+            return await compare(connection, key, endpoints, datetime.now(UTC))
+
+    async def change(connection: Connection, who: str, at: datetime) -> tuple[Comparison, bool]:
+        found = await look(connection)
+        return found, found.after is not None and await apply(connection, found, at, who)
+
+    def run() -> tuple[Comparison, bool]:
+        if apply_:
+            done: tuple[Comparison, bool] = changed(change, actor)
+            return done
+        return looked_up(look), False
+
+    found, applied = _refusable(lane, run)
+    _shown(found, applied)
+
+
+def _shown(found: Comparison, applied: bool) -> None:
+    lane, after = found.lane, found.after
+    table = Table("who", "in blocks", "with its pool", header_style="bold", pad_edge=False, box=None)
+    for one in found.counts:
+        table.add_row(one.endpoint, *((one.failure, "") if one.failure else (str(one.latest), str(one.pending))))
+    table.add_row("our row", str(lane.chain_nonce), str(lane.next_nonce))
+    out.print(table, markup=False)
+    flying = f"{len(found.open_nonces)} in flight" + (f", {found.open_nonces[0]} on" if found.open_nonces else "")
+    lines = [f"{lane.key} is {lane.status}{f' ({lane.reason})' if lane.reason else ''}; {flying}"]
+    lines += found.findings or ["nothing differs"]
+    if after is not None:
+        verb = "set" if applied else "--apply would set"
+        lines.append(f"{verb}: chain's count {after.chain_nonce}, {after.status} {after.reason}".rstrip())
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _act(lane: str, state: str, act: Callable[[Connection, str, datetime], Awaitable[Any]], actor: str | None) -> None:
+    _refusable(lane, lambda: changed(act, actor))
+    out.print(f"{lane} is {state}", markup=False, highlight=False)
+
+
+def _refusable(lane: str, run: Callable[[], Any]) -> Any:
     try:
-        changed(act, actor)
+        return run()
     except LookupError:
         fail(f"unknown_lane: {lane}; `stablerail lanes list` shows them", 2)
     except ValueError as error:
         fail(f"bad_reason: {error}", 2)
-    except LaneRestored as error:
+    except RequestRefused as error:
         fail(f"{error.code}: {error}")
-    out.print(f"{lane} is {state}", markup=False, highlight=False)
 
 
 def _key(lane: str) -> tuple[str, str]:

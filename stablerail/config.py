@@ -31,6 +31,7 @@ from stablerail.config_values import (
     Bootstrap,
     EntitySecret,
     HttpUrl,
+    KeySource,
     Listed,
     LowerName,
     Mapped,
@@ -224,13 +225,17 @@ class Settings(BaseSettings):
     withdrawal_network_day_maximum: BaseUnits = Field(
         10_000_000 * SCALE, description="most USDC that leaves by a chain in a day (UTC); `limits set` goes over it"
     )
-    withdrawal_keystore: Path | None = Field(
-        None, description="our hot wallet's key: a file in Web3 Secret Storage, version 3, scrypt"
+    withdrawal_keystore: KeySource | None = Field(
+        None,
+        description="our hot wallet's key: a file in Web3 Secret Storage, version 3, scrypt; or secretsmanager:NAME, a secret"
+        " that holds such a file's text; or kms:KEY, which keeps it",
     )
-    withdrawal_keystore_password: SecretStr | None = Field(None, min_length=1, description="opens the keystore")
+    withdrawal_keystore_password: SecretStr | None = Field(
+        None, min_length=1, description="opens the keystores, also those of `lanes add`; kms needs none"
+    )
     withdrawal_signer: str | None = Field(None, description="the hot wallet's address; another key is then refused")
     withdrawal_in_flight_max: int = Field(
-        16, ge=1, le=10_000, description="transactions of the hot wallet that are signed and in no block"
+        16, ge=1, le=10_000, description="transactions of a lane that are signed and in no block"
     )
     withdrawal_speed_up_blocks: int = Field(
         20,

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -124,6 +125,10 @@ def _entity_secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _key_source(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _endpoints(value: dict[Chain, tuple[SecretStr, ...]]) -> dict[Chain, tuple[SecretStr, ...]]:
     for chain, urls in value.items():
         if chain not in EVM_CHAINS:
@@ -145,6 +150,7 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 EntitySecret = Annotated[SecretStr, AfterValidator(_entity_secret)]
 RpcUrls = Annotated[dict[Chain, tuple[SecretStr, ...]], BeforeValidator(_json), AfterValidator(_endpoints)]
+KeySource = Annotated[str, BeforeValidator(_key_source), Field(min_length=1, max_length=2_000)]
 Prefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,80}$")]
 LowerName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Port = Annotated[int, Field(ge=1, le=65_535)]

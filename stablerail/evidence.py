@@ -93,9 +93,8 @@ async def page(connection: Connection, settings: Settings, id: str, at: datetime
     policy, rule = fee_policy(settings, chain), raise_policy(settings)
     if look is not None:
         found["fees"] = _fees(look, policy)
-    ((_, wei, _),) = await connection.fetch(
-        _sending.in_flight, withdrawal.chain, signer, look.block_number if look else 0
-    )
+    seen_at = look.block_number if look else 0
+    ((_, _, _, wei, _),) = await connection.fetch(_sending.in_flight, [withdrawal.chain], [signer], [seen_at])
     known = (await remembered(connection, withdrawal.chain)).get(f"{signer}:{group[0].nonce}")
     waits = None if known is None else Waiting.of_plain(known)
     wished = wish is not None and wish.state == OPEN

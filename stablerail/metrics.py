@@ -30,7 +30,7 @@ from stablerail.bulk import BulkHistogram
 from topics.codes import Whose
 from topics.money import SCALE
 
-REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "foreign_nonce", "restored")
+REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "key_unavailable", "foreign_nonce", "restored")
 """Why a lane pauses by itself (agents/withdrawals/sign_transactions.py)."""
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
@@ -184,11 +184,11 @@ RPC_ENDPOINTS = Metric(
 LANE_PAUSED = Metric(
     "stablerail_lane_paused",
     "gauge",
-    "1 = the hot wallet signs nothing: low_gas, low_usdc, fees_over_cap, foreign_nonce, restored, other",
-    ("chain", "reason"),
+    "1 = the lane signs nothing: low_gas, low_usdc, fees_over_cap, key_unavailable, foreign_nonce, restored, other",
+    ("chain", "signer", "reason"),
 )
 LANE_IN_FLIGHT = Metric(
-    "stablerail_lane_in_flight", "gauge", "Transactions of the hot wallet that are signed and in no block", ("chain",)
+    "stablerail_lane_in_flight", "gauge", "A lane's transactions that are signed and in no block", ("chain", "signer")
 )
 
 WITHDRAWALS_ENDED = Metric(
@@ -394,13 +394,13 @@ class Metrics:
     def rpc_endpoints(self, chain: str, answering: int) -> None:
         self._set(RPC_ENDPOINTS, answering, chain)
 
-    def lane(self, chain: str, reason: str, in_flight: int) -> None:
+    def lane(self, chain: str, signer: str, reason: str, in_flight: int) -> None:
         """A lane as it was just read; `reason` is empty while it is open."""
         name = reason.partition(": ")[0]
         known = name if not name or name in REASONS else "other"
         for one in (*REASONS, "other"):
-            self._set(LANE_PAUSED, int(one == known), chain, one)
-        self._set(LANE_IN_FLIGHT, in_flight, chain)
+            self._set(LANE_PAUSED, int(one == known), chain, signer, one)
+        self._set(LANE_IN_FLIGHT, in_flight, chain, signer)
 
     def withdrawal_ended(self, outcome: str, seconds: float) -> None:
         self._add(WITHDRAWALS_ENDED, 1, outcome)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -36,24 +38,26 @@ from agents.withdrawals import (
     sign_transactions,
     track_confirmations,
 )
+from agents.withdrawals.desks import Desk, Desks
+from agents.withdrawals.key_ring import KeyRing
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.raising import RaisePolicy
 from chain.broadcaster import Broadcaster
-from chain.errors import KeystoreError, WrongPassword, WrongSigner
 from chain.fees import GWEI, POLICIES, FeePolicy
 from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
-from chain.signer import Signer, load_keystore
+from chain.signer import Signer
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
-from stablerail.config import PREFIX, ConfigError, Problem, Settings
+from stablerail.config import Settings
 from stablerail.custody import Custody, CustodyCheck
+from stablerail.hot_wallets import hot_wallet, load_lane_key
 from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
@@ -180,20 +184,6 @@ def withdrawal_policy(settings: Settings) -> WithdrawalPolicy:
     )
 
 
-def hot_wallet(settings: Settings) -> Signer:
-    """The signer of our withdrawals. Raises ConfigError with the setting that is wrong."""
-    settings.require("withdrawal_keystore", "withdrawal_keystore_password")
-    assert settings.withdrawal_keystore is not None
-    try:
-        return load_keystore(
-            settings.withdrawal_keystore, settings.secret("withdrawal_keystore_password"), settings.withdrawal_signer
-        )
-    except KeystoreError as error:
-        at_fault = {WrongPassword: "WITHDRAWAL_KEYSTORE_PASSWORD", WrongSigner: "WITHDRAWAL_SIGNER"}
-        name = at_fault.get(type(error), "WITHDRAWAL_KEYSTORE")
-        raise ConfigError((Problem(PREFIX + name, error.detail),)) from None
-
-
 def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
     """The network's bounds, with what is set over them."""
     bounds = POLICIES[chain]
@@ -273,27 +263,34 @@ def lookups_of(
 async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("withdrawals")
     writers: dict[str, ChainWriter] = {}
-    desks: list[sign_transactions.Desk] = []
+    desks = Desks()
     broadcasters: dict[str, Broadcaster] = {}
-    signer = hot_wallet(settings) if settings.withdrawal_chains else None
+    chains: dict[Chain, tuple[Rpc, ...]] = {}
     for chain in settings.withdrawal_chains:
-        assert signer is not None
-        endpoints = rpcs(settings, chain)
+        chains[chain] = endpoints = rpcs(settings, chain)
         movement.closing.extend(rpc.close for rpc in endpoints)
         token = settings.usdc_contracts[chain].lower()
         writers[chain.value] = ChainWriter(endpoints, token, settings.finality_depths_blocks[chain])
         broadcasters[chain.value] = Broadcaster(endpoints)
-        desks.append(
-            sign_transactions.Desk(
-                chain,
-                settings.chain_ids[chain],
-                signer,
-                token,
-                HotWallet(endpoints, signer.address, token),
-                fee_policy(settings, chain),
-                settings.withdrawal_in_flight_max,
-            )
+
+    def desk(chain: Chain, signer: Signer) -> Desk:
+        token = settings.usdc_contracts[chain].lower()
+        return Desk(
+            chain,
+            settings.chain_ids[chain],
+            signer,
+            token,
+            HotWallet(chains[chain], signer.address, token),
+            fee_policy(settings, chain),
+            settings.withdrawal_in_flight_max,
         )
+
+    if chains:
+        signer = await asyncio.to_thread(hot_wallet, settings)
+        for chain in chains:
+            desks.put(desk(chain, signer))
+        ring = KeyRing(desks, shared.connect, partial(load_lane_key, settings), desk, chains)
+        movement.workers.append(ring.work)
     views = WithdrawalViews(settings.topic_prefix, shared.connect, metrics, shared.clock)
     movement.mounts.append(views.mount)
     movement.workers.append(views.work)

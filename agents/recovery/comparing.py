@@ -11,7 +11,7 @@
 What is unknown was done by a commit that the database has forgotten, or by somebody else: a person's business, listed.
 
 Final nonces were compared on two endpoints when they became final. A nonce below our next one that we never signed for was
-skipped by a person (`lanes open` after foreign_nonce): a commit that gives a nonce stores its attempt.
+skipped by a person (`lanes resume` after foreign_nonce): a commit that gives a nonce stores its attempt.
 """
 
 from __future__ import annotations

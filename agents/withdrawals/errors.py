@@ -7,10 +7,13 @@ RequestRefused (code)
  ├── NotRaisable        not_raisable            why: no other attempt of its nonce is signed (agents/withdrawals/raising.py)
  ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
  └── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
+ ├── LaneRetired        lane_retired            its key signs nothing for us any more
+ └── LaneInFlight       lane_in_flight          the chain has not ended all of its nonces yet
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -55,7 +58,7 @@ class LaneRestored(RequestRefused):
     def __init__(self, lane: str) -> None:
         super().__init__(
             f"{lane} waits to be compared with its chain: `stablerail recovery open --lane {lane}`; where that cannot tell and you"
-            " can, `stablerail lanes open --force --reason …`"
+            " can, `stablerail lanes resume --force --reason …`"
         )
 
 
@@ -65,3 +68,20 @@ class NotRaisable(RequestRefused):
     def __init__(self, why: str) -> None:
         super().__init__(f"no other attempt is signed for it: {why}")
         self.why = why
+
+
+class LaneRetired(RequestRefused):
+    code = "lane_retired"
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(f"{lane} is retired, for good; `stablerail lanes add` makes a lane of another key")
+
+
+class LaneInFlight(RequestRefused):
+    code = "lane_in_flight"
+
+    def __init__(self, lane: str, nonces: Sequence[int]) -> None:
+        super().__init__(
+            f"{len(nonces)} of {lane}'s nonces are not final yet, {nonces[0]} to {nonces[-1]}: `stablerail lanes drain` it, and"
+            " retire it when they are"
+        )

@@ -1,4 +1,11 @@
-"""Lanes as people see and change them: listed, paused with a reason, opened again. Each change is a log.
+"""Lanes as people see and change them. Each change is a log.
+
+| | |
+| --- | --- |
+| added | its key is known: workers sign with it within seconds, once the chain was looked at |
+| paused | nothing is signed until a person opens it; what is signed goes its way |
+| draining | the same, on the way to be retired; it may be opened again |
+| retired | for good, once the chain has ended all its nonces; what its address holds is moved by people |
 
 A lane that paused by itself opens by itself, but for one: the chain counted transactions of the signer that we did not sign.
 Whoever opens that one has found out who else uses the key; its nonces go on where the chain is. After a restore a lane is opened
@@ -11,16 +18,17 @@ from datetime import datetime
 from typing import Any, Final
 
 from agents.withdrawals.attempts import lock_lanes
-from agents.withdrawals.errors import LaneRestored
-from agents.withdrawals.sign_transactions import CLEARS_ITSELF, OPEN, PAUSED
+from agents.withdrawals.desks import LaneKey
+from agents.withdrawals.errors import LaneInFlight, LaneRestored, LaneRetired
+from agents.withdrawals.sign_transactions import CLEARS_ITSELF, DRAINING, OPEN, PAUSED, RETIRED
 from agents.withdrawals.withdrawal import RESTORED, Lane
 from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
-from ledger.tables import LANES
+from ledger.tables import LANE_KEYS, LANES
 
-_sql = load("agents.withdrawals", "sending.sql")
+_sql = load("agents.withdrawals", "lanes.sql")
 
 WRITER: Final = "lanes"
 REASON_MAX: Final = 200
@@ -30,6 +38,23 @@ REASON_MAX: Final = 200
 async def list_lanes(connection: Connection) -> list[Lane]:
     """Every lane, by chain and signer."""
     return [Lane(*row) for row in await connection.fetch(_sql.lanes)]
+
+
+async def add_lane(connection: Connection, lane: LaneKey, source: str, at: datetime, actor: str) -> Sealed:
+    """Says where the key of (chain, signer) is (chain/keys.py); again: where it is now. The lane's row is made by the worker that
+    first signs for it, from the chain's own count. LaneRetired, LaneRestored."""
+    async with connection.transaction():
+        owners = await lock_writer(connection, WRITER)
+        known = (await lock_lanes(connection, {lane})).get(lane)
+        if known is not None and known.status == RETIRED:
+            raise LaneRetired(known.key)
+        if known is not None and known.is_restored:
+            raise LaneRestored(known.key)
+        log = Log(actor, "lane.added", "lane", ":".join(lane), None, {"source": source})
+        return await seal(
+            connection, WRITER, owners, blocks=[block(LANE_KEYS, Op.UPSERT, [(*lane, source, at)])], messages=[], at=at,
+            actor=actor, summary={log.action: 1}, logs=[log],
+        )  # fmt: skip
 
 
 async def pause_lane(connection: Connection, lane: tuple[str, str], reason: str, at: datetime, actor: str) -> Sealed:
@@ -57,28 +82,49 @@ def check_reason(reason: str) -> None:
         raise ValueError(f"a reason has 1 to {REASON_MAX} printable characters")
 
 
+async def drain_lane(connection: Connection, lane: LaneKey, at: datetime, actor: str) -> Sealed:
+    """Nothing is signed for it any more; what is signed goes its way. LookupError, LaneRetired, LaneRestored."""
+    return await _change(connection, lane, DRAINING, "", at, actor)
+
+
+async def retire_lane(connection: Connection, lane: LaneKey, at: datetime, actor: str) -> Sealed:
+    """For good. LookupError; LaneInFlight while the chain has not ended all its nonces; LaneRestored."""
+    return await _change(connection, lane, RETIRED, "", at, actor)
+
+
+_VERBS: Final = {OPEN: "opened", PAUSED: "paused", DRAINING: "drained", RETIRED: "retired"}
+
+
 async def _change(
-    connection: Connection, key: tuple[str, str], status: str, reason: str, at: datetime, actor: str,
-    forced: str | None = None,
-) -> Sealed:  # fmt: skip
+    connection: Connection, key: LaneKey, status: str, reason: str, at: datetime, actor: str, forced: str | None = None
+) -> Sealed:
     async with connection.transaction():
         owners = await lock_writer(connection, WRITER)
         before = (await lock_lanes(connection, {key})).get(key)
         if before is None:
             raise LookupError(":".join(key))
+        if before.status == RETIRED:
+            raise LaneRetired(before.key)
         if before.is_restored and forced is None:
             raise LaneRestored(before.key)
+        # under the lane's lock nobody signs a nonce for it meanwhile
+        if status == RETIRED and (nonces := await open_nonces(connection, key)):
+            raise LaneInFlight(before.key, nonces)
         nonce = max(before.next_nonce, before.chain_nonce) if status == OPEN else before.next_nonce
         after = before._replace(
             next_nonce=nonce, status=status, reason=reason, version=before.version + 1, updated_at=at
         )
         said = {} if forced is None else {"forced": forced}
-        verb = "opened" if status == OPEN else "paused"
-        log = Log(actor, f"lane.{verb}", "lane", before.key, plain(before), plain(after) | said)
+        log = Log(actor, f"lane.{_VERBS[status]}", "lane", before.key, plain(before), plain(after) | said)
         return await seal(
             connection, WRITER, owners, blocks=[block(LANES, Op.UPSERT, [after])], messages=[], at=at, actor=actor,
             summary={log.action: 1}, logs=[log],
         )  # fmt: skip
+
+
+async def open_nonces(connection: Connection, lane: LaneKey) -> list[int]:
+    """Those that the chain has not ended, lowest first."""
+    return [row[0] for row in await connection.fetch(_sql.open_nonces, *lane)]
 
 
 def plain(lane: Lane) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import orjson
 
-from agents.outcome import Alert, Done, Emit, Outcome, Stage
+from agents.outcome import Alert, Done, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes, lock_nonces
+from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
 from agents.withdrawals.raising import (
     IN_A_BLOCK,
     IN_FLIGHT,
@@ -38,7 +39,7 @@ from agents.withdrawals.raising import (
     not_by_rule,
     offer,
 )
-from agents.withdrawals.sign_transactions import CANCEL, LOW_GAS, Desk, signed_attempt, told
+from agents.withdrawals.sign_transactions import CANCEL, KEY_UNAVAILABLE, LOW_GAS, unsigned
 from agents.withdrawals.wishes import DONE, REFUSED, Wish, open_wishes
 from agents.withdrawals.withdrawal import STUCK, Attempt, Lane, Status, Withdrawal, attempt_row, moved
 from chain.fees import Fees, fees
@@ -62,9 +63,6 @@ WITHDRAWAL_STUCK: Final = "withdrawal_stuck"
 NOT_RAISED: Final = "speed_up_not_signed"
 """Alert: it is due, and why it is not raised."""
 
-LaneKey = tuple[Chain, str]
-"""(chain, signer)"""
-
 
 @dataclass
 class Line:
@@ -85,6 +83,8 @@ class Line:
     """By withdrawal, those of the groups."""
     wei: int = 0
     """The signer's coins less what everything in flight may cost."""
+    away: bool = False
+    """Its key does not sign now."""
 
     def is_due(self, nonce: int) -> bool:
         one = self.waiting.get(nonce)
@@ -109,7 +109,7 @@ class Facts:
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, HeadSeen)
-    lines = [line for (chain, _), line in sorted(facts.lines.items()) if chain == event.chain]
+    lines = [line for (chain, _), line in sorted(facts.lines.items()) if chain == event.chain.value]
     if not lines:
         return Done()
     before = facts.stored[event.chain]
@@ -132,14 +132,13 @@ class _Step:
         self._inserts: list[tuple[Table, Row]] = []
         self._updates: list[tuple[Table, Row]] = []
         self.upserts: list[tuple[Table, Row]] = []
-        self._emits: list[Emit] = []
         self._alerts: list[Alert] = []
         self._logs: list[Log] = []
 
     def done(self) -> Done:
         return Done(
             inserts=tuple(self._inserts), updates=tuple(self._updates), upserts=tuple(self.upserts),
-            emits=tuple(self._emits), alerts=tuple(self._alerts), logs=tuple(self._logs),
+            alerts=tuple(self._alerts), logs=tuple(self._logs),
         )  # fmt: skip
 
     def judge(self, line: Line) -> dict[int, Waiting]:
@@ -176,10 +175,8 @@ class _Step:
         self, line: Line, newest: Attempt, withdrawal: Withdrawal, kind: str, found: Fees, wish: Wish | None
     ) -> Attempt:
         now = self._facts.now
-        assert line.lane is not None
-        attempt = signed_attempt(line.desk, withdrawal, newest.nonce, newest.n + 1, kind, found, now)
+        attempt = unsigned(line.desk, withdrawal, newest.nonce, newest.n + 1, kind, found, now)
         self._inserts.append(attempt_row(attempt))
-        self._emits.append(told(attempt, line.lane.key))
         if withdrawal.status == Status.CONFIRMING:
             self._move(withdrawal, Status.BROADCASTING)
         if wish is not None:
@@ -191,8 +188,8 @@ class _Step:
         return attempt
 
     def _not_granted(self, wish: Wish, why: str) -> None:
-        """A wish waits for gas and for its lane to be opened; anything else does not change by waiting."""
-        waits = why in (LOW_GAS, LANE_PAUSED)
+        """A wish waits for gas, for its lane to be opened and for its key; anything else does not change by waiting."""
+        waits = why in (LOW_GAS, LANE_PAUSED, KEY_UNAVAILABLE)
         after = wish._replace(code=why) if waits else wish._replace(state=REFUSED, code=why, ended_at=self._facts.now)
         if after != wish:
             self.upserts.append((ATTEMPT_WISHES, after))
@@ -207,6 +204,8 @@ class _Step:
 def _offer(line: Line, group: Sequence[Attempt], kind: str, wish: Wish | None, wei: int) -> Fees | str:
     if is_shut(line.lane):
         return LANE_PAUSED
+    if line.away:
+        return KEY_UNAVAILABLE
     attempts_max = wish.attempts_max if wish is not None else line.policy.attempts_max
     return offer(group, kind, attempts_max, line.market, line.desk.fees, wei)
 
@@ -231,7 +230,7 @@ def fold(facts: Facts, done: Done) -> None:
     rows = [row for _, row in (*done.inserts, *done.updates, *done.upserts)]
     changed = {row.chain for row in rows if isinstance(row, (Attempt, Withdrawal, Wish))}
     changed |= {row[0].removeprefix(CURSOR) for table, row in done.upserts if table is CHAIN_CURSORS}
-    for key in [key for key in facts.lines if key[0].value in changed]:
+    for key in [key for key in facts.lines if key[0] in changed]:
         del facts.lines[key]
 
 
@@ -251,11 +250,11 @@ async def remembered(connection: Connection, chain: str) -> dict[str, Any]:
 
 
 class RaiseFees:
-    def __init__(self, desks: Sequence[Desk], policies: Mapping[Chain, RaisePolicy]) -> None:
-        self._desks = {(desk.chain, desk.signer.address): desk for desk in desks}
+    def __init__(self, desks: Desks, policies: Mapping[Chain, RaisePolicy]) -> None:
+        self._desks = desks
         self._policies = policies
 
-    async def prepare(self, events: Sequence[Received]) -> Mapping[LaneKey, tuple[Look, int]]:
+    async def prepare(self, events: Sequence[Received]) -> tuple[Prepared, Mapping[Chain, int]]:
         """Before the transaction: what each chain that has a head says of our signers, and the head. One whose endpoints do not
         answer is left out: silence is no evidence."""
         heads: dict[Chain, int] = {}
@@ -263,47 +262,44 @@ class RaiseFees:
             if isinstance(received.event, HeadSeen):
                 event = received.event
                 heads[event.chain] = max(event.number, heads.get(event.chain, 0))
-        looks: dict[LaneKey, tuple[Look, int]] = {}
-        for key, desk in sorted(self._desks.items()):
-            if key[0] not in heads:
-                continue
-            look = await desk.wallet.look(heads[key[0]])
-            if look is not None:
-                looks[key] = look, max(look.block_number, heads[key[0]])
-        return looks
+        return await self._desks.look(heads), heads
 
     async def load(
         self,
         connection: Connection,
         _events: Sequence[Received],
-        looks: Mapping[LaneKey, tuple[Look, int]],
+        prepared: tuple[Prepared, Mapping[Chain, int]],
         at: datetime,
     ) -> Facts:
         facts = Facts(at)
         wished: set[str] = set()
-        for chain in sorted({chain for chain, _ in looks}):
+        seen, heads = prepared
+        for chain in sorted({seen.desks[key].chain for key in seen.looks}):
             facts.stored[chain] = await remembered(connection, chain.value)
             wished |= (await open_wishes(connection, chain.value)).keys()
         locked = [(row[0], row[1], row[2]) for row in await connection.fetch(_sql.nonces_of, sorted(wished))]
-        for key, (look, head) in sorted(looks.items()):
-            facts.lines[key] = await self._line(connection, key, look, head, facts)
-            locked += [(key[0].value, key[1], nonce) for nonce in self._found(facts.lines[key], at)]
+        for key in sorted(seen.looks):
+            facts.lines[key] = await self._line(connection, key, seen, heads, facts)
+            locked += [(*key, nonce) for nonce in self._found(facts.lines[key], at)]
         await self._lock(connection, facts, sorted(set(locked)))
         return facts
 
-    async def _line(self, connection: Connection, key: LaneKey, look: Look, head: int, facts: Facts) -> Line:
-        chain, signer = key
-        desk = self._desks[key]
-        rows = await connection.fetch(_sql.waiting, chain.value, signer, look.nonce, look.nonce + NONCES_MAX)
+    async def _line(
+        self, connection: Connection, key: LaneKey, seen: Prepared, heads: Mapping[Chain, int], facts: Facts
+    ) -> Line:
+        desk, look = seen.desks[key], seen.looks[key]
+        head = max(look.block_number, heads[desk.chain])
+        rows = await connection.fetch(_sql.waiting, *key, look.nonce, look.nonce + NONCES_MAX)
         waiting: dict[int, Waiting] = {}
         for nonce, n, max_fee in rows:
             if waiting and int(max_fee) >= look.history.base_fee:
                 continue
-            known = facts.stored[chain].get(f"{signer}:{nonce}")
+            known = facts.stored[desk.chain].get(f"{desk.signer.address}:{nonce}")
             before = Waiting.of_plain(known) if known is not None else Waiting(0, head, facts.now)
             waiting[nonce] = before if before.n == n else Waiting(n, head, before.at)
         market = fees(look.history, desk.fees)
-        return Line(desk, self._policies.get(chain, RaisePolicy()), look, head, market, waiting)
+        policy = self._policies.get(desk.chain, RaisePolicy())
+        return Line(desk, policy, look, head, market, waiting, away=key in seen.away)
 
     def _found(self, line: Line, now: datetime) -> list[int]:
         return [nonce for nonce in line.waiting if line.is_due(nonce) or line.is_stuck(nonce, now)]
@@ -311,24 +307,34 @@ class RaiseFees:
     async def _lock(self, connection: Connection, facts: Facts, nonces: Sequence[tuple[str, str, int]]) -> None:
         """Withdrawals, attempts, then lanes; the wishes are under their withdrawals' locks."""
         facts.withdrawals, groups = await lock_nonces(connection, nonces)
-        for (chain, signer, nonce), group in groups.items():
-            line = facts.lines.get((Chain(chain), signer))
+        for (*lane, nonce), group in groups.items():
+            line = facts.lines.get((lane[0], lane[1]))
             if line is not None:
                 line.groups[nonce] = group
-        busy = {key: line for key, line in facts.lines.items() if line.groups}
-        lanes = await lock_lanes(connection, {(chain.value, signer) for chain, signer in busy})
-        for (chain, signer), line in sorted(busy.items()):
-            line.lane = lanes.get((chain.value, signer))
-            wishes = await open_wishes(connection, chain.value)
+        busy = {key: line for key, line in sorted(facts.lines.items()) if line.groups}
+        if not busy:
+            return
+        lanes = await lock_lanes(connection, set(busy))
+        for key, line in busy.items():
+            line.lane = lanes.get(key)
+            wishes = await open_wishes(connection, key[0])
             ids = {group[0].withdrawal_id for group in line.groups.values()}
             line.wishes = {id: wish for id, wish in wishes.items() if id in ids}
-            ((_, wei, _),) = await connection.fetch(_sending.in_flight, chain.value, signer, line.look.block_number)
+        columns = zip(*((*key, line.look.block_number) for key, line in busy.items()), strict=True)
+        for chain, signer, _, wei, _ in await connection.fetch(_sending.in_flight, *map(list, columns)):
+            line = busy[chain, signer]
             line.wei = line.look.native - int(wei)
 
 
-def stage(desks: Sequence[Desk], policies: Mapping[Chain, RaisePolicy]) -> Stage[Facts]:
+def stage(desks: Desks, policies: Mapping[Chain, RaisePolicy]) -> Stage[Facts]:
     """The desks that sign_transactions has: both sign under the lane's lock, and share what was seen of the chain."""
     agent = RaiseFees(desks, policies)
+
+    async def complete(
+        prepared: tuple[Prepared, Mapping[Chain, int]], outcomes: Sequence[Outcome]
+    ) -> Sequence[Outcome] | None:
+        return await desks.complete(prepared[0], outcomes)
+
     return Stage(
         name=NAME,
         source=CHAIN_HEADS,
@@ -336,5 +342,6 @@ def stage(desks: Sequence[Desk], policies: Mapping[Chain, RaisePolicy]) -> Stage
         load=agent.load,
         decide=decide,
         fold=fold,
+        complete=complete,
         emits=(TRANSACTIONS_SIGNED,),
     )

@@ -11,15 +11,20 @@ LIMIT $3
 FOR UPDATE OF w
 
 -- name: in_flight
--- Of each nonce the dearest attempt counts. Behind $3 is what the chain's own balances may not show yet.
-SELECT count(*) FILTER (WHERE f.unmined), coalesce(sum(f.wei), 0)::text, coalesce(sum(f.units), 0)::text
-FROM (
-    SELECT bool_and(a.status <> 'mined') AS unmined, max(a.gas_limit * a.max_fee) AS wei, max(w.amount) AS units
-    FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
-    WHERE a.chain = $1 AND a.signer = $2 AND a.status IN ('signed', 'broadcast', 'mined')
-      AND (a.status <> 'mined' OR a.block_number > $3)
-    GROUP BY a.nonce
-) f
+-- Of each nonce the dearest attempt counts. Behind a lane's block is what the chain's own balances may not show yet.
+SELECT x.chain, x.signer, f.*
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS x(chain, signer, block)
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE n.unmined), coalesce(sum(n.wei), 0)::text, coalesce(sum(n.units), 0)::text
+    FROM (
+        SELECT bool_and(a.status <> 'mined') AS unmined, max(a.gas_limit * a.max_fee) AS wei, max(w.amount) AS units
+        FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
+        WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
+          AND (a.status <> 'mined' OR a.block_number > x.block)
+        GROUP BY a.nonce
+    ) AS n
+) AS f
+ORDER BY x.chain, x.signer
 
 -- name: lanes
 SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer

@@ -1,23 +1,27 @@
 """withdrawals.accepted, chain.heads -> withdrawals, attempts, lanes -> transactions.signed
 
-Decides:  which of the withdrawals that wait are signed now: the oldest first, while their lane is open and has room, gas and USDC.
+Decides:  which of the withdrawals that wait are signed now, and by which lane: the oldest first, each by the open lane with the
+          most room that has gas and USDC for it.
 Key:      the chain.
 Repeats:  harmless; the rows say what waits, an event only wakes. A withdrawal that was signed or cancelled waits no more.
 Refuses:  nothing; what cannot be signed now waits for the next head.
 
-A nonce, the signature made with it and the bytes to send are stored in one commit, before anybody sends them. Nonces come from
-the lane's row; the chain's own count is a floor when the row is made.
+A nonce, the signature made with it (desks.py) and the bytes to send are stored in one commit, before anybody sends them. Nonces
+come from the lane's row; the chain's own count is a floor when the row is made.
 
-A lane pauses before it signs what cannot be paid for. Its row says why:
+A lane pauses before it signs what cannot be paid for. Its row says why; the others go on:
 
 | reason | until |
 | --- | --- |
 | low_gas | the signer's coins cover what is in flight and one transfer more |
 | low_usdc | its USDC, less what is in flight, covers the oldest withdrawal; younger ones do not overtake it |
 | fees_over_cap | the chain costs less than the network's cap |
+| key_unavailable | its key store signs again |
 | foreign_nonce | a person has found out who else uses the key: the chain counts transactions that we did not sign |
 | restored | the database was restored: `stablerail recovery open` has compared the lane with its chain |
 | anything else | the person who paused it opens it |
+
+A lane that is `draining` or `retired` signs nothing more (lanes.py).
 
 Two stages are made here: `sign_transactions` is woken by an accepted withdrawal, `sign_waiting` by a block.
 """
@@ -32,8 +36,9 @@ from typing import Any, Final
 
 import structlog
 
-from agents.outcome import Done, Emit, Outcome, Stage
+from agents.outcome import Done, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes
+from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
 from agents.withdrawals.withdrawal import (
     RESTORED,
     Attempt,
@@ -46,34 +51,34 @@ from agents.withdrawals.withdrawal import (
     moved,
 )
 from chain.assets import USDC
-from chain.fees import NOTHING_GAS, TRANSFER_GAS, FeePolicy, Fees, fees
-from chain.hot_wallet import HotWallet, Look
-from chain.signer import Signer
-from chain.transactions import sign_call, transfer_data
+from chain.fees import NOTHING_GAS, TRANSFER_GAS, Fees, fees
+from chain.hot_wallet import Look
+from chain.transactions import transfer_data, unsigned_call
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
 from ledger.tables import ATTEMPTS, LANES
 from topics.catalog import CHAIN_HEADS, TRANSACTIONS_SIGNED, WITHDRAWALS_ACCEPTED
 from topics.envelope import Received
-from topics.events import Chain, HeadSeen, TransactionSigned, WithdrawalAccepted
+from topics.events import Chain, HeadSeen, WithdrawalAccepted
 
 _log = structlog.get_logger()
 _sql = load_sql("agents.withdrawals", "sending.sql")
 
 NAME: Final = "sign_transactions"
 NAME_WAITING: Final = "sign_waiting"
-IN_FLIGHT_MAX: Final = 16
-"""Of one lane, signed and in no block: what nodes keep of one sender, and what Circle allows itself."""
 SIGNED_MAX: Final = 2_000
 """Under one event; the rest under the next."""
 
 OPEN: Final = "open"
 PAUSED: Final = "paused"
+DRAINING: Final = "draining"
+RETIRED: Final = "retired"
 LOW_GAS: Final = "low_gas"
 LOW_USDC: Final = "low_usdc"
 FEES_OVER_CAP: Final = "fees_over_cap"
+KEY_UNAVAILABLE: Final = "key_unavailable"
 FOREIGN_NONCE: Final = "foreign_nonce"
-CLEARS_ITSELF: Final = frozenset({LOW_GAS, LOW_USDC, FEES_OVER_CAP})
+CLEARS_ITSELF: Final = frozenset({LOW_GAS, LOW_USDC, FEES_OVER_CAP, KEY_UNAVAILABLE})
 
 PAYMENT: Final = "payment"
 CANCEL: Final = "cancel"
@@ -81,23 +86,9 @@ GAS: Final[Mapping[str, int]] = {PAYMENT: TRANSFER_GAS[USDC], CANCEL: NOTHING_GA
 """Gas limit by kind."""
 
 
-@dataclass(frozen=True)
-class Desk:
-    """What signs for a chain: one lane. More lanes are more desks."""
-
-    chain: Chain
-    chain_id: int
-    signer: Signer
-    token: str
-    """USDC's contract."""
-    wallet: HotWallet
-    fees: FeePolicy
-    in_flight_max: int = IN_FLIGHT_MAX
-
-
 @dataclass
 class Queue:
-    """One lane and what waits for it, folded as it is decided."""
+    """One lane, folded as it is decided."""
 
     desk: Desk
     look: Look
@@ -105,8 +96,6 @@ class Queue:
     lane: Lane
     """As it is stored, or as it is to be made."""
     stored: bool
-    waiting: dict[str, Withdrawal]
-    """By id, the oldest first."""
     room: int
     wei: int
     """The signer's coins less what everything in flight may cost."""
@@ -114,22 +103,58 @@ class Queue:
     """Its USDC less what is in flight."""
     cost: int
     """The most that one transfer may cost, in wei."""
+    away: bool = False
+    """Its key does not sign now."""
 
 
 @dataclass
 class Facts:
     now: datetime
-    queues: dict[Chain, Queue] = field(default_factory=dict)
+    queues: dict[LaneKey, Queue] = field(default_factory=dict)
+    waiting: dict[Chain, dict[str, Withdrawal]] = field(default_factory=dict)
+    """Of each chain by id, the oldest first."""
+
+
+@dataclass
+class _Turn:
+    """A lane in one decision."""
+
+    queue: Queue
+    nonce: int
+    room: int
+    wei: int
+    units: int
+    reason: str
+    """Why it signs nothing, or nothing more."""
+    tried: bool = False
+
+    def short(self, amount: int) -> str:
+        """What one withdrawal more would lack."""
+        if self.queue.fees is None:
+            return FEES_OVER_CAP
+        if self.wei < self.queue.cost:
+            return LOW_GAS
+        return LOW_USDC if self.units < amount else ""
+
+    def take(self, withdrawal: Withdrawal, now: datetime) -> Attempt:
+        assert self.queue.fees is not None
+        attempt = unsigned(self.queue.desk, withdrawal, self.nonce, 1, PAYMENT, self.queue.fees, now)
+        self.nonce += 1
+        self.room -= 1
+        self.wei -= self.queue.cost
+        self.units -= withdrawal.amount
+        return attempt
 
 
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, (WithdrawalAccepted, HeadSeen))
-    queue = facts.queues.get(event.chain)
-    if queue is None:
+    queues = [queue for queue in facts.queues.values() if queue.desk.chain == event.chain]
+    if not queues:
         return Done()
+    waiting = facts.waiting[event.chain]
     upto = event.withdrawal_id if isinstance(event, WithdrawalAccepted) else None
-    return _signed(queue, _taken(queue.waiting, upto), facts.now)
+    return _signed(queues, _taken(waiting, upto), bool(waiting), facts.now)
 
 
 def _taken(waiting: Mapping[str, Withdrawal], upto: str | None) -> Sequence[Withdrawal]:
@@ -143,69 +168,78 @@ def _taken(waiting: Mapping[str, Withdrawal], upto: str | None) -> Sequence[With
     return taken
 
 
-def _signed(queue: Queue, taken: Sequence[Withdrawal], now: datetime) -> Done:
-    """Signs them in order until something is short."""
-    nonce, room, wei, units, cost = queue.lane.next_nonce, queue.room, queue.wei, queue.units, queue.cost
+def _signed(queues: Sequence[Queue], taken: Sequence[Withdrawal], waits: bool, now: datetime) -> Done:
+    """Takes them in order until no lane can."""
+    turns = [_Turn(one, one.lane.next_nonce, one.room, one.wei, one.units, _shut(one)) for one in queues]
     inserts: list[tuple[Table, Row]] = []
     updates: list[tuple[Table, Row]] = []
-    emits: list[Emit] = []
-    reason, tried = _shut(queue), False
     for withdrawal in taken:
-        if reason or room <= 0:
+        turn = _chosen(turns, withdrawal)
+        if turn is None:
             break
-        tried = True
-        reason = _short(queue, wei - cost, units - withdrawal.amount)
-        if reason:
-            break
-        assert queue.fees is not None
-        attempt = signed_attempt(queue.desk, withdrawal, nonce, 1, PAYMENT, queue.fees, now)
-        nonce, room, wei, units = nonce + 1, room - 1, wei - cost, units - withdrawal.amount
+        attempt = turn.take(withdrawal, now)
         _after, (row, line) = moved(withdrawal, Status.BROADCASTING, now, NAME)
         inserts += (attempt_row(attempt), line)
         updates.append(row)
-        emits.append(told(attempt, queue.lane.key))
-    if not reason and not tried and queue.waiting:
-        reason = queue.lane.reason  # nothing was tried, so nothing is known of it
-    lane = queue.lane
-    if not queue.stored or (nonce, reason) != (lane.next_nonce, lane.reason):
-        changed = lane._replace(
-            next_nonce=nonce,
-            chain_nonce=max(lane.chain_nonce, queue.look.nonce),
-            status=PAUSED if reason else OPEN,
-            reason=reason,
-            version=lane.version + 1,
-            updated_at=now,
-        )
-        # a new one is inserted, so that two who make it are noticed
-        (updates if queue.stored else inserts).append(lane_row(changed))
-    return Done(inserts=tuple(inserts), updates=tuple(updates), emits=tuple(emits))
+    for turn in turns:
+        changed = _changed(turn, waits, now)
+        if changed is not None:
+            # a new one is inserted, so that two who make it are noticed
+            (updates if turn.queue.stored else inserts).append(lane_row(changed))
+    return Done(inserts=tuple(inserts), updates=tuple(updates))
+
+
+def _chosen(turns: Sequence[_Turn], withdrawal: Withdrawal) -> _Turn | None:
+    """The lane with the most room that can pay it. One that cannot says why, and signs nothing more under this event."""
+    while True:
+        turn = max((one for one in turns if not one.reason and one.room > 0), key=_room, default=None)
+        if turn is None:
+            return None
+        turn.tried = True
+        turn.reason = turn.short(withdrawal.amount)
+        if not turn.reason:
+            return turn
+
+
+def _room(turn: _Turn) -> int:
+    return turn.room
+
+
+def _changed(turn: _Turn, waits: bool, now: datetime) -> Lane | None:
+    """The lane's row, where it is another than before."""
+    queue, lane, reason = turn.queue, turn.queue.lane, turn.reason
+    if lane.status in (DRAINING, RETIRED):
+        return None
+    if not reason and not turn.tried and waits:
+        reason = lane.reason  # nothing was tried, so nothing is known of it
+    if queue.stored and (turn.nonce, reason) == (lane.next_nonce, lane.reason):
+        return None
+    return lane._replace(
+        next_nonce=turn.nonce,
+        chain_nonce=max(lane.chain_nonce, queue.look.nonce),
+        status=PAUSED if reason else OPEN,
+        reason=reason,
+        version=lane.version + 1,
+        updated_at=now,
+    )
 
 
 def _shut(queue: Queue) -> str:
     """Why nothing at all may be signed."""
-    if queue.lane.status == PAUSED and queue.lane.reason not in CLEARS_ITSELF:
-        return queue.lane.reason or PAUSED
-    return FOREIGN_NONCE if queue.look.nonce > queue.lane.next_nonce else ""
+    lane = queue.lane
+    if lane.status != OPEN and lane.reason not in CLEARS_ITSELF:
+        return lane.reason or lane.status
+    if queue.look.nonce > lane.next_nonce:
+        return FOREIGN_NONCE
+    return KEY_UNAVAILABLE if queue.away else ""
 
 
-def _short(queue: Queue, wei_left: int, units_left: int) -> str:
-    """What one withdrawal more would lack."""
-    if queue.fees is None:
-        return FEES_OVER_CAP
-    if wei_left < 0:
-        return LOW_GAS
-    return LOW_USDC if units_left < 0 else ""
-
-
-def signed_attempt(
-    desk: Desk, withdrawal: Withdrawal, nonce: int, n: int, kind: str, offer: Fees, now: datetime
-) -> Attempt:
-    """The n-th attempt of a nonce, signed: of a payment the transfer, of a cancel a transfer of nothing to ourselves. Whoever
-    calls this stores it before anybody sends it."""
+def unsigned(desk: Desk, withdrawal: Withdrawal, nonce: int, n: int, kind: str, offer: Fees, now: datetime) -> Attempt:
+    """The n-th attempt of a nonce, as `Desks.complete` signs it: of a payment the transfer, of a cancel a transfer of nothing to
+    ourselves. It is stored before anybody sends it."""
     is_payment = kind == PAYMENT
     gas_limit = GAS[kind]
-    signed = sign_call(
-        desk.signer,
+    fields = unsigned_call(
         chain_id=desk.chain_id,
         nonce=nonce,
         priority_fee=offer.priority_fee,
@@ -215,56 +249,40 @@ def signed_attempt(
         data=transfer_data(withdrawal.recipient, withdrawal.amount) if is_payment else b"",
     )
     return Attempt(
-        desk.chain.value, signed.tx_hash, desk.signer.address, nonce, n, kind, withdrawal.id, signed.raw,
-        gas_limit, offer.max_fee, offer.priority_fee, AttemptStatus.SIGNED.value,
-        None, None, None, now, None, now, 1,
+        desk.chain.value, "", desk.signer.address, nonce, n, kind, withdrawal.id, fields, gas_limit,
+        offer.max_fee, offer.priority_fee, AttemptStatus.SIGNED.value, None, None, None, now, None, now, 1,
     )  # fmt: skip
-
-
-def told(attempt: Attempt, lane: str) -> Emit:
-    """For broadcast_transactions. `lane`: its key."""
-    assert attempt.withdrawal_id is not None
-    event = TransactionSigned.known(
-        chain=Chain(attempt.chain),
-        signer=attempt.signer,
-        nonce=attempt.nonce,
-        n=attempt.n,
-        tx_hash=attempt.tx_hash,
-        withdrawal_id=attempt.withdrawal_id,
-    )
-    return Emit(TRANSACTIONS_SIGNED, lane, event, attempt.tx_hash)
 
 
 def fold(facts: Facts, done: Done) -> None:
     for table, row in (*done.inserts, *done.updates):
         if table is ATTEMPTS:
             assert isinstance(row, Attempt)
-            queue = facts.queues[Chain(row.chain)]
-            withdrawal = queue.waiting.pop(row.withdrawal_id or "")
+            queue = facts.queues[(row.chain, row.signer)]
+            withdrawal = facts.waiting[queue.desk.chain].pop(row.withdrawal_id or "")
             queue.room -= 1
             queue.wei -= row.gas_limit * row.max_fee
             queue.units -= withdrawal.amount
         elif table is LANES:
             assert isinstance(row, Lane)
-            queue = facts.queues[Chain(row.chain)]
+            queue = facts.queues[(row.chain, row.signer)]
             queue.lane, queue.stored = row, True
 
 
-Seen = Callable[[str, str, int], None]
-"""Is told a lane's chain, why it is paused ("" = it is open), and how many of its transactions are in no block."""
+Seen = Callable[[str, str, str, int], None]
+"""Is told a lane's chain and signer, why it is paused ("" = it is open), and how many of its transactions are in no block."""
 
 
 class SignTransactions:
     """Of both stages: they share what was seen of the chain."""
 
-    def __init__(self, desks: Sequence[Desk], seen: Seen) -> None:
-        self._desks = {desk.chain: desk for desk in desks}
+    def __init__(self, desks: Desks, seen: Seen) -> None:
+        self._desks = desks
         self._seen = seen
-        self._known: dict[Chain, str] = {}
+        self._known: dict[LaneKey, str] = {}
 
-    async def prepare(self, events: Sequence[Received]) -> Mapping[Chain, Look]:
-        """Before the transaction: what each chain that is asked for says of our signer. One whose endpoints do not answer is
-        left out: what waits for it is signed under the first head that comes when they do."""
+    async def prepare(self, events: Sequence[Received]) -> Prepared:
+        """Before the transaction: what each chain that is asked for says of our signers."""
         heads: dict[Chain, int] = {}
         for received in events:
             event = received.event
@@ -272,63 +290,34 @@ class SignTransactions:
                 heads[event.chain] = max(event.number, heads.get(event.chain, 0))
             elif isinstance(event, WithdrawalAccepted):
                 heads.setdefault(event.chain, 0)
-        looks: dict[Chain, Look] = {}
-        for chain in sorted(heads.keys() & self._desks.keys()):
-            wallet = self._desks[chain].wallet
-            look = await wallet.look(heads[chain])
-            if look is None:
-                _log.warning("lane.unseen", chain=chain.value, reason=wallet.failure)
-            else:
-                looks[chain] = look
-        return looks
+        return await self._desks.look(heads)
 
-    async def load(
-        self, connection: Connection, events: Sequence[Received], looks: Mapping[Chain, Look], at: datetime
-    ) -> Facts:
-        facts = Facts(at)
+    async def load(self, connection: Connection, events: Sequence[Received], prepared: Prepared, at: datetime) -> Facts:
+        facts, looks = Facts(at), prepared.looks
+        if not looks:
+            return facts
         accepted = Counter(one.event.chain for one in events if isinstance(one.event, WithdrawalAccepted))
-        for chain, look in sorted(looks.items()):
-            desk = self._desks[chain]
+        desks = {key: prepared.desks[key] for key in sorted(looks)}
+        for chain in sorted({desk.chain for desk in desks.values()}):
             # a block wakes all that there may be room for, an accepted withdrawal as many as there are events
-            rows_max = min(accepted[chain] or SIGNED_MAX, desk.in_flight_max)
-            facts.queues[chain] = await self._queue(connection, desk, look, rows_max, at)
+            room_max = sum(desk.in_flight_max for desk in desks.values() if desk.chain == chain)
+            rows = await connection.fetch(_sql.waiting, chain.value, USDC, min(accepted[chain] or SIGNED_MAX, room_max))
+            found = (Withdrawal(*row) for row in rows)
+            facts.waiting[chain] = {one.id: one._replace(amount=int(one.amount)) for one in found}
+        stored = await lock_lanes(connection, desks.keys())
+        # asked under the lanes' locks: nobody else signs for them meanwhile
+        columns = zip(*((*key, looks[key].block_number) for key in desks), strict=True)
+        for chain_, signer, *flying in await connection.fetch(_sql.in_flight, *map(list, columns)):
+            key = (chain_, signer)
+            lane = stored.get(key) or await _first(connection, key, looks[key], at)
+            self._tell(lane, flying[0])
+            facts.queues[key] = _queue(desks[key], looks[key], lane, flying, key in stored, key in prepared.away)
         return facts
 
-    async def _queue(self, connection: Connection, desk: Desk, look: Look, rows_max: int, at: datetime) -> Queue:
-        chain, signer = desk.chain.value, desk.signer.address
-        rows = await connection.fetch(_sql.waiting, chain, USDC, rows_max)
-        found = (Withdrawal(*row) for row in rows)
-        waiting = {one.id: one._replace(amount=int(one.amount)) for one in found}
-        stored = (await lock_lanes(connection, {(chain, signer)})).get((chain, signer))
-        # asked under the lane's lock: nobody else signs for it meanwhile
-        ((in_flight, wei, units),) = await connection.fetch(_sql.in_flight, chain, signer, look.block_number)
-        lane = stored or await self._first(connection, chain, signer, look, at)
-        self._tell(desk.chain, lane, in_flight)
-        offer = fees(look.history, desk.fees)
-        return Queue(
-            desk,
-            look,
-            offer,
-            lane,
-            stored is not None,
-            waiting,
-            room=desk.in_flight_max - in_flight,
-            wei=look.native - int(wei),
-            units=look.tokens - int(units),
-            cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
-        )
-
-    async def _first(self, connection: Connection, chain: str, signer: str, look: Look, at: datetime) -> Lane:
-        """A signer that we have no lane of. One that has sent something is not used unseen where a database was restored: what
-        it sent may have been ours."""
-        first = max(look.nonce, look.pending_nonce)
-        if first and await connection.fetchval(_sql.any_restore):
-            return Lane(chain, signer, first, look.nonce, PAUSED, RESTORED, 0, at)
-        return Lane(chain, signer, first, look.nonce, OPEN, "", 0, at)
-
-    def _tell(self, chain: Chain, lane: Lane, in_flight: int) -> None:
-        self._seen(lane.chain, lane.reason, in_flight)
-        if self._known.get(chain, "") != lane.reason:
+    def _tell(self, lane: Lane, in_flight: int) -> None:
+        key = (lane.chain, lane.signer)
+        self._seen(*key, lane.reason, in_flight)
+        if self._known.get(key, "") != lane.reason:
             log = _log.error if lane.reason else _log.info
             log(
                 "lane.paused" if lane.reason else "lane.opened",
@@ -336,11 +325,38 @@ class SignTransactions:
                 signer=lane.signer,
                 reason=lane.reason,
             )
-            self._known[chain] = lane.reason
+            self._known[key] = lane.reason
+
+
+async def _first(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane:
+    """A signer that we have no lane of goes on where its chain counts. One that has sent something is not used unseen where a
+    database was restored: what it sent may have been ours."""
+    first = max(look.nonce, look.pending_nonce)
+    if first and await connection.fetchval(_sql.any_restore):
+        return Lane(*key, first, look.nonce, PAUSED, RESTORED, 0, at)
+    return Lane(*key, first, look.nonce, OPEN, "", 0, at)
+
+
+def _queue(desk: Desk, look: Look, lane: Lane, flying: Sequence[Any], stored: bool, away: bool) -> Queue:
+    """`flying`: of what is in flight how many, and the most wei and the units that it may cost."""
+    in_flight, wei, units = flying
+    offer = fees(look.history, desk.fees)
+    return Queue(
+        desk,
+        look,
+        offer,
+        lane,
+        stored,
+        room=min(desk.in_flight_max - in_flight, desk.signer.at_once_max),
+        wei=look.native - int(wei),
+        units=look.tokens - int(units),
+        cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
+        away=away,
+    )
 
 
 def stages(
-    desks: Sequence[Desk], seen: Seen = lambda _chain, _reason, _in_flight: None
+    desks: Desks, seen: Seen = lambda _chain, _signer, _reason, _in_flight: None
 ) -> tuple[Stage[Any], Stage[Any]]:
     """Woken by an accepted withdrawal, and by a block."""
     agent = SignTransactions(desks, seen)
@@ -352,6 +368,7 @@ def stages(
             load=agent.load,
             decide=decide,
             fold=fold,
+            complete=desks.complete,
             emits=(TRANSACTIONS_SIGNED,),
         )
         for name, source in ((NAME, WITHDRAWALS_ACCEPTED), (NAME_WAITING, CHAIN_HEADS))

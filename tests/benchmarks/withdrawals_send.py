@@ -30,13 +30,13 @@ from agents.item import Item, read_item
 from agents.outcome import Stage
 from agents.stage import settle
 from agents.withdrawals import broadcast_transactions, sign_transactions
-from agents.withdrawals.sign_transactions import Desk
+from agents.withdrawals.desks import Desk, Desks
 from chain.broadcaster import BATCH_MAX, Broadcaster
 from chain.fees import POLICIES
 from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
 from chain.signer import KeySigner
-from chain.transactions import sign_call, transfer_data
+from chain.transactions import digest, signed, transfer_data, unsigned_call
 from ledger.commit import claim_owners
 from ledger.migrate import upgrade
 from tests.benchmarks.baselines import bare_send
@@ -73,7 +73,7 @@ class Ours:
         wallet = HotWallet([rpc], here.signer.address, here.usdc.address.lower())
         token = here.usdc.address.lower()
         desk = Desk(CHAIN, here.anvil.chain_id, here.signer, token, wallet, POLICIES[CHAIN], 10**6)
-        self._sign, _ = sign_transactions.stages([desk])
+        self._sign, _ = sign_transactions.stages(Desks([desk]))
 
         async def connected() -> Any:
             return reading
@@ -203,10 +203,11 @@ def signatures() -> float:
     signer, data, token = KeySigner(b"\7" * 32), transfer_data("0x" + "a" * 40, AMOUNT), "0x" + "b" * 40
     started = time.perf_counter()
     for nonce in range(SIGNATURES):
-        sign_call(
-            signer, chain_id=137, nonce=nonce, priority_fee=25 * 10**9, max_fee=10**11, gas_limit=100_000, to=token,
+        fields = unsigned_call(
+            chain_id=137, nonce=nonce, priority_fee=25 * 10**9, max_fee=10**11, gas_limit=100_000, to=token,
             data=data,
         )  # fmt: skip
+        signed(fields, signer.sign(digest(fields)))
     return SIGNATURES / (time.perf_counter() - started)
 
 

@@ -13,8 +13,9 @@ from ledger.tables import LANES
 from stablerail.config import ConfigError, Settings, load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.keystore import write_keystore
+from stablerail.hot_wallets import hot_wallet
 from stablerail.topics_admin import admin, create_missing
-from stablerail.wiring import fee_policy, hot_wallet
+from stablerail.wiring import fee_policy
 from tests.integration import test_cli
 from tests.integration.test_cli import Callable, Result
 from tests.support import ledger_rig
@@ -61,6 +62,27 @@ def test_a_person_sees_opens_and_pauses_a_lane(lane: None, run: Callable[..., Re
     assert (wrong.exit_code, "bad_reason" in wrong.stderr) == (2, True)
     unknown = run("lanes", "open", "MATIC:0x1", "--actor", "ann")
     assert (unknown.exit_code, "unknown_lane" in unknown.stderr) == (2, True)
+
+
+def test_a_person_adds_drains_compares_and_retires_a_lane(
+    lane: None, run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = write_keystore(tmp_path / "wallet.json", PASSWORD)
+    monkeypatch.setenv("STABLERAIL_RPC_URLS", '{"MATIC": ["http://127.0.0.1:9"]}')
+    monkeypatch.setenv("STABLERAIL_USDC_CONTRACTS", f'{{"MATIC": "{SIGNER}"}}')
+    monkeypatch.setenv("STABLERAIL_WITHDRAWAL_CHAINS", "MATIC")
+    monkeypatch.setenv("STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD", PASSWORD)
+    add = ("lanes", "add", "MATIC", "--key", str(tmp_path / "wallet.json"), "--actor", "ann")
+    added = run(*add, "--signer", address)
+    assert (added.exit_code, added.output) == (0, f"MATIC:{address} is added\n"), added.output
+    wrong = run(*add, "--signer", SIGNER)
+    assert (wrong.exit_code, "wrong_signer" in wrong.stderr) == (1, True)
+    compared = run("lanes", "sync", LANE)
+    assert "no endpoint answers" in compared.output, compared.output
+    assert run("lanes", "drain", LANE, "--actor", "ann").output == f"{LANE} is draining\n"
+    assert run("lanes", "retire", LANE, "--actor", "ann").output == f"{LANE} is retired\n"
+    refused = run("lanes", "resume", LANE, "--actor", "ann")
+    assert (refused.exit_code, "lane_retired" in refused.stderr) == (1, True)
 
 
 def settings_of(keystore: Path, **more: str) -> Settings:

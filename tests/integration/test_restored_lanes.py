@@ -13,7 +13,7 @@ from agents.recovery import restoring
 from agents.recovery.comparing import NONCES_UNKNOWN, NOT_REACHED, Compared, compare_lane
 from agents.withdrawals.errors import LaneRestored
 from agents.withdrawals.lanes import open_lane, pause_lane
-from chain.transactions import sign_call, transfer_data
+from chain.transactions import digest, signed, transfer_data, unsigned_call
 from ledger.rows import Connection
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
@@ -53,11 +53,12 @@ async def compared(desk: Sending, *rpcs: Any) -> Compared:
 async def send(desk: Sending, nonce: int) -> None:
     """A payment with our key that the database knows nothing of."""
     fee = 500 * 10**9
-    signed = sign_call(
-        desk.signer, chain_id=desk.anvil.chain_id, nonce=nonce, priority_fee=fee, max_fee=fee, gas_limit=100_000,
+    fields = unsigned_call(
+        chain_id=desk.anvil.chain_id, nonce=nonce, priority_fee=fee, max_fee=fee, gas_limit=100_000,
         to=desk.usdc.address.lower(), data=transfer_data("0x" + secrets.token_hex(20), USDC),
     )  # fmt: skip
-    await desk.anvil.rpc("eth_sendRawTransaction", "0x" + signed.raw.hex())
+    (signature,) = await desk.signer.signatures([digest(fields)])
+    await desk.anvil.rpc("eth_sendRawTransaction", "0x" + signed(fields, signature).raw.hex())
 
 
 async def test_nothing_is_signed_or_sent_until_the_lane_was_compared_and_then_each_is_paid_once(desk: Sending) -> None:

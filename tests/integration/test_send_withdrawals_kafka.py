@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agents.services import Services
-from chain.signer import load_keystore
+from chain.keys import load_keystore
 from ledger.record import Message, unpack
 from ledger.tables import JOURNALED
 from stablerail.dev.anvil import Anvil

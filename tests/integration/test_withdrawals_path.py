@@ -21,6 +21,7 @@ from agents.withdrawals import (
     sign_transactions,
     track_confirmations,
 )
+from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
 from chain.broadcaster import Broadcaster
@@ -144,9 +145,7 @@ async def path(database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path, t
         token = usdc.address.lower()
         endpoint = await stack.enter_async_context(LyingEndpoint(anvil.rpc_url))
         rpcs = [await stack.enter_async_context(Rpc(url, anvil.chain_id)) for url in (anvil.rpc_url, endpoint.url)]
-        desk = sign_transactions.Desk(
-            CHAIN, anvil.chain_id, signer, token, HotWallet(rpcs, signer.address, token), POLICIES[CHAIN]
-        )
+        desk = Desk(CHAIN, anvil.chain_id, signer, token, HotWallet(rpcs, signer.address, token), POLICIES[CHAIN])
         policy = WithdrawalPolicy(
             tokens={CHAIN.value: token}, minimum=SCALE, maximum=10**12, user_day=10**13, network_day=10**14
         )
@@ -155,7 +154,7 @@ async def path(database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path, t
         def stages(connect: Callable[[], Awaitable[Connection]]) -> tuple[Stage[Any], ...]:
             return (
                 accept_withdrawals.stage(policy),
-                *sign_transactions.stages([desk]),
+                *sign_transactions.stages(Desks([desk])),
                 broadcast_transactions.stage({CHAIN.value: Broadcaster(rpcs)}, connect),
                 track_confirmations.stage({CHAIN.value: writer}, connect, at.clock),
                 settle_withdrawals.stage(1),

@@ -29,15 +29,15 @@ from agents.withdrawals import (
     sign_transactions,
     track_confirmations,
 )
+from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.raising import RaisePolicy
-from agents.withdrawals.sign_transactions import Desk
 from agents.withdrawals.withdrawal import Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
 from chain.broadcaster import Broadcaster
 from chain.fees import POLICIES, FeePolicy
 from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
-from chain.signer import KeySigner
+from chain.signer import KeySigner, Signer
 from ledger.accounts import buffer, spendable
 from ledger.commit import claim_owners
 from ledger.posting import Transaction, credit, debit
@@ -86,6 +86,7 @@ class Process:
     track: Stage[Any]
     raising: Stage[Any]
     settling: Stage[Any]
+    desks: Desks
     epochs: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
 
 
@@ -95,25 +96,28 @@ class Sending:
     connect: Callable[[], Awaitable[Connection]]
     anvil: Anvil
     usdc: Usdc
-    signer: KeySigner
+    signer: Signer
     now: datetime = AT
     rpcs: list[Rpc] = field(default_factory=list)
     """What the processes made from now on ask, the preferred first; none: the node."""
     in_flight_max: int = 16
     fees: FeePolicy = POLICIES[CHAIN]
     rule: RaisePolicy = field(default_factory=RaisePolicy)
+    others: list[Signer] = field(default_factory=list)
+    """Of the lanes beside the first."""
     _opened: list[Any] = field(default_factory=list)
     _offsets: Any = field(default_factory=count)
     _asked: Any = field(default_factory=count)
 
     # -- before the stages -------------------------------------------------------------------------------------------
 
-    async def fund(self, *, coins: int | None = None, usdc: int = 0) -> None:
-        """Sets the signer's coins, and sends it USDC."""
+    async def fund(self, *, coins: int | None = None, usdc: int = 0, signer: Signer | None = None) -> None:
+        """Sets a signer's coins, and sends it USDC; the first one's when none is named."""
+        address = (signer or self.signer).address
         if coins is not None:
-            await self.anvil.rpc("anvil_setBalance", self.signer.address, hex(coins))
+            await self.anvil.rpc("anvil_setBalance", address, hex(coins))
         if usdc:
-            await self.usdc.transfer(self.signer.address, usdc)
+            await self.usdc.transfer(address, usdc)
             await self.anvil.mine()
 
     async def ask(self, number: int = 1, amount: int = USDC, to: str | None = None) -> list[Withdrawal]:
@@ -138,10 +142,8 @@ class Sending:
     def process(self, rpcs: Sequence[Rpc] = ()) -> Process:
         """A worker, as it is after a start: it owns every partition from its first event on."""
         rpcs = list(rpcs) or self.rpcs or [self.rpc(self.anvil.rpc_url)]
-        token = self.usdc.address.lower()
-        wallet = HotWallet(rpcs, self.signer.address, token)
-        desk = Desk(CHAIN, self.anvil.chain_id, self.signer, token, wallet, self.fees, self.in_flight_max)
-        sign, wait = sign_transactions.stages([desk])
+        desks = Desks([self.desk(signer, rpcs) for signer in (self.signer, *self.others)])
+        sign, wait = sign_transactions.stages(desks)
 
         async def connect() -> Connection:
             self._opened.append(await self.connect())
@@ -149,15 +151,22 @@ class Sending:
             return one
 
         broadcast = broadcast_transactions.stage({CHAIN.value: Broadcaster(rpcs)}, connect)
-        writer = ChainWriter(rpcs, token, DEPTH)
+        writer = ChainWriter(rpcs, self.usdc.address.lower(), DEPTH)
         return Process(
             sign,
             wait,
             broadcast,
             track_confirmations.stage({CHAIN.value: writer}, connect, lambda: self.now),
-            raise_fees.stage([desk], {CHAIN: self.rule}),
+            raise_fees.stage(desks, {CHAIN: self.rule}),
             settle_withdrawals.stage(1),
+            desks,
         )
+
+    def desk(self, signer: Signer, rpcs: Sequence[Rpc] = ()) -> Desk:
+        """What signs for one lane."""
+        token = self.usdc.address.lower()
+        wallet = HotWallet(list(rpcs) or [self.rpc(self.anvil.rpc_url)], signer.address, token)
+        return Desk(CHAIN, self.anvil.chain_id, signer, token, wallet, self.fees, self.in_flight_max)
 
     def rpc(self, url: str, timeout_s: float = 10) -> Rpc:
         self._opened.append(Rpc(url, self.anvil.chain_id, timeout_s))
@@ -230,6 +239,17 @@ class Sending:
         rows = await self.connection.fetch("SELECT nonce FROM attempts ORDER BY nonce, n")
         return [row[0] for row in rows]
 
+    async def nonces_of(self, signer: Signer) -> list[int]:
+        rows = await self.connection.fetch(
+            "SELECT nonce FROM attempts WHERE signer = $1 ORDER BY nonce, n", signer.address
+        )
+        return [row[0] for row in rows]
+
+    async def lane_of(self, signer: Signer) -> tuple[str, str]:
+        """(status, reason)"""
+        row = await self.connection.fetchrow("SELECT status, reason FROM lanes WHERE signer = $1", signer.address)
+        return (row[0], row[1]) if row is not None else ("", "")
+
     async def lane(self) -> tuple[int, str, str]:
         """(next nonce, status, reason)"""
         row = await self.connection.fetchrow("SELECT next_nonce, status, reason FROM lanes")
@@ -243,10 +263,11 @@ class Sending:
         return sum(len(by.get(address, {})) for by in ours for address in by if address.lower() == self.signer.address)
 
     async def paid(self) -> list[tuple[str, int]]:
-        """Every transfer out of the hot wallet, by the chain's own logs, in the chain's order."""
+        """Every transfer out of the hot wallets, by the chain's own logs, in the chain's order."""
         rpc = self.rpc(self.anvil.rpc_url)
         logs = await rpc.logs(self.usdc.address.lower(), None, 0, (await rpc.head()).number)
-        return [(log.to, log.amount) for log in logs if log.sender == self.signer.address]
+        ours = {signer.address for signer in (self.signer, *self.others)}
+        return [(log.to, log.amount) for log in logs if log.sender in ours]
 
     async def close(self) -> None:
         for one in self._opened:
@@ -271,12 +292,18 @@ def token(chain: Anvil, tools: Tools) -> Usdc:
 
 @asynccontextmanager
 async def sending(
-    connection: Connection, connect: Any, anvil: Anvil, usdc: Usdc, signer: KeySigner | None = None
+    connection: Connection,
+    connect: Any,
+    anvil: Anvil,
+    usdc: Usdc,
+    signer: Signer | None = None,
+    others: Sequence[Signer] = (),
 ) -> AsyncIterator[Sending]:
-    """A hot wallet of its own with 10 coins and 1,000 USDC, on a chain that mines when it is told to."""
+    """Hot wallets of its own, each with 10 coins and 1,000 USDC, on a chain that mines when it is told to."""
     await anvil.rpc("evm_setAutomine", False)
-    made = Sending(connection, connect, anvil, usdc, signer or KeySigner(secrets.token_bytes(32)))
-    await made.fund(coins=10 * COIN, usdc=1_000 * USDC)
+    made = Sending(connection, connect, anvil, usdc, signer or KeySigner(secrets.token_bytes(32)), others=list(others))
+    for one in (made.signer, *made.others):
+        await made.fund(coins=10 * COIN, usdc=1_000 * USDC, signer=one)
     try:
         yield made
     finally:

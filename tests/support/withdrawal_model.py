@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from agents.outcome import Done, Emit, Retry
+from agents.outcome import Done, Emit, Outcome, Retry
 from agents.withdrawals import (
     broadcast_transactions,
     raise_fees,
@@ -20,6 +20,8 @@ from agents.withdrawals import (
     sign_transactions,
     track_confirmations,
 )
+from agents.withdrawals.desks import Desk as SigningDesk
+from agents.withdrawals.desks import Desks, Prepared
 from agents.withdrawals.look import RESEND_S, ChainWriter, News, OpenAttempt, look
 from agents.withdrawals.raising import RaisePolicy, Waiting
 from agents.withdrawals.wishes import OPEN as OPEN_WISH
@@ -54,7 +56,7 @@ DEPTH = 4
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN = (AttemptStatus.SIGNED, AttemptStatus.BROADCAST)
 HEAD = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
-DESK = sign_transactions.Desk(
+DESK = SigningDesk(
     Chain.MATIC, 1, KEY, TOKEN, HotWallet((), SIGNER, TOKEN), FeePolicy(priority_floor=1, max_fee_cap=10**9)
 )
 RULE = RaisePolicy(blocks=2, attempts_max=3, stuck_s=2 * RESEND_S)
@@ -103,10 +105,17 @@ class Desk:
         waiting = {withdrawal.id: withdrawal for withdrawal in self.in_state(Status.SIGNING)}
         look = Look(self.net.head, self.net.count(SIGNER, self.net.head), 0, 10**30, 10**30, FeeHistory(1, ()))
         queue = sign_transactions.Queue(
-            DESK, look, Fees(FEE, FEE), self.lane, True, waiting, room=room, wei=10**30, units=10**30, cost=FEE
+            DESK, look, Fees(FEE, FEE), self.lane, True, room=room, wei=10**30, units=10**30, cost=FEE
         )
-        facts = sign_transactions.Facts(self.now, {Chain.MATIC: queue})
-        self.apply(sign_transactions.decide(Received("x", "test", HEAD, 1, None), facts))
+        facts = sign_transactions.Facts(self.now, {DESK.key: queue}, {Chain.MATIC: waiting})
+        decided = sign_transactions.decide(Received("x", "test", HEAD, 1, None), facts)
+        self.complete(decided)
+
+    def complete(self, decided: Outcome) -> None:
+        """Signs what was decided, and commits it."""
+        completed = self.runner.run(Desks([DESK]).complete(Prepared({DESK.key: DESK}, {}), [decided]))
+        assert completed is not None
+        self.apply(completed[0])
 
     def take_nonce(self) -> int:
         nonce = self.lane.next_nonce
@@ -145,10 +154,8 @@ class Desk:
             DESK, RULE, look, self.net.head, Fees(FEE, FEE), waiting, self.lane, groups,
             {wish.withdrawal_id: wish} if wish is not None else {}, 10**30,
         )  # fmt: skip
-        facts = raise_fees.Facts(
-            self.now, {(Chain.MATIC, SIGNER): line}, dict(self.withdrawals), {Chain.MATIC: self.remembered}
-        )
-        self.apply(raise_fees.decide(Received("x", "test", HEAD, 1, None), facts))
+        facts = raise_fees.Facts(self.now, {DESK.key: line}, dict(self.withdrawals), {Chain.MATIC: self.remembered})
+        self.complete(raise_fees.decide(Received("x", "test", HEAD, 1, None), facts))
 
     def attempt(self, withdrawal: Withdrawal, nonce: int, n: int, kind: str, fee: int) -> Attempt:
         attempt = self.signed(withdrawal, nonce, n, kind, fee)

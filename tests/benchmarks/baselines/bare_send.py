@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from chain.signer import Signer
-from chain.transactions import Signed, sign_call, transfer_data
+from chain.signer import KeySigner
+from chain.transactions import Signed, digest, signed, transfer_data, unsigned_call
 from ledger.rows import Connection
 
 TABLES = """
@@ -31,24 +31,24 @@ MARK = "UPDATE bare.attempts SET status = 'broadcast' WHERE signer = $1 AND nonc
 
 
 async def store(
-    connection: Connection, signer: Signer, token: str, chain_id: int, batch: Sequence[tuple[str, str, int]]
+    connection: Connection, signer: KeySigner, token: str, chain_id: int, batch: Sequence[tuple[str, str, int]]
 ) -> tuple[int, list[bytes]]:
     """`batch`: (withdrawal id, recipient, amount) of each. The first nonce, and the bytes to send."""
     async with connection.transaction():
         first: int = await connection.fetchval(TAKE, signer.address, len(batch))
-        signed: list[Signed] = [
-            sign_call(
-                signer, chain_id=chain_id, nonce=first + n, priority_fee=25 * 10**9, max_fee=100 * 10**9,
-                gas_limit=100_000, to=token, data=transfer_data(to, amount),
-            )
-            for n, (_, to, amount) in enumerate(batch)
-        ]  # fmt: skip
+        made: list[Signed] = []
+        for n, (_, to, amount) in enumerate(batch):
+            fields = unsigned_call(
+                chain_id=chain_id, nonce=first + n, priority_fee=25 * 10**9, max_fee=100 * 10**9, gas_limit=100_000,
+                to=token, data=transfer_data(to, amount),
+            )  # fmt: skip
+            made.append(signed(fields, signer.sign(digest(fields))))
         await connection.execute(
             STORE,
             *(signer.address, list(range(first, first + len(batch))), [id for id, _, _ in batch]),
-            *([one.tx_hash for one in signed], [one.raw for one in signed]),
+            *([one.tx_hash for one in made], [one.raw for one in made]),
         )
-    return first, [one.raw for one in signed]
+    return first, [one.raw for one in made]
 
 
 async def send(http: Any, url: str, raws: Sequence[bytes], per_request: int) -> None:
@@ -64,5 +64,5 @@ async def send(http: Any, url: str, raws: Sequence[bytes], per_request: int) -> 
         assert all("result" in answer for answer in answers), answers
 
 
-async def mark(connection: Connection, signer: Signer, first: int, count: int) -> None:
+async def mark(connection: Connection, signer: KeySigner, first: int, count: int) -> None:
     await connection.execute(MARK, signer.address, list(range(first, first + count)))
