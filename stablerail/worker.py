@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 from collections.abc import Awaitable, Callable
@@ -104,10 +105,13 @@ class _Worker:
         if self._name == "deposits":
             for chain in (chain for chain in settings.read_chains if len(settings.rpc_urls[chain]) < QUORUM):
                 _log.warning("chain.one_endpoint", chain=chain, means="finality and reversals rest on one node's word")
+        failure: Exception | None = None
         try:
             await worker.start()
+        except Exception as error:
+            failure = error
         finally:
-            await self._stop(worker, movement, shared)
+            await self._stop(worker, movement, shared, failure)
 
     async def _finish(self, view: View, movement: Movement, app: Any) -> None:
         """Finishes what is in flight, within the limit; what is left is delivered again to the next owner."""
@@ -124,9 +128,12 @@ class _Worker:
                 # nothing is left to lose; Faust's own stop now and then hangs, and must not keep the partitions
                 loop.call_later(FAUST_STOP_S, exit_now, 0)
 
-    async def _stop(self, worker: Any, movement: Movement, shared: Services) -> NoReturn:
-        if worker.crash_reason:
-            _log.critical("worker.crashed", movement=self._name, exc_info=worker.crash_reason)
+    async def _stop(self, worker: Any, movement: Movement, shared: Services, failure: Exception | None) -> NoReturn:
+        if isinstance(failure, OSError) and failure.errno == errno.EADDRINUSE:
+            _log.critical("worker.port_taken", movement=self._name, port=self._port, remedy="another port: --port")
+            exit_now(1)
+        if reason := worker.crash_reason or failure:
+            _log.critical("worker.crashed", movement=self._name, exc_info=reason)
             exit_now(EXIT_BUG)
         await worker.stop()
         for task in self._tasks:

@@ -16,10 +16,10 @@ import gc
 import json
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -39,6 +39,7 @@ from chain.signer import KeySigner
 from chain.transactions import digest, signed, transfer_data, unsigned_call
 from ledger.commit import claim_owners
 from ledger.migrate import upgrade
+from stablerail.dev.processes import free_port
 from tests.benchmarks.baselines import bare_send
 from tests.benchmarks.ledger_load import connect
 from tests.benchmarks.parts import SCHEMA, Parts, Place, place
@@ -245,7 +246,9 @@ async def through_kafka(parts: Parts, payments: int, limit_s: float) -> float:
             await owner.close()
 
 
-def start_worker(here: Place, chain: Field) -> None:
+def start_worker(
+    here: Place, chain: Field, movement: str = "withdrawals", more: Mapping[str, str] = MappingProxyType({})
+) -> None:
     settings = {
         "STABLERAIL_WITHDRAWAL_CHAINS": CHAIN.value,
         "STABLERAIL_RPC_URLS": json.dumps({CHAIN.value: [chain.anvil.rpc_url]}),
@@ -254,8 +257,9 @@ def start_worker(here: Place, chain: Field) -> None:
         "STABLERAIL_WITHDRAWAL_KEYSTORE": str(chain.keystore),
         "STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD": PASSWORD,
         "STABLERAIL_WITHDRAWAL_IN_FLIGHT_MAX": "10000",
+        **more,
     }
-    here.start(["-m", "stablerail.cli", "worker", "withdrawals"], settings)
+    here.start(["-m", "stablerail.cli", "worker", movement, "--port", str(free_port())], settings)
 
 
 async def tell(here: Place, withdrawals: Sequence[Waiting]) -> None:

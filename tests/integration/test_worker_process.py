@@ -35,7 +35,7 @@ class Program:
     def __init__(self, directory: Path, environment: dict[str, str], *arguments: str) -> None:
         self.port = free_port()
         self.log = directory / f"{self.port}.log"
-        command = [sys.executable, "-m", "stablerail.cli", "worker", *arguments, "--port", str(self.port)]
+        command = [sys.executable, "-m", "stablerail.cli", "worker", "--port", str(self.port), *arguments]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("STABLERAIL_")}
         own = {
             "STABLERAIL_DATADIR": str(directory),
@@ -160,6 +160,15 @@ async def test_a_worker_whose_topics_are_missing_says_so(start: Callable[..., Pr
     assert "no partition" in trouble["assignment"]
     assert (await worker.get("/healthz"))[0] == 200, "a restart would not help"
     assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
+
+
+async def test_a_worker_whose_port_another_has_says_so_and_ends(start: Callable[..., Program]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        worker = start("treasury", "--port", str(other.getsockname()[1]))
+        assert await asyncio.to_thread(worker.child.wait, 100) == 1
+    assert "worker.port_taken" in worker.log.read_text()
 
 
 async def test_of_two_workers_for_one_partition_the_idle_one_says_so_and_takes_over(
