@@ -8,6 +8,7 @@ while something is on its way.
 from __future__ import annotations
 
 import asyncio
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from html import escape
@@ -86,8 +87,12 @@ class WithdrawalViews:
 
         async def watch_nonces(stream: Any) -> None:
             async for event in stream.noack().events():
+                # a write for each lane, not for each transaction: while Faust's producer has a hundred changes to send, it takes
+                # in no event of any stage
+                found = ChainMap[str, int]({}, self._table)
                 for record in event.value.records:
-                    take(self._table, record.value, record.headers)
+                    take(found, record.value, record.headers)
+                self._table.update(found.maps[0])
                 ack(app, event)
 
         app.agent(source, name="watch_nonces")(watch_nonces)

@@ -28,7 +28,7 @@ AGREE_MIN: Final = 2
 """Endpoints that must say the same, where there are as many."""
 OPEN_MAX: Final = 5_000
 """Attempts looked at under one head, the lowest nonces first."""
-DUE_MAX: Final = 500
+DUE_MAX: Final = 2_000
 """Attempts judged under one head; the rest follows under the next."""
 RESEND_S: Final = 60.0
 """In no block for so long: the endpoint is asked whether it still has the transaction, which is sent again if not."""
