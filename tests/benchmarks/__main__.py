@@ -21,7 +21,7 @@ RUNS_PER_ROUND = {
     "deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
     "ledger.growth": 2, "ledger.floor": 7, "withdrawals.send": 4, "withdrawals.latency": 2,
     "bridge.webhooks": 2, "deposits.growth": 2,
-    "rebuild.speed": 2,
+    "rebuild.speed": 2, "withdrawals.block_fill": 1, "withdrawals.growth": 2,
     "provisioning.burst": 2, "provisioning.rate": 2,
 }  # fmt: skip
 

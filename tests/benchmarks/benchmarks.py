@@ -19,6 +19,8 @@ from tests.benchmarks import (
     ledger_reads,
     provisioning,
     rebuild_speed,
+    withdrawals_fill,
+    withdrawals_growth,
     withdrawals_latency,
     withdrawals_send,
     workload,
@@ -52,17 +54,23 @@ class Plan:
     grown_s_max: float
     approvals: int
     single_calls: int
+    blocks: int
+    blocks_skipped: int
+    in_flight: int
+    heads: int
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
     payments=3_000, posting=ledger_load.FULL, webhooks=20_000, approvals=5_000, single_calls=1_000,
     grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
+    blocks=60, blocks_skipped=10, in_flight=10_000, heads=30,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
     payments=400, posting=ledger_load.QUICK, webhooks=500, approvals=300, single_calls=40,
     grown_entries=20_000, backlog=2_000, grown_s_max=60,
+    blocks=3, blocks_skipped=1, in_flight=200, heads=2,
 )  # fmt: skip
 
 
@@ -265,4 +273,10 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     ),
     "withdrawals.send": withdrawals_sent,
     "withdrawals.latency": withdrawals_in_the_pool,
+    "withdrawals.block_fill": lambda parts, plan, told: withdrawals_fill.measure(
+        parts, plan.blocks, plan.blocks_skipped, min(plan.repeats, 3), plan.run_s_max + plan.blocks, told
+    ),
+    "withdrawals.growth": lambda parts, plan, told: withdrawals_growth.growth(
+        parts, plan.in_flight, plan.heads, plan.repeats, told
+    ),
 }

@@ -73,12 +73,13 @@ class Ours:
         self._connection, self._other, reading = connections
         wallet = HotWallet([rpc], here.signer.address, here.usdc.address.lower())
         token = here.usdc.address.lower()
-        desk = Desk(CHAIN, here.anvil.chain_id, here.signer, token, wallet, POLICIES[CHAIN], 10**6)
-        self._sign, _ = sign_transactions.stages(Desks([desk]))
+        self.desks = Desks([Desk(CHAIN, here.anvil.chain_id, here.signer, token, wallet, POLICIES[CHAIN], 10**6)])
+        self._sign, self.waiting = sign_transactions.stages(self.desks)
 
         async def connected() -> Any:
             return reading
 
+        self.connected = connected
         self._broadcast = broadcast_transactions.stage({CHAIN.value: Broadcaster([rpc])}, connected)
         self._epochs: dict[str, Any] = {}
         self._offset = 0
@@ -88,22 +89,22 @@ class Ours:
         return self._signed, self._sent, self._told
 
     async def _signed(self, batch: Sequence[Waiting]) -> Any:
-        items = await self._items(self._sign, self._connection, [(one.value, one.headers) for one in batch])
-        return await self._settled(self._sign, self._connection, items, await self._sign.prepare(_received(items)))
+        items = await self.items(self._sign, self._connection, [(one.value, one.headers) for one in batch])
+        return await self.settled(self._sign, self._connection, items, await self._sign.prepare(received(items)))
 
     async def _sent(self, told: Sequence[Any]) -> Any:
         at = datetime.now(UTC)
         events = [(message.value, message.kafka_headers("sign_transactions", at)) for message in told]
-        items = await self._items(self._broadcast, self._other, events)
-        return items, await self._broadcast.prepare(_received(items))
+        items = await self.items(self._broadcast, self._other, events)
+        return items, await self._broadcast.prepare(received(items))
 
     async def _told(self, sent: Any) -> None:
         items, prepared = sent
-        told = await self._settled(self._broadcast, self._other, items, prepared)
+        told = await self.settled(self._broadcast, self._other, items, prepared)
         if len(told) != len(items) or not told:
             raise RuntimeError(f"{len(told)} of {len(items)} were sent")
 
-    async def _items(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> list[Item]:
+    async def items(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> list[Item]:
         topic, items = stage.source.name, []
         if stage.name not in self._epochs:
             async with connection.transaction():
@@ -117,13 +118,13 @@ class Ours:
             items.append(read_item(stage, record))
         return items
 
-    async def _settled(self, stage: Stage[Any], connection: Any, items: list[Item], prepared: Any) -> Sequence[Any]:
+    async def settled(self, stage: Stage[Any], connection: Any, items: list[Item], prepared: Any) -> Sequence[Any]:
         done = await settle(connection, stage, items, self._epochs[stage.name], datetime.now(UTC), prepared)
         assert done.sealed is not None
         return done.sealed.messages
 
 
-def _received(items: Sequence[Item]) -> list[Received]:
+def received(items: Sequence[Item]) -> list[Received]:
     return [item.received for item in items if item.received is not None]
 
 
@@ -149,7 +150,7 @@ class Bare:
         await bare_send.mark(self._other, self._here.signer, stored[0], len(stored[1]))
 
 
-async def _through(steps: Sequence[Step], batches: Sequence[Sequence[Waiting]]) -> None:
+async def through(steps: Sequence[Step], batches: Sequence[Sequence[Waiting]]) -> None:
     """Each step of a batch beside the earlier steps of the next."""
     between: list[asyncio.Queue[Any]] = [asyncio.Queue(maxsize=1) for _ in steps]
 
@@ -186,10 +187,10 @@ async def run(parts: Parts, side: str, payments: int) -> float:
             await owner.execute("INSERT INTO bare.lanes VALUES ($1, 0)", here.signer.address)
             await insert(owner, load)
             measured = Ours(here, connections, rpc) if side == "ours" else Bare(here, connections, http)
-            await _through(measured.steps, batches[:WARM])
+            await through(measured.steps, batches[:WARM])
             await owner.execute("ANALYZE")
             started = time.perf_counter()
-            await _through(measured.steps, batches[WARM:])
+            await through(measured.steps, batches[WARM:])
             seconds = time.perf_counter() - started
             if await here.pending_nonce() != total:
                 raise RuntimeError("the node has not got all of them")

@@ -40,6 +40,7 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     sides += ["worker", "bare httpx", "worker", "bare httpx"]
     sides += ["rebuild", "COPY"]
     sides += ["ours", "bare send", "through Kafka", "signatures", "withdrawal", "hop and commit"]
+    sides += ["filled", "200 in flight", "100 in flight"]
     assert [line.partition(":")[0] for line in told] == sides
     assert all(one.ours.min > 0 and one.baseline.min > 0 for record in records for one in record.comparisons())
     save([record.plain(described) for record in records], tmp_path / "docs")
@@ -47,7 +48,9 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     assert [record["name"] for record in written] == sorted(BENCHMARKS)
     (end_to_end,) = [record for record in written if record["name"] == "deposits.end_to_end"]
     assert end_to_end["also"]["journal_bytes_per_event"]["median"] > 0
-    assert (tmp_path / "docs" / "results.svg").read_text().count("<rect class=") == 1 + 5 + 1 + 3 + 5 + 3 + 1 + 2 + 1
+    assert (tmp_path / "docs" / "results.svg").read_text().count(
+        "<rect class="
+    ) == 1 + 5 + 1 + 3 + 5 + 3 + 1 + 2 + 1 + 2
     floor = (tmp_path / "docs" / "ledger_floor.svg").read_text()
     assert [f">{step}<" in floor for step in STEPS] == [True] * len(STEPS)
 
