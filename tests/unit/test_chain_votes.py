@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from itertools import permutations, product
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +26,12 @@ WORDS: dict[str, Any] = {
 }
 
 
+@dataclass(eq=False)
+class Teller:
+    word: str
+    health: Health = field(default_factory=Health)
+
+
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> Any:
     async def find(*words: str) -> Finding:
@@ -33,7 +39,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Any:
             return WORDS[rpc.word]
 
         monkeypatch.setattr(evidence, "_ask", ask)
-        rpcs: Any = [SimpleNamespace(word=word, health=Health()) for word in words]
+        rpcs: Any = [Teller(word) for word in words]
         endpoints: list[Rpc] = rpcs
         return await find_transfer(endpoints, "0x1", HERE, "0x2", "0x3", 5, 10, 3)
 
@@ -88,7 +94,7 @@ async def test_a_transaction_ends_on_two_words_against_fewer_and_who_said_otherw
 
     agree = min(2, endpoints)
     for words in product(("paid", "gone", "silent", "fails"), repeat=endpoints):
-        rpcs: Any = [SimpleNamespace(word=word, health=Health()) for word in words]
+        rpcs: Any = [Teller(word) for word in words]
         found = (await votes(rpcs, agree, ["tx"], ask)).get("tx")
         paid, gone = words.count("paid"), words.count("gone")
         if found is None:
