@@ -53,6 +53,12 @@ class LyingEndpoint:
         self.url = f"http://{host}:{port}"
         return self
 
+    def release(self) -> None:
+        """It hangs no longer: what waits is answered."""
+        self.hangs = False
+        self._released.set()
+        self._released = asyncio.Event()
+
     async def __aexit__(self, *_: object) -> None:
         self._released.set()
         await self._runner.cleanup()
