@@ -10,6 +10,8 @@ for it; that is for the votes (endpoints.py).
 | an error's code | the last request failed so                                                  | an answer in time            |
 | outvoted        | it said something else than what was agreed on                              | OUTVOTED_S later             |
 | rpc_rate_limited| it told us to wait; until then nothing is sent to it                        | the time that it told        |
+
+What was seen over FORGET_S ago, by a process that has not asked since, says nothing any more.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ STATES: Final = (OK, SLOW, BEHIND, APART, *FAILURES, OUTVOTED, RATE_LIMITED)
 SLOW_S: Final = 2.0
 FAR_BLOCKS: Final = 5
 """Heads of honest endpoints differ by less."""
+FORGET_S: Final = 120.0
 OUTVOTED_S: Final = 600.0
 """Long enough that a person is told (the alert waits for five minutes), short enough for one that was only being reorganised."""
 
@@ -41,8 +44,8 @@ class Health:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failure = ""
-        self._place = ""
+        self._failure, self._failure_at = "", 0.0
+        self._place, self._place_at = "", 0.0
         self._outvoted_until = 0.0
         self._rests_until = 0.0
 
@@ -54,7 +57,11 @@ class Health:
             return RATE_LIMITED
         if now < self._outvoted_until:
             return OUTVOTED
-        return self._failure or self._place or OK
+        if self._failure and now - self._failure_at < FORGET_S:
+            return self._failure
+        if self._place and now - self._place_at < FORGET_S:
+            return self._place
+        return OK
 
     @property
     def rests_s(self) -> float:
@@ -62,12 +69,14 @@ class Health:
         return max(0.0, self._rests_until - self._clock())
 
     def answered(self, after_s: float) -> None:
-        self._failure = SLOW if after_s > SLOW_S else ""
+        self._failure = ""
+        if after_s > SLOW_S:
+            self.failed(SLOW)
 
     def failed(self, code: str) -> None:
         """`code`: one of FAILURES, or SLOW; others say nothing of the endpoint."""
         if code in FAILURES or code == SLOW:
-            self._failure = code
+            self._failure, self._failure_at = code, self._clock()
 
     def rest(self, for_s: float) -> None:
         self._rests_until = self._clock() + for_s
@@ -75,6 +84,7 @@ class Health:
     def compared(self, above_agreed: int) -> None:
         """By how many blocks its head is above the highest that two endpoints have reached."""
         self._place = BEHIND if above_agreed < -FAR_BLOCKS else APART if above_agreed > FAR_BLOCKS else ""
+        self._place_at = self._clock()
 
     def outvoted(self) -> None:
         self._outvoted_until = self._clock() + OUTVOTED_S

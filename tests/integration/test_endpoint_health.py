@@ -16,7 +16,7 @@ from chain.errors import RpcRateLimited, RpcTimeout, RpcUnavailable, WrongChainI
 from chain.fees import FeeHistory
 from chain.head_news import HeadNews
 from chain.heads import readable
-from chain.health import APART, BEHIND, OK, OUTVOTED, OUTVOTED_S, RATE_LIMITED, SLOW, SLOW_S, Health
+from chain.health import APART, BEHIND, FORGET_S, OK, OUTVOTED, OUTVOTED_S, RATE_LIMITED, SLOW, SLOW_S, Health
 from chain.hot_wallet import Look, _merged
 from chain.rpc import REST_S, REST_S_MAX, Rpc, _rest_s
 from chain.window import latest
@@ -146,10 +146,13 @@ def test_how_an_endpoint_does_is_what_was_seen_last_and_what_was_outvoted_stays_
     assert health.state == RpcTimeout.code
     health.answered(0.1)
     assert health.state == OK
+    health.failed(RpcTimeout.code)
+    now += FORGET_S
+    assert health.state == OK, "nobody has asked since"
     health.outvoted()
     health.answered(0.1)
     assert health.state == OUTVOTED
-    now = OUTVOTED_S
+    now += OUTVOTED_S
     assert health.state == OK
 
 
