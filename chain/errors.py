@@ -16,7 +16,8 @@ ChainError (code, detail)
  │    └── BadSignature    bad_signature    the key store answered what is no signature of the key
  ├── ReorgTooDeep       reorg_too_deep     no stored block is canonical any more: a person must choose where to scan from
  └── RpcError (endpoint)
-      ├── RpcUnavailable  rpc_unavailable  no connection, or an HTTP answer that is none (429, 5xx, a redirect)
+      ├── RpcUnavailable  rpc_unavailable  no connection, or an HTTP answer that is none (5xx, a redirect)
+      │    └── RpcRateLimited  rpc_rate_limited  it wants us to wait (429, Retry-After): nothing is sent to it meanwhile
       ├── RpcTimeout      rpc_timeout      no whole answer in time
       ├── RpcRefused      rpc_refused      a JSON-RPC error (method, rpc_code)
       ├── RpcTooLarge     rpc_too_large    the answer is over our limit, or HTTP 413
@@ -109,6 +110,10 @@ class RpcError(ChainError):
 
 class RpcUnavailable(RpcError):
     code = "rpc_unavailable"
+
+
+class RpcRateLimited(RpcUnavailable):
+    code = "rpc_rate_limited"
 
 
 class RpcTimeout(RpcError):

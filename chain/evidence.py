@@ -118,27 +118,47 @@ async def find_transfer(
     """
     assert rpcs, "without an endpoint nothing can be known"
     wanted = _Transfer(tx_hash, block_hash, token, to, amount)
-    asked = [asyncio.create_task(_ask(rpc, wanted, head, depth)) for rpc in rpcs]
-    answers: list[_Answer] = []
+    said: list[tuple[Rpc, _Answer]] = []
+
+    async def ask(rpc: Rpc) -> None:
+        said.append((rpc, await _ask(rpc, wanted, head, depth)))
+
+    asked = [asyncio.create_task(ask(rpc)) for rpc in rpcs]
     try:
         for answer in asyncio.as_completed(asked):
-            answers.append(await answer)
-            agreed = _agreed(answers, len(rpcs))
+            await answer
+            agreed = _agreed([word for _, word in said], len(rpcs))
             if agreed is not None:
+                _tell_outvoted(said, agreed)
                 return _finding(agreed, block_hash)
     finally:
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    return _doubt(answers)
+    return _doubt([word for _, word in said])
+
+
+def _tell_outvoted(said: Sequence[tuple[Rpc, _Answer]], agreed: _Place | Missing) -> None:
+    """Of what is final: short of that, honest endpoints differ while the chain is reorganised."""
+
+    def firm(word: _Answer) -> bool:
+        return isinstance(word, Missing) or (isinstance(word, _Place) and word.final)
+
+    for rpc, word in said:
+        if firm(word) and firm(agreed) and word != agreed:
+            rpc.health.outvoted()
+
+
+def _place_of(word: _Place | Missing) -> _Place | Missing:
+    """Whether it is final aside: one that is a block ahead calls final what the other will call final next."""
+    return replace(word, final=False) if isinstance(word, _Place) else word
 
 
 def _agreed(answers: Sequence[_Answer], endpoints: int) -> _Place | Missing | None:
     """What enough endpoints say, and more than can still say anything else; None while there is no such thing."""
     needed = min(QUORUM, endpoints)
     said = [answer for answer in answers if not isinstance(answer, Undecided)]
-    # one that is a block ahead calls final what the other will call final next: where it is they agree
-    ranked = Counter(replace(one, final=False) if isinstance(one, _Place) else one for one in said).most_common(2)
+    ranked = Counter(map(_place_of, said)).most_common(2)
     others = ranked[1][1] if len(ranked) > 1 else 0
     if not ranked or ranked[0][1] < needed or ranked[0][1] <= others + endpoints - len(answers):
         return None

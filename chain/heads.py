@@ -8,23 +8,23 @@ with it (money is credited at once on anyone's word) and is put right when a sec
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Generic
 
+from chain.endpoints import GRACE_S, A, ranked
 from chain.errors import ChainError
 from chain.evidence import QUORUM
-from chain.rpc import Block, Rpc
-
-GRACE_S: Final = 0.5
-"""How long enough answers wait for the others: an endpoint that hangs must not set the pace of those that answer."""
+from chain.health import OK, SLOW
+from chain.rpc import Block
 
 
 @dataclass(frozen=True, slots=True)
-class Readable:
+class Readable(Generic[A]):
     """What to read from, and how far."""
 
-    rpc: Rpc
+    rpc: A
     head: Block
     agreed: bool
     """Whether another endpoint has reached this head."""
@@ -32,9 +32,10 @@ class Readable:
     """(endpoint, error code) of those that gave no head of our chain."""
 
 
-async def readable(rpcs: Sequence[Rpc], last: Rpc | None = None) -> Readable:
-    """Asks every endpoint for its head. Of those not above what two have reached `last` is kept, else the highest is taken.
-    Raises the first endpoint's ChainError when none answers."""
+async def readable(rpcs: Sequence[A], last: A | None = None) -> Readable[A]:
+    """Asks every endpoint for its head. Of those not above what two have reached: one with the very block that two have, else
+    one that is healthy, else `last`, else the highest. Raises the first endpoint's ChainError when none answers."""
+    rpcs = ranked(rpcs)
     tasks = {asyncio.create_task(rpc.head_of_chain()): rpc for rpc in rpcs}
     waiting = set(tasks)
     try:
@@ -49,21 +50,31 @@ async def readable(rpcs: Sequence[Rpc], last: Rpc | None = None) -> Readable:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    heads: list[tuple[Rpc, Block]] = []
-    errors: dict[Rpc, ChainError | None] = {}
+    heads: list[tuple[A, Block]] = []
+    errors: dict[A, ChainError | None] = {}
     for task, rpc in tasks.items():
         if _answered(task):
             heads.append((rpc, task.result()))
         else:
             errors[rpc] = None if task.cancelled() else _error(task)
-    left_out = tuple((rpc.endpoint, "slow" if error is None else error.code) for rpc, error in errors.items())
+            if errors[rpc] is None:
+                rpc.health.failed(SLOW)
+    left_out = tuple((rpc.endpoint, SLOW if error is None else error.code) for rpc, error in errors.items())
     if not heads:
         raise next(error for error in errors.values() if error is not None)
     reached = sorted(head.number for _, head in heads)
     agreed = len(reached) >= QUORUM
     limit = reached[-QUORUM] if agreed else reached[-1]
-    usable = [(rpc, head) for rpc, head in heads if head.number <= limit]
-    rpc, head = max(usable, key=lambda one: (one[0] is last, one[1].number))
+    if agreed:
+        for rpc, head in heads:
+            rpc.health.compared(head.number - limit)
+    alike = Counter((head.number, head.hash) for _, head in heads)
+
+    def worth(one: tuple[A, Block]) -> tuple[bool, bool, bool, int]:
+        rpc, head = one
+        return alike[head.number, head.hash] >= QUORUM, rpc.health.state == OK, rpc is last, head.number
+
+    rpc, head = max((one for one in heads if one[1].number <= limit), key=worth)
     return Readable(rpc, head, agreed, left_out)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from chain.errors import RpcError, RpcTimeout, WrongChainId
+from chain.evidence import QUORUM
 from chain.fees import HISTORY_BLOCKS, HISTORY_PERCENTILE, FeeHistory, read_history
+from chain.health import FAR_BLOCKS
 from chain.logs import topic_of
 from chain.rpc import Call, Rpc
 from chain.wire import amount, mapping, quantity
@@ -23,7 +25,7 @@ AGE_S_MAX: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Of several endpoints: the greatest nonces, the least money, the least block."""
+    """Of several endpoints: what two of them say, the least block of those that are not far behind."""
 
     block_number: int
     """What is mined behind it may not be in the amounts yet."""
@@ -36,7 +38,7 @@ class Look:
     tokens: int
     """Base units."""
     history: FeeHistory
-    """The preferred endpoint's."""
+    """Of the endpoint in the middle."""
 
 
 class HotWallet:
@@ -102,14 +104,28 @@ class HotWallet:
 
 
 def _merged(looks: Sequence[Look]) -> Look | None:
-    """An endpoint that is behind, or that lies about one figure, makes us wait, never overspend."""
+    """What two endpoints have reached, where two answer. One that is behind, or that lies about one figure, is overruled by two
+    others; of two, the one that makes us wait is believed, and never the one that makes us overspend."""
     if not looks:
         return None
+    reached = _second(looks, lambda look: look.block_number)
+    looks = [look for look in looks if look.block_number >= reached - FAR_BLOCKS]
+    money = 1 if len(looks) > QUORUM else 0
     return Look(
-        block_number=min(look.block_number for look in looks),
-        nonce=max(look.nonce for look in looks),
-        pending_nonce=max(look.pending_nonce for look in looks),
-        native=min(look.native for look in looks),
-        tokens=min(look.tokens for look in looks),
-        history=looks[0].history,
+        block_number=min(reached, *(look.block_number for look in looks)),
+        nonce=_counted(looks, lambda look: look.nonce),
+        pending_nonce=_counted(looks, lambda look: look.pending_nonce),
+        native=sorted(look.native for look in looks)[money],
+        tokens=sorted(look.tokens for look in looks)[money],
+        history=sorted((look.history for look in looks), key=lambda history: history.base_fee)[(len(looks) - 1) // 2],
     )
+
+
+def _second(looks: Sequence[Look], figure: Callable[[Look], int]) -> int:
+    """What two have reached."""
+    return sorted(map(figure, looks))[-min(QUORUM, len(looks))]
+
+
+def _counted(looks: Sequence[Look], figure: Callable[[Look], int]) -> int:
+    """Of two, the greater: a nonce that is used is never given."""
+    return _second(looks, figure) if len(looks) > QUORUM else max(map(figure, looks))

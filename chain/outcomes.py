@@ -1,29 +1,27 @@
-"""What became of our own transactions: asked of every endpoint, believed when enough of them agree.
+"""What became of our own transactions: asked of every endpoint, believed when enough of them agree, and more than say otherwise.
 
-An endpoint that fails, is behind or contradicts itself says nothing. Nothing here raises for what an endpoint does.
+An endpoint that fails, is behind or contradicts itself says nothing. What moves money never raises for what an endpoint does.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from eth_abi.abi import decode
 from eth_abi.exceptions import DecodingError
 
+from chain.endpoints import ranked, votes
 from chain.errors import ChainError, RpcRefused, RpcTooLarge
 from chain.finality import is_final
 from chain.logs import transfers_of
-from chain.rpc import Asks, Block, Call, Receipt, read_receipt
+from chain.rpc import Asks, Block, Call, Reads, Receipt, read_receipt
 from chain.window import latest, numbered
 from chain.wire import address20, hash32, items, mapping, quantity
 
 ERROR_STRING: Final = "0x08c379a0"
 """The selector of Solidity's Error(string)."""
-
-T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -54,15 +52,8 @@ Verdict = Executed | Gone
 async def verdicts(
     rpcs: Sequence[Asks], agree: int, wanted: dict[str, Place], token: str, depth: int
 ) -> dict[str, Verdict]:
-    """By hash, of those transactions whose place is final on `agree` endpoints at least. One that says otherwise
-    leaves it open, however many agree."""
-    answers = await _all(_of_endpoint(rpc, wanted, token, depth) for rpc in rpcs)
-    found: dict[str, Verdict] = {}
-    for tx_hash in wanted:
-        said = [answer[tx_hash] for answer in answers if tx_hash in answer]
-        if len(said) >= agree and len(set(said)) == 1:
-            found[tx_hash] = said[0]
-    return found
+    """By hash, of those transactions whose place is final: what `agree` endpoints at least say, and more than say otherwise."""
+    return await votes(rpcs, agree, list(wanted), lambda rpc: _of_endpoint(rpc, wanted, token, depth))
 
 
 async def _of_endpoint(rpc: Asks, wanted: dict[str, Place], token: str, depth: int) -> dict[str, Verdict]:
@@ -96,7 +87,7 @@ async def _receipts(rpc: Asks, block: Block, tx_hashes: set[str]) -> list[Receip
     return [receipt for receipt in found if receipt is not None and receipt.block_hash == block.hash]
 
 
-async def receipts(rpc: Asks, tx_hashes: Sequence[str]) -> list[Receipt | None]:
+async def receipts(rpc: Reads, tx_hashes: Sequence[str]) -> list[Receipt | None]:
     """In their order. Raises RpcError."""
 
     def of(tx_hash: str) -> Call:
@@ -125,21 +116,20 @@ def nonce(signer: str, block: int | None = None) -> Call:
 async def taken(
     rpcs: Sequence[Asks], agree: int, signer: str, number: int, tx_hashes: Sequence[str], depth: int
 ) -> bool:
-    """Whether a nonce is finally used, and by none of those transactions: `agree` endpoints at least say so and none says otherwise.
-    `tx_hashes`: every attempt that was ever signed with it."""
+    """Whether a nonce is finally used, and by none of those transactions: `agree` endpoints at least say so, and more than know
+    of one of them. `tx_hashes`: every attempt that was ever signed with it."""
 
-    async def of_endpoint(rpc: Asks) -> bool:
+    async def of_endpoint(rpc: Asks) -> dict[int, bool]:
         (head,) = await rpc.ask([latest()])
         if head.number < depth:
-            return False
+            return {}
         (count,) = await rpc.ask([nonce(signer, head.number - depth)])
-        return count > number and not any(await receipts(rpc, tx_hashes))
+        return {number: not any(await receipts(rpc, tx_hashes))} if count > number else {}
 
-    said = await _all(of_endpoint(rpc) for rpc in rpcs)
-    return len(said) >= agree and all(said)
+    return (await votes(rpcs, agree, [number], of_endpoint)).get(number, False)
 
 
-async def unknown(rpc: Asks, tx_hashes: Sequence[str]) -> frozenset[str]:
+async def unknown(rpc: Reads, tx_hashes: Sequence[str]) -> frozenset[str]:
     """Those that the endpoint has neither mined nor in its mempool. Raises RpcError."""
     known = await rpc.ask([Call("eth_getTransactionByHash", [tx_hash], bool) for tx_hash in tx_hashes])
     return frozenset(tx_hash for tx_hash, found in zip(tx_hashes, known, strict=True) if not found)
@@ -147,7 +137,7 @@ async def unknown(rpc: Asks, tx_hashes: Sequence[str]) -> frozenset[str]:
 
 async def revert_reason(rpcs: Sequence[Asks], tx_hash: str, block: int) -> str:
     """Why a transaction reverted, in the contract's words, by calling again what it called; empty when that cannot be told."""
-    for rpc in rpcs:
+    for rpc in ranked(rpcs):
         try:
             (call,) = await rpc.ask([Call("eth_getTransactionByHash", [tx_hash], _as_call)])
             await rpc.ask([Call("eth_call", [call, hex(block)], str)])
@@ -172,15 +162,3 @@ def _reason(refused: RpcRefused) -> str:
             pass
     before, marked, text = refused.message.partition("execution reverted")
     return text.lstrip(": ")[:200] if marked and not before else refused.message
-
-
-async def _all(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The answers of those that gave one."""
-
-    async def of(one: Coroutine[Any, Any, T]) -> list[T]:
-        try:
-            return [await one]
-        except ChainError:
-            return []
-
-    return [answer for some in await asyncio.gather(*map(of, asked)) for answer in some]

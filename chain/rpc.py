@@ -1,15 +1,19 @@
 """One JSON-RPC endpoint of an EVM chain. Every answer is checked; whatever goes wrong is an RpcError.
 
 Nothing is retried here: a read may be repeated by the caller (stamina), and what repeating means is the caller's to know.
-The URL may carry a key, so only its scheme and host are ever shown.
+Which chain it serves is asked before anything else, and again after a connection failed. While it wants us to wait (429,
+Retry-After) nothing is sent to it. The URL may carry a key, so only its scheme and host are ever shown.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -21,12 +25,14 @@ from chain.errors import (
     BadLog,
     RpcError,
     RpcGarbled,
+    RpcRateLimited,
     RpcRefused,
     RpcTimeout,
     RpcTooLarge,
     RpcUnavailable,
     WrongChainId,
 )
+from chain.health import Health
 from chain.logs import TRANSFER_TOPIC, TransferLog, decode_transfer, topic_of
 from chain.wire import hash32, items, mapping, quantity, uint256
 
@@ -40,6 +46,14 @@ BATCH_CALLS_MAX: Final = 100
 BALANCE_OF: Final = "0x70a08231"
 """The selector of balanceOf(address)."""
 BALANCES_AT_ONCE: Final = 100
+REST_S: Final = 1.0
+"""After a 429 that does not say how long."""
+REST_S_MAX: Final = 60.0
+"""However long it says: whether it is still so costs one request a minute."""
+RATE_LIMIT_CODES: Final = frozenset({429, -32007, -32029})
+"""JSON-RPC errors that are about us, not about the call. Not -32005, which is also a range of blocks that is too wide."""
+HEARTBEAT_S: Final = 20.0
+HEAD_BYTES_MAX: Final = 1_000_000
 TIMESTAMP_S_END: Final = 2**40
 """What an event can carry."""
 
@@ -73,15 +87,23 @@ class Call(NamedTuple):
     read: Callable[[Any], Any]
 
 
-class Asks(Protocol):
-    """What readers of a chain need of an endpoint; `Rpc` is one."""
+class Reads(Protocol):
+    """What can be asked of a chain."""
 
     @property
     def endpoint(self) -> str: ...
 
+    async def ask(self, calls: Sequence[Call]) -> list[Any]: ...
+
+
+class Asks(Reads, Protocol):
+    """What readers of a chain need of an endpoint; `Rpc` is one."""
+
+    health: Health
+
     async def verify_chain_id(self) -> None: ...
 
-    async def ask(self, calls: Sequence[Call]) -> list[Any]: ...
+    async def head_of_chain(self) -> Block: ...
 
 
 class Rpc:
@@ -92,7 +114,9 @@ class Rpc:
         self.chain_id = chain_id
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._verified = False
         self._last_id = 0
+        self.health = Health()
         parts = urlsplit(url)
         self.endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         """For people and logs: scheme and host."""
@@ -113,16 +137,21 @@ class Rpc:
     async def close(self) -> None:
         """Close the connections. The next call opens new ones."""
         session, self._session = self._session, None
+        self._verified = False
         if session is not None:
             await session.close()
 
     async def verify_chain_id(self) -> None:
-        """WrongChainId unless the endpoint serves the chain we were told it does. Call it once before anything else."""
-        self._check_chain(await self._call("eth_chainId"))
+        """WrongChainId unless the endpoint serves the chain we were told it does. Every call does so first, where it is not known."""
+        request = self._request("eth_chainId", [])
+        answer = self._checked(mapping, await self._send(request))
+        self._check_chain(self._result("eth_chainId", request["id"], answer))
 
     def _check_chain(self, raw: Any) -> None:
         actual = self._checked(quantity, raw)
-        if actual != self.chain_id:
+        self._verified = actual == self.chain_id
+        if not self._verified:
+            self.health.failed(WrongChainId.code)
             raise WrongChainId(self.endpoint, self.chain_id, actual)
 
     async def head(self) -> Block:
@@ -245,6 +274,7 @@ class Rpc:
         try:
             return read(raw)
         except (ValueError, KeyError, BadLog) as error:
+            self.health.failed(RpcGarbled.code)
             raise RpcGarbled(self.endpoint, f"{type(error).__name__}: {error}"[:200]) from None
 
     async def _call(self, method: str, *params: Any) -> Any:
@@ -299,6 +329,8 @@ class Rpc:
         code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, None)
         if type(code) is not int:
             return RpcGarbled(self.endpoint, f"{method}: an error without a code")
+        if code in RATE_LIMIT_CODES:
+            self.health.rest(REST_S)
         message = str(message)
         for secret in self._secrets:  # some providers quote the key they refuse
             message = message.replace(secret, "***")
@@ -306,24 +338,71 @@ class Rpc:
         return RpcRefused(self.endpoint, method, code, message[:200], data if type(data) is str else "")
 
     async def _post(self, body: Any) -> Any:
+        if not self._verified:
+            await self.verify_chain_id()
+        return await self._send(body)
+
+    async def _send(self, body: Any) -> Any:
+        if self.health.rests_s:
+            raise RpcRateLimited(self.endpoint, f"for {self.health.rests_s:.1f} s more, as it asked")
+        began = time.monotonic()
+        try:
+            answer = await self._exchange(body)
+        except RpcError as error:
+            self.health.failed(error.code)
+            if isinstance(error, RpcUnavailable | RpcTimeout):
+                self._verified = False
+            raise
+        self.health.answered(time.monotonic() - began)
+        return answer
+
+    def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout, connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX)
             )
+        return self._session
+
+    async def _exchange(self, body: Any) -> Any:
         try:
-            async with self._session.post(
+            async with self._connected().post(
                 self._url,
                 data=orjson.dumps(body),
                 headers={"content-type": "application/json"},
                 allow_redirects=False,
             ) as response:
-                status = response.status
+                status, again = response.status, response.headers.get("Retry-After")
                 raw = await self._body(response)
         except TimeoutError:
             raise RpcTimeout(self.endpoint, f"no answer within {self._timeout.total} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:  # their texts may hold the URL
             raise RpcUnavailable(self.endpoint, type(error).__name__) from None
+        if status == 429 or (status == 503 and again is not None):
+            self.health.rest(_rest_s(again))
+            raise RpcRateLimited(self.endpoint, f"HTTP {status}")
         return self._parsed(status, raw)
+
+    async def watch_heads(self, told: Callable[[], None]) -> None:
+        """Calls `told` when the endpoint tells of a new head over WebSocket, at its own URL, until the connection ends. What it
+        tells is a hint to look. Raises RpcUnavailable where it offers none."""
+        request = self._request("eth_subscribe", ["newHeads"])
+        try:
+            async with self._connected().ws_connect(
+                self._url, heartbeat=HEARTBEAT_S, max_msg_size=HEAD_BYTES_MAX
+            ) as socket:
+                await socket.send_bytes(orjson.dumps(request), compress=None)
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        self._told(request["id"], message.data)
+                        told()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise RpcUnavailable(self.endpoint, type(error).__name__) from None
+
+    def _told(self, request_id: int, text: str) -> None:
+        """Raises RpcError when it is a refusal."""
+        answer = self._checked(mapping, orjson.loads(text))
+        if "id" in answer:
+            self._result("eth_subscribe", request_id, answer)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -336,7 +415,7 @@ class Rpc:
     def _parsed(self, status: int, raw: bytes) -> Any:
         if status == 413:
             raise RpcTooLarge(self.endpoint, "HTTP 413")
-        if status == 429 or status >= 500 or 300 <= status < 400:
+        if status >= 500 or 300 <= status < 400:
             raise RpcUnavailable(self.endpoint, f"HTTP {status}")
         try:
             answer = orjson.loads(raw)
@@ -347,6 +426,18 @@ class Rpc:
         if answer is None:
             raise RpcGarbled(self.endpoint, "the answer is not JSON")
         return answer
+
+
+def _rest_s(retry_after: str | None) -> float:
+    """Of the header: seconds or a date."""
+    try:
+        asked = float(retry_after or REST_S)
+    except ValueError:
+        try:
+            asked = (parsedate_to_datetime(str(retry_after)) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            asked = REST_S
+    return min(max(asked, REST_S), REST_S_MAX)
 
 
 def read_block(raw: Any) -> Block:

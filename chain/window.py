@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from chain.errors import ChainMoved
-from chain.rpc import Asks, Block, Call, read_block
+from chain.rpc import Block, Call, Reads, read_block
 
 SPAN_BLOCKS_MAX: Final = 200
 """Blocks read under one head at most; a window further behind begins anew."""
@@ -81,7 +81,7 @@ def numbered(number: int) -> Call:
     return Call("eth_getBlockByNumber", [hex(number), False], read)
 
 
-async def walk(rpc: Asks, window: Window | None, depth: int) -> Walked:
+async def walk(rpc: Reads, window: Window | None, depth: int) -> Walked:
     """Up to the endpoint's head. Raises ChainError: ChainMoved when the chain changed meanwhile (ask again under the next
     head), RpcError. An endpoint that is behind the window and agrees with it changes nothing."""
     (head,) = await rpc.ask([latest()])
@@ -104,7 +104,7 @@ async def walk(rpc: Asks, window: Window | None, depth: int) -> Walked:
     return Walked(_window(_kept(known, same[-1]), fresh, depth), fresh)
 
 
-async def _read(rpc: Asks, first: int, head: Block) -> tuple[Block, ...]:
+async def _read(rpc: Reads, first: int, head: Block) -> tuple[Block, ...]:
     """The blocks from `first` to the head, each the parent of the next."""
     found: list[Block | None] = await rpc.ask([numbered(number) for number in range(first, head.number)])
     blocks = [block for block in (*found, head) if block is not None]

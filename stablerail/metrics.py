@@ -25,6 +25,7 @@ from prometheus_client import (
 )
 
 from agents.deposits.figures import SOURCES
+from chain.health import STATES
 from ledger.verify import Result
 from stablerail.bulk import BulkHistogram
 from topics.codes import Whose
@@ -178,6 +179,12 @@ RPC_ENDPOINTS = Metric(
     "gauge",
     "RPC endpoints that gave a head of their chain; below 2 nothing becomes final",
     ("chain",),
+)
+RPC_ENDPOINT_STATE = Metric(
+    "stablerail_rpc_endpoint_state",
+    "gauge",
+    "1 = how the RPC endpoint does, as this process has seen it: ok, or what is wrong with it",
+    ("chain", "endpoint", "state"),
 )
 
 # Withdrawals
@@ -393,6 +400,11 @@ class Metrics:
 
     def rpc_endpoints(self, chain: str, answering: int) -> None:
         self._set(RPC_ENDPOINTS, answering, chain)
+
+    def rpc_endpoint(self, chain: str, endpoint: str, state: str) -> None:
+        """`endpoint`: its place in the settings and its host, never its path."""
+        for one in STATES:
+            self._set(RPC_ENDPOINT_STATE, one == state, chain, endpoint, one)
 
     def lane(self, chain: str, signer: str, reason: str, in_flight: int) -> None:
         """A lane as it was just read; `reason` is empty while it is open."""

@@ -158,6 +158,19 @@ def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
     )
 
 
+def watched_rpcs(settings: Settings, chain: Chain, movement: Movement, metrics: Metrics) -> tuple[Rpc, ...]:
+    """The endpoints of a chain for the movement's life; how they do is measured."""
+    endpoints = rpcs(settings, chain)
+    movement.closing.extend(rpc.close for rpc in endpoints)
+
+    def measure() -> None:
+        for place, rpc in enumerate(endpoints, 1):
+            metrics.rpc_endpoint(chain, f"{place} {rpc.endpoint}", rpc.health.state)
+
+    movement.measures.append(measure)
+    return endpoints
+
+
 def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Custody:
     """The custody mirror of a chain that we read."""
     return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])
@@ -224,8 +237,7 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
     movement = Movement("deposits")
     readers: dict[str, ChainReader] = {}
     for chain in settings.read_chains:
-        endpoints = rpcs(settings, chain)
-        movement.closing.extend(rpc.close for rpc in endpoints)
+        endpoints = watched_rpcs(settings, chain, movement, metrics)
         readers[chain.value] = ChainReader(
             endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
         )
@@ -267,8 +279,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     broadcasters: dict[str, Broadcaster] = {}
     chains: dict[Chain, tuple[Rpc, ...]] = {}
     for chain in settings.withdrawal_chains:
-        chains[chain] = endpoints = rpcs(settings, chain)
-        movement.closing.extend(rpc.close for rpc in endpoints)
+        chains[chain] = endpoints = watched_rpcs(settings, chain, movement, metrics)
         token = settings.usdc_contracts[chain].lower()
         writers[chain.value] = ChainWriter(endpoints, token, settings.finality_depths_blocks[chain])
         broadcasters[chain.value] = Broadcaster(endpoints)
@@ -328,8 +339,7 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
         metrics.rpc_endpoints(chain, answering)
 
     for chain in settings.read_chains:
-        endpoints = rpcs(settings, chain)
-        movement.closing.extend(rpc.close for rpc in endpoints)
+        endpoints = watched_rpcs(settings, chain, movement, metrics)
         scan = ScanSettings(
             token=settings.usdc_contracts[chain].lower(),
             span_max_blocks=settings.scan_span_blocks,
@@ -345,7 +355,7 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
             watcher.leads,
             metrics.custody_discrepancy,
         )
-        movement.workers += [watcher.work, custody.work]
+        movement.workers += [watcher.work, watcher.listen, custody.work]
     return movement
 
 

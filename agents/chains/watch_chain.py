@@ -19,6 +19,7 @@ import structlog
 from agents.lone_writer import STANDBY_S, LoneWriter
 from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
+from chain.head_news import HeadNews
 from chain.heads import readable
 from chain.rpc import Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
@@ -55,10 +56,13 @@ class Watched:
 
 
 class WatchChain:
-    """One chain's watcher. `work` never returns."""
+    """One chain's watcher. `work` and `listen` never return."""
 
     def __init__(self, watched: Watched, services: Services, seen: Callable[[str, int, int, int], None]) -> None:
         """`seen(chain, head, blocks behind, endpoints that answer)` gets the figures."""
+        self._news = HeadNews(watched.rpcs)
+        self.listen = self._news.work
+        """Heads over WebSocket, where endpoints offer it: `work` then does not wait for its interval."""
         self._watched = watched
         self._services = services
         self._seen = seen
@@ -83,6 +87,8 @@ class WatchChain:
                 caught_up = await self.look(connection)
                 self._services.unready.pop(self._writer, None)
                 wait_s = self._watched.interval_s if caught_up else 0.0
+                await self._news.wait(wait_s)
+                continue
             except ChainMoved:
                 wait_s = self._watched.interval_s
             except (ReorgTooDeep, WrongChainId) as error:

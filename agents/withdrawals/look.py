@@ -19,9 +19,10 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from agents.withdrawals.withdrawal import NONCE_TAKEN, UNEXPECTED_TRANSFERS, AttemptStatus
+from chain.endpoints import Hedged
 from chain.finality import is_final
 from chain.outcomes import Executed, Place, Verdict, nonce, receipts, revert_reason, taken, unknown, verdicts
-from chain.rpc import Asks
+from chain.rpc import Asks, Reads
 from chain.window import Walked, Window, walk
 
 AGREE_MIN: Final = 2
@@ -96,9 +97,9 @@ async def look(
     signed: Callable[[Collection[LaneNonce]], Awaitable[Mapping[LaneNonce, Sequence[str]]]],
     now: datetime,
 ) -> News | None:
-    """`rpcs`: those of the chain's endpoints that can be asked; the first is the one that is read. `attempts` reads the open
-    ones, `signed` the hashes of all that were ever signed with these nonces. None: nothing is open. Raises ChainError, and nothing is known then."""
-    rpc = rpcs[0]
+    """`rpcs`: the chain's endpoints; the first is read, another where it is slow or fails. `attempts` reads the open ones,
+    `signed` the hashes of all that were ever signed with these nonces. None: nothing is open. Raises ChainError, and nothing is known then."""
+    rpc = Hedged(rpcs)
     walked = await walk(rpc, window, chain.depth_blocks)
     some = await attempts()
     if not some:
@@ -159,7 +160,7 @@ async def look(
 
 
 async def _places(
-    rpc: Asks, walked: Walked, some: Sequence[OpenAttempt], counts: Mapping[str, int]
+    rpc: Reads, walked: Walked, some: Sequence[OpenAttempt], counts: Mapping[str, int]
 ) -> dict[str, Place]:
     ours = {attempt.tx_hash for attempt in some}
     places = {

@@ -11,8 +11,9 @@ import orjson
 import structlog
 
 from agents.withdrawals.look import OPEN_MAX, ChainWriter, LaneNonce, News, OpenAttempt, look
+from chain.endpoints import ranked
 from chain.errors import ChainError
-from chain.rpc import Asks
+from chain.heads import readable
 from chain.window import Window
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
@@ -44,8 +45,8 @@ class Looker:
         self._connect = connect
         self._clock = clock
         self._connection: Connection | None = None
-        self._verified: set[Asks] = set()
-        self._endpoints = dict.fromkeys(chains, 0)
+        self._turns = dict.fromkeys(chains, 0)
+        """Looks so far: each time another endpoint is read, so that what one withholds is seen by the next."""
 
     async def prepare(self, events: Sequence[Received]) -> dict[str, News]:
         """Before the transaction: what each chain that has a new head says. What cannot be read is asked at the next head."""
@@ -56,9 +57,7 @@ class Looker:
                 with lost_not_cancelled():
                     found = await self._look(name)
             except _AGAIN as error:
-                if isinstance(error, ChainError):
-                    self._endpoints[name] += 1
-                elif self._connection is not None:
+                if not isinstance(error, ChainError) and self._connection is not None:
                     self._connection.terminate()
                 code = getattr(error, "code", type(error).__name__)
                 _log.warning("withdrawals.later", chain=name, error=code, reason=str(error))
@@ -72,8 +71,10 @@ class Looker:
         connection = await self._reading()
         if not await connection.fetch(_sql.open_attempts, name, 1):
             return None
-        start = self._endpoints[name] % len(chain.rpcs)
-        rpcs = await self._serving([*chain.rpcs[start:], *chain.rpcs[:start]])
+        turn = chain.rpcs[self._turns[name] % len(chain.rpcs)]
+        self._turns[name] += 1
+        source = (await readable(chain.rpcs, turn)).rpc
+        rpcs = [source, *(rpc for rpc in ranked(chain.rpcs) if rpc is not source)]
         stored = await connection.fetchval(_sql.cursor, cursor_of(name))
 
         async def attempts() -> list[OpenAttempt]:
@@ -88,19 +89,6 @@ class Looker:
 
         window = None if stored is None else Window.of_json(orjson.loads(stored))
         return await look(chain, rpcs, window, attempts, signed, self._clock())
-
-    async def _serving(self, rpcs: Sequence[Asks]) -> list[Asks]:
-        """Those that serve the chain they are said to; the first, which is read, must."""
-        for rpc in rpcs:
-            if rpc not in self._verified:
-                try:
-                    await rpc.verify_chain_id()
-                    self._verified.add(rpc)
-                except ChainError as error:
-                    if rpc is rpcs[0]:
-                        raise
-                    _log.warning("withdrawals.endpoint", error=error.code, reason=str(error))
-        return [rpc for rpc in rpcs if rpc in self._verified]
 
     async def _reading(self) -> Connection:
         if self._connection is None or self._connection.is_closed():

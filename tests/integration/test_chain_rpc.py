@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chain import rpc as rpc_module
-from chain.errors import RpcError, RpcGarbled, RpcRefused, RpcTimeout, RpcTooLarge, RpcUnavailable, WrongChainId
+from chain.errors import (
+    RpcError,
+    RpcGarbled,
+    RpcRateLimited,
+    RpcRefused,
+    RpcTimeout,
+    RpcTooLarge,
+    RpcUnavailable,
+    WrongChainId,
+)
 from chain.rpc import Rpc
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.processes import free_port
@@ -102,7 +111,7 @@ async def test_an_endpoint_of_another_chain_is_found_out(rpc: Rpc, endpoint: Lyi
 @pytest.mark.parametrize(
     ("status", "raw", "kind"),
     [
-        (429, b"", RpcUnavailable),
+        (429, b"", RpcRateLimited),
         (500, b'{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"x"}}', RpcUnavailable),
         (302, b"", RpcUnavailable),
         (401, b"no", RpcUnavailable),
@@ -124,6 +133,7 @@ async def test_an_endpoint_of_another_chain_is_found_out(rpc: Rpc, endpoint: Lyi
 async def test_every_bad_answer_has_its_type(
     rpc: Rpc, endpoint: LyingEndpoint, status: int, raw: bytes, kind: type[RpcError]
 ) -> None:
+    await rpc.verify_chain_id()
     endpoint.whole = (status, raw)
     for call in (rpc.head, lambda: rpc.block_both_ways("0x" + "0" * 64, 1)):
         with pytest.raises(RpcError) as failed:

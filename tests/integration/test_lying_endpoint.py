@@ -36,7 +36,7 @@ TRUE, FALSE = 5_000_000, 900_000_000
 
 @asynccontextmanager
 async def watching(
-    at: Ground, rpcs: tuple[Rpc, ...], token: str, chain_id: int, *, stages: bool = True
+    at: Ground, rpcs: tuple[Rpc, ...], token: str, chain_id: int, *, stages: bool = True, interval_s: float = 0.05
 ) -> AsyncIterator[WatchChain]:
     """The watcher and both stages of deposits."""
     async with AsyncExitStack() as stack:
@@ -48,9 +48,9 @@ async def watching(
         ):
             if stages:
                 await stack.enter_async_context(running(stage, services, at))
-        watched = Watched(Chain.MATIC, chain_id, rpcs, ScanSettings(token), 0.05, start_block=0)
+        watched = Watched(Chain.MATIC, chain_id, rpcs, ScanSettings(token), interval_s, start_block=0)
         watcher = WatchChain(watched, services, lambda *_: None)
-        task = asyncio.create_task(watcher.work())
+        task = asyncio.gather(watcher.work(), watcher.listen())
         try:
             yield watcher
             assert services.stop.reason is None, services.stop.reason
@@ -162,3 +162,22 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
             await until(next_heads, "the chain is read on, without the one that lies about its head")
         results = await verify(at.observer)
         assert [result for result in results if not result.holds] == []
+
+
+async def test_a_head_that_an_endpoint_tells_of_is_read_at_once_however_long_the_interval(
+    kafka: Kafka, database: str, topic_prefix: str, anvil: Anvil, usdc: Usdc
+) -> None:
+    async with AsyncExitStack() as stack:
+        at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, [CHAIN_HEADS]))
+        rpc = await stack.enter_async_context(Rpc(anvil.rpc_url, anvil.chain_id))
+        token = usdc.address.lower()
+        watch = watching(at, (rpc,), token, anvil.chain_id, stages=False, interval_s=3_600)
+        await stack.enter_async_context(watch)
+        before = await anvil.mine(1)
+
+        async def told() -> bool:
+            top = await anvil.mine(1)
+            heads = [json.loads(record.value)["number"] for record in await at.told(CHAIN_HEADS)]
+            return top > before + 1 and max(heads, default=0) > before + 1
+
+        await until(told, "a block that was mined after the first look")

@@ -67,6 +67,10 @@ class Payer:
     usdc: Usdc
     signer: KeySigner
     rpc: Rpc
+    """For the test's own questions."""
+    endpoints: list[LyingEndpoint]
+    """What the stages ask, each with its `Rpc`."""
+    rpcs: list[Rpc]
     stages: Callable[[Callable[[], Awaitable[Connection]]], tuple[Stage[Any], ...]]
 
     @asynccontextmanager
@@ -134,6 +138,14 @@ class Payer:
 
 @pytest.fixture
 async def path(database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path, tools: Tools) -> AsyncIterator[Payer]:
+    async with paying(database, kafka, topic_prefix, tmp_path, tools, endpoints=2) as payer:
+        yield payer
+
+
+@asynccontextmanager
+async def paying(
+    database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path, tools: Tools, endpoints: int
+) -> AsyncIterator[Payer]:
     async with AsyncExitStack() as stack:
         anvil = stack.enter_context(Anvil(tmp_path, tools))
         at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, TOPICS))
@@ -143,8 +155,9 @@ async def path(database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path, t
         await usdc.transfer(signer.address, 100_000 * SCALE)
         await anvil.rpc("evm_setAutomine", False)
         token = usdc.address.lower()
-        endpoint = await stack.enter_async_context(LyingEndpoint(anvil.rpc_url))
-        rpcs = [await stack.enter_async_context(Rpc(url, anvil.chain_id)) for url in (anvil.rpc_url, endpoint.url)]
+        liars = [await stack.enter_async_context(LyingEndpoint(anvil.rpc_url)) for _ in range(endpoints)]
+        rpcs = [await stack.enter_async_context(Rpc(liar.url, anvil.chain_id)) for liar in liars]
+        own = await stack.enter_async_context(Rpc(anvil.rpc_url, anvil.chain_id))
         desk = Desk(CHAIN, anvil.chain_id, signer, token, HotWallet(rpcs, signer.address, token), POLICIES[CHAIN])
         policy = WithdrawalPolicy(
             tokens={CHAIN.value: token}, minimum=SCALE, maximum=10**12, user_day=10**13, network_day=10**14
@@ -160,7 +173,7 @@ async def path(database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path, t
                 settle_withdrawals.stage(1),
             )
 
-        yield Payer(at, anvil, usdc, signer, rpcs[0], stages)
+        yield Payer(at, anvil, usdc, signer, own, liars, rpcs, stages)
 
 
 async def test_a_request_becomes_a_payment_or_its_money_comes_back(path: Payer) -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chain.errors import RpcRefused, RpcUnavailable
+from chain.health import Health
 from chain.logs import TRANSFER_TOPIC, topic_of
-from chain.rpc import Call
+from chain.rpc import Block, Call
+from chain.window import latest
 
 TOKEN = "0x" + "c" * 40
 BUMP_PERCENT = 10
@@ -118,6 +120,11 @@ class Node:
     endpoint: str
     lag: int = 0
     down: bool = False
+    health: Health = field(default_factory=Health)
+
+    async def head_of_chain(self) -> Block:
+        (block,) = await self.ask([latest()])
+        return block
 
     async def verify_chain_id(self) -> None:
         if self.down:

@@ -24,13 +24,17 @@ class Refusal(Exception):
 
 
 class LyingEndpoint:
-    """`lies` by method; `whole`, when set, is the answer to everything; `hangs` answers nothing at all."""
+    """`lies` by method; `whole`, when set, is the answer to everything; `hangs` answers nothing at all; what only asks for
+    methods that it `swallows` does not reach the node."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.lies: dict[str, Lie] = {}
         self.whole: tuple[int, bytes] | None = None
+        self.headers: dict[str, str] = {}
+        """Of `whole`."""
         self.hangs = False
+        self.swallows: set[str] = set()
         self.shuffles = False
         self.calls: list[tuple[str, list[Any]]] = []
         self.connections: set[Any] = set()
@@ -49,6 +53,12 @@ class LyingEndpoint:
         self.url = f"http://{host}:{port}"
         return self
 
+    def release(self) -> None:
+        """It hangs no longer: what waits is answered."""
+        self.hangs = False
+        self._released.set()
+        self._released = asyncio.Event()
+
     async def __aexit__(self, *_: object) -> None:
         self._released.set()
         await self._runner.cleanup()
@@ -62,9 +72,14 @@ class LyingEndpoint:
             await self._released.wait()
         if self.whole is not None:
             status, raw = self.whole
-            return web.Response(status=status, body=raw, content_type="application/json")
-        async with self._client.post(self.upstream, json=body) as response:
-            honest = await response.json()
+            return web.Response(status=status, body=raw, content_type="application/json", headers=self.headers)
+        asked = body if isinstance(body, list) else [body]
+        if {one["method"] for one in asked} <= self.swallows:
+            honest: Any = [{"id": one["id"]} for one in asked]
+            honest = honest if isinstance(body, list) else honest[0]
+        else:
+            async with self._client.post(self.upstream, json=body) as response:
+                honest = await response.json()
         if isinstance(body, dict):
             return self._json(await self._altered(body, honest))
         by_id = {one["id"]: one for one in honest}
