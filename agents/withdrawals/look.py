@@ -4,7 +4,7 @@
 | -------- | ------------------------------------------------------------------------------------------------------- |
 | walk     | new blocks with the hashes of their transactions; before the attempts are read, so that each of them     |
 |          | that could be in one of these blocks is known by then: an attempt is stored before it is sent           |
-| attempts | the open ones, lowest nonce first                                                                       |
+| attempts | the open ones that the new blocks, or the chain's next step, may be about                                |
 | places   | which of them are in the new blocks; by receipt where blocks were missed, or the nonce is used          |
 | verdicts | of those deep enough, from every endpoint                                                               |
 | taken    | nonces that are finally used by none of our attempts, from every endpoint                               |
@@ -27,10 +27,12 @@ from chain.window import Walked, Window, walk
 
 AGREE_MIN: Final = 2
 """Endpoints that must say the same, where there are as many."""
-OPEN_MAX: Final = 5_000
-"""Attempts looked at under one head, the lowest nonces first."""
+LOWEST_MAX: Final = 500
+"""Of a lane's attempts that are in no block, looked at under one head, the lowest nonces first."""
 DUE_MAX: Final = 2_000
 """Attempts judged under one head; the rest follows under the next."""
+UNSEEN_MAX: Final = 500
+"""Asked of one head whether the endpoint still has them."""
 RESEND_S: Final = 60.0
 """In no block for so long: the endpoint is asked whether it still has the transaction, which is sent again if not."""
 TAKEN_MAX: Final = 20
@@ -93,15 +95,16 @@ async def look(
     chain: ChainWriter,
     rpcs: Sequence[Asks],
     window: Window | None,
-    attempts: Callable[[], Awaitable[Sequence[OpenAttempt]]],
+    attempts: Callable[[Sequence[str]], Awaitable[Sequence[OpenAttempt]]],
     signed: Callable[[Collection[LaneNonce]], Awaitable[Mapping[LaneNonce, Sequence[str]]]],
     now: datetime,
 ) -> News | None:
-    """`rpcs`: the chain's endpoints; the first is read, another where it is slow or fails. `attempts` reads the open ones,
-    `signed` the hashes of all that were ever signed with these nonces. None: nothing is open. Raises ChainError, and nothing is known then."""
+    """`rpcs`: the chain's endpoints; the first is read, another where it is slow or fails. `attempts` reads the open ones: those in
+    blocks, those of the hashes it is given, the lowest of each lane. `signed` reads the hashes of all that were ever signed with
+    these nonces. None: nothing is open. Raises ChainError, and nothing is known then."""
     rpc = Hedged(rpcs)
     walked = await walk(rpc, window, chain.depth_blocks)
-    some = await attempts()
+    some = await attempts([tx_hash for block in walked.blocks for tx_hash in block.tx_hashes])
     if not some:
         return None
     signers = sorted({attempt.signer for attempt in some})
@@ -144,7 +147,7 @@ async def look(
         if key[1] >= counts[key[0]] and group[-1].updated_at <= now - timedelta(seconds=RESEND_S)
     ]
     gone = await _taken(chain, rpcs, used, await signed(used)) if used else frozenset()
-    unseen = await unknown(rpc, waiting[:DUE_MAX]) if waiting else frozenset()
+    unseen = await unknown(rpc, waiting[:UNSEEN_MAX]) if waiting else frozenset()
     said = {*places, *found, *unseen, *(tx_hash for tx_hash, _ in lost)}
     return News(
         walked.window,

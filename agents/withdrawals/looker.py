@@ -10,7 +10,7 @@ import asyncpg
 import orjson
 import structlog
 
-from agents.withdrawals.look import OPEN_MAX, ChainWriter, LaneNonce, News, OpenAttempt, look
+from agents.withdrawals.look import LOWEST_MAX, ChainWriter, LaneNonce, News, OpenAttempt, look
 from chain.endpoints import ranked
 from chain.errors import ChainError
 from chain.heads import readable
@@ -69,7 +69,7 @@ class Looker:
     async def _look(self, name: str) -> News | None:
         chain = self._chains[name]
         connection = await self._reading()
-        if not await connection.fetch(_sql.open_attempts, name, 1):
+        if not await connection.fetchval(_sql.any_open, name):
             return None
         turn = chain.rpcs[self._turns[name] % len(chain.rpcs)]
         self._turns[name] += 1
@@ -77,8 +77,8 @@ class Looker:
         rpcs = [source, *(rpc for rpc in ranked(chain.rpcs) if rpc is not source)]
         stored = await connection.fetchval(_sql.cursor, cursor_of(name))
 
-        async def attempts() -> list[OpenAttempt]:
-            return [OpenAttempt(*row) for row in await connection.fetch(_sql.open_attempts, name, OPEN_MAX)]
+        async def attempts(seen: Sequence[str]) -> list[OpenAttempt]:
+            return [OpenAttempt(*row) for row in await connection.fetch(_sql.open_attempts, name, seen, LOWEST_MAX)]
 
         async def signed(nonces: Collection[LaneNonce]) -> dict[LaneNonce, list[str]]:
             hashes: dict[LaneNonce, list[str]] = {}

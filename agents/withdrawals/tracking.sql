@@ -1,10 +1,28 @@
+-- name: any_open
+SELECT EXISTS (SELECT FROM attempts WHERE chain = $1 AND status IN ('signed', 'broadcast', 'mined'))
+
 -- name: open_attempts
+-- What one look needs of the open attempts, however many there are: those in blocks, those of the hashes that were seen in new
+-- blocks ($2), and of each lane the $3 lowest that are in none: the chain takes no other before them.
 SELECT a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at,
        CASE w.status WHEN 'manual_review' THEN coalesce(w.code, '') END
-FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
-WHERE a.chain = $1 AND a.status IN ('signed', 'broadcast', 'mined')
+FROM (
+    SELECT tx_hash FROM attempts WHERE chain = $1 AND status = 'mined'
+    UNION
+    SELECT tx_hash FROM attempts WHERE chain = $1 AND tx_hash = ANY ($2) AND status IN ('signed', 'broadcast')
+    UNION
+    SELECT x.tx_hash
+    FROM lanes l
+    CROSS JOIN LATERAL (
+        SELECT o.tx_hash FROM attempts o
+        WHERE o.chain = l.chain AND o.signer = l.signer AND o.status IN ('signed', 'broadcast')
+        ORDER BY o.nonce, o.n LIMIT $3
+    ) AS x
+    WHERE l.chain = $1
+) AS f
+JOIN attempts a ON a.chain = $1 AND a.tx_hash = f.tx_hash
+LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
 ORDER BY a.nonce, a.signer, a.n
-LIMIT $2
 
 -- name: hashes_of_nonces
 SELECT a.signer, a.nonce, a.tx_hash

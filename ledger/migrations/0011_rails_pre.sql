@@ -7,3 +7,6 @@ CREATE TABLE lane_keys (
 );
 ALTER TABLE lanes DROP CONSTRAINT lanes_status_check,
     ADD CONSTRAINT lanes_status_check CHECK (status IN ('open', 'paused', 'draining', 'retired'));
+
+-- What a block's head looks at, however many wait in the pool.
+CREATE INDEX attempts_mined ON attempts (chain, block_number) WHERE status = 'mined';

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -53,6 +54,8 @@ KEY = KeySigner(b"\x05" * 32)
 SIGNER = KEY.address
 FEE = 100
 DEPTH = 4
+LOWEST = 2
+"""Of those in no block, looked at under one head."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN = (AttemptStatus.SIGNED, AttemptStatus.BROADCAST)
 HEAD = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
@@ -214,8 +217,10 @@ class Desk:
         """The first half of a head: the chain is read."""
         writer = ChainWriter(self.nodes, TOKEN, DEPTH)
 
-        async def attempts() -> list[OpenAttempt]:
-            found = [a for a in self.attempts.values() if a.status in (*OPEN, AttemptStatus.MINED)]
+        async def attempts(seen: Sequence[str]) -> list[OpenAttempt]:
+            waiting = sorted((a for a in self.attempts.values() if a.status in OPEN), key=lambda a: (a.nonce, a.n))
+            found = [a for a in self.attempts.values() if a.status == AttemptStatus.MINED]
+            found += [a for place, a in enumerate(waiting) if place < LOWEST or a.tx_hash in seen]
             return [
                 OpenAttempt(
                     *(a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at),
