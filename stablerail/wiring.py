@@ -301,6 +301,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     views = WithdrawalViews(settings.topic_prefix, shared.connect, metrics, shared.clock)
     movement.mounts.append(views.mount)
     movement.workers.append(views.work)
+    policies = {chain: TopUpPolicy(**dict(limits)) for chain, limits in top_ups.items()}
     # in the order of the flow
     stages: tuple[Stage[Any], ...] = (
         accept_withdrawals.stage(withdrawal_policy(settings)),
@@ -308,11 +309,9 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
         broadcast_transactions.stage(broadcasters, shared.connect),
         track_confirmations.stage(writers, shared.connect, shared.clock),
         raise_fees.stage(desks, dict.fromkeys(settings.withdrawal_chains, raise_policy(settings))),
+        top_up_lanes.stage(desks, policies, metrics.lane, metrics.gas_account),
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
-    if top_ups:
-        policies = {chain: TopUpPolicy(**dict(limits)) for chain, limits in top_ups.items()}
-        stages += (top_up_lanes.stage(desks, policies, metrics.lane, metrics.gas_account),)
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     return movement
 

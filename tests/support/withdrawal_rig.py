@@ -61,6 +61,7 @@ STAGES = (
     "broadcast_transactions",
     "track_confirmations",
     "raise_fees",
+    "top_up_lanes",
     "settle_withdrawals",
 )
 PASSWORD = "correct horse battery staple"
