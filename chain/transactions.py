@@ -17,8 +17,8 @@ from chain.signer import Signature
 TYPE: Final = b"\x02"
 TRANSFER: Final = bytes.fromhex("a9059cbb")
 """transfer(address,uint256)"""
-_NOTHING: Final = b"\x80\xc0"
-"""No value; no access list. The data comes between the two."""
+_NO_ACCESS: Final = b"\xc0"
+"""An empty access list."""
 
 
 class Signed(NamedTuple):
@@ -37,9 +37,9 @@ def transfer_data(to: str, amount: int) -> bytes:
 
 
 def unsigned_call(
-    *, chain_id: int, nonce: int, priority_fee: int, max_fee: int, gas_limit: int, to: str, data: bytes
+    *, chain_id: int, nonce: int, priority_fee: int, max_fee: int, gas_limit: int, to: str, data: bytes, value: int = 0
 ) -> bytes:
-    """The fields, encoded, of a call of a contract that carries no coins. Fees in wei per gas."""
+    """The fields, encoded. Fees in wei per gas; `value`: wei that go along."""
     return (
         _number(chain_id)
         + _number(nonce)
@@ -48,9 +48,9 @@ def unsigned_call(
         + _number(gas_limit)
         + b"\x94"
         + bytes.fromhex(to[2:])
-        + _NOTHING[:1]
+        + _number(value)
         + _bytes(data)
-        + _NOTHING[1:]
+        + _NO_ACCESS
     )
 
 

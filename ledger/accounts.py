@@ -19,6 +19,8 @@ from topics.partitioner import partition_of
 SYSTEM: Final = "system"
 """The owner of the company's own accounts. Customers' ids are refused when they equal it (`may_own`)."""
 USDC: Final = "USDC"
+COIN: Final = "COIN"
+"""What gas is paid with, of any chain, kept with 6 decimals; the account's shard says of which chain."""
 USD: Final = "USD"
 """Kept with 6 decimals as USDC is; banks see cents."""
 AMOUNT_MAX: Final = 10**38 - 1
@@ -53,6 +55,8 @@ class AccountType(StrEnum):
     """Money on our wallets whose owner is not known, or that waits for a person."""
     SHORTFALL_USDC = "shortfall_usdc"
     """What was reversed after its owner had spent it: owed to us."""
+    GAS_COINS = "gas_coins"
+    """Coins for gas that were moved between our signers. Shard: <chain>:<signer>; negative: it gave them."""
 
 
 CUSTOMERS: Final = frozenset(
@@ -77,6 +81,8 @@ _IN_USD: Final = frozenset(
 
 def asset_of(type: AccountType) -> str:
     """The asset that accounts of the type are kept in."""
+    if type is AccountType.GAS_COINS:
+        return COIN
     return USD if type in _IN_USD else USDC
 
 
@@ -175,6 +181,11 @@ def buffer(shard: str = "") -> Account:
 @lru_cache(maxsize=100)
 def custody(chain: str) -> Account:
     return Account(SYSTEM, AccountType.CUSTODY_USDC, shard=chain)
+
+
+def gas_coins(lane: str) -> Account:
+    """`lane`: <chain>:<signer>."""
+    return Account(SYSTEM, AccountType.GAS_COINS, shard=lane)
 
 
 def shard_of(key: str, count: int) -> str:

@@ -126,6 +126,11 @@ LANES: Final = Table(
     changing=("next_nonce", "chain_nonce", "status", "reason", "version", "updated_at"),
 )
 LANE_KEYS: Final = Table("lane_keys", ("chain", "signer"), "chain:text signer:text source:text updated_at:time")
+GAS_TOP_UPS: Final = Table(
+    "gas_top_ups",
+    ("chain", "signer", "nonce"),
+    "chain:text signer:text nonce:int lane:text amount:numeric state:text block_number:int signed_at:time ended_at:time",
+)
 ATTEMPTS: Final = Table(
     "attempts",
     ("chain", "tx_hash"),
@@ -189,6 +194,7 @@ JOURNALED: Final = (
     WITHDRAWAL_HISTORY,
     LANES,
     LANE_KEYS,
+    GAS_TOP_UPS,
     ATTEMPTS,
     ATTEMPT_WISHES,
     CALLS,

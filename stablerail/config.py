@@ -41,6 +41,7 @@ from stablerail.config_values import (
     Prefix,
     RpcUrls,
     Seconds,
+    TopUpLimits,
     evm_address,
     is_mainnet,
     network_default,
@@ -256,6 +257,17 @@ class Settings(BaseSettings):
         {}, description="most per gas, tip included, where it differs; signing waits above it, JSON"
     )
 
+    gas_keystore: KeySource | None = Field(
+        None,
+        description="key of the account that gives lanes coins for gas, as WITHDRAWAL_KEYSTORE has it and with its password;"
+        " it signs nothing else",
+    )
+    gas_top_ups: Mapped[dict[Chain, TopUpLimits]] = Field(
+        {},
+        description="in coins, JSON: a lane that has less than `below` is given what it lacks of `upto`, all together `day_max` a day"
+        ' (UTC); the account is low below `low`: {"MATIC": {"below": "5", "upto": "20", "day_max": "200", "low": "100"}}',
+    )
+
     deposit_minimum: BaseUnits = Field(
         SCALE, description="a smaller deposit goes to suspense, decimal USDC; kept in base units"
     )
@@ -338,7 +350,8 @@ class Settings(BaseSettings):
     @check("ledger_shards")
     @classmethod
     def _hot_types(cls, given: dict[str, int]) -> dict[str, int]:
-        known = [type.value for type in AccountType if type not in CUSTOMERS and type is not AccountType.CUSTODY_USDC]
+        named = (*CUSTOMERS, AccountType.CUSTODY_USDC, AccountType.GAS_COINS)
+        known = [type.value for type in AccountType if type not in named]
         if unknown := [type for type in given if type not in known]:
             raise ValueError(f"{unknown[0][:40]} has no shards; there are {', '.join(known)}")
         return given
@@ -378,6 +391,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{PREFIX}RPC_URLS must name an endpoint of {chain}, which withdrawals leave by")
             if is_mainnet(chain, self.chain_ids[chain]) and not self.allow_mainnet:
                 raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by {chain} on the mainnet")
+        if unused := [chain for chain in self.gas_top_ups if chain not in self.withdrawal_chains]:
+            raise ValueError(f"{PREFIX}GAS_TOP_UPS: {unused[0]} is not in {PREFIX}WITHDRAWAL_CHAINS")
         return self
 
     @property

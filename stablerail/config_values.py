@@ -8,10 +8,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 
 from chain import addresses, assets, finality
 from chain.errors import BadAddress, NoToken
@@ -123,6 +132,26 @@ def _entity_secret(value: SecretStr) -> SecretStr:
     if re.fullmatch(r"[0-9a-fA-F]{64}", value.get_secret_value()) is None:
         raise ValueError("must be 64 hex digits")
     return value
+
+
+class TopUpLimits(BaseModel):
+    """Of a chain's lanes, in its coin."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    below: BaseUnits
+    upto: BaseUnits
+    day_max: BaseUnits
+    low: BaseUnits = 0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not 0 < self.below < self.upto <= self.day_max:
+            raise ValueError("0 < below < upto <= day_max")
+        return self
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {format_amount(value)}" for name, value in self)
 
 
 def _key_source(value: Any) -> Any:

@@ -197,6 +197,12 @@ LANE_PAUSED = Metric(
 LANE_IN_FLIGHT = Metric(
     "stablerail_lane_in_flight", "gauge", "A lane's transactions that are signed and in no block", ("chain", "signer")
 )
+GAS_ACCOUNT_LOW = Metric(
+    "stablerail_gas_account_low",
+    "gauge",
+    "1 = the account that gives lanes coins has too little, or has given what it may today",
+    ("chain",),
+)
 
 WITHDRAWALS_ENDED = Metric(
     "stablerail_withdrawals_ended",
@@ -413,6 +419,9 @@ class Metrics:
         for one in (*REASONS, "other"):
             self._set(LANE_PAUSED, int(one == known), chain, signer, one)
         self._set(LANE_IN_FLIGHT, in_flight, chain, signer)
+
+    def gas_account(self, chain: str, is_low: bool) -> None:
+        self._set(GAS_ACCOUNT_LOW, int(is_low), chain)
 
     def withdrawal_ended(self, outcome: str, seconds: float) -> None:
         self._add(WITHDRAWALS_ENDED, 1, outcome)

@@ -24,6 +24,7 @@ NOT_REPLAYED: Final[dict[str, str]] = {
     "sign_waiting": _BY_ROWS,
     "track_confirmations": _BY_ROWS,
     "raise_fees": _BY_ROWS,
+    "top_up_lanes": _BY_ROWS,
     "broadcast_transactions": "what is signed and in no block is sent again by itself, a minute later",
 }
 """Whatever a bug left undone of it is done when the bug is gone."""

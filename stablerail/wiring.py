@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -36,6 +36,7 @@ from agents.withdrawals import (
     raise_fees,
     settle_withdrawals,
     sign_transactions,
+    top_up_lanes,
     track_confirmations,
 )
 from agents.withdrawals.desks import Desk, Desks
@@ -43,6 +44,7 @@ from agents.withdrawals.key_ring import KeyRing
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.raising import RaisePolicy
+from agents.withdrawals.top_ups import TopUpPolicy
 from chain.broadcaster import Broadcaster
 from chain.fees import GWEI, POLICIES, FeePolicy
 from chain.hot_wallet import HotWallet
@@ -57,7 +59,7 @@ from ledger.rows import Connection
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
 from stablerail.custody import Custody, CustodyCheck
-from stablerail.hot_wallets import hot_wallet, load_lane_key
+from stablerail.hot_wallets import gas_account, hot_wallet, load_lane_key
 from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
@@ -296,15 +298,21 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
             settings.withdrawal_in_flight_max,
         )
 
+    top_ups = {chain: one for chain, one in settings.gas_top_ups.items() if chain in chains}
     if chains:
         signer = await asyncio.to_thread(hot_wallet, settings)
         for chain in chains:
             desks.put(desk(chain, signer))
+        if top_ups:
+            giver = await asyncio.to_thread(gas_account, settings, signer)
+            for chain in top_ups:
+                desks.put(replace(desk(chain, giver), gives_gas=True))
         ring = KeyRing(desks, shared.connect, partial(load_lane_key, settings), desk, chains)
         movement.workers.append(ring.work)
     views = WithdrawalViews(settings.topic_prefix, shared.connect, metrics, shared.clock)
     movement.mounts.append(views.mount)
     movement.workers.append(views.work)
+    policies = {chain: TopUpPolicy(**dict(limits)) for chain, limits in top_ups.items()}
     # in the order of the flow
     stages: tuple[Stage[Any], ...] = (
         accept_withdrawals.stage(withdrawal_policy(settings)),
@@ -312,6 +320,7 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
         broadcast_transactions.stage(broadcasters, shared.connect),
         track_confirmations.stage(writers, shared.connect, shared.clock),
         raise_fees.stage(desks, dict.fromkeys(settings.withdrawal_chains, raise_policy(settings))),
+        top_up_lanes.stage(desks, policies, metrics.lane, metrics.gas_account),
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)

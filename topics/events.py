@@ -313,6 +313,7 @@ class TransactionSigned(Event):
     """Which attempt of this nonce."""
     tx_hash: TxHash
     withdrawal_id: Text
+    """What it pays; `top_up:<nonce>` where it gives coins for gas to a lane of ours."""
 
     def identity(self) -> str:
         return self.tx_hash

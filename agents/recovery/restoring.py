@@ -23,7 +23,7 @@ import orjson
 from agents.onboarding import provision_wallets
 from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.lanes import plain
-from agents.withdrawals.sign_transactions import CLEARS_ITSELF, OPEN, PAUSED
+from agents.withdrawals.sign_transactions import CLEARS_ITSELF, DRAINING, OPEN, PAUSED, RETIRED
 from agents.withdrawals.withdrawal import RESTORED, Lane
 from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
@@ -86,8 +86,8 @@ async def close(
         logs = [Log(actor, "database.restored", "database", str(restore.id), after={"records": records})]
         for row in await connection.fetch(_sql.lanes):
             before = Lane(*row)
-            if before.is_restored:
-                continue
+            if before.is_restored or before.status == RETIRED:
+                continue  # nothing is ever signed for a retired one
             after = _closed(before, at)
             changes.upsert(LANES, after)
             logs.append(Log(actor, "lane.paused", "lane", before.key, plain(before), plain(after)))
@@ -104,15 +104,18 @@ async def close(
 
 
 def _closed(lane: Lane, at: datetime) -> Lane:
-    """Paused until compared. What a person must look at, or has paused, stays so afterwards."""
-    kept = lane.reason if lane.status == PAUSED and lane.reason not in CLEARS_ITSELF else ""
+    """Paused until compared. What a person must look at, has paused or is draining, stays so afterwards."""
+    kept = DRAINING if lane.status == DRAINING else ""
+    if lane.status == PAUSED and lane.reason not in CLEARS_ITSELF:
+        kept = lane.reason
     reason = f"{RESTORED}: {kept}" if kept else RESTORED
     return lane._replace(status=PAUSED, reason=reason, version=lane.version + 1, updated_at=at)
 
 
 def _opened(lane: Lane, at: datetime) -> Lane:
     kept = lane.reason.removeprefix(RESTORED).removeprefix(": ")
-    return lane._replace(status=PAUSED if kept else OPEN, reason=kept, version=lane.version + 1, updated_at=at)
+    status, reason = (DRAINING, "") if kept == DRAINING else (PAUSED if kept else OPEN, kept)
+    return lane._replace(status=status, reason=reason, version=lane.version + 1, updated_at=at)
 
 
 async def last_restore(connection: Connection) -> Restore | None:

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from agents.outcome import Done, Emit, Outcome
-from agents.withdrawals.withdrawal import Attempt
+from agents.withdrawals.withdrawal import Attempt, paid_for
 from chain.errors import SignerError
 from chain.fees import FeePolicy
 from chain.hot_wallet import HotWallet, Look
@@ -48,6 +48,8 @@ class Desk:
     wallet: HotWallet
     fees: FeePolicy
     in_flight_max: int = IN_FLIGHT_MAX
+    gives_gas: bool = False
+    """The gas account's: it signs top-ups of lanes (top_up_lanes.py), and no withdrawal."""
 
     @property
     def key(self) -> LaneKey:
@@ -151,13 +153,12 @@ def _whole(done: Done, found: Mapping[tuple[str, str, int, int], Attempt]) -> Do
 
 
 def _told(attempt: Attempt) -> Emit:
-    assert attempt.withdrawal_id is not None
     event = TransactionSigned.known(
         chain=Chain(attempt.chain),
         signer=attempt.signer,
         nonce=attempt.nonce,
         n=attempt.n,
         tx_hash=attempt.tx_hash,
-        withdrawal_id=attempt.withdrawal_id,
+        withdrawal_id=paid_for(attempt),
     )
     return Emit(TRANSACTIONS_SIGNED, f"{attempt.chain}:{attempt.signer}", event, attempt.tx_hash)

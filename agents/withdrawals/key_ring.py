@@ -67,6 +67,9 @@ class KeyRing:
         """Once."""
         for chain, signer, source, status in await connection.fetch(_sql.lane_keys):
             key = (chain, signer)
+            known = self._desks.get(key)
+            if known is not None and known.gives_gas:
+                continue  # its key is in the settings, and signs no withdrawals
             if status == RETIRED:
                 self._sources.pop(key, None)
                 self._desks.drop(key)

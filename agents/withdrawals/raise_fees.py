@@ -27,6 +27,7 @@ from agents.outcome import Alert, Done, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes, lock_nonces
 from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
 from agents.withdrawals.raising import (
+    ENDS_NONCE,
     IN_A_BLOCK,
     IN_FLIGHT,
     LANE_PAUSED,
@@ -35,13 +36,16 @@ from agents.withdrawals.raising import (
     dearer,
     hopeless,
     is_shut,
+    is_unsent,
     next_kind,
     not_by_rule,
     offer,
 )
 from agents.withdrawals.sign_transactions import CANCEL, KEY_UNAVAILABLE, LOW_GAS, unsigned
+from agents.withdrawals.top_ups import TopUp
+from agents.withdrawals.top_ups import unsigned as unsigned_top_up
 from agents.withdrawals.wishes import DONE, REFUSED, Wish, open_wishes
-from agents.withdrawals.withdrawal import STUCK, Attempt, Lane, Status, Withdrawal, attempt_row, moved
+from agents.withdrawals.withdrawal import STUCK, Attempt, Lane, Status, Withdrawal, attempt_row, moved, paid_for
 from chain.fees import Fees, fees
 from chain.hot_wallet import Look
 from ledger.audit_logs import Log
@@ -85,6 +89,8 @@ class Line:
     """The signer's coins less what everything in flight may cost."""
     away: bool = False
     """Its key does not sign now."""
+    top_ups: dict[int, TopUp] = field(default_factory=dict)
+    """Of the gas account, by nonce."""
 
     def is_due(self, nonce: int) -> bool:
         one = self.waiting.get(nonce)
@@ -145,6 +151,9 @@ class _Step:
         """What is to be remembered of its nonces."""
         waiting, wei = dict(line.waiting), line.wei
         for nonce, group in sorted(line.groups.items()):
+            if nonce in line.top_ups:
+                wei -= self._top_up(line, nonce, group, waiting, wei)
+                continue
             withdrawal = self._facts.withdrawals.get(group[0].withdrawal_id or "")
             if withdrawal is None:
                 continue
@@ -166,10 +175,32 @@ class _Step:
                     waiting[nonce] = Waiting(attempt.n, line.head, waiting[nonce].at)
             elif wish is not None:
                 self._not_granted(wish, found)
-            elif waiting[nonce].told != found:  # once for each reason
-                waiting[nonce] = waiting[nonce]._replace(told=found)
-                self._alerts.append(Alert(NOT_RAISED, {**_about(group), "reason": found}))
+            else:
+                self._not_raised(group, waiting, found)
         return waiting
+
+    def _not_raised(self, group: Sequence[Attempt], waiting: dict[int, Waiting], why: str) -> None:
+        """A person is told, once for each reason."""
+        nonce = group[0].nonce
+        if waiting[nonce].told != why:
+            waiting[nonce] = waiting[nonce]._replace(told=why)
+            self._alerts.append(Alert(NOT_RAISED, {**_about(group), "reason": why}))
+
+    def _top_up(self, line: Line, nonce: int, group: Sequence[Attempt], waiting: dict[int, Waiting], wei: int) -> int:
+        """The same for coins that the gas account gives: by the rule alone. What its nonce may cost more."""
+        newest = group[-1]
+        is_open = nonce >= line.look.nonce and not any(attempt.status in ENDS_NONCE for attempt in group)
+        if not is_open or not line.is_due(nonce) or is_unsent(newest, line.look.history.base_fee):
+            return 0
+        found = _offer(line, group, newest.kind, None, wei)
+        if not isinstance(found, Fees):
+            self._not_raised(group, waiting, found)
+            return 0
+        attempt = unsigned_top_up(line.desk, line.top_ups[nonce], newest.n + 1, found, self._facts.now)
+        self._inserts.append(attempt_row(attempt))
+        self._logs.append(Log(NAME, "top_up.sped_up", "top_up", paid_for(attempt), _plain(newest), _plain(attempt)))
+        waiting[nonce] = Waiting(attempt.n, line.head, waiting[nonce].at)
+        return dearer(group, attempt.gas_limit * attempt.max_fee)
 
     def _sign(
         self, line: Line, newest: Attempt, withdrawal: Withdrawal, kind: str, found: Fees, wish: Wish | None
@@ -212,8 +243,8 @@ def _offer(line: Line, group: Sequence[Attempt], kind: str, wish: Wish | None, w
 
 def _about(group: Sequence[Attempt]) -> dict[str, str]:
     one = group[-1]
-    names = ("chain", "signer", "nonce", "n", "withdrawal_id", "tx_hash")
-    return {name: str(getattr(one, name)) for name in names}
+    names = ("chain", "signer", "nonce", "n", "tx_hash")
+    return {name: str(getattr(one, name)) for name in names} | {"withdrawal_id": paid_for(one)}
 
 
 def _plain(attempt: Attempt) -> dict[str, Any]:
@@ -317,6 +348,9 @@ class RaiseFees:
         lanes = await lock_lanes(connection, set(busy))
         for key, line in busy.items():
             line.lane = lanes.get(key)
+            if line.desk.gives_gas:
+                rows = await connection.fetch(_sql.top_ups, *key, sorted(line.groups))
+                line.top_ups = {row[2]: TopUp(*row)._replace(amount=int(row[4])) for row in rows}
             wishes = await open_wishes(connection, key[0])
             ids = {group[0].withdrawal_id for group in line.groups.values()}
             line.wishes = {id: wish for id, wish in wishes.items() if id in ids}

@@ -101,8 +101,12 @@ def not_by_rule(withdrawal: Withdrawal, newest: Attempt, base_fee: int) -> str:
     """Why the rule leaves it alone, whatever it would cost."""
     if withdrawal.status == Status.MANUAL_REVIEW and withdrawal.code != STUCK:
         return IN_REVIEW
-    # below the base fee a node may have refused it, or thrown it out: then its silence is explained
-    return NOT_SENT if newest.status == AttemptStatus.SIGNED and newest.max_fee >= base_fee else ""
+    return NOT_SENT if is_unsent(newest, base_fee) else ""
+
+
+def is_unsent(newest: Attempt, base_fee: int) -> bool:
+    """No node is known to have it. Below the base fee one may have refused it, or thrown it out: then its silence is explained."""
+    return newest.status == AttemptStatus.SIGNED and newest.max_fee >= base_fee
 
 
 def offer(

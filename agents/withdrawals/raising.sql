@@ -26,3 +26,7 @@ SELECT DISTINCT a.chain, a.signer, a.nonce FROM attempts a WHERE a.withdrawal_id
 
 -- name: cursor
 SELECT state FROM chain_cursors WHERE chain = $1
+
+-- name: top_ups
+SELECT t.chain, t.signer, t.nonce, t.lane, t.amount, t.state, t.block_number, t.signed_at, t.ended_at
+FROM gas_top_ups t WHERE t.chain = $1 AND t.signer = $2 AND t.nonce = ANY ($3::bigint[])

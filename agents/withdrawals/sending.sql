@@ -17,8 +17,10 @@ FROM unnest($1::text[], $2::text[], $3::bigint[]) AS x(chain, signer, block)
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE n.unmined), coalesce(sum(n.wei), 0)::text, coalesce(sum(n.units), 0)::text
     FROM (
-        SELECT bool_and(a.status <> 'mined') AS unmined, max(a.gas_limit * a.max_fee) AS wei, max(w.amount) AS units
+        SELECT bool_and(a.status <> 'mined') AS unmined,
+               max(a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0)) AS wei, max(w.amount) AS units
         FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
+        LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
         WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
           AND (a.status <> 'mined' OR a.block_number > x.block)
         GROUP BY a.nonce

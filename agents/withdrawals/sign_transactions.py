@@ -41,6 +41,7 @@ from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
 from agents.withdrawals.withdrawal import (
     RESTORED,
+    TOP_UP,
     Attempt,
     AttemptStatus,
     Lane,
@@ -82,7 +83,7 @@ CLEARS_ITSELF: Final = frozenset({LOW_GAS, LOW_USDC, FEES_OVER_CAP, KEY_UNAVAILA
 
 PAYMENT: Final = "payment"
 CANCEL: Final = "cancel"
-GAS: Final[Mapping[str, int]] = {PAYMENT: TRANSFER_GAS[USDC], CANCEL: NOTHING_GAS}
+GAS: Final[Mapping[str, int]] = {PAYMENT: TRANSFER_GAS[USDC], CANCEL: NOTHING_GAS, TOP_UP: NOTHING_GAS}
 """Gas limit by kind."""
 
 
@@ -170,7 +171,10 @@ def _taken(waiting: Mapping[str, Withdrawal], upto: str | None) -> Sequence[With
 
 def _signed(queues: Sequence[Queue], taken: Sequence[Withdrawal], waits: bool, now: datetime) -> Done:
     """Takes them in order until no lane can."""
-    turns = [_Turn(one, one.lane.next_nonce, one.room, one.wei, one.units, _shut(one)) for one in queues]
+    turns = [
+        _Turn(one, one.lane.next_nonce, one.room, one.wei, one.units, shut(one.lane, one.look, one.away))
+        for one in queues
+    ]
     inserts: list[tuple[Table, Row]] = []
     updates: list[tuple[Table, Row]] = []
     for withdrawal in taken:
@@ -224,14 +228,13 @@ def _changed(turn: _Turn, waits: bool, now: datetime) -> Lane | None:
     )
 
 
-def _shut(queue: Queue) -> str:
-    """Why nothing at all may be signed."""
-    lane = queue.lane
+def shut(lane: Lane, look: Look, away: bool) -> str:
+    """Why nothing at all may be signed for it. `away`: its key does not sign now."""
     if lane.status != OPEN and lane.reason not in CLEARS_ITSELF:
         return lane.reason or lane.status
-    if queue.look.nonce > lane.next_nonce:
+    if look.nonce > lane.next_nonce:
         return FOREIGN_NONCE
-    return KEY_UNAVAILABLE if queue.away else ""
+    return KEY_UNAVAILABLE if away else ""
 
 
 def unsigned(desk: Desk, withdrawal: Withdrawal, nonce: int, n: int, kind: str, offer: Fees, now: datetime) -> Attempt:
@@ -273,13 +276,36 @@ Seen = Callable[[str, str, str, int], None]
 """Is told a lane's chain and signer, why it is paused ("" = it is open), and how many of its transactions are in no block."""
 
 
+def unseen(_chain: str, _signer: str, _reason: str, _in_flight: int) -> None: ...
+
+
+class LaneTeller:
+    """Tells of a lane as it was just read: to the metrics each time, to the log where it is another than before."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._known: dict[LaneKey, str] = {}
+
+    def __call__(self, lane: Lane, in_flight: int) -> None:
+        key = (lane.chain, lane.signer)
+        self._seen(*key, lane.reason, in_flight)
+        if self._known.get(key, "") != lane.reason:
+            log = _log.error if lane.reason else _log.info
+            log(
+                "lane.paused" if lane.reason else "lane.opened",
+                chain=lane.chain,
+                signer=lane.signer,
+                reason=lane.reason,
+            )
+            self._known[key] = lane.reason
+
+
 class SignTransactions:
     """Of both stages: they share what was seen of the chain."""
 
     def __init__(self, desks: Desks, seen: Seen) -> None:
         self._desks = desks
-        self._seen = seen
-        self._known: dict[LaneKey, str] = {}
+        self._tell = LaneTeller(seen)
 
     async def prepare(self, events: Sequence[Received]) -> Prepared:
         """Before the transaction: what each chain that is asked for says of our signers."""
@@ -294,41 +320,28 @@ class SignTransactions:
 
     async def load(self, connection: Connection, events: Sequence[Received], prepared: Prepared, at: datetime) -> Facts:
         facts, looks = Facts(at), prepared.looks
-        if not looks:
-            return facts
         accepted = Counter(one.event.chain for one in events if isinstance(one.event, WithdrawalAccepted))
-        desks = {key: prepared.desks[key] for key in sorted(looks)}
+        desks = {key: prepared.desks[key] for key in sorted(looks) if not prepared.desks[key].gives_gas}
         for chain in sorted({desk.chain for desk in desks.values()}):
             # a block wakes all that there may be room for, an accepted withdrawal as many as there are events
             room_max = sum(desk.in_flight_max for desk in desks.values() if desk.chain == chain)
             rows = await connection.fetch(_sql.waiting, chain.value, USDC, min(accepted[chain] or SIGNED_MAX, room_max))
             found = (Withdrawal(*row) for row in rows)
             facts.waiting[chain] = {one.id: one._replace(amount=int(one.amount)) for one in found}
+        if not desks:
+            return facts
         stored = await lock_lanes(connection, desks.keys())
         # asked under the lanes' locks: nobody else signs for them meanwhile
         columns = zip(*((*key, looks[key].block_number) for key in desks), strict=True)
         for chain_, signer, *flying in await connection.fetch(_sql.in_flight, *map(list, columns)):
             key = (chain_, signer)
-            lane = stored.get(key) or await _first(connection, key, looks[key], at)
+            lane = stored.get(key) or await first_lane(connection, key, looks[key], at)
             self._tell(lane, flying[0])
             facts.queues[key] = _queue(desks[key], looks[key], lane, flying, key in stored, key in prepared.away)
         return facts
 
-    def _tell(self, lane: Lane, in_flight: int) -> None:
-        key = (lane.chain, lane.signer)
-        self._seen(*key, lane.reason, in_flight)
-        if self._known.get(key, "") != lane.reason:
-            log = _log.error if lane.reason else _log.info
-            log(
-                "lane.paused" if lane.reason else "lane.opened",
-                chain=lane.chain,
-                signer=lane.signer,
-                reason=lane.reason,
-            )
-            self._known[key] = lane.reason
 
-
-async def _first(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane:
+async def first_lane(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane:
     """A signer that we have no lane of goes on where its chain counts. One that has sent something is not used unseen where a
     database was restored: what it sent may have been ours."""
     first = max(look.nonce, look.pending_nonce)
@@ -355,9 +368,7 @@ def _queue(desk: Desk, look: Look, lane: Lane, flying: Sequence[Any], stored: bo
     )
 
 
-def stages(
-    desks: Desks, seen: Seen = lambda _chain, _signer, _reason, _in_flight: None
-) -> tuple[Stage[Any], Stage[Any]]:
+def stages(desks: Desks, seen: Seen = unseen) -> tuple[Stage[Any], Stage[Any]]:
     """Woken by an accepted withdrawal, and by a block."""
     agent = SignTransactions(desks, seen)
     woken = (

@@ -34,6 +34,7 @@ from agents.withdrawals.withdrawal import (
     attempt_row,
     lane_row,
     moved,
+    paid_for,
 )
 from chain.outcomes import Executed, Gone
 from ledger.rows import Connection, Row, Table
@@ -190,12 +191,12 @@ class _Step:
     def _again(self, attempt: Attempt, reason: str) -> None:
         """It is to be sent once more, as it is."""
         self._withdrawal([attempt], Status.BROADCASTING)
-        if attempt.withdrawal_id is not None:
-            event = TransactionSigned.model_validate(_named(attempt) | {"n": attempt.n})
-            id = f"{attempt.tx_hash}:{reason}:{attempt.version}"
-            self.emits.append(Emit(TRANSACTIONS_SIGNED, f"{attempt.chain}:{attempt.signer}", event, id))
+        event = TransactionSigned.model_validate(_named(attempt) | {"n": attempt.n})
+        id = f"{attempt.tx_hash}:{reason}:{attempt.version}"
+        self.emits.append(Emit(TRANSACTIONS_SIGNED, f"{attempt.chain}:{attempt.signer}", event, id))
 
     def _confirmed(self, attempt: Attempt, reason: str) -> None:
+        """Told to whoever settles withdrawals; top_up_lanes reads the rows."""
         if attempt.withdrawal_id is not None:
             event = TransactionConfirmed.model_validate(
                 _named(attempt)
@@ -212,7 +213,8 @@ class _Step:
 
 
 def _named(attempt: Attempt) -> dict[str, Any]:
-    return {name: getattr(attempt, name) for name in ("chain", "signer", "nonce", "tx_hash", "withdrawal_id")}
+    names = ("chain", "signer", "nonce", "tx_hash")
+    return {name: getattr(attempt, name) for name in names} | {"withdrawal_id": paid_for(attempt)}
 
 
 def fold(facts: Facts, done: Done) -> None:

@@ -90,6 +90,10 @@ class Withdrawal(NamedTuple):
     version: int
 
 
+TOP_UP: Final = "top_up"
+"""The kind of an attempt that gives coins to a lane (top_ups.py); it belongs to no withdrawal."""
+
+
 class AttemptStatus(StrEnum):
     SIGNED = "signed"
     BROADCAST = "broadcast"
@@ -112,7 +116,7 @@ class Attempt(NamedTuple):
     n: int
     """Which of its nonce's attempts, from 1."""
     kind: str
-    """`payment` or `cancel`"""
+    """`payment`, `cancel` or, of the gas account, `top_up`"""
     withdrawal_id: str | None
     raw: bytes
     gas_limit: int
@@ -158,6 +162,11 @@ class Lane(NamedTuple):
     def is_restored(self) -> bool:
         """Nothing is signed or sent for it until it was compared with its chain (agents/recovery)."""
         return self.reason == RESTORED or self.reason.startswith(f"{RESTORED}: ")
+
+
+def paid_for(attempt: Attempt) -> str:
+    """What its events name: its withdrawal, or the top-up, `top_up:<nonce>` of its lane."""
+    return attempt.withdrawal_id or f"{TOP_UP}:{attempt.nonce}"
 
 
 def withdrawal_id(user_id: str, idempotency_key: str) -> str:

@@ -13,7 +13,7 @@ from ledger.tables import LANES
 from stablerail.config import ConfigError, Settings, load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.keystore import write_keystore
-from stablerail.hot_wallets import hot_wallet
+from stablerail.hot_wallets import gas_account, hot_wallet
 from stablerail.topics_admin import admin, create_missing
 from stablerail.wiring import fee_policy
 from tests.integration import test_cli
@@ -112,6 +112,18 @@ def test_a_hot_wallet_that_does_not_open_is_told_by_the_setting_at_fault_and_wit
         assert caught.value.problems[0].name == f"STABLERAIL_{name}"
         assert PASSWORD not in str(caught.value)
         assert "a guess of mine" not in f"{caught.value} {settings!r}"
+
+
+def test_the_account_that_gives_gas_has_a_key_of_its_own(tmp_path: Path) -> None:
+    keystore, other = tmp_path / "wallet.json", tmp_path / "gas.json"
+    write_keystore(keystore, PASSWORD)
+    address = write_keystore(other, PASSWORD)
+    wallet = hot_wallet(settings_of(keystore))
+    assert gas_account(settings_of(keystore, gas_keystore=str(other)), wallet).address == address
+    for given in ({}, {"gas_keystore": str(keystore)}, {"gas_keystore": str(tmp_path / "none.json")}):
+        with pytest.raises(ConfigError) as caught:
+            gas_account(settings_of(keystore, **given), wallet)
+        assert [one.name for one in caught.value.problems] == ["STABLERAIL_GAS_KEYSTORE"]
 
 
 def test_the_networks_fee_bounds_hold_unless_they_are_set() -> None:

@@ -63,6 +63,7 @@ FIXED = {
     ("wallet_requests", "status"): "requested", ("deposits", "status"): "credited", ("audit_logs", "status"): "done",
     ("withdrawals", "status"): "completed", ("withdrawals", "rail"): "chain", ("lanes", "status"): "open",
     ("attempts", "kind"): "payment", ("attempts", "status"): "signed",
+    ("gas_top_ups", "state"): "done",
     ("attempt_wishes", "kind"): "cancel", ("attempt_wishes", "state"): "open",
     ("corrections", "kind"): "correction", ("corrections", "state"): "approved", ("corrections", "decided_by"): "bob",
 }  # fmt: skip

@@ -3,7 +3,7 @@ signed for it, and what is offered stays under the caps."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,9 @@ from agents.withdrawals import raise_fees, wishes
 from agents.withdrawals.errors import NotRaisable, UnknownWithdrawal
 from agents.withdrawals.lanes import open_lane, pause_lane
 from agents.withdrawals.raising import ATTEMPTS_MAX
+from chain.errors import KeyUnavailable
 from chain.fees import GWEI
+from chain.signer import Signature
 from ledger.errors import Fenced
 from ledger.rows import Connection
 from stablerail.dev.anvil import Anvil
@@ -93,6 +95,42 @@ async def test_above_the_cap_nothing_is_signed_a_person_is_told_once_and_it_is_p
     assert len(await storm.heads(1)) == 2
     await storm.heads(DEPTH + 1)
     await storm.assert_paid(asked)
+
+
+class Locked:
+    """A signer whose key store does not answer now."""
+
+    at_once_max = 16
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def signatures(self, _digests: Sequence[bytes]) -> Sequence[Signature]:
+        raise KeyUnavailable("kms:hot")
+
+
+async def test_while_a_lane_s_key_does_not_sign_nothing_is_raised_a_wish_waits_and_then_each_is_paid_once(
+    storm: Storm,
+) -> None:
+    asked = await storm.sent(2)
+    storm.base_fee = STORM
+    desks, desk = storm.process.desks, storm.desk
+    whole = desks.get(("MATIC", desk.signer.address))
+    assert whole is not None
+    desks.put(replace(whole, signer=Locked(desk.signer.address)))
+    await storm.wish(asked[1], "cancel")
+    assert await storm.heads(BLOCKS + 2) == []
+    told = {(alert.code, alert.about["nonce"], alert.about["reason"]) for alert in storm.alerts}
+    assert told == {("speed_up_not_signed", "0", "key_unavailable")}
+    wish = await wishes.wish_of(desk.connection, asked[1].id)
+    assert wish is not None
+    assert (wish.state, wish.code) == ("open", "key_unavailable")
+    desks.put(whole)
+    await storm.heads(DEPTH + 2)
+    await storm.assert_paid(asked[:1])
+    assert [(nonce, n, kind) for nonce, n, kind, _ in await storm.attempts()] == [
+        (0, 1, "payment"), (0, 2, "payment"), (1, 1, "payment"), (1, 2, "cancel"),
+    ]  # fmt: skip
 
 
 async def test_at_so_many_attempts_the_rule_ends_and_a_person_may_insist_up_to_a_bound(storm: Storm) -> None:

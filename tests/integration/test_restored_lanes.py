@@ -12,7 +12,7 @@ import pytest
 from agents.recovery import restoring
 from agents.recovery.comparing import NONCES_UNKNOWN, NOT_REACHED, Compared, compare_lane
 from agents.withdrawals.errors import LaneRestored
-from agents.withdrawals.lanes import open_lane, pause_lane
+from agents.withdrawals.lanes import add_lane, drain_lane, open_lane, pause_lane, retire_lane
 from chain.transactions import digest, signed, transfer_data, unsigned_call
 from ledger.rows import Connection
 from stablerail.dev.anvil import Anvil
@@ -21,7 +21,7 @@ from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.ledger_rig import assert_holds, connect_to
 from tests.support.rpc_stub import LyingEndpoint
-from tests.support.sending import USDC, Sending, sending
+from tests.support.sending import DEPTH, USDC, Sending, sending
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 chain, token = sending_rig.chain, sending_rig.token
@@ -189,6 +189,26 @@ async def test_a_new_signer_after_a_restore_signs_at_once(desk: Sending) -> None
     await restored(desk)
     (asked,), process = await desk.ask(), desk.process()
     assert len(await desk.signed(process, asked)) == 1
+
+
+async def test_after_a_restore_a_draining_lane_signs_nothing_more_and_a_retired_one_never(desk: Sending) -> None:
+    process, key = desk.process(), ("MATIC", desk.signer.address)
+    await desk.sent(process, await desk.signed(process, *await desk.ask(1)))
+    await drain_lane(desk.connection, key, desk.now, "ann")
+    await restored(desk)
+    with pytest.raises(LaneRestored):
+        await retire_lane(desk.connection, key, desk.now, "ann")
+    with pytest.raises(LaneRestored):
+        await add_lane(desk.connection, key, "kms:new", desk.now, "ann")
+    assert (await compared(desk)).code == ""
+    assert await desk.lane() == (1, "draining", "")
+    for blocks in (DEPTH, 1):  # seen in its block, then final
+        await desk.anvil.mine(blocks)
+        await desk.head(process)
+    await retire_lane(desk.connection, key, desk.now, "ann")
+    await restored(desk, 99)
+    assert await restoring.closed_lanes(desk.connection) == []
+    assert await desk.lane() == (1, "retired", "")
 
 
 async def test_what_endpoints_do_not_agree_about_or_cannot_say_keeps_the_lane_closed(desk: Sending) -> None:

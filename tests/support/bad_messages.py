@@ -29,7 +29,7 @@ STAGES: dict[Topic, tuple[str, ...]] = {
     KYC_REJECTED: ("freeze_wallets",),
     WALLETS_REQUESTED: ("provision_wallets",),
     DEPOSITS_NOTIFIED: ("credit_deposits",),
-    CHAIN_HEADS: ("finalize_deposits", "raise_fees", "sign_waiting", "track_confirmations"),
+    CHAIN_HEADS: ("finalize_deposits", "raise_fees", "sign_waiting", "top_up_lanes", "track_confirmations"),
     WITHDRAWALS_REQUESTED: ("accept_withdrawals",),
     WITHDRAWALS_ACCEPTED: ("sign_transactions",),
     TRANSACTIONS_SIGNED: ("broadcast_transactions",),

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -27,11 +27,13 @@ from agents.withdrawals import (
     raise_fees,
     settle_withdrawals,
     sign_transactions,
+    top_up_lanes,
     track_confirmations,
 )
 from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.raising import RaisePolicy
+from agents.withdrawals.top_ups import TopUpPolicy
 from agents.withdrawals.withdrawal import Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
 from chain.broadcaster import Broadcaster
 from chain.fees import POLICIES, FeePolicy
@@ -87,6 +89,7 @@ class Process:
     raising: Stage[Any]
     settling: Stage[Any]
     desks: Desks
+    topping: Stage[Any] | None = None
     epochs: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
 
 
@@ -105,6 +108,11 @@ class Sending:
     rule: RaisePolicy = field(default_factory=RaisePolicy)
     others: list[Signer] = field(default_factory=list)
     """Of the lanes beside the first."""
+    gas: Signer | None = None
+    """Of the account that gives them coins, by `top_ups`."""
+    top_ups: TopUpPolicy | None = None
+    is_low: list[bool] = field(default_factory=list)
+    """What was told of the gas account, each time."""
     _opened: list[Any] = field(default_factory=list)
     _offsets: Any = field(default_factory=count)
     _asked: Any = field(default_factory=count)
@@ -144,6 +152,12 @@ class Sending:
         rpcs = list(rpcs) or self.rpcs or [self.rpc(self.anvil.rpc_url)]
         desks = Desks([self.desk(signer, rpcs) for signer in (self.signer, *self.others)])
         sign, wait = sign_transactions.stages(desks)
+        topping = None
+        if self.gas is not None and self.top_ups is not None:
+            desks.put(replace(self.desk(self.gas, rpcs), gives_gas=True))
+            topping = top_up_lanes.stage(
+                desks, {CHAIN: self.top_ups}, low=lambda _chain, is_low: self.is_low.append(is_low)
+            )
 
         async def connect() -> Connection:
             self._opened.append(await self.connect())
@@ -160,6 +174,7 @@ class Sending:
             raise_fees.stage(desks, {CHAIN: self.rule}),
             settle_withdrawals.stage(1),
             desks,
+            topping,
         )
 
     def desk(self, signer: Signer, rpcs: Sequence[Rpc] = ()) -> Desk:

@@ -56,6 +56,7 @@ FLOW: dict[str, tuple[Topic, Topic]] = {
     "broadcast_transactions": (TRANSACTIONS_SIGNED, TRANSACTIONS_BROADCAST),
     "track_confirmations": (CHAIN_HEADS, TRANSACTIONS_CONFIRMED),
     "raise_fees": (CHAIN_HEADS, TRANSACTIONS_SIGNED),
+    "top_up_lanes": (CHAIN_HEADS, TRANSACTIONS_SIGNED),
     "settle_withdrawals": (TRANSACTIONS_CONFIRMED, WITHDRAWALS_SETTLED),
 }
 """Stage -> (what it reads, what it tells)."""
@@ -87,7 +88,7 @@ class Boundary:
 def commit_of(stage: str) -> Match:
     """The commit of a batch of this stage that changes a withdrawal or an attempt."""
     name, at_work = stage.encode(), set[int]()
-    changed = "attempts" if stage == "track_confirmations" else "withdrawal_history"
+    changed = {"track_confirmations": "attempts", "top_up_lanes": "gas_top_ups"}.get(stage, "withdrawal_history")
 
     def match(frame: Frame) -> bool:
         if name in frame.raw and "inbox" in frame.name.lower():

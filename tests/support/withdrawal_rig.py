@@ -61,6 +61,7 @@ STAGES = (
     "broadcast_transactions",
     "track_confirmations",
     "raise_fees",
+    "top_up_lanes",
     "settle_withdrawals",
 )
 PASSWORD = "correct horse battery staple"
@@ -276,7 +277,9 @@ class WithdrawalRig:
         return Counter((log.to, log.amount) for log in logs)
 
     async def _check_nonces(self) -> None:
-        rows = await self.database.fetch("SELECT nonce, n FROM attempts ORDER BY nonce, n")
+        rows = await self.database.fetch(
+            "SELECT nonce, n FROM attempts WHERE signer = $1 ORDER BY nonce, n", self.signer
+        )
         used = sorted({nonce for nonce, _ in rows})
         assert used == list(range(len(used))), "nonces without a gap"
         assert self.raises or len(rows) == len(used), "one attempt each"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,28 @@ def test_withdrawals_leave_by_the_mainnet_only_where_it_is_allowed(monkeypatch: 
 def test_a_chain_that_withdrawals_cannot_leave_by_is_named_with_what_it_lacks(given: dict[str, str], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         load_settings(env_file=None, **given)
+
+
+def test_top_ups_of_gas_are_by_chain_in_coins_and_in_order() -> None:
+    where = {"withdrawal_chains": "MATIC", "rpc_urls": RPC, "usdc_contracts": USDC}
+    limits = {"below": "5", "upto": "20.5", "day_max": "200"}
+    settings = load_settings(env_file=None, **where, gas_top_ups=json.dumps({"MATIC": limits}))
+    assert dict(settings.gas_top_ups[Chain.MATIC]) == {
+        "below": 5_000_000, "upto": 20_500_000, "day_max": 200_000_000, "low": 0,
+    }  # fmt: skip
+    shown = {row.name: row.value for row in describe(settings)}
+    assert shown["STABLERAIL_GAS_TOP_UPS"].startswith("MATIC: below 5.000000, upto 20.500000, day_max 200.000000")
+    wrong: list[dict[str, str]] = [
+        {**limits, "upto": "5"},
+        {**limits, "day_max": "20"},
+        {**limits, "most": "1"},
+        {"below": "1"},
+    ]
+    for one in wrong:
+        with pytest.raises(ConfigError, match="STABLERAIL_GAS_TOP_UPS"):
+            load_settings(env_file=None, **where, gas_top_ups=json.dumps({"MATIC": one}))
+    with pytest.raises(ConfigError, match="not in STABLERAIL_WITHDRAWAL_CHAINS"):
+        load_settings(env_file=None, gas_top_ups=json.dumps({"MATIC": limits}))
 
 
 def test_the_policy_of_deposits_is_by_chain_and_in_decimal_amounts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
         "WithdrawalStuck",
         "WithdrawalInReview",
         "LanePaused",
+        "GasAccountLow",
     ]
 
 
