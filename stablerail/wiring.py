@@ -20,6 +20,7 @@ from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
+from agents.investing import release_orders, reserve_orders, settle_fills
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
@@ -50,6 +51,7 @@ from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
+from ledger.orders import Shards
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
@@ -62,7 +64,7 @@ from topics.trace import Spans
 
 _log = structlog.get_logger()
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery")
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
@@ -70,6 +72,7 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "deposits": ("database_url",),
     "chains": ("database_url",),
     "withdrawals": ("database_url",),
+    "investing": ("database_url",),
     "treasury": ("database_url",),
     "recovery": ("database_url",),
 }
@@ -310,6 +313,19 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     return movement
 
 
+async def _investing(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+    movement = Movement("investing")
+    stages = (reserve_orders.stage(), settle_fills.stage(order_shards(settings)), *release_orders.stages())
+    movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    return movement
+
+
+def order_shards(settings: Settings) -> Shards:
+    return Shards(
+        settings.shards_of(AccountType.SYSTEM_BUFFER_USDC), settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT)
+    )
+
+
 async def circle_client(settings: Settings, movement: Movement) -> CircleClient | None:
     """A client for the movement's life; None without credentials."""
     if settings.circle_api_key is None or settings.circle_entity_secret is None:
@@ -399,6 +415,7 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "deposits": _deposits,
     "chains": _chains,
     "withdrawals": _withdrawals,
+    "investing": _investing,
     "treasury": _treasury,
     "recovery": _recovery,
 }
