@@ -29,6 +29,7 @@ from agents.recovery import store_dead_letters
 from agents.recovery.maintain import Maintain, Retentions
 from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
+from agents.treasury import fund_broker
 from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
@@ -368,9 +369,12 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
     return movement
 
 
-async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> Movement:
+async def _treasury(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     buffers = Buffers(settings, metrics)
-    return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
+    funded = fund_broker.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT))
+    return Movement(
+        "treasury", deliveries=[Delivery(funded, shared)], mounts=[buffers.mount], measures=[buffers.measure]
+    )
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:

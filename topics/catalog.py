@@ -85,6 +85,7 @@ ORDERS_FILLED = Topic("orders.filled", key="order id", models=(events.OrderFille
 ORDERS_CANCELLED = Topic("orders.cancelled", key="order id", models=(events.OrderCancelled,))
 ORDERS_EXPIRED = Topic("orders.expired", key="order id", models=(events.OrderExpired,))
 ORDERS_SETTLED = Topic("orders.settled", key="order id", models=(events.OrderSettled,))
+BROKER_FUNDED = Topic("broker.funded", key="funding id", models=(events.BrokerFunded,))
 BUFFERS_LEVELS = Topic("buffers.levels", key="account", models=(events.BufferLevel,), partitions=1, compacted=True)
 BUFFERS_TABLE = Topic("buffers.table", key="account, JSON", partitions=1, compacted=True)
 """The change log of the Faust table over it: who takes the partition over has the levels before the first event."""
@@ -125,6 +126,7 @@ INPUTS = (
     ORDERS_CANCELLED,
     ORDERS_EXPIRED,
     ORDERS_SETTLED,
+    BROKER_FUNDED,
     PAYMENTS_UPDATED,
     CIRCLE_WALLETS_UPDATED,
 )

@@ -442,6 +442,19 @@ class OrderSettled(Event):
         return self.order_id
 
 
+class BrokerFunded(Event):
+    """USD of the company's own have arrived at the broker's firm account.  Key: funding id."""
+
+    type = "broker.funded"
+    funding_id: Text
+    """Yours or the bank's; unique for ever."""
+    amount: Amount
+    """USD."""
+
+    def identity(self) -> str:
+        return self.funding_id
+
+
 class BufferLevel(Event):
     """What a buffer account holds after a commit that moved it.  Key: the account. Taken by the highest version, so repeats
     and old ones do nothing."""
@@ -524,6 +537,7 @@ EVENTS: tuple[type[Event], ...] = (
     OrderCancelled,
     OrderExpired,
     OrderSettled,
+    BrokerFunded,
     BufferLevel,
     PaymentUpdated,
     CircleWalletUpdated,

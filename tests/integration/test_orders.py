@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agents.investing import release_orders, reserve_orders, settle_fills
+from agents.treasury import fund_broker
 from ledger.accounts import buffer, fiat_buffer
 from ledger.orders import Shards
 from stablerail.dev.kafka import Kafka
@@ -29,6 +30,7 @@ from tests.support.orders import (
 )
 from tests.support.withdrawals import assert_whole, balance, fund
 from topics.catalog import (
+    BROKER_FUNDED,
     ORDERS_CANCELLED,
     ORDERS_EXPIRED,
     ORDERS_FILLED,
@@ -43,7 +45,7 @@ from topics.money import SCALE
 
 @pytest.fixture
 async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Ground]:
-    async with ground(database, kafka.bootstrap, topic_prefix, TOPICS) as it:
+    async with ground(database, kafka.bootstrap, topic_prefix, [*TOPICS, BROKER_FUNDED]) as it:
         yield it
 
 
@@ -238,6 +240,26 @@ async def test_orders_told_twice_and_in_any_order_by_two_workers_leave_no_hold(a
 
 def _text(amount: int) -> str:
     return f"{amount // SCALE}.{amount % SCALE:06d}"
+
+
+async def test_usd_that_arrive_at_the_broker_leave_the_fiat_buffer_once(at: Ground) -> None:
+    async with investing(at, fund_broker.stage(1)):
+        for partition, amount in ((0, "50000"), (0, "50000"), (1, "50000"), (0, "49999.5")):
+            await say(at, BROKER_FUNDED, "wire", funding_id="wire 1", amount=amount, partition=partition)
+        await say(at, BROKER_FUNDED, "wire", funding_id="wire 2", amount="0.5")
+
+        async def all_settled() -> bool:
+            return bool(await at.observer.fetchval("SELECT count(*) = 5 FROM inbox"))
+
+        await until(all_settled, "all fundings")
+    refused = await letters(at, BROKER_FUNDED)
+    amounts = {int(row[0]) for row in await at.observer.fetch("SELECT amount::text FROM entries")}
+    # the first of an id that is settled stands: they come by two partitions
+    assert refused in (["transaction_reused"], ["transaction_reused"] * 3)
+    first = 50_000 * SCALE if refused == ["transaction_reused"] else 49_999 * SCALE + SCALE // 2
+    assert amounts == {first, SCALE // 2}
+    assert await balance(at, fund_broker.BROKER) == -await balance(at, fiat_buffer()) == first + SCALE // 2
+    await assert_whole(at)
 
 
 def test_every_stage_of_the_movement_is_named_once() -> None:

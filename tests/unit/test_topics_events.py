@@ -88,6 +88,7 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
     events.OrderSettled: {
         "order_id": "o1", "user_id": "ada", "outcome": "filled", "filled": "97.50", "released": "2.50",
     },
+    events.BrokerFunded: {"funding_id": "wire 1", "amount": "50000.00"},
     events.PaymentUpdated: {
         "source": "circle_mint", "payment_id": "p1", "kind": "payment", "status": "paid", "amount": "3.14",
         "currency": "USD", "tx_hash": HASH, "updated_at": "2026-11-21T02:00:00.000Z",
