@@ -173,9 +173,24 @@ def pending_withdrawal(user_id: str) -> Account:
     return Account(user_id, AccountType.PENDING_WITHDRAWAL)
 
 
+@lru_cache(maxsize=200_000)
+def pending_investment(user_id: str) -> Account:
+    return Account(user_id, AccountType.PENDING_INVESTMENT)
+
+
+@lru_cache(maxsize=200_000)
+def fiat_exposure(user_id: str) -> Account:
+    return Account(user_id, AccountType.FIAT_EXPOSURE)
+
+
 @lru_cache(maxsize=1_000)
 def buffer(shard: str = "") -> Account:
     return Account(SYSTEM, AccountType.SYSTEM_BUFFER_USDC, shard=shard)
+
+
+@lru_cache(maxsize=1_000)
+def fiat_buffer(shard: str = "") -> Account:
+    return Account(SYSTEM, AccountType.SYSTEM_BUFFER_FIAT, shard=shard)
 
 
 @lru_cache(maxsize=100)

@@ -146,6 +146,16 @@ ATTEMPT_WISHES: Final = Table(
     " asked_at:time ended_at:time",
     changing=("kind", "attempts_max", "state", "code", "n", "asked_by", "reason", "asked_at", "ended_at"),
 )
+ORDERS: Final = Table(
+    "orders",
+    ("id",),
+    "id:uuid order_id:text fingerprint:uuid user_id:text amount:numeric filled:numeric status:text code:text hold_id:uuid"
+    " ends_as:text fills_due:numeric placed_at:time updated_at:time ended_at:time version:int",
+    changing=("filled", "status", "ends_as", "fills_due", "updated_at", "ended_at", "version"),
+)
+ORDER_FILLS: Final = Table(
+    "order_fills", ("id",), "id:uuid order_id:uuid fill_id:text amount:numeric paid_from:text at:time"
+)
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
 CIRCLE_TRANSFERS: Final = Table(
@@ -197,6 +207,8 @@ JOURNALED: Final = (
     GAS_TOP_UPS,
     ATTEMPTS,
     ATTEMPT_WISHES,
+    ORDERS,
+    ORDER_FILLS,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,

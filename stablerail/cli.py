@@ -102,7 +102,7 @@ def migrate(
 def worker(
     movements: Annotated[
         list[str] | None,
-        typer.Argument(help="onboarding, deposits, chains, withdrawals, treasury, recovery; none = all"),
+        typer.Argument(help="onboarding, deposits, chains, withdrawals, investing, treasury, recovery; none = all"),
     ] = None,
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
 ) -> None:

@@ -52,6 +52,8 @@ from topics.money import SCALE
 PREFIX: Final = "STABLERAIL_"
 
 ALSO_CALLED: Final[Mapping[str, str]] = {
+    "alpaca_api_key": "ALPACA_API_KEY",
+    "alpaca_api_secret": "ALPACA_API_SECRET",
     "circle_api_key": "CIRCLE_API_KEY",
     "circle_webhook_secret": "CIRCLE_WEBHOOK_SECRET",
     "database_url": "DATABASE_URL",
@@ -150,6 +152,13 @@ class Settings(BaseSettings):
     database_idle_timeout_s: Seconds = Field(
         5, gt=0, description="a frozen owner's open transaction is ended, and its locks freed, after this long"
     )
+
+    alpaca_api_url: HttpUrl = Field(
+        "https://broker-api.sandbox.alpaca.markets", description="Alpaca's Broker API, or a sandbox of ours"
+    )
+    alpaca_api_key: SecretStr | None = Field(None, min_length=8, description="Alpaca's key id; unset = no positions")
+    alpaca_api_secret: SecretStr | None = Field(None, min_length=8, description="the key's secret")
+    alpaca_timeout_s: Seconds = Field(3, gt=0, description="the balance view waits no longer for positions")
 
     circle_api_url: HttpUrl = Field("https://api.circle.com", description="Circle's API, or a sandbox of ours")
     circle_api_key: SecretStr | None = Field(None, min_length=8, description="Circle's API key, PREFIX:ID:SECRET")
@@ -369,6 +378,8 @@ class Settings(BaseSettings):
     def _together(self) -> Self:
         if self.call_lease_s <= self.call_timeout_s:
             raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
+        if self.alpaca_api_key is not None and self.network == "mainnet" and ".sandbox." in self.alpaca_api_url:
+            raise ValueError(f"{PREFIX}ALPACA_API_URL is Alpaca's sandbox, and network is mainnet")
         if self.circle_sns_url is not None and self.network == "mainnet":
             raise ValueError(f"{PREFIX}CIRCLE_SNS_URL is for sandboxes: on mainnet only Amazon is believed")
         for chain in self.rpc_urls:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import asyncpg
@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from connectors.alpaca.client import AlpacaClient
 from connectors.circle import mint_webhooks
 from connectors.circle.client import CircleClient
 from connectors.circle.mint_webhooks import MintWebhooks
@@ -140,12 +141,13 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
         },
     )
     journal = Journal.of(settings)
-    app = create_api(settings, pool, metrics, journal)
+    broker = alpaca_client(settings)
+    app = create_api(settings, pool, metrics, journal, broker)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
-        async with pool, inner(served):
+        async with broker or nullcontext(), pool, inner(served):
             await journal.start()
             try:
                 yield
@@ -154,6 +156,18 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
 
     app.router.lifespan_context = lifespan
     return app
+
+
+def alpaca_client(settings: Settings) -> AlpacaClient | None:
+    """None without credentials."""
+    if settings.alpaca_api_key is None or settings.alpaca_api_secret is None:
+        return None
+    return AlpacaClient(
+        settings.alpaca_api_url,
+        settings.alpaca_api_key.get_secret_value(),
+        settings.alpaca_api_secret,
+        settings.alpaca_timeout_s,
+    )
 
 
 def run_api(settings: Settings) -> None:

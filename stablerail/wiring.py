@@ -22,6 +22,7 @@ from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
+from agents.investing import release_orders, reserve_orders, settle_fills
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
@@ -30,6 +31,7 @@ from agents.recovery import store_dead_letters
 from agents.recovery.maintain import Maintain, Retentions
 from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
+from agents.treasury import fund_broker
 from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
@@ -55,6 +57,7 @@ from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Relay
+from ledger.orders import Shards
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
@@ -68,7 +71,7 @@ from topics.trace import Spans
 
 _log = structlog.get_logger()
 
-MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery")
+MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
 """Each is one Faust app with a consumer group of its own, and one Deployment in production."""
 
 NEEDS: Final[dict[str, tuple[str, ...]]] = {
@@ -76,6 +79,7 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "deposits": ("database_url",),
     "chains": ("database_url",),
     "withdrawals": ("database_url",),
+    "investing": ("database_url",),
     "treasury": ("database_url",),
     "recovery": ("database_url",),
 }
@@ -327,6 +331,19 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     return movement
 
 
+async def _investing(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+    movement = Movement("investing")
+    stages = (reserve_orders.stage(), settle_fills.stage(order_shards(settings)), *release_orders.stages())
+    movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    return movement
+
+
+def order_shards(settings: Settings) -> Shards:
+    return Shards(
+        settings.shards_of(AccountType.SYSTEM_BUFFER_USDC), settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT)
+    )
+
+
 async def circle_client(settings: Settings, movement: Movement) -> CircleClient | None:
     """A client for the movement's life; None without credentials."""
     if settings.circle_api_key is None or settings.circle_entity_secret is None:
@@ -368,9 +385,12 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
     return movement
 
 
-async def _treasury(settings: Settings, _shared: Services, metrics: Metrics) -> Movement:
+async def _treasury(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     buffers = Buffers(settings, metrics)
-    return Movement("treasury", mounts=[buffers.mount], measures=[buffers.measure])
+    funded = fund_broker.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT))
+    return Movement(
+        "treasury", deliveries=[Delivery(funded, shared)], mounts=[buffers.mount], measures=[buffers.measure]
+    )
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
@@ -415,6 +435,7 @@ _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Mov
     "deposits": _deposits,
     "chains": _chains,
     "withdrawals": _withdrawals,
+    "investing": _investing,
     "treasury": _treasury,
     "recovery": _recovery,
 }

@@ -78,6 +78,14 @@ TRANSACTIONS_CONFIRMED = Topic(
     "transactions.confirmed", key="lane: chain:signer", models=(events.TransactionConfirmed,)
 )
 WITHDRAWALS_SETTLED = Topic("withdrawals.settled", key="user id", models=(events.WithdrawalSettled,))
+ORDERS_PLACED = Topic("orders.placed", key="order id", models=(events.OrderPlaced,))
+ORDERS_RESERVED = Topic("orders.reserved", key="order id", models=(events.OrderReserved,))
+ORDERS_REJECTED = Topic("orders.rejected", key="order id", models=(events.OrderRejected,))
+ORDERS_FILLED = Topic("orders.filled", key="order id", models=(events.OrderFilled,))
+ORDERS_CANCELLED = Topic("orders.cancelled", key="order id", models=(events.OrderCancelled,))
+ORDERS_EXPIRED = Topic("orders.expired", key="order id", models=(events.OrderExpired,))
+ORDERS_SETTLED = Topic("orders.settled", key="order id", models=(events.OrderSettled,))
+BROKER_FUNDED = Topic("broker.funded", key="funding id", models=(events.BrokerFunded,))
 BUFFERS_LEVELS = Topic("buffers.levels", key="account", models=(events.BufferLevel,), partitions=1, compacted=True)
 BUFFERS_TABLE = Topic("buffers.table", key="account, JSON", partitions=1, compacted=True)
 """The change log of the Faust table over it: who takes the partition over has the levels before the first event."""
@@ -111,6 +119,14 @@ INPUTS = (
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,
     WITHDRAWALS_SETTLED,
+    ORDERS_PLACED,
+    ORDERS_RESERVED,
+    ORDERS_REJECTED,
+    ORDERS_FILLED,
+    ORDERS_CANCELLED,
+    ORDERS_EXPIRED,
+    ORDERS_SETTLED,
+    BROKER_FUNDED,
     PAYMENTS_UPDATED,
     CIRCLE_WALLETS_UPDATED,
 )

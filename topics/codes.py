@@ -78,6 +78,20 @@ CODES: Final[dict[str, Code]] = {
     "unknown_withdrawal": Code(Whose.OURS, "no such withdrawal is stored", redrivable=True),
     "unknown_transaction": Code(Whose.OURS, "no such transaction is stored", redrivable=True),
     "not_final": Code(Whose.OURS, "the attempt has no end yet", redrivable=True, heals=True),
+    # investing
+    "unknown_order": Code(
+        Whose.PRODUCER, "no such order was placed, or not yet", redrivable=True, heals=True,
+    ),
+    "order_id_reused": Code(Whose.PRODUCER, "an order of this id was placed before with other contents"),
+    "order_not_reserved": Code(
+        Whose.PRODUCER, "a fill of an order that was rejected", remedy="the broker filled what nothing was reserved for: a correction",
+    ),
+    "order_overfilled": Code(Whose.PRODUCER, "more is filled than was reserved", remedy="a correction, when the broker is right"),
+    "fill_id_reused": Code(Whose.PRODUCER, "this fill was told before with another amount"),
+    "fills_disagree": Code(
+        Whose.PRODUCER, "an order's total is not what its fills sum up to", redrivable=True,
+        remedy="the producer tells the true total, or a correction",
+    ),
     # the ledger's refusals, where the stage has no answer of its own for them
     "insufficient_funds": Code(Whose.CUSTOMER, "the account has less than that", redrivable=True),
     "limit_exceeded": Code(Whose.CUSTOMER, "over a limit", redrivable=True),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from topics.money import Amount, Balance
+from topics.money import Amount, Balance, Total
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]
 """Printable ASCII: identifiers of ours and of vendors."""
@@ -365,6 +365,97 @@ class WithdrawalSettled(Event):
         return self.withdrawal_id
 
 
+class OrderPlaced(Event):
+    """A customer wants to invest: so much USDC is to be reserved before the broker gets the order.  Key: order id."""
+
+    type = "orders.placed"
+    order_id: Text
+    """Yours; unique for ever."""
+    user_id: Text
+    amount: Amount
+    """The most that it may cost."""
+
+    def identity(self) -> str:
+        return self.order_id
+
+
+class OrderReserved(OrderPlaced):
+    """The money of an order is set aside: the broker may have it.  Key: order id."""
+
+    type = "orders.reserved"
+
+
+class OrderRejected(OrderPlaced):
+    """Nothing was set aside: the order must not be sent to the broker.  Key: order id."""
+
+    type = "orders.rejected"
+    code: Text
+    """Why."""
+
+
+class OrderFilled(Event):
+    """The broker filled an order, or a part of it.  Key: order id."""
+
+    type = "orders.filled"
+    order_id: Text
+    fill_id: Text
+    """The broker's id of this fill."""
+    amount: Amount
+    """What this fill cost."""
+    filled_total: Total | None = None
+    """With the last fill: what the whole order cost. What was reserved beyond it is given back, once all fills that it sums
+    have come."""
+
+    def identity(self) -> str:
+        return f"{self.order_id}:{self.fill_id}"
+
+
+class OrderCancelled(Event):
+    """An order ends without being filled any more.  Key: order id."""
+
+    type = "orders.cancelled"
+    order_id: Text
+    filled_total: Total | None = None
+    """What its fills cost in all: those that have not come yet are waited for. Without it, what remains is given back at once."""
+
+    def identity(self) -> str:
+        return self.order_id
+
+
+class OrderExpired(OrderCancelled):
+    """An order's time is over.  Key: order id."""
+
+    type = "orders.expired"
+
+
+class OrderSettled(Event):
+    """The end of an order: nothing of it is reserved any more.  Key: order id."""
+
+    type = "orders.settled"
+    order_id: Text
+    user_id: Text
+    outcome: Literal["filled", "cancelled", "expired"]
+    filled: Total
+    released: Total
+    """What was reserved and not needed."""
+
+    def identity(self) -> str:
+        return self.order_id
+
+
+class BrokerFunded(Event):
+    """USD of the company's own have arrived at the broker's firm account.  Key: funding id."""
+
+    type = "broker.funded"
+    funding_id: Text
+    """Yours or the bank's; unique for ever."""
+    amount: Amount
+    """USD."""
+
+    def identity(self) -> str:
+        return self.funding_id
+
+
 class BufferLevel(Event):
     """What a buffer account holds after a commit that moved it.  Key: the account. Taken by the highest version, so repeats
     and old ones do nothing."""
@@ -440,6 +531,14 @@ EVENTS: tuple[type[Event], ...] = (
     TransactionBroadcast,
     TransactionConfirmed,
     WithdrawalSettled,
+    OrderPlaced,
+    OrderReserved,
+    OrderRejected,
+    OrderFilled,
+    OrderCancelled,
+    OrderExpired,
+    OrderSettled,
+    BrokerFunded,
     BufferLevel,
     PaymentUpdated,
     CircleWalletUpdated,

@@ -69,6 +69,28 @@ Amount = Annotated[
 """A positive amount in base units of a 6-decimal asset; a decimal string in JSON."""
 
 
+def _read_total(value: Any, info: ValidationInfo) -> int:
+    if info.mode == "json" and type(value) is int:
+        raise ValueError('a total is a decimal string, such as "25.00", not a number')
+    return parse_amount(value)
+
+
+Total = Annotated[
+    int,
+    BeforeValidator(_read_total),
+    PlainSerializer(format_amount, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^{_DECIMAL.pattern}$",
+            "description": "A decimal string, zero or above, with at most six decimals",
+            "examples": ["25.00"],
+        }
+    ),
+]
+"""A sum of amounts, which may be zero."""
+
+
 def _read_balance(value: Any, info: ValidationInfo) -> int:
     if type(value) is int and info.mode != "json":
         return value

@@ -28,6 +28,13 @@ LedgerError (code)
  │    ├── ReasonMissing        length_max
  │    ├── ActorMissing
  │    └── BadLegs              count, count_max
+ ├── OrderRefused              what contradicts what is known of an order; nothing moved
+ │    ├── UnknownOrder         order_id
+ │    ├── OrderReused          order_id
+ │    ├── OrderNotReserved     order_id
+ │    ├── OrderOverfilled      order_id, amount, filled
+ │    ├── FillReused           order_id, fill_id, stored, given
+ │    └── FillsDisagree        order_id, total, filled
  ├── ACopy                     a database that was rebuilt to look at may tell nobody anything
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
  ├── RoleRefused               the application's database role is missing, or not ours to use
@@ -68,6 +75,15 @@ from ledger.errors.corrections import (
     SameActor,
     UnknownCorrection,
     UnknownUser,
+)
+from ledger.errors.orders import (
+    FillReused,
+    FillsDisagree,
+    OrderNotReserved,
+    OrderOverfilled,
+    OrderRefused,
+    OrderReused,
+    UnknownOrder,
 )
 from ledger.errors.postings import (
     AccountInUse,
@@ -116,6 +132,8 @@ __all__ = [
     "DatabaseAhead",
     "DatabaseBusy",
     "Fenced",
+    "FillReused",
+    "FillsDisagree",
     "GroupRefused",
     "HistoriesDiffer",
     "HoldEnded",
@@ -127,6 +145,10 @@ __all__ = [
     "LimitExceeded",
     "NotOnAccount",
     "NotReversible",
+    "OrderNotReserved",
+    "OrderOverfilled",
+    "OrderRefused",
+    "OrderReused",
     "PostingRefused",
     "ReadRefused",
     "ReasonMissing",
@@ -141,6 +163,7 @@ __all__ = [
     "UnknownAccount",
     "UnknownCorrection",
     "UnknownHold",
+    "UnknownOrder",
     "UnknownTransaction",
     "UnknownUser",
     "WrongAsset",

@@ -18,6 +18,7 @@ from ledger.errors import ReadRefused
 from stablerail import problems
 from stablerail.api import dlq_routes, ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
 from stablerail.api.bodies import SmallBodies
+from stablerail.api.detail import Broker
 from stablerail.api.journal import Journal
 from stablerail.api.observe import Observed
 from stablerail.api.reads import Pool
@@ -51,10 +52,14 @@ What a customer has, where they can deposit, how each deposit came about, withdr
 
 
 def create_api(
-    settings: Settings, pool: Pool, metrics: Metrics | None = None, journal: Journal | None = None
+    settings: Settings,
+    pool: Pool,
+    metrics: Metrics | None = None,
+    journal: Journal | None = None,
+    broker: Broker | None = None,
 ) -> FastAPI:
     """The app. Whoever calls it opens and closes the pool, whose connections have our schema as their search_path, and
-    starts and stops the journal."""
+    starts and stops the journal and the broker's client."""
     metrics = metrics or Metrics()
     app = FastAPIOffline(
         title="Stablerail",
@@ -79,6 +84,7 @@ def create_api(
     app.state.pool = pool
     app.state.metrics = metrics
     app.state.journal = journal or Journal.of(settings)
+    app.state.broker = broker
     app.state.known_limits = known_limits(settings)
     problems.install(app)
     for error in _DATABASE_GONE:

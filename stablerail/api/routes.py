@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 
 from stablerail.api import models, reads
 from stablerail.api.auth import needs
+from stablerail.api.detail import DetailedBalances, detailed
 from stablerail.keys import Scope
 from stablerail.problems import MEDIA_TYPE, Problem
 from topics.events import Chain
@@ -74,9 +75,20 @@ router = router_of(Scope.READ)
     summary="What a customer has",
     responses=problem(404, *_UNKNOWN_USER, "Not Found"),
 )
-async def read_balances(request: Request, user_id: UserId) -> models.Balances:
+async def read_balances(
+    request: Request,
+    user_id: UserId,
+    detail: Annotated[bool, Query(description="with what is held and why, and positions at the broker")] = False,
+    alpaca_account_id: Annotated[UUID | None, Query(description="the customer's account there, with `detail`")] = None,
+) -> DetailedBalances | models.Balances:
     """Balances by asset and account type. A deposit counts as `available` at once and as `not_final` until its chain
-    has confirmed it to the depth we wait for; `pending` is held or reserved, `total` is everything."""
+    has confirmed it to the depth we wait for; `pending` is held or reserved, `total` is everything. In detail: what the broker
+    does not tell is null, and `gaps` says why; the rest is answered all the same."""
+    if detail:
+        view = await detailed(request.app.state.pool, request.app.state.broker, user_id, alpaca_account_id)
+        if view is None:
+            raise Problem(404, *_UNKNOWN_USER)
+        return view
     async with reads.snapshot(request.app.state.pool) as connection:
         found = await reads.balances(connection, user_id)
     if found is None:

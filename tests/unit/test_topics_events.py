@@ -79,6 +79,16 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
         "to": "0x" + "1" * 40, "outcome": "completed", "tx_hash": HASH,
     },
+    events.OrderPlaced: {"order_id": "o1", "user_id": "ada", "amount": "100.00"},
+    events.OrderReserved: {"order_id": "o1", "user_id": "ada", "amount": "100.00"},
+    events.OrderRejected: {"order_id": "o1", "user_id": "ada", "amount": "100.00", "code": "insufficient_funds"},
+    events.OrderFilled: {"order_id": "o1", "fill_id": "f1", "amount": "97.50", "filled_total": "97.50"},
+    events.OrderCancelled: {"order_id": "o1", "filled_total": "0"},
+    events.OrderExpired: {"order_id": "o1"},
+    events.OrderSettled: {
+        "order_id": "o1", "user_id": "ada", "outcome": "filled", "filled": "97.50", "released": "2.50",
+    },
+    events.BrokerFunded: {"funding_id": "wire 1", "amount": "50000.00"},
     events.PaymentUpdated: {
         "source": "circle_mint", "payment_id": "p1", "kind": "payment", "status": "paid", "amount": "3.14",
         "currency": "USD", "tx_hash": HASH, "updated_at": "2026-11-21T02:00:00.000Z",

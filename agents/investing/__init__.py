@@ -1,0 +1,1 @@
+"""Orders: their money reserved, moved as they are filled, and given back."""

@@ -1,0 +1,1 @@
+"""Alpaca's Broker API: the client, and a sandbox that speaks its wire format."""

@@ -1,0 +1,117 @@
+"""Funds moved by calls from code, on a real PostgreSQL: each is a commit of its own, and a repeat moves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ledger import funds
+from ledger.accounts import AccountType, buffer, fiat_buffer, fiat_exposure, pending_investment, spendable
+from ledger.errors import InsufficientFunds, OrderOverfilled, TransactionReused, UnknownOrder
+from ledger.funds import Moved
+from ledger.orders import Shards
+from ledger.record import unpack
+from ledger.rows import Connection
+from tests.support.ledger_rig import (
+    AT,
+    assert_holds,
+    balance,
+    connect_to,
+    connection,
+    databases,
+    differences,
+    dsn,
+    dump,
+)
+from tests.support.ledger_rig import rebuild as rebuild_from
+
+__all__ = ["connection", "databases", "dsn"]
+
+WRITER = "legacy"
+
+
+async def owns(connection: Connection) -> tuple[int, ...]:
+    accounts = (spendable("ada"), pending_investment("ada"), fiat_exposure("ada"), buffer(), fiat_buffer())
+    return tuple([await balance(connection, account) or 0 for account in accounts])
+
+
+async def test_an_order_from_code_is_reserved_filled_and_released_and_the_journal_rebuilds_it(
+    connection: Connection, databases: object, dsn: str
+) -> None:
+    made: list[Moved] = []
+
+    async def twice(call: object) -> Moved:
+        """The call, and the same again, which does nothing."""
+        first, again = await call(), await call()  # type: ignore[operator]
+        assert first.sealed is not None
+        assert again.sealed is None
+        made.append(first)
+        return first  # type: ignore[no-any-return]
+
+    await twice(lambda: funds.credit_usdc(connection, WRITER, "ada", 1_000, AT, reference="deposit 1"))
+    assert await funds.check_available(connection, "ada", 1_000)
+    assert not await funds.check_available(connection, "ada", 1_001)
+    assert not await funds.check_available(connection, "bob", 1)
+    await twice(lambda: funds.reserve(connection, WRITER, "ada", 100, AT, order_id="o1"))
+    assert await owns(connection) == (900, 100, 0, -1_000, 0)
+    await twice(lambda: funds.execute_investment(connection, WRITER, 60, AT, order_id="o1", fill_id="f1"))
+    assert await owns(connection) == (900, 40, 60, -940, -60)
+    waits = await twice(lambda: funds.release(connection, WRITER, AT, order_id="o1", filled_total=70))
+    assert waits.order is not None
+    assert waits.order.status == "reserved"
+    ended = await twice(lambda: funds.execute_investment(connection, WRITER, 10, AT, order_id="o1", fill_id="f2"))
+    assert ended.order is not None
+    assert (ended.order.status, ended.order.filled) == ("cancelled", 70)
+    await twice(lambda: funds.move_to_fiat_exposure(connection, WRITER, "ada", 30, AT, reference="plan 1"))
+    assert await owns(connection) == (900, 0, 100, -900, -100)
+    assert await funds.check_available(connection, "ada", 100, AccountType.FIAT_EXPOSURE)
+    await assert_holds(connection)
+
+    other = await connect_to(databases())()  # type: ignore[operator]
+    await rebuild_from(other, [(one.sealed.seq, one.sealed.record) for one in made if one.sealed])
+    assert differences(await dump(connection), await dump(other)) == {}
+    assert [unpack(one.sealed.record).stage for one in made if one.sealed] == [WRITER] * len(made)
+    await other.close()
+
+
+async def test_what_cannot_be_is_refused_and_stores_nothing(connection: Connection) -> None:
+    await funds.credit_usdc(connection, WRITER, "ada", 100, AT, reference="deposit 1")
+    with pytest.raises(TransactionReused):
+        await funds.credit_usdc(connection, WRITER, "ada", 101, AT, reference="deposit 1")
+    with pytest.raises(InsufficientFunds):
+        await funds.reserve(connection, WRITER, "ada", 101, AT, order_id="o1")
+    with pytest.raises(UnknownOrder):
+        await funds.release(connection, WRITER, AT, order_id="o1")
+    with pytest.raises(InsufficientFunds):
+        await funds.move_to_fiat_exposure(connection, WRITER, "ada", 101, AT, reference="plan 1")
+    await funds.reserve(connection, WRITER, "ada", 100, AT, order_id="o1")  # the id was not used up
+    with pytest.raises(OrderOverfilled):
+        await funds.execute_investment(connection, WRITER, 101, AT, order_id="o1", fill_id="f1")
+    await funds.release(connection, WRITER, AT, order_id="o1")
+    assert await owns(connection) == (100, 0, 0, -100, 0)
+    await assert_holds(connection)
+
+
+async def test_calls_at_once_by_two_services_fill_an_order_once(connection: Connection, dsn: str) -> None:
+    await funds.credit_usdc(connection, WRITER, "ada", 100, AT, reference="deposit 1", shards=Shards(2, 2))
+    others = [await connect_to(dsn)() for _ in range(4)]
+    await asyncio.gather(
+        *(funds.reserve(one, f"service {n}", "ada", 90, AT, order_id="o1") for n, one in enumerate(others))
+    )
+    moved = await asyncio.gather(
+        *(
+            funds.execute_investment(
+                one, f"service {n}", 45, AT, order_id="o1", fill_id=f"f{n % 2}", shards=Shards(2, 2)
+            )
+            for n, one in enumerate(others)
+        )
+    )
+    assert sum(one.sealed is not None for one in moved) == 2
+    held, exposed = [
+        await balance(connection, account) for account in (pending_investment("ada"), fiat_exposure("ada"))
+    ]
+    assert (await balance(connection, spendable("ada")), held, exposed) == (10, 0, 90)
+    for one in others:
+        await one.close()
+    await assert_holds(connection)
