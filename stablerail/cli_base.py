@@ -58,11 +58,10 @@ async def journaled(settings: Settings) -> None:
     from aiokafka.errors import KafkaError
 
     from agents.emitter import Emitter
-    from ledger.journal import Relay
-    from stablerail.wiring import connector
+    from stablerail.wiring import relay_of
 
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
-    relay = Relay(connector(settings, synchronous_commit="off"), emitter.journal)
+    relay = relay_of(settings, emitter.journal)
     client = logging.getLogger("aiokafka")
     level = client.level
     client.setLevel(logging.CRITICAL)  # the line below says it

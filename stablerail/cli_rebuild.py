@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from ledger.diff import ROWS_MAX, Difference
+from ledger.errors import DatabaseAhead
 from ledger.rebuild import Restored
 from ledger.rows import Connection
 from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
@@ -22,9 +23,7 @@ from stablerail.cli_verify import shown_progress
 
 
 def rebuild(
-    publish: Annotated[
-        bool, typer.Option(help="first take to the journal what a backup has and the journal lacks")
-    ] = False,
+    publish: Annotated[bool, typer.Option(help="take to the journal what a backup has and the journal lacks")] = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="the deployment goes on with this database")] = False,
 ) -> None:
     """Bring the database to the end of the journal: an empty one (`stablerail migrate` made its tables), or an old backup.
@@ -49,10 +48,17 @@ def rebuild(
                 records=restored.records,
             )
 
-        if publish:
+        async def forward() -> Restored:
+            with _shown() as progress:
+                return await rebuild_database(settings, progress, closed if take_over else None)
+
+        try:
+            restored = await forward()
+        except DatabaseAhead:  # it has all of the journal now
+            if not publish:
+                raise
             await journaled(settings)
-        with _shown() as progress:
-            restored = await rebuild_database(settings, progress, closed if take_over else None)
+            restored = await forward()
         if take_over:
             await journaled(settings)
         return restored

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
 import structlog
+from aiokafka.errors import KafkaError
 
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
@@ -20,6 +22,7 @@ from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
+from agents.journal_end import last_record
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
@@ -49,7 +52,7 @@ from chain.signer import Signer, load_keystore
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
-from ledger.journal import Relay
+from ledger.journal import Publish, Relay
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
@@ -108,6 +111,12 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
     return connect
 
 
+def relay_of(settings: Settings, publish: Publish) -> Relay:
+    """The relay of a process. Before its first turn it looks whether the database is the one that the journal is of."""
+    last = partial(last_record, settings.kafka_bootstrap, settings.topic_prefix)
+    return Relay(connector(settings, synchronous_commit="off"), publish, (KafkaError,), last)
+
+
 def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | None = None) -> Services:
     """What every stage of a process runs on."""
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
@@ -118,7 +127,7 @@ def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | No
 
     return Services(
         connect=connector(settings),
-        relay=Relay(connector(settings, synchronous_commit="off"), publish),
+        relay=relay_of(settings, publish),
         emitter=emitter,
         observer=metrics,
         stop=stop,

@@ -29,6 +29,7 @@ LedgerError (code)
  │    ├── ActorMissing
  │    └── BadLegs              count, count_max
  ├── ACopy                     a database that was rebuilt to look at may tell nobody anything
+ ├── DatabaseBehind            an old backup: the journal has what the database has not
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
  ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
@@ -50,6 +51,7 @@ from ledger.errors.base import LedgerError
 from ledger.errors.commits import (
     ACopy,
     DatabaseAhead,
+    DatabaseBehind,
     DatabaseBusy,
     Fenced,
     HistoriesDiffer,
@@ -114,6 +116,7 @@ __all__ = [
     "CorrectionRefused",
     "CorrectionReused",
     "DatabaseAhead",
+    "DatabaseBehind",
     "DatabaseBusy",
     "Fenced",
     "GroupRefused",
