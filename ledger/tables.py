@@ -2,7 +2,8 @@
 
 Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to the journal itself), `leases` (who is
 calling a partner just now), `rate_limits` (when a partner may be asked next), `workers` and `worker_restarts` (the
-processes of the moment), `crashes` (how often an event stopped a process), `api_keys` (credentials).
+processes of the moment), `crashes` (how often an event stopped a process), `rebuild_checks` (what the last comparison
+with the journal found), `api_keys` (credentials).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from ledger.checkpoint import BEGINNING, Checkpoint
@@ -37,6 +38,8 @@ class Result:
     name: str
     checked: int
     offending: tuple[str, ...] = ()
+    at: datetime | None = None
+    """When it was looked at; None: now."""
 
     @property
     def holds(self) -> bool:

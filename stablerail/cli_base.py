@@ -43,6 +43,16 @@ def needed_settings(*needed: str, logs: bool = True) -> Settings:
     return settings
 
 
+def dsn_of(given: str) -> str:
+    """A database's URL as it is, or of a variable: `env:NAME`."""
+    name = given.removeprefix("env:")
+    if name == given:
+        return given
+    if not (found := os.environ.get(name)):
+        fail(f"the variable {name} is not set", 2)
+    return found
+
+
 def actor_of(settings: Settings, given: str | None) -> str:
     """Who acts, for the audit: as they say, else the login they have on this machine."""
     import getpass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from ledger.diff import ROWS_MAX, Difference
 from ledger.errors import DatabaseAhead
 from ledger.rebuild import Restored
 from ledger.rows import Connection
-from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
+from stablerail.cli_base import actor_of, dsn_of, err, fail, journaled, needed_settings, out, run
 from stablerail.cli_verify import shown_progress
 
 
@@ -93,7 +92,7 @@ def diff(
     """
     from ledger import diff as compared
 
-    dsns = [_dsn(a), _dsn(b)]
+    dsns = [dsn_of(a), dsn_of(b)]
 
     async def action() -> tuple[list[Difference], list[str]]:
         try:
@@ -109,15 +108,6 @@ def diff(
     out.print(f"A {_place(dsns[0])}\nB {_place(dsns[1])}", markup=False, highlight=False)
     _show_differences(found, outside)
     raise typer.Exit(0 if all(one.equal for one in found) else 1)
-
-
-def _dsn(given: str) -> str:
-    name = given.removeprefix("env:")
-    if name == given:
-        return given
-    if not (found := os.environ.get(name)):
-        fail(f"the variable {name} is not set", 2)
-    return found
 
 
 def _place(dsn: str) -> str:

@@ -172,3 +172,6 @@ UNION ALL
 SELECT 'withdrawal', w.rail, replace(w.id::text, '-', ''), w.status, w.updated_at
 FROM withdrawals w
 WHERE w.status IN ('pending', 'signing', 'broadcasting', 'confirming') AND w.updated_at < now() - interval '1 day';
+
+-- What the last `stablerail verify --rebuild` found: invariant 12. Not journaled.
+CREATE TABLE rebuild_checks (id int PRIMARY KEY CHECK (id = 1), at timestamptz NOT NULL, records bigint NOT NULL, offending jsonb NOT NULL);
