@@ -26,9 +26,9 @@ from chain.errors import ChainError
 from ledger.checkpoint import BEGINNING
 from ledger.commit import TRANSIENT
 from ledger.rows import Connection
-from ledger.verify import Result, verify_since
+from ledger.verify import Result, together, verify_since
 from stablerail.config import Settings
-from stablerail.verify import together, verify_chains
+from stablerail.verify import verify_chains
 from stablerail.verify_rebuild import stored
 
 _log = structlog.get_logger()

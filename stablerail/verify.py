@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
 from ledger.rows import Connection
 from ledger.sql import load
-from ledger.verify import JUDGED, Result, unheard, verify
+from ledger.verify import JUDGED, Result, together, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
 from stablerail.verify_kafka import verify_kafka
@@ -45,18 +43,6 @@ async def verify_all(
     if rebuild is not None:
         results.append(await verify_rebuild(settings, rebuild, rows_max=rows_max, progress=progress))
     return together(results)
-
-
-def together(results: Iterable[Result]) -> list[Result]:
-    """One result of each invariant, in order: several checks may look at one."""
-    found: dict[int, Result] = {}
-    for result in results:
-        known = found.get(result.number, result)
-        if known is not result:
-            offending = (*known.offending, *result.offending)
-            result = replace(known, checked=max(known.checked, result.checked), offending=offending)
-        found[result.number] = result
-    return [found[number] for number in sorted(found)]
 
 
 async def verify_chains(settings: Settings, connection: Connection) -> tuple[Result, Result]:

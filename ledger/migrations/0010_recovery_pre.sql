@@ -158,6 +158,15 @@ FROM inbox i FULL JOIN schedule s ON s.stage = i.stage AND s.event_id = i.event_
 WHERE s.event_id IS NOT NULL AND (i.outcome IS DISTINCT FROM 'retry' OR s.attempt <= i.attempt)
    OR s.event_id IS NULL AND i.outcome = 'retry';
 
+-- 10: and what was refused is a dead letter, an hour later at most; by the time of the newest commit, so that a recovery that stands
+-- still together with everything else is not taken for a loss.
+CREATE VIEW invariant_10_refusals_kept AS
+SELECT i.stage, i.event_id AS event, i.attempt, i.at AS refused_at
+FROM inbox i
+WHERE i.outcome = 'rejected'
+  AND i.at < (SELECT max(a.at) FROM owners o JOIN audit a USING (stage, topic, partition, position)) - interval '1 hour'
+  AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.stage = i.stage AND d.event_id = i.event_id);
+
 -- 13: after faults stop, everything drains: nothing that the system does by itself is long overdue. Records are 9's, deposits 6's.
 CREATE VIEW invariant_13_nothing_stays AS
 SELECT 'repeat' AS what, s.stage, replace(s.event_id::text, '-', '') AS id, s.code AS state, s.available_at AS due
