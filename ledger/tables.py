@@ -157,10 +157,10 @@ DEAD_LETTERS: Final = Table(
     ("id",),
     "id:uuid topic:text stage:text event_id:uuid code:text reason:text origin:text partition:int position:int key:bytes"
     " value:bytes headers:json attempts:int code_version:text state:text redrives:int due_at:time first_at:time"
-    " last_at:time updated_at:time version:int",
+    " last_at:time updated_at:time version:int events:json",
     changing=(
         "code", "reason", "partition", "position", "attempts", "code_version", "state", "redrives", "due_at", "last_at",
-        "updated_at", "version",
+        "updated_at", "version", "events",
     ),
 )  # fmt: skip
 CORRECTIONS: Final = Table(

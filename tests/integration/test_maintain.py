@@ -97,7 +97,7 @@ def letter_row(state: str, days: float) -> tuple[Any, ...]:
     at = NOW - days * DAY
     return (
         uuid.uuid4().hex, "deposits.notified.dlq", "credit_deposits", None, "bug", "", "deposits.notified", 0, 1, b"k",
-        b"{}", [], 1, "1", state, 0, None, at, at, at, 1,
+        b"{}", [], 1, "1", state, 0, None, at, at, at, 1, [],
     )  # fmt: skip
 
 
