@@ -25,7 +25,7 @@ from ledger.tables import JOURNALED
 ROWS_MAX: Final = 10
 """Rows that are shown of a table."""
 _PREFETCH: Final = 2_000
-_AS_TEXT: Final = {
+AS_TEXT: Final = {
     "timezone": "UTC",
     "datestyle": "ISO",
     "bytea_output": "hex",
@@ -60,7 +60,7 @@ Progress = Callable[[str, int, int], None]
 @asynccontextmanager
 async def opened(dsn: str, schema: str) -> AsyncIterator[Connection]:
     """For `diff`. Raises asyncpg's errors, and ValueError for what is no URL."""
-    settings = {"search_path": quoted(schema), "application_name": "stablerail diff", **_AS_TEXT}
+    settings = {"search_path": quoted(schema), "application_name": "stablerail diff", **AS_TEXT}
     connection: Connection = await asyncpg.connect(dsn, timeout=10, server_settings=settings)
     try:
         yield connection

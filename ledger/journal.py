@@ -21,7 +21,10 @@ import asyncpg
 import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
-from ledger.errors import ACopy
+from ledger.errors import ACopy, DatabaseBehind, JournalBroken
+from ledger.links import links_of
+from ledger.rebuild_batch import Journaled
+from ledger.record import unpack
 from ledger.rows import Connection
 from ledger.sql import load
 
@@ -32,6 +35,8 @@ Publish = Callable[[Sequence[tuple[int, bytes]], int], Awaitable[None]]
 """Sends (sequence, record) pairs in order; returns when the broker has them all. With them the lowest sequence number whose
 messages may not have left: whoever has only the journal knows that all below it were told."""
 Connect = Callable[[], Awaitable[Connection]]
+LastJournaled = Callable[[], Awaitable[Journaled | None]]
+"""The highest record at the journal's end."""
 
 RETRY_WAIT_S_MAX = 2.0
 
@@ -59,12 +64,20 @@ class _Floor:
 
 class Relay:
     """One per process. `journal` is called by every committer of the process, at once if they like. It raises ACopy where the
-    database is one."""
+    database is one, and DatabaseBehind where it is not the one that the journal is of; `last_journaled` None: nobody asks that."""
 
-    def __init__(self, connect: Connect, publish: Publish, retry_on: tuple[type[Exception], ...] = ()) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        publish: Publish,
+        retry_on: tuple[type[Exception], ...] = (),
+        last_journaled: LastJournaled | None = None,
+    ) -> None:
         self._connect = connect
         self._publish = publish
         self._retry_on: tuple[type[Exception], ...] = (*TRANSIENT, asyncpg.InterfaceError, *retry_on)
+        self._last_journaled = last_journaled
+        """None also once it was asked: what this process has seen journaled, the database has."""
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._fresh: dict[int, bytes] = {}
@@ -83,6 +96,7 @@ class Relay:
                     return  # another caller's turn took ours along
                 try:
                     with lost_not_cancelled():
+                        await self.check()
                         await self._turn()
                     for seq, _ in records:  # visible and not waiting: another process's relay may have taken them
                         self._fresh.pop(seq, None)
@@ -92,6 +106,29 @@ class Relay:
                     await self._disconnect()
                     await asyncio.sleep(wait_s)
                     wait_s = min(wait_s * 2, RETRY_WAIT_S_MAX)
+
+    async def check(self) -> None:
+        """Before anything is told or done: the database is the one that the journal is of, at its end. A commit is there before
+        the journal has it, so a record that is missing was made by a database that was lost. Raises DatabaseBehind and ACopy."""
+        if self._last_journaled is None:
+            return
+        last = await self._last_journaled()  # first: what it has, the database had before
+        connection = await self._connected()
+        relay, first_seq = await connection.fetchrow(_sql.standing) or (None, 0)
+        if relay is None:
+            raise ACopy
+        if (
+            last is not None and last.seq >= first_seq
+        ):  # below it: the history before a rebuild, or late ones left out by it
+            try:
+                record = unpack(last.packed)
+                links = links_of(record)
+            except JournalBroken:  # `stablerail verify --kafka` names it
+                links = []
+            for link in links:
+                if not await connection.fetchval(_sql.has, *link.owner, link.place.position, link.place.head):
+                    raise DatabaseBehind(last.seq, record.at)
+        self._last_journaled = None
 
     def emitted(self, seqs: Sequence[int]) -> None:
         """The messages of these records have left: their rows go with the next turn."""

@@ -2,7 +2,8 @@
 
 Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to the journal itself), `leases` (who is
 calling a partner just now), `rate_limits` (when a partner may be asked next), `workers` and `worker_restarts` (the
-processes of the moment), `crashes` (how often an event stopped a process), `api_keys` (credentials).
+processes of the moment), `crashes` (how often an event stopped a process), `rebuild_checks` (what the last comparison
+with the journal found), `api_keys` (credentials).
 """
 
 from __future__ import annotations
@@ -172,10 +173,10 @@ DEAD_LETTERS: Final = Table(
     ("id",),
     "id:uuid topic:text stage:text event_id:uuid code:text reason:text origin:text partition:int position:int key:bytes"
     " value:bytes headers:json attempts:int code_version:text state:text redrives:int due_at:time first_at:time"
-    " last_at:time updated_at:time version:int",
+    " last_at:time updated_at:time version:int events:json",
     changing=(
         "code", "reason", "partition", "position", "attempts", "code_version", "state", "redrives", "due_at", "last_at",
-        "updated_at", "version",
+        "updated_at", "version", "events",
     ),
 )  # fmt: skip
 CORRECTIONS: Final = Table(

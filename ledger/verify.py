@@ -6,9 +6,10 @@ own (1, 2, 3, 11), on all data or since a checkpoint. Both look at one snapshot 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 from ledger.checkpoint import BEGINNING, Checkpoint
@@ -37,6 +38,8 @@ class Result:
     name: str
     checked: int
     offending: tuple[str, ...] = ()
+    at: datetime | None = None
+    """When it was looked at; None: now."""
 
     @property
     def holds(self) -> bool:
@@ -76,6 +79,7 @@ VIEWS: Final = (
     ),
     Invariant(9, EMITTED, "invariant_9_records_emitted", _sql.count_commits, ages=True),
     Invariant(10, SETTLED, "invariant_10_events_settled_once", _sql.count_events),
+    Invariant(10, SETTLED, "invariant_10_refusals_kept", _sql.count_events, ages=True),
     Invariant(13, DRAINED, "invariant_13_nothing_stays", _sql.count_overdue, ages=True),
 )
 _BY_NUMBER: Final = {invariant.number: invariant for invariant in VIEWS}
@@ -102,7 +106,19 @@ async def verify_since(
         for invariant in _FLOW:
             progress(invariant.name, 0, 0)
             results.append(await _viewed(connection, invariant, rows_max))
-    return sorted(results, key=lambda result: result.number), reached
+    return together(results), reached
+
+
+def together(results: Iterable[Result]) -> list[Result]:
+    """One result of each invariant, in order: several checks may look at one."""
+    found: dict[int, Result] = {}
+    for result in results:
+        known = found.get(result.number, result)
+        if known is not result:
+            offending = (*known.offending, *result.offending)
+            result = replace(known, checked=max(known.checked, result.checked), offending=offending)
+        found[result.number] = result
+    return [found[number] for number in sorted(found)]
 
 
 async def verify_ledger(

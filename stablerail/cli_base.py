@@ -43,6 +43,16 @@ def needed_settings(*needed: str, logs: bool = True) -> Settings:
     return settings
 
 
+def dsn_of(given: str) -> str:
+    """A database's URL as it is, or of a variable: `env:NAME`."""
+    name = given.removeprefix("env:")
+    if name == given:
+        return given
+    if not (found := os.environ.get(name)):
+        fail(f"the variable {name} is not set", 2)
+    return found
+
+
 def actor_of(settings: Settings, given: str | None) -> str:
     """Who acts, for the audit: as they say, else the login they have on this machine."""
     import getpass
@@ -58,11 +68,10 @@ async def journaled(settings: Settings) -> None:
     from aiokafka.errors import KafkaError
 
     from agents.emitter import Emitter
-    from ledger.journal import Relay
-    from stablerail.wiring import connector
+    from stablerail.wiring import relay_of
 
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
-    relay = Relay(connector(settings, synchronous_commit="off"), emitter.journal)
+    relay = relay_of(settings, emitter.journal)
     client = logging.getLogger("aiokafka")
     level = client.level
     client.setLevel(logging.CRITICAL)  # the line below says it

@@ -19,7 +19,7 @@ from agents.recovery.letters import Letter, State, headers_of, plain, shown
 from agents.recovery.redrive_dead_letters import AT_ONCE, Filter
 from ledger.rows import Connection
 from stablerail.answers import format_time, parse_time
-from stablerail.cli_base import actor_of, fail, journaled, needed_settings, out, run
+from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
 from stablerail.cli_corrections import Actor
 from topics.codes import Whose
 
@@ -39,20 +39,27 @@ def dlq_list(
     whose: Class = None,
     state: Annotated[list[State] | None, typer.Option(help="else open and redriven")] = None,
     since: Annotated[str | None, typer.Option(help="refused at or after this time")] = None,
+    after: Annotated[str | None, typer.Option(help="the next page: what the last one ended with")] = None,
     limit: Annotated[int, typer.Option(help="most letters", min=1, max=LIMIT)] = 50,
     format: Format = "table",
 ) -> None:
     """Those that wait for somebody, the last refused first."""
     states = tuple(state) if state else (State.OPEN, State.REDRIVEN)
     wanted = Filter(topic, code, whose, states, _time(since))
-    found = _with(lambda connection: letters.page(connection, wanted, limit))
+    try:
+        place = None if after is None else letters.place(after)
+    except ValueError:
+        fail(f"--after {after}: not what a page ended with", 2)
+    found = _with(lambda connection: letters.page(connection, wanted, limit + 1, place))
+    shown_now = found[:limit]
     if format == "json":
-        for letter in found:
+        for letter in shown_now:
             sys.stdout.write(orjson.dumps(as_json(letter)).decode() + "\n")
-        return
-    _show(found)
-    if len(found) == limit:
-        out.print(f"the last {limit}; there may be more: --limit, --since", highlight=False)
+        sys.stdout.flush()
+    else:
+        _show(shown_now)
+    if len(found) > limit:  # beside the lines of json
+        err.print(f"more: --after {letters.place_of(shown_now[-1])}", highlight=False, soft_wrap=True)
 
 
 @dlq_app.command("show")

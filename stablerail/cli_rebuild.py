@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +14,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from ledger.diff import ROWS_MAX, Difference
+from ledger.errors import DatabaseAhead
 from ledger.rebuild import Restored
 from ledger.rows import Connection
-from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
+from stablerail.cli_base import actor_of, dsn_of, err, fail, journaled, needed_settings, out, run
 from stablerail.cli_verify import shown_progress
 
 
 def rebuild(
-    publish: Annotated[
-        bool, typer.Option(help="first take to the journal what a backup has and the journal lacks")
-    ] = False,
+    publish: Annotated[bool, typer.Option(help="take to the journal what a backup has and the journal lacks")] = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="the deployment goes on with this database")] = False,
 ) -> None:
     """Bring the database to the end of the journal: an empty one (`stablerail migrate` made its tables), or an old backup.
@@ -49,10 +47,17 @@ def rebuild(
                 records=restored.records,
             )
 
-        if publish:
+        async def forward() -> Restored:
+            with _shown() as progress:
+                return await rebuild_database(settings, progress, closed if take_over else None)
+
+        try:
+            restored = await forward()
+        except DatabaseAhead:  # it has all of the journal now
+            if not publish:
+                raise
             await journaled(settings)
-        with _shown() as progress:
-            restored = await rebuild_database(settings, progress, closed if take_over else None)
+            restored = await forward()
         if take_over:
             await journaled(settings)
         return restored
@@ -87,7 +92,7 @@ def diff(
     """
     from ledger import diff as compared
 
-    dsns = [_dsn(a), _dsn(b)]
+    dsns = [dsn_of(a), dsn_of(b)]
 
     async def action() -> tuple[list[Difference], list[str]]:
         try:
@@ -103,15 +108,6 @@ def diff(
     out.print(f"A {_place(dsns[0])}\nB {_place(dsns[1])}", markup=False, highlight=False)
     _show_differences(found, outside)
     raise typer.Exit(0 if all(one.equal for one in found) else 1)
-
-
-def _dsn(given: str) -> str:
-    name = given.removeprefix("env:")
-    if name == given:
-        return given
-    if not (found := os.environ.get(name)):
-        fail(f"the variable {name} is not set", 2)
-    return found
 
 
 def _place(dsn: str) -> str:

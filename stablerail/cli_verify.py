@@ -25,7 +25,7 @@ from chain.errors import ChainError
 from ledger import verify
 from ledger.checkpoint import BEGINNING, Checkpoint
 from ledger.verify import ROWS_MAX, Result
-from stablerail.cli_base import err, fail, needed_settings, out, run
+from stablerail.cli_base import dsn_of, err, fail, needed_settings, out, run
 
 verify_app = typer.Typer(invoke_without_command=True)
 Format = Literal["table", "json"]
@@ -36,21 +36,34 @@ def verify_everything(
     context: typer.Context,
     kafka: Annotated[bool, typer.Option("--kafka", help="also what the topics hold: 9, 10 and 13")] = False,
     minutes: Annotated[int, typer.Option(help="how far back --kafka reads", min=2, max=7 * 24 * 60)] = 60,
+    rebuild: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="also 12: compare with a rebuild, in a scratch database made on this server; a URL, or env:NAME",
+        ),
+    ] = None,
     watch: Annotated[int, typer.Option(help="look again, so many seconds after each look", min=0)] = 0,
     rows: Annotated[int, typer.Option(help="most offending rows of an invariant", min=1, max=1_000)] = 5,
     format: Annotated[Format, typer.Option(help="table or json")] = "table",
 ) -> None:
-    """Check the invariants; exit code 1 when one does not hold. 12 is told by `stablerail rebuild` and `stablerail diff`."""
+    """Check the invariants; exit code 1 when one does not hold.
+
+    A URL in a command line is seen by everybody on the machine: give one with a password as env:NAME.
+    """
     if context.invoked_subcommand is not None:
         return
     from stablerail.verify import verify_all
 
     settings = needed_settings("database_url", logs=False)
     topics = timedelta(minutes=minutes) if kafka else None
+    server = None if rebuild is None else dsn_of(rebuild)
+    if watch and server:
+        fail("--rebuild takes too long to --watch", 2)
     if watch:
         watched(lambda: verify_all(settings, rows_max=rows, topics=topics), watch, format)
     with shown_progress() as progress:
-        results = run(lambda: verify_all(settings, progress, rows_max=rows, topics=topics))
+        results = run(lambda: verify_all(settings, progress, rows_max=rows, topics=topics, rebuild=server))
     show(results, format)
 
 

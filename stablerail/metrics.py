@@ -446,7 +446,7 @@ class Metrics:
             self._gauges[INVARIANT_CHECKED].clear()
         for result in results:
             self._set(INVARIANT_OFFENDING, len(result.offending), str(result.number), result.name)
-            self._set(INVARIANT_CHECKED, time.time(), str(result.number))
+            self._set(INVARIANT_CHECKED, result.at.timestamp() if result.at else time.time(), str(result.number))
 
     def worker_ready(self, movement: str, *, ready: bool) -> None:
         self._set(WORKER_READY, int(ready), movement)

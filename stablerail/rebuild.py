@@ -35,6 +35,7 @@ Progress = Callable[[int, int, int, int], None]
 """Is told the offsets read, how many there are, the records and the rows so far."""
 After = Callable[[Connection, Restored], Awaitable[None]]
 """What closes a rebuild, under its lock: on its connection."""
+More = Callable[[AsyncIterator[Journaled]], AsyncIterator[Journaled]]
 
 
 async def rebuild_database(settings: Settings, progress: Progress, after: After | None = None) -> Restored:
@@ -53,8 +54,10 @@ async def rebuild_database(settings: Settings, progress: Progress, after: After 
         return restored
 
 
-async def rebuild_from(connection: Connection, reader: JournalReader, progress: Progress) -> Restored:
-    """As `rebuild_database`, of what is open already."""
+async def rebuild_from(
+    connection: Connection, reader: JournalReader, progress: Progress, more: More = lambda records: records
+) -> Restored:
+    """As `rebuild_database`, of what is open already; `more` may add records after the journal's."""
     scan = RestoreScan()
     if await reader.may_tell_of_restores():
         async for one in reader.records():
@@ -64,7 +67,7 @@ async def rebuild_from(connection: Connection, reader: JournalReader, progress: 
     def told(offset: int, records: int, rows: int) -> None:
         progress(offset + 1 - reader.begin, reader.end - reader.begin, records, rows)
 
-    return await rebuild(connection, reader.records(), restores=scan.found, tell_from=tell_from, progress=told)
+    return await rebuild(connection, more(reader.records()), restores=scan.found, tell_from=tell_from, progress=told)
 
 
 class JournalReader:
@@ -75,6 +78,10 @@ class JournalReader:
         self.begin, self.end = begin, end
         self.at_last: datetime | None = None
         """When the last message came to the broker."""
+
+    async def to_end(self) -> None:
+        """From now on it ends where the topic does."""
+        self.end = (await self._consumer.end_offsets([self._partition]))[self._partition]
 
     async def may_tell_of_restores(self) -> bool:
         """The last number is further from the first than any journal's without a rebuild could be. Also finds `at_last`."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
 from ledger.rows import Connection
 from ledger.sql import load
-from ledger.verify import JUDGED, Result, unheard, verify
+from ledger.verify import JUDGED, Result, together, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
 from stablerail.verify_kafka import verify_kafka
+from stablerail.verify_rebuild import verify_rebuild
 from stablerail.wiring import connector, custody_of, rpcs
 from topics.money import format_amount
 
@@ -27,9 +26,10 @@ async def verify_all(
     *,
     rows_max: int = 5,
     topics: timedelta | None = None,
+    rebuild: str | None = None,
 ) -> list[Result]:
-    """Every invariant but 12, which `stablerail diff` tells; `topics`: also what so much of the topics holds. Raises ChainError when
-    a chain cannot be read, KafkaError when the topics cannot."""
+    """Every invariant; `topics`: also what so much of the topics holds, `rebuild`: 12 too, with a scratch database on that server.
+    Raises ChainError when a chain cannot be read, KafkaError when the topics cannot."""
     connection = await connector(settings)()
     try:
         results = await verify(connection, rows_max=rows_max, progress=progress)
@@ -40,19 +40,9 @@ async def verify_all(
             results.extend(await verify_kafka(settings, connection, topics, rows_max))
     finally:
         await connection.close()
+    if rebuild is not None:
+        results.append(await verify_rebuild(settings, rebuild, rows_max=rows_max, progress=progress))
     return together(results)
-
-
-def together(results: Iterable[Result]) -> list[Result]:
-    """One result of each invariant, in order: several checks may look at one."""
-    found: dict[int, Result] = {}
-    for result in results:
-        known = found.get(result.number, result)
-        if known is not result:
-            offending = (*known.offending, *result.offending)
-            result = replace(known, checked=max(known.checked, result.checked), offending=offending)
-        found[result.number] = result
-    return [found[number] for number in sorted(found)]
 
 
 async def verify_chains(settings: Settings, connection: Connection) -> tuple[Result, Result]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import asyncpg
 import structlog
+from aiokafka.errors import KafkaError
 
 from agents.acting import Acting, CallPolicy
 from agents.chains.watch_chain import WatchChain, Watched
@@ -23,6 +24,7 @@ from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.investing import release_orders, reserve_orders, settle_fills
+from agents.journal_end import last_record
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
@@ -56,7 +58,7 @@ from chain.signer import Signer
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
-from ledger.journal import Relay
+from ledger.journal import Publish, Relay
 from ledger.orders import Shards
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
@@ -118,6 +120,12 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
     return connect
 
 
+def relay_of(settings: Settings, publish: Publish) -> Relay:
+    """The relay of a process. Before its first turn it looks whether the database is the one that the journal is of."""
+    last = partial(last_record, settings.kafka_bootstrap, settings.topic_prefix)
+    return Relay(connector(settings, synchronous_commit="off"), publish, (KafkaError,), last)
+
+
 def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | None = None) -> Services:
     """What every stage of a process runs on."""
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix, spans=spans)
@@ -128,7 +136,7 @@ def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | No
 
     return Services(
         connect=connector(settings),
-        relay=Relay(connector(settings, synchronous_commit="off"), publish),
+        relay=relay_of(settings, publish),
         emitter=emitter,
         observer=metrics,
         stop=stop,

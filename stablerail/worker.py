@@ -31,6 +31,7 @@ from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
 from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.errors import ACopy, DatabaseBehind
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
@@ -51,7 +52,11 @@ def run_worker(movement: str, settings: Settings, port: int) -> NoReturn:
     settings.require(*NEEDS[movement])
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
-    uvloop.run(_Worker(movement, settings, port).run())
+    try:
+        uvloop.run(_Worker(movement, settings, port).run())
+    except (ACopy, DatabaseBehind) as error:  # nothing was done
+        _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
+        exit_now(EXIT_BUG)
 
 
 class _FaustWorker(faust.Worker):
@@ -219,13 +224,14 @@ async def _forever(loop: Callable[[], Awaitable[None]], shared: Services) -> Non
 
 
 async def _until_up(shared: Services) -> None:
-    """Waits for Kafka and PostgreSQL: a worker may start before them."""
+    """Waits for Kafka and PostgreSQL: a worker may start before them. Raises ACopy and DatabaseBehind."""
     wait_s = 0.2
     while True:
         try:
             await shared.emitter.start()
             connection = await shared.connect()
             await connection.close()
+            await shared.relay.check()
             return
         except (KafkaError, *TRANSIENT) as error:
             _log.warning("worker.waits", error=type(error).__name__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -23,7 +23,8 @@ from agents.transport import Record
 from ledger.record import Message
 from topics import catalog
 from topics.codes import nature
-from topics.envelope import ATTEMPT_MAX, with_attempt
+from topics.envelope import ATTEMPT_MAX, read, with_attempt
+from topics.errors import EventRefused
 
 REDRIVES_MAX: Final = 8
 """By themselves: after 1, 2, 4, 8, 16, 32 and twice 60 minutes; then people look."""
@@ -72,6 +73,8 @@ class Letter(NamedTuple):
     last_at: datetime
     updated_at: datetime
     version: int
+    events: Sequence[str] = ()
+    """Further ids by which the inbox knows it: it stood elsewhere when it was redriven, or could be read since."""
 
 
 def letter_of(record: Record, topic: str, at: datetime) -> tuple[Letter, str | None]:
@@ -114,12 +117,28 @@ def id_by_position(letter: Letter, record: Record) -> str:
 
 def refused_again(known: Letter, now: Letter, at: datetime) -> Letter:
     """A letter that is there, refused once more."""
-    return known._replace(
+    return with_event(known, now.event_id)._replace(
         code=now.code, reason=now.reason, partition=now.partition, position=now.position,
         attempts=max(known.attempts, now.attempts), code_version=now.code_version,
         state=State.DISCARDED if known.state == State.DISCARDED else State.OPEN,
         last_at=max(known.last_at, now.last_at), updated_at=at, version=known.version + 1,
     )  # fmt: skip
+
+
+def with_event(letter: Letter, event_id: str | None) -> Letter:
+    """One that the inbox may know by this id too."""
+    if event_id is None or event_id == letter.event_id or event_id in letter.events:
+        return letter
+    return letter._replace(events=[*letter.events, event_id])
+
+
+def readable_as(letter: Letter) -> str | None:
+    """The id that its event has to this release; None: it cannot be read."""
+    assert letter.origin is not None
+    try:
+        return read(catalog.by_name(letter.origin), letter.value, _headers(letter)).uid
+    except (EventRefused, KeyError):
+        return None
 
 
 def waiting(letter: Letter) -> Letter:
@@ -132,12 +151,15 @@ def waiting(letter: Letter) -> Letter:
 def again(letter: Letter) -> Message:
     """The event as it came, to be settled once more: its stage takes a higher attempt of what it refused."""
     assert letter.origin is not None
-    headers: list[tuple[str, bytes | None]] = [
+    again = with_attempt(_headers(letter), min(letter.attempts + 1, ATTEMPT_MAX))
+    return Message(letter.origin, letter.key, letter.value, headers=[*again, (LETTER, letter.id.encode())])
+
+
+def _headers(letter: Letter) -> list[tuple[str, bytes | None]]:
+    return [
         (bytes.fromhex(name or "").decode(errors="surrogateescape"), None if value is None else bytes.fromhex(value))
         for name, value in letter.headers
     ]
-    again = with_attempt(headers, min(letter.attempts + 1, ATTEMPT_MAX))
-    return Message(letter.origin, letter.key, letter.value, headers=[*again, (LETTER, letter.id.encode())])
 
 
 def bytes_of(letter: Letter) -> int:

@@ -1,7 +1,7 @@
 -- name: lock
 SELECT replace(d.id::text, '-', ''), d.topic, d.stage, replace(d.event_id::text, '-', ''), d.code, d.reason, d.origin,
        d.partition, d.position, d.key, d.value, d.headers::text, d.attempts, d.code_version, d.state, d.redrives, d.due_at,
-       d.first_at, d.last_at, d.updated_at, d.version
+       d.first_at, d.last_at, d.updated_at, d.version, d.events::text
 FROM unnest($1::text::uuid[]) AS x(id)
 JOIN dead_letters d ON d.id = x.id
 ORDER BY d.id
@@ -11,7 +11,7 @@ FOR UPDATE OF d
 -- $1 topic, $2 code, $3 state, $4 codes of a class, $5 since, $6 and $7 the place, $8 how many, $9 only what can be redriven
 SELECT replace(d.id::text, '-', ''), d.topic, d.stage, replace(d.event_id::text, '-', ''), d.code, d.reason, d.origin,
        d.partition, d.position, d.key, d.value, d.headers::text, d.attempts, d.code_version, d.state, d.redrives, d.due_at,
-       d.first_at, d.last_at, d.updated_at, d.version
+       d.first_at, d.last_at, d.updated_at, d.version, d.events::text
 FROM dead_letters d
 WHERE ($1::text IS NULL OR d.topic IN ($1, $1 || '.dlq')) AND ($2::text IS NULL OR d.code = $2)
   AND ($3::text[] IS NULL OR d.state = ANY($3)) AND ($4::text[] IS NULL OR d.code = ANY($4))
@@ -25,7 +25,7 @@ LIMIT $8
 -- name: one
 SELECT replace(d.id::text, '-', ''), d.topic, d.stage, replace(d.event_id::text, '-', ''), d.code, d.reason, d.origin,
        d.partition, d.position, d.key, d.value, d.headers::text, d.attempts, d.code_version, d.state, d.redrives, d.due_at,
-       d.first_at, d.last_at, d.updated_at, d.version
+       d.first_at, d.last_at, d.updated_at, d.version, d.events::text
 FROM dead_letters d WHERE d.id = $1::uuid
 
 -- name: codes
@@ -38,8 +38,10 @@ SELECT replace(id::text, '-', '') FROM dead_letters WHERE state = 'open' AND due
 -- Sent again, and settled by their stage since.
 SELECT replace(d.id::text, '-', '')
 FROM dead_letters d
-JOIN inbox i ON i.stage = d.stage AND i.event_id = d.event_id
-WHERE d.state = 'redriven' AND i.outcome = 'done'
+WHERE d.state = 'redriven' AND EXISTS (
+    SELECT FROM inbox i
+    WHERE i.stage = d.stage AND i.outcome = 'done'
+      AND (i.event_id = d.event_id OR i.event_id IN (SELECT e::uuid FROM jsonb_array_elements_text(d.events) AS e)))
 LIMIT $1
 
 -- name: open

@@ -15,19 +15,21 @@ import asyncio
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import structlog
 
 from agents.lone_writer import STANDBY_S, LoneWriter
 from agents.recovery.errors import BadReason, LetterEnded, LetterRefused, NotRedrivable, UnknownLetter
-from agents.recovery.letters import Letter, State, again, bytes_of, plain
+from agents.recovery.letters import Letter, State, again, bytes_of, plain, readable_as, with_event
 from agents.recovery.store_dead_letters import letter_of_row, lock
 from agents.services import Services
 from ledger.audit_logs import Log
 from ledger.commit import TRANSIENT, Sealed, lock_writer, seal
+from ledger.cursors import opaque, opened
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block, uuids
 from ledger.sql import load as load_sql
@@ -48,6 +50,7 @@ BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 FRAMING: Final = 90_000
 """Of what the broker takes above an event's own limit, and we do not use up (topics/catalog.py)."""
 LOOK_S: Final = 2.0
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,20 @@ async def find(connection: Connection, id: str) -> Letter:
     if not rows:
         raise UnknownLetter(id, f"there is no dead letter {id}")
     return letter_of_row(rows[0])
+
+
+def place_of(letter: Letter) -> str:
+    """A cursor: the letter after which a next page begins."""
+    return opaque(f"{(letter.last_at - _EPOCH) // timedelta(microseconds=1)}.{letter.id}".encode())
+
+
+def place(cursor: str) -> tuple[datetime, str]:
+    """Raises ValueError for what is no cursor of ours."""
+    try:
+        micros, _, id = opened(cursor).decode("ascii").partition(".")
+        return _EPOCH + timedelta(microseconds=int(micros)), UUID(hex=id).hex
+    except OverflowError:
+        raise ValueError("out of range") from None
 
 
 async def page(
@@ -139,7 +156,7 @@ async def redrive(
                 left.append(letter.id)
                 continue
             sent.append(
-                letter._replace(
+                with_event(letter, readable_as(letter))._replace(
                     state=State.REDRIVEN, redrives=letter.redrives + 1, due_at=None, updated_at=at,
                     version=letter.version + 1,
                 )
@@ -165,7 +182,7 @@ def _refusal(letter: Letter, settled: set[tuple[str, str | None]], force: bool) 
         return NotRedrivable(letter.id, f"{letter.id} is no event of a topic; {about.remedy or 'discard it'}")
     if bytes_of(letter) > bytes_max(letter.origin) + FRAMING:
         return NotRedrivable(letter.id, f"{letter.id} is as large as its topic takes, and would be larger; discard it")
-    if (letter.stage, letter.event_id) in settled:
+    if any((letter.stage, id) in settled for id in (letter.event_id, *letter.events)):
         return LetterEnded(letter.id, f"{letter.id}: its stage took the event; {about.remedy or 'discard the letter'}")
     if not about.redrivable and not force:
         remedy = about.remedy or "the event must come again, right and with an id of its own"
@@ -175,7 +192,7 @@ def _refusal(letter: Letter, settled: set[tuple[str, str | None]], force: bool) 
 
 async def _settled(connection: Connection, letters: Iterable[Letter]) -> set[tuple[str, str | None]]:
     """(stage, event id) of those whose event its stage has settled."""
-    wanted = sorted({(one.stage, one.event_id) for one in letters if one.event_id is not None})
+    wanted = sorted({(one.stage, id) for one in letters for id in (one.event_id, *one.events) if id is not None})
     rows = await connection.fetch(_sql.done, [stage for stage, _ in wanted], uuids([id for _, id in wanted]))
     return {(stage, event_id) for stage, event_id in rows}
 

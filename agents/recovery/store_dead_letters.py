@@ -108,7 +108,8 @@ async def lock(connection: Connection, ids: set[str]) -> dict[str, Letter]:
 
 def letter_of_row(row: Any) -> Letter:
     found = Letter(*row)
-    return found._replace(headers=orjson.loads(found.headers))  # type: ignore[arg-type]
+    headers, events = (orjson.loads(text) for text in (found.headers, found.events))  # type: ignore[arg-type]
+    return found._replace(headers=headers, events=events)
 
 
 def figures(observer: Observer, _items: Sequence[Any], outcomes: Sequence[Outcome]) -> None:

@@ -36,6 +36,7 @@ LedgerError (code)
  │    ├── FillReused           order_id, fill_id, stored, given
  │    └── FillsDisagree        order_id, total, filled
  ├── ACopy                     a database that was rebuilt to look at may tell nobody anything
+ ├── DatabaseBehind            an old backup: the journal has what the database has not
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
  ├── RoleRefused               the application's database role is missing, or not ours to use
  ├── RecordTooLarge            one event causes more than a commit may hold
@@ -57,6 +58,7 @@ from ledger.errors.base import LedgerError
 from ledger.errors.commits import (
     ACopy,
     DatabaseAhead,
+    DatabaseBehind,
     DatabaseBusy,
     Fenced,
     HistoriesDiffer,
@@ -130,6 +132,7 @@ __all__ = [
     "CorrectionRefused",
     "CorrectionReused",
     "DatabaseAhead",
+    "DatabaseBehind",
     "DatabaseBusy",
     "Fenced",
     "FillReused",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ledger.errors.base import LedgerError
 
 
@@ -41,6 +43,18 @@ class ACopy(LedgerError):
     def __init__(self) -> None:
         super().__init__(
             "this database is a copy of another; to make it the deployment's run: stablerail rebuild --take-over"
+        )
+
+
+class DatabaseBehind(LedgerError):
+    """The journal has a record that the database has not: an old backup, or another deployment's. Nothing may be done with it."""
+
+    code = "database_behind"
+
+    def __init__(self, seq: int, at: datetime) -> None:
+        super().__init__(
+            f"the journal has record {seq}, of {at:%Y-%m-%d %H:%M:%S} UTC, and this database has not: it is an old backup, or another"
+            " deployment's; stop workers, API and bridge and run: stablerail rebuild --take-over"
         )
 
 

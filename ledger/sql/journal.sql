@@ -1,6 +1,12 @@
 -- name: lock_relay
 SELECT id FROM relay WHERE id = 1 FOR UPDATE
 
+-- name: standing
+SELECT (SELECT id FROM relay WHERE id = 1), (SELECT coalesce(max(first_seq), 0) FROM restores)
+
+-- name: has
+SELECT EXISTS (SELECT FROM audit WHERE stage = $1 AND topic = $2 AND partition = $3 AND position = $4 AND head = $5)
+
 -- name: waiting
 SELECT seq, (SELECT min(seq) FROM outbox WHERE journaled AND seq >= $1 AND seq <> ALL($2::bigint[])),
     pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, cast
 from uuid import UUID
 
@@ -15,7 +15,6 @@ from agents.recovery import redrive_dead_letters as letters
 from agents.recovery.errors import LetterRefused
 from agents.recovery.letters import Letter, State, headers_of, plain
 from agents.recovery.redrive_dead_letters import AT_ONCE, Filter
-from ledger.cursors import opaque, opened
 from ledger.rows import Connection
 from stablerail.answers import Answer
 from stablerail.api import reads
@@ -25,7 +24,6 @@ from stablerail.keys import Key, Scope
 from stablerail.problems import Problem
 from topics.codes import Whose
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STATUS: Final = {"unknown_letter": 404, "not_redrivable": 409, "letter_ended": 409}
 """Of each refusal's code; 422 where it is not named."""
 _BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
@@ -90,17 +88,10 @@ async def on_letter_refused(_request: Request, error: Exception) -> JSONResponse
 
 
 def _cursor(text: str | None) -> tuple[datetime, str] | None:
-    if text is None:
-        return None
     try:
-        micros, _, id = opened(text).decode("ascii").partition(".")
-        return _EPOCH + timedelta(microseconds=int(micros)), UUID(hex=id).hex
-    except (ValueError, OverflowError):
+        return None if text is None else letters.place(text)
+    except ValueError:
         raise Problem(400, *_BAD_CURSOR) from None
-
-
-def _place(letter: Letter) -> str:
-    return opaque(f"{(letter.last_at - _EPOCH) // timedelta(microseconds=1)}.{letter.id}".encode())
 
 
 @router.get(
@@ -125,7 +116,7 @@ async def list_dead_letters(
     async with reads.snapshot(request.app.state.pool) as connection:
         found = await letters.page(cast(Connection, connection), wanted, limit + 1, place)
     shown = [DeadLetter(**plain(letter)) for letter in found[:limit]]
-    return DeadLetters(dead_letters=shown, next=_place(found[limit - 1]) if len(found) > limit else None)
+    return DeadLetters(dead_letters=shown, next=letters.place_of(found[limit - 1]) if len(found) > limit else None)
 
 
 @router.get(

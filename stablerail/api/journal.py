@@ -15,10 +15,11 @@ from aiokafka.errors import KafkaError
 
 from agents.emitter import Emitter
 from ledger.commit import TRANSIENT, Sealed
+from ledger.errors import ACopy, DatabaseBehind, LedgerError
 from ledger.journal import Relay
 from stablerail.config import Settings
 from stablerail.problems import Problem
-from stablerail.wiring import connector
+from stablerail.wiring import relay_of
 
 ANSWER_S_MAX: Final = 5.0
 WAITING_MAX: Final = 1_000
@@ -33,17 +34,19 @@ class Journal:
         self._relay = relay
         self._emitter = emitter
         self._waiting: set[asyncio.Task[None]] = set()
+        self._unfit: LedgerError | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Journal:
         emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
-        return cls(Relay(connector(settings, synchronous_commit="off"), emitter.journal), emitter)
+        return cls(relay_of(settings, emitter.journal), emitter)
 
     async def start(self) -> None:
-        """Connects, when Kafka is there; else with the first commit."""
-        with contextlib.suppress(KafkaError, TimeoutError):
+        """Connects, when Kafka is there; else with the first commit. Raises DatabaseBehind and ACopy, which are found out then."""
+        with contextlib.suppress(KafkaError, TimeoutError, *TRANSIENT):
             async with asyncio.timeout(ANSWER_S_MAX):
                 await self._emitter.start()
+                await self._relay.check()
 
     async def stop(self) -> None:
         """What still waits is a worker's to finish."""
@@ -56,7 +59,9 @@ class Journal:
                 await self._emitter.stop()
 
     def check(self) -> None:
-        """Before a commit. Raises the problem when too many wait already."""
+        """Before a commit. Raises the problem when too many wait already, or the database turned out not to be the deployment's."""
+        if self._unfit is not None:
+            raise _unfit(self._unfit)
         if len(self._waiting) >= WAITING_MAX:
             raise _unavailable("Too many requests wait for Kafka; nothing was done. Try again later.")
 
@@ -71,16 +76,27 @@ class Journal:
         await asyncio.wait({journaling}, timeout=ANSWER_S_MAX)
         if not journaling.done():
             raise _unavailable("What you asked for is stored and waits for Kafka; ask again for its answer.")
-        await journaling
+        try:
+            await journaling
+        except (ACopy, DatabaseBehind) as error:
+            self._unfit = error
+            raise _unfit(error) from None
 
     async def _tell(self, sealed: Sealed | None, journaling: asyncio.Task[None]) -> None:
-        await journaling
+        try:
+            await journaling
+        except (ACopy, DatabaseBehind):
+            return  # `take` says it
         if sealed is None:
             return
         await self._emitter.emit(sealed.messages, sealed.stage, sealed.at)
         self._relay.emitted([sealed.seq])
         with contextlib.suppress(*TRANSIENT, asyncpg.InterfaceError):  # else with the next commit
             await self._relay.tidy()
+
+
+def _unfit(error: LedgerError) -> Problem:
+    return Problem(503, error.code, str(error))
 
 
 def _unavailable(detail: str) -> Problem:

@@ -3,6 +3,7 @@
 | file | made from |
 | --- | --- |
 | configuration.md | stablerail/config.py |
+| dead-letters.md | topics/codes.py |
 | events/<type>.v<n>.json | topics/events.py, one JSON Schema for each version of an event |
 | asyncapi.yaml | topics/catalog.py, and the stages and producers that stablerail/wiring.py runs |
 | openapi.json | the API's routes |
@@ -26,10 +27,11 @@ EVENTS = "events"
 
 async def documents() -> dict[str, str]:
     """Every generated file: its path under docs/ and its text. The same wherever and however it is called."""
-    from stablerail.docs import asyncapi, configuration, events, openapi
+    from stablerail.docs import asyncapi, codes, configuration, events, openapi
 
     return {
         "configuration.md": configuration.document(),
+        "dead-letters.md": codes.document(),
         OPENAPI: _json(await openapi.document()),
         "asyncapi.yaml": await asyncapi.document(),
         **{f"{EVENTS}/{name}.json": _json(schema) for name, schema in events.schemas().items()},

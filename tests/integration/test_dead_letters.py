@@ -15,6 +15,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from agents import item
 from agents.deposits import credit_deposits
 from agents.deposits.policy import DepositPolicy
 from agents.outcome import Stage
@@ -38,6 +39,7 @@ from tests.support.ledger_rig import assert_holds
 from tests.support.rebuild import differences, empty_database, rebuild
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED, WEBHOOKS_DLQ
 from topics.envelope import headers_of, value_of
+from topics.errors import EventCode, EventRefused
 from topics.events import Chain, DepositNotified, Evidence
 
 WALLET = "0x" + "ab" * 20
@@ -216,6 +218,44 @@ async def test_what_was_never_an_event_is_one_letter_however_often_it_is_redrive
     await assert_holds(at.observer)
 
 
+async def test_what_an_older_release_could_not_read_is_resolved_by_whatever_its_stage_makes_of_it_now(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inbox knew it by its place, and now by its own id: refused once more, and credited at last, it is one letter."""
+
+    def unread(*_: Any) -> Any:
+        raise EventRefused(EventCode.UNSUPPORTED_VERSION, "version 2")
+
+    async def redriven(services: Services, id: str) -> None:
+        connection = await at.connect()
+        done = await letters.redrive(connection, [id], "ann", at.clock())
+        assert done.sealed is not None
+        await connection.close()
+        at.clock.forward(60)
+        await Sweeper(services).sweep()
+
+    async with worker(at) as services:
+        with monkeypatch.context() as older:
+            older.setattr(item, "read", unread)
+            await tell(at, deposit("t1"))
+            (letter,) = await stored(at, state="open", code="unsupported_version")
+        await redriven(services, letter.id)
+        (again,) = await stored(at, state="open", code="unknown_wallet")
+        assert (again.id, again.event_id, again.redrives) == (letter.id, letter.event_id, 1)
+        assert await at.observer.fetchval("SELECT count(*) FROM dead_letter_events") == 2
+        await provision(at)
+        await redriven(services, letter.id)
+        await until(lambda: credited(at), "the deposit is credited")
+
+        async def resolved() -> bool:
+            await look(services)
+            return (await stored(at))[0].state == State.RESOLVED
+
+        await until(resolved, "the letter is resolved")
+    assert await credited(at) == [("ada", "25000000")]
+    await assert_holds(at.observer)
+
+
 async def test_more_than_a_commit_may_hold_is_redriven_by_several(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(letters, "BYTES_AT_ONCE", 1_500)
     async with worker(at) as services:
@@ -375,6 +415,12 @@ async def test_people_see_redrive_and_discard_them_by_the_command_line(at: Groun
         assert "producer" in listed.output
         lines = (await run("list", "--format", "json", "--code", "bad_address")).output.splitlines()
         assert [json.loads(line)["id"] for line in lines] == [found["bad_address"].id]
+        first = (await run("list", "--limit", "1", "--format", "json")).output.splitlines()
+        assert (len(first), first[1].startswith("more: --after ")) == (2, True)
+        second = (
+            await run("list", "--limit", "1", "--format", "json", "--after", first[1].split()[-1])
+        ).output.splitlines()
+        assert {json.loads(line)["code"] for line in (first[0], *second)} == {"unknown_wallet", "bad_address"}
         shown = await run("show", found["bad_address"].id)
         assert '"to":"0x12"' in shown.output
         assert "0xff00" in shown.output
@@ -395,6 +441,7 @@ async def test_people_see_redrive_and_discard_them_by_the_command_line(at: Groun
         (1, "unknown_letter", ("show", uuid.uuid4().hex)),
         (1, "bad_reason", ("discard", found["bad_address"].id, "--reason", " ")),
         (2, "name the letters", ("redrive",)),
+        (2, "not what a page ended with", ("list", "--after", "x")),
         (2, "a time is RFC 3339", ("list", "--since", "noon")),
     ):
         wrong = await run(*arguments)

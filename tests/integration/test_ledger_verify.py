@@ -363,7 +363,7 @@ async def test_a_commit_of_several_partitions_is_sealed_in_each_chain(books: Con
 async def test_what_the_version_before_wrote_holds_and_what_claims_to_be_of_it_does_not(books: Connection) -> None:
     """Its rows have no batch; their links are as they were. A transaction without one needs a commit of its time."""
     head = await books.fetchval("SELECT head FROM owners")
-    at = AT + timedelta(days=1)
+    at = AT + timedelta(minutes=30)
     older = link(head, b"d" * 32, at, "x", {}, (None, None, None))
     await books.execute(
         "INSERT INTO audit (stage, topic, partition, position, at, actor, summary, digest, head)"

@@ -117,6 +117,7 @@ async def test_a_broken_invariant_is_shown_and_corrected_by_two(at: Ground, sett
                 break
             await asyncio.sleep(0.05)
     await at.observer.execute("UPDATE accounts SET balance = balance + 5 WHERE owner = 'ada'")
+    settings.setenv("LIVE", at.dsn)
     await follow(day("An invariant is broken"), {}, settings)
     await follow(day("A buffer is low"), {}, settings)
 

@@ -21,7 +21,18 @@ from ledger.tables import JOURNALED
 from stablerail.rebuild import alone_in, open_journal, rebuild_from
 
 OUTSIDE = frozenset(
-    {"outbox", "relay", "leases", "rate_limits", "workers", "worker_restarts", "crashes", "api_keys", "alembic_version"}
+    {
+        "outbox",
+        "relay",
+        "leases",
+        "rate_limits",
+        "workers",
+        "worker_restarts",
+        "crashes",
+        "rebuild_checks",
+        "api_keys",
+        "alembic_version",
+    }
 )
 """Tables that ledger/tables.py declares outside of the journal, and Alembic's own."""
 

@@ -1,0 +1,136 @@
+"""An old backup that nobody brought forward: whoever starts on it is stopped before anything is told or done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import pytest
+
+from agents.journal_end import last_record
+from ledger.errors import ACopy, DatabaseBehind
+from ledger.journal import Relay
+from ledger.migrate import upgrade
+from stablerail.api.journal import Journal
+from stablerail.config import Settings, load_settings
+from stablerail.dev.kafka import Kafka
+from stablerail.problems import Problem
+from stablerail.wiring import relay_of
+from tests.integration import test_cli
+from tests.integration.test_cli import Result
+from tests.integration.test_rebuild import live
+from tests.support.in_process import SCHEMA, Ground, ground
+from tests.support.rebuild import connect, empty_database, rebuild
+from topics.catalog import JOURNAL
+
+run, clean = test_cli.run, test_cli.clean
+
+
+@pytest.fixture
+async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Ground]:
+    async with ground(database, kafka.bootstrap, topic_prefix, []) as it:
+        yield it
+
+
+def settings_of(at: Ground, dsn: str) -> Settings:
+    return load_settings(env_file=None, database_url=dsn, kafka_bootstrap=at.bootstrap, topic_prefix=at.prefix)
+
+
+async def nothing(_records: object, _untold: int) -> None:
+    """Publishes nowhere."""
+
+
+async def work(at: Ground, first: int) -> None:
+    async with at.process() as services:
+        await live(await services.connect(), first, 1)
+        await services.relay.journal()
+
+
+async def check(at: Ground, dsn: str) -> None:
+    relay: Relay = relay_of(settings_of(at, dsn), nothing)
+    try:
+        await relay.check()
+    finally:
+        await relay.close()
+
+
+async def assert_no_worker_starts(at: Ground, dsn: str) -> None:
+    names = {"DATABASE_URL": dsn, "KAFKA_BOOTSTRAP": at.bootstrap, "TOPIC_PREFIX": at.prefix}
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stablerail.cli", "worker", "deposits"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **{f"STABLERAIL_{name}": value for name, value in names.items()}},
+    )
+    try:
+        told = (await asyncio.wait_for(worker.communicate(), 100))[0].decode()
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+    assert (worker.returncode, "database_behind" in told, "rebuild --take-over" in told) == (70, True, True), told
+    assert "Traceback" not in told
+
+
+async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
+    at: Ground, run: Callable[..., Result]
+) -> None:
+    async with empty_database(at.dsn) as backup:
+        await work(at, 0)
+        await rebuild(at.bootstrap, at.prefix, backup, SCHEMA)
+        await check(at, backup)  # it has all that was journaled
+        await work(at, 1)
+        await check(at, at.dsn)
+        with pytest.raises(
+            DatabaseBehind, match=r"the journal has record \d+, of .* run: stablerail rebuild --take-over"
+        ):
+            await check(at, backup)
+        await assert_no_worker_starts(at, backup)
+        journal = Journal.of(settings_of(at, backup))
+        with pytest.raises(DatabaseBehind):
+            await journal.start()
+        with pytest.raises(Problem) as caught:  # Kafka was away when it started
+            await journal.take(None)
+        assert (caught.value.status, caught.value.code) == (503, "database_behind")
+        with pytest.raises(Problem, match="database_behind"):
+            journal.check()
+        await journal.stop()
+        kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+        done = await asyncio.to_thread(run, "rebuild", database_url=backup, **kafka)
+        assert done.exit_code == 0, done.output
+        with pytest.raises(ACopy):
+            await check(at, backup)
+        done = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=backup, **kafka)
+        assert done.exit_code == 0, done.output
+        await check(at, backup)
+        with pytest.raises(DatabaseBehind):  # the lost one, come back
+            await check(at, at.dsn)
+
+
+async def test_an_empty_database_is_behind_and_one_whose_last_commits_never_got_there_is_not(at: Ground) -> None:
+    async with empty_database(at.dsn) as empty:
+        await upgrade(empty, SCHEMA)
+        await check(at, empty)  # nothing was ever journaled
+        await work(at, 0)
+        with pytest.raises(DatabaseBehind):
+            await check(at, empty)
+    connection = await connect(at.dsn, SCHEMA)
+    await live(connection, 1, 1)
+    await connection.close()
+    await check(at, at.dsn)
+
+
+async def test_what_stands_at_the_journals_end_besides_does_not_hide_its_last_record(at: Ground) -> None:
+    await work(at, 0)
+    last = await last_record(at.bootstrap, at.prefix)
+    assert last is not None
+    await at.send(JOURNAL, b"what?", b"is this")
+    await at.send(JOURNAL, (last.seq - 1).to_bytes(8, "big"), b"came late")
+    await at.send(JOURNAL, (last.seq + 1).to_bytes(8, "big"), b"cut off", [("part", b"0"), ("parts", b"2")])
+    assert await last_record(at.bootstrap, at.prefix) == last
+    assert await last_record(at.bootstrap, f"{at.prefix}none.") is None
+    await check(at, at.dsn)
+    with pytest.raises(asyncpg.PostgresError):
+        await check(at, at.dsn + "_none")
