@@ -18,7 +18,8 @@ from chain.head_news import HeadNews
 from chain.heads import readable
 from chain.health import APART, BEHIND, FORGET_S, OK, OUTVOTED, OUTVOTED_S, RATE_LIMITED, SLOW, SLOW_S, Health
 from chain.hot_wallet import Look, _merged
-from chain.rpc import REST_S, REST_S_MAX, Rpc, _rest_s
+from chain.line import REST_S, REST_S_MAX, _rest_s
+from chain.rpc import Rpc
 from chain.window import latest
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
