@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chain import rpc as rpc_module
+from chain import line
 from chain.errors import (
     RpcError,
     RpcGarbled,
@@ -160,7 +160,7 @@ async def test_no_answer_in_time_is_a_timeout_and_no_connection_is_unavailable(
 async def test_an_answer_over_the_limit_is_not_read_to_its_end(
     rpc: Rpc, endpoint: LyingEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc_module, "ANSWER_BYTES_MAX", 1_000)
+    monkeypatch.setattr(line, "ANSWER_BYTES_MAX", 1_000)
     endpoint.whole = (200, b" " * 100_000)
     with pytest.raises(RpcTooLarge):
         await rpc.head()
