@@ -79,12 +79,11 @@ async def one_round(desk: Sending, process: Process, told: list[Message], attemp
     """A block, every stage that it wakes, and what follows."""
     await desk.anvil.mine()
     head = await desk.newest()
+    said: list[Message] = []
     for stage in (process.track, process.wait, process.raising):
-        for message in messages(await desk.run(process, stage, head)):
-            if message.topic == TRANSACTIONS_CONFIRMED.name:
-                await desk.run(process, process.settling, message)
-            elif message.topic == TRANSACTIONS_SIGNED.name:
-                told.append(message)
+        said += messages(await desk.run(process, stage, head))
+    told += [one for one in said if one.topic == TRANSACTIONS_SIGNED.name]
+    await desk.run(process, process.settling, *(one for one in said if one.topic == TRANSACTIONS_CONFIRMED.name))
     await send(desk, process, told, attempt)
 
 

@@ -372,6 +372,7 @@ async def withdrawal_rig(
             ):
                 stack = Stack(directory / name, parts, settings={**parts, **settings})
                 rig = WithdrawalRig(stack, prefix, anvil, usdc, (postgres, kafka, rpc))
+                rig.raises = "STABLERAIL_WITHDRAWAL_SPEED_UP_BLOCKS" in settings  # a slow machine is enough then
                 await rig.open()
                 try:
                     await rig.first_worker()
