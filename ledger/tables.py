@@ -140,6 +140,18 @@ ATTEMPT_WISHES: Final = Table(
     " asked_at:time ended_at:time",
     changing=("kind", "attempts_max", "state", "code", "n", "asked_by", "reason", "asked_at", "ended_at"),
 )
+CUSTODIAN_TRANSFERS: Final = Table(
+    "custodian_transfers",
+    ("withdrawal_id",),
+    "withdrawal_id:uuid custodian:text wallet_id:text transfer_id:text state:text tx_hashes:text block_number:int"
+    " reason:text created_at:time updated_at:time version:int",
+    changing=("transfer_id", "state", "tx_hashes", "block_number", "reason", "updated_at", "version"),
+)
+CUSTODIAN_WALLETS: Final = Table(
+    "custodian_wallets",
+    ("chain", "address"),
+    "chain:text address:text custodian:text wallet_id:text created_at:time",
+)
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
 CIRCLE_TRANSFERS: Final = Table(
@@ -189,6 +201,8 @@ JOURNALED: Final = (
     LANES,
     ATTEMPTS,
     ATTEMPT_WISHES,
+    CUSTODIAN_TRANSFERS,
+    CUSTODIAN_WALLETS,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,
