@@ -55,6 +55,13 @@ WHERE EXISTS (
     WHERE m.request ->> 'user_id' = x.user_id AND m.request -> 'chains' ? x.chain AND c.state IN ('open', 'failed')
 )
 
+-- name: transfers_known
+-- Of these transfers of the custodian's, with our references: those that we have, or that a call that is repeated with its key made.
+SELECT x.id
+FROM unnest($1::text[], $2::text::uuid[]) AS x(id, withdrawal_id)
+JOIN custodian_transfers t ON t.withdrawal_id = x.withdrawal_id
+WHERE t.transfer_id = x.id OR t.transfer_id IS NULL
+
 -- name: parked
 SELECT replace(id::text, '-', ''), user_id, chain, amount::text, recipient, coalesce(code, ''), updated_at
 FROM withdrawals

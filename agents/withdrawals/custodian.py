@@ -95,6 +95,8 @@ async def open_transfers(connection: Connection) -> list[Transfer]:
     return [Transfer(*row) for row in await connection.fetch(_sql.open)]
 
 
-def is_ours(reference: str | None) -> bool:
+def is_ours(reference: object) -> bool:
     """Whether it can be the id of a withdrawal."""
-    return reference is not None and len(reference) == 32 and all(digit in "0123456789abcdef" for digit in reference)
+    return (
+        isinstance(reference, str) and len(reference) == 32 and all(digit in "0123456789abcdef" for digit in reference)
+    )

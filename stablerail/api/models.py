@@ -157,7 +157,9 @@ class WithdrawalWish(BaseModel):
         description="decimal string above zero, at most six decimals", max_length=40, examples=["25.00"]
     )
     to: Asked = Field(description="where it goes", examples=[_ADDRESS])
-    rail: Rail = Field(Rail.CHAIN, description="chain: signed by our own wallet")
+    rail: Rail = Field(
+        Rail.CHAIN, description="chain: signed by our own wallet; circle: sent by Circle, where that is set up"
+    )
 
 
 class Withdrawal(Answer):

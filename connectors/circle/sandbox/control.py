@@ -57,6 +57,8 @@ class _Weather(_Body):
 
 
 class _Plan(_Body):
+    of: str
+    """The transfer's reference, or its destination address."""
     until: Literal["INITIATED", "CLEARED", "QUEUED", "SENT", "CONFIRMED", "COMPLETE"] = "COMPLETE"
     end: str | None = None
     error_reason: str | None = None
@@ -98,7 +100,7 @@ def routes(state: State, gate: Gate, deliveries: Deliveries) -> APIRouter:
 
     @router.post("/plans")
     async def plan(body: _Plan) -> dict[str, Any]:
-        state.plans.append(Plan(**body.model_dump()))
+        state.plans[body.of] = Plan(**body.model_dump(exclude={"of"}))
         return {"plans": len(state.plans)}
 
     @router.post("/transfers")

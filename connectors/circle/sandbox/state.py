@@ -98,7 +98,7 @@ class Transaction(Record):
 
 @dataclass
 class Plan:
-    """What becomes of the next transfer out, by itself."""
+    """What becomes of a transfer out, by itself."""
 
     until: str = "COMPLETE"
     """The last state that it reaches; there it stays until /_control moves it."""
@@ -141,8 +141,8 @@ class State:
     transactions: dict[str, Transaction] = field(default_factory=dict)
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     notification_key: keys.NotificationKey = field(default_factory=keys.NotificationKey)
-    plans: list[Plan] = field(default_factory=list)
-    """Of the next transfers, one each."""
+    plans: dict[str | None, Plan] = field(default_factory=dict)
+    """Of transfers to come, by reference or destination address."""
     refused: set[str | None] = field(default_factory=set)
     """References and blockchains for which no wallet is made: 400."""
     hidden: set[str | None] = field(default_factory=set)

@@ -84,7 +84,8 @@ class Transfers:
             fee_level=body.fee_level,
         )
         self._state.transactions[transfer.id] = transfer
-        plan = self._state.plans.pop(0) if self._state.plans else Plan()
+        plans = self._state.plans
+        plan = plans.get(body.ref_id) or plans.get(body.destination_address) or Plan()
         task = asyncio.create_task(self._go(transfer.id, wallet, plan))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
