@@ -41,10 +41,12 @@ SELECT max(at) FROM audit WHERE stage <> $1 AND at <= $2
 SELECT wallet_set_id FROM wallet_sets WHERE network = $1
 
 -- name: wallets_known
--- Of these places, those whose wallet we have.
+-- Of these places, those whose wallet we have; and the wallets that we send from.
 SELECT w.chain, w.address
 FROM unnest($1::text[], $2::text[]) AS x(chain, address)
 JOIN wallets w ON w.chain = x.chain AND w.address = x.address
+UNION
+SELECT chain, address FROM custodian_wallets
 
 -- name: wallets_wanted
 -- Of these customers and chains, those for which a call of ours may have been made that has not brought a wallet.
