@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from uuid import uuid4
 
@@ -11,15 +13,20 @@ import orjson
 import pytest
 
 from agents.recovery import comparing, restoring
+from agents.sweeper import Sweeper
 from agents.withdrawals import requests
 from agents.withdrawals.errors import NotCancellable
+from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault, Weather
 from connectors.circle.sandbox.state import Plan
 from connectors.circle.sandbox.tokens import usdc_token_id
 from stablerail.dev.anvil import Node
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.usdc import Usdc
-from tests.support.custodian_rig import PATH, POLICY, Rig, custodian_rig, new_address
+from stablerail.metrics import Metrics
+from stablerail.wiring import build
+from tests.support import withdrawals
+from tests.support.custodian_rig import PATH, POLICY, TOPICS, Rig, custodian_rig, new_address
 from tests.support.in_process import running, until
 from tests.support.withdrawals import assert_whole, has, settled
 from topics.money import SCALE
@@ -247,3 +254,47 @@ async def test_after_a_restore_circle_is_not_asked_before_its_transfers_were_com
         await restoring.open_compared(connection, [], [gate], [found.log("ann")], rig.at.clock(), "ann")
         await rig.became({"bob": ("completed", None)}, step_s=1.0)
     await connection.close()
+
+
+async def test_the_worker_as_it_is_wired_has_circle_send_a_withdrawal(rig: Rig) -> None:
+    settings = withdrawals.settings_of(
+        rig.at, withdrawal_chains="", circle_api_url=rig.circle.base_url, circle_api_key=TEST_API_KEY,
+        circle_entity_secret=TEST_ENTITY_SECRET, circle_withdrawal_wallets={"MATIC": rig.wallets["MATIC"].id},
+        circle_usdc_token_ids={"MATIC": usdc_token_id("MATIC-AMOY")}, circle_fee_level="HIGH", circle_transfer_poll_s=0.2,
+        rpc_urls={"MATIC": [rig.anvil.rpc_url]}, chain_ids={"MATIC": rig.anvil.chain_id},
+        usdc_contracts={"MATIC": rig.usdc.address}, finality_depths_blocks={"MATIC": 1}, call_poll_interval_s=0.05,
+    )  # fmt: skip
+    async with AsyncExitStack() as stack:
+        services = await stack.enter_async_context(rig.at.process())
+        metrics = services.observer
+        assert isinstance(metrics, Metrics)
+        movement = await build("withdrawals", settings, services, metrics)
+        for close in movement.closing:
+            stack.push_async_callback(close)
+        for delivery in movement.deliveries:
+            if delivery.stage.source in TOPICS:
+                await stack.enter_async_context(running(delivery.stage, services, rig.at))
+        tasks = [asyncio.create_task(work()) for work in (*movement.workers, Sweeper(services, interval_s=0.05).work)]
+        try:
+            ada = await rig.ask("ada")
+            await withdrawals.tell(rig.at, "own", "ada")  # by our own wallet, which is not set up
+            await rig.became({"ada": ("completed", None)}, step_s=1.0)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    (transfer,) = rig.at_circle()[ada]
+    assert transfer.fee_level == "HIGH"
+    assert sum((await rig.paid()).values()) == 1
+
+
+async def test_the_api_shows_what_circle_makes_of_a_withdrawal(rig: Rig) -> None:
+    async with rig.worker(), withdrawals.api_of(rig.at) as client:
+        await withdrawals.fund(rig.at, "ada", 100 * SCALE)
+        asked = await withdrawals.ask(client, "k1", rail="circle", to=new_address())
+        assert (asked.status_code, asked.json()["rail"]) == (202, "circle")
+        await rig.became({"ada": ("completed", None)}, step_s=1.0)
+        shown = (await client.get(f"/v1/withdrawals/{asked.json()['id']}")).json()
+    (transfer,) = rig.at_circle()[asked.json()["id"]]
+    assert (shown["attempts"], shown["transfer"]["transfer_id"]) == ([], transfer.id)
+    assert (shown["transfer"]["state"], shown["transfer"]["tx_hashes"]) == ("COMPLETE", [transfer.tx_hash])
