@@ -274,7 +274,10 @@ async def test_the_worker_as_it_is_wired_has_circle_send_a_withdrawal(rig: Rig) 
         for delivery in movement.deliveries:
             if delivery.stage.source in TOPICS:
                 await stack.enter_async_context(running(delivery.stage, services, rig.at))
-        tasks = [asyncio.create_task(work()) for work in (*movement.workers, Sweeper(services, interval_s=0.05).work)]
+        tasks = [
+            asyncio.create_task(work())
+            for work in (*movement.workers, Sweeper(services, interval_s=0.05, abandoned_s=10**8).work)
+        ]
         try:
             ada = await rig.ask("ada")
             await withdrawals.tell(rig.at, "own", "ada")  # by our own wallet, which is not set up
