@@ -32,6 +32,8 @@ from topics.events import TransferNotified
 
 KEY_TRUSTED: Final = timedelta(hours=24)
 """How long Circle remembers an idempotency key is not published. An older call is looked for before it is made again."""
+SURELY_NEW: Final = timedelta(minutes=1)
+"""An older call may have been made before the database was restored: how often it was taken is not in the journal."""
 LISTED_FROM: Final = timedelta(hours=1)
 """Before the call was made, for clocks that differ."""
 NOT_SHOWN: Final = "transfer_not_shown"
@@ -48,8 +50,9 @@ class CircleTransfers:
     async def perform(self, call: StoredCall) -> dict[str, Any]:
         """{"id", "state"} of the transfer, or {"refused": why, "code"} of one that Circle may have heard of before, refuses now
         and does not list. Raises connectors.errors."""
-        heard_before = call.takes > 1 or call.attempts > 0
-        if heard_before and self._clock() - call.created_at > KEY_TRUSTED:
+        age = self._clock() - call.created_at
+        heard_before = call.takes > 1 or call.attempts > 0 or age > SURELY_NEW
+        if age > KEY_TRUSTED:
             found = await self._find(call)
             if found is not None:
                 return found

@@ -301,3 +301,21 @@ async def test_the_api_shows_what_circle_makes_of_a_withdrawal(rig: Rig) -> None
     (transfer,) = rig.at_circle()[asked.json()["id"]]
     assert (shown["attempts"], shown["transfer"]["transfer_id"]) == ([], transfer.id)
     assert (shown["transfer"]["state"], shown["transfer"]["tx_hashes"]) == ("COMPLETE", [transfer.tx_hash])
+
+
+async def test_a_refusal_of_what_circle_made_before_the_restore_gives_nothing_back(rig: Rig) -> None:
+    gate = rig.circle.sandbox.gate
+    rig.circle.sandbox.deliveries.disorder.drop = 1_000
+    gate.faults.append(Fault(PATH, "hang", acts=True, times=1))
+    policy = replace(POLICY, retry_first_s=0.2, retry_max_s=0.2)
+    async with rig.worker(policy, polls=False):
+        ada = await rig.ask("ada")
+        await until(lambda: _asked(rig, 1), "Circle has made it")
+    await rig.at.observer.execute("DELETE FROM leases")  # as after a rebuild
+    rig.at.clock.forward(300)
+    gate.faults.append(Fault(PATH, "status", status=400, times=1_000))
+    async with rig.worker(policy):
+        await rig.became({"ada": ("completed", None)}, step_s=1.0)
+    assert len(rig.at_circle()[ada]) == 1
+    assert [one.id for one in rig.at_circle()[ada]] == [key for key, _ in (await rig.transfers()).values()]
+    assert sum((await rig.paid()).values()) == 1
