@@ -157,6 +157,18 @@ ORDERS: Final = Table(
 ORDER_FILLS: Final = Table(
     "order_fills", ("id",), "id:uuid order_id:uuid fill_id:text amount:numeric paid_from:text at:time"
 )
+CUSTODIAN_TRANSFERS: Final = Table(
+    "custodian_transfers",
+    ("withdrawal_id",),
+    "withdrawal_id:uuid custodian:text wallet_id:text transfer_id:text state:text tx_hashes:text block_number:int"
+    " reason:text created_at:time updated_at:time version:int",
+    changing=("transfer_id", "state", "tx_hashes", "block_number", "reason", "updated_at", "version"),
+)
+CUSTODIAN_WALLETS: Final = Table(
+    "custodian_wallets",
+    ("chain", "address"),
+    "chain:text address:text custodian:text wallet_id:text created_at:time",
+)
 CHAIN_CURSORS: Final = Table("chain_cursors", ("chain",), "chain:text state:json updated_at:time")
 SOURCE_CURSORS: Final = Table("source_cursors", ("source",), "source:text since:time updated_at:time")
 CIRCLE_TRANSFERS: Final = Table(
@@ -210,6 +222,8 @@ JOURNALED: Final = (
     ATTEMPT_WISHES,
     ORDERS,
     ORDER_FILLS,
+    CUSTODIAN_TRANSFERS,
+    CUSTODIAN_WALLETS,
     CALLS,
     CALL_MEMBERS,
     WALLET_REQUESTS,

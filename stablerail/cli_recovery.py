@@ -183,6 +183,6 @@ async def _gate(settings: Settings, connection: Connection, gate: Gate, accepted
             found = await comparing.compare_circle(
                 connection, gate, client, settings.network, settings.circle_wallet_set_id
             )
-    if found.code in (comparing.WALLETS_UNKNOWN, comparing.NO_COMPARISON) and accepted:
+    if found.code in (comparing.WALLETS_UNKNOWN, comparing.TRANSFERS_UNKNOWN, comparing.NO_COMPARISON) and accepted:
         return replace(found, code="", told=f"{found.told}; accepted: {accepted}")
     return found

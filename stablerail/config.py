@@ -225,6 +225,13 @@ class Settings(BaseSettings):
 
     allow_mainnet: bool = Field(False, description="withdrawals may leave by chains of the mainnet: real money")
     withdrawal_chains: Listed[tuple[Chain, ...]] = Field((), description="chains that withdrawals leave by: MATIC")
+    circle_withdrawal_wallets: Mapped[dict[Chain, str]] = Field(
+        {}, description='Circle\'s id of the wallet that withdrawals of the rail "circle" leave from, by chain, JSON'
+    )
+    circle_fee_level: Literal["LOW", "MEDIUM", "HIGH"] = Field("MEDIUM", description="fee that Circle's transfers pay")
+    circle_transfer_poll_s: Seconds = Field(
+        10, gt=0, description="pause between two looks at transfers that Circle makes"
+    )
     withdrawal_minimum: BaseUnits = Field(SCALE, description="least USDC of a withdrawal; `limits set` goes over it")
     withdrawal_maximum: BaseUnits = Field(
         1_000_000 * SCALE, description="most USDC of a withdrawal; `limits set` goes over it"
@@ -404,6 +411,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by {chain} on the mainnet")
         if unused := [chain for chain in self.gas_top_ups if chain not in self.withdrawal_chains]:
             raise ValueError(f"{PREFIX}GAS_TOP_UPS: {unused[0]} is not in {PREFIX}WITHDRAWAL_CHAINS")
+        return self
+
+    @model_validator(mode="after")
+    def _by_custodian(self) -> Self:
+        if unnamed := [chain for chain in self.circle_withdrawal_wallets if chain not in self.circle_usdc_token_ids]:
+            raise ValueError(f"{PREFIX}CIRCLE_USDC_TOKEN_IDS must name USDC on {unnamed[0]}, which Circle sends by")
+        if self.circle_withdrawal_wallets and self.network == "mainnet" and not self.allow_mainnet:
+            raise ValueError(f"{PREFIX}ALLOW_MAINNET must be true for withdrawals by Circle on the mainnet")
         return self
 
     @property

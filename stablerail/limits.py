@@ -9,4 +9,5 @@ from stablerail.wiring import withdrawal_policy
 
 def known_limits(settings: Settings) -> dict[str, int]:
     """Name -> default in base units, by name."""
-    return dict(sorted(withdrawal_policy(settings).limits(WITHDRAWAL_CHAINS).items()))
+    policy = withdrawal_policy(settings)
+    return dict(sorted(policy.limits({*WITHDRAWAL_CHAINS, *policy.chains}).items()))

@@ -9,11 +9,11 @@ from agents.deposits import credit_deposits
 from agents.deposits.lookups import Lookups
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.outcome import Stage
-from agents.withdrawals import accept_withdrawals, settle_withdrawals
+from agents.withdrawals import accept_withdrawals, settle_withdrawals, transfer_by_custodian
 from ledger.accounts import AccountType
 from ledger.rows import Connection
 from stablerail.config import Settings
-from stablerail.wiring import Movement, circle_client, deposit_policy, lookups_of, withdrawal_policy
+from stablerail.wiring import Movement, circle_client, custodian_sources, deposit_policy, lookups_of, withdrawal_policy
 
 Connect = Callable[[], Awaitable[Connection]]
 
@@ -25,6 +25,7 @@ NOT_REPLAYED: Final[dict[str, str]] = {
     "track_confirmations": _BY_ROWS,
     "raise_fees": _BY_ROWS,
     "top_up_lanes": _BY_ROWS,
+    "settle_transfers": "poll_transfers asks Circle about every transfer that has not ended, and says it again every hour",
     "broadcast_transactions": "what is signed and in no block is sent again by itself, a minute later",
 }
 """Whatever a bug left undone of it is done when the bug is gone."""
@@ -36,6 +37,7 @@ STAGES: Final[dict[str, Callable[[Settings, Lookups | None], Stage[Any]]]] = {
     "provision_wallets": lambda _settings, _: provision_wallets.stage(),
     "credit_deposits": lambda settings, lookups: credit_deposits.stage(deposit_policy(settings), lookups),
     "accept_withdrawals": lambda settings, _: accept_withdrawals.stage(withdrawal_policy(settings)),
+    "transfer_by_custodian": lambda settings, _: transfer_by_custodian.stage(custodian_sources(settings)),
     "settle_withdrawals": lambda settings, _: settle_withdrawals.stage(
         settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)
     ),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import asyncpg
@@ -38,18 +39,25 @@ from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
     raise_fees,
+    settle_transfers,
     settle_withdrawals,
     sign_transactions,
     top_up_lanes,
     track_confirmations,
+    transfer_by_custodian,
 )
+from agents.withdrawals.custodian import Source
 from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.key_ring import KeyRing
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
+from agents.withdrawals.poll_transfers import PollTransfers
 from agents.withdrawals.raising import RaisePolicy
 from agents.withdrawals.top_ups import TopUpPolicy
+from agents.withdrawals.transfer_calls import CircleTransfers, TransferDeeds
+from chain.assets import Network, usdc
 from chain.broadcaster import Broadcaster
+from chain.errors import NoToken
 from chain.fees import GWEI, POLICIES, FeePolicy
 from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
@@ -208,7 +216,26 @@ def withdrawal_policy(settings: Settings) -> WithdrawalPolicy:
         maximum=settings.withdrawal_maximum,
         user_day=settings.withdrawal_user_day_maximum,
         network_day=settings.withdrawal_network_day_maximum,
+        custodian={chain.value: usdc_of(settings, chain) for chain in settings.circle_withdrawal_wallets},
     )
+
+
+def usdc_of(settings: Settings, chain: Chain) -> str | None:
+    """USDC's canonical contract or mint, where it is known."""
+    if chain in settings.usdc_contracts:
+        return settings.usdc_contracts[chain].lower()
+    try:
+        return usdc(Network(settings.network), chain).address
+    except NoToken:
+        return None
+
+
+def custodian_sources(settings: Settings) -> dict[str, Source]:
+    """Where withdrawals of the rail `circle` leave from, by chain."""
+    return {
+        chain.value: Source(wallet_id, settings.circle_usdc_token_ids[chain], settings.circle_fee_level)
+        for chain, wallet_id in settings.circle_withdrawal_wallets.items()
+    }
 
 
 def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
@@ -249,12 +276,7 @@ async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) ->
 
 async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("deposits")
-    readers: dict[str, ChainReader] = {}
-    for chain in settings.read_chains:
-        endpoints = watched_rpcs(settings, chain, movement, metrics)
-        readers[chain.value] = ChainReader(
-            endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
-        )
+    readers = _readers(settings, movement, metrics)
     policy = deposit_policy(settings)
     circle = await circle_client(settings, movement)
     lookups = lookups_of(settings, circle, shared.connect)
@@ -274,6 +296,22 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         )
         movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
     return movement
+
+
+def _readers(
+    settings: Settings,
+    movement: Movement,
+    metrics: Metrics,
+    known: Mapping[Chain, tuple[Rpc, ...]] = MappingProxyType({}),
+) -> dict[str, ChainReader]:
+    """Of every chain that we read; `known`: endpoints that the movement has already."""
+    readers: dict[str, ChainReader] = {}
+    for chain in settings.read_chains:
+        endpoints = known.get(chain) or watched_rpcs(settings, chain, movement, metrics)
+        readers[chain.value] = ChainReader(
+            endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain]
+        )
+    return readers
 
 
 def lookups_of(
@@ -336,6 +374,8 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
+    readers = _readers(settings, movement, metrics, chains)
+    await _by_custodian(settings, shared, movement, readers)
     return movement
 
 
@@ -350,6 +390,35 @@ def order_shards(settings: Settings) -> Shards:
     return Shards(
         settings.shards_of(AccountType.SYSTEM_BUFFER_USDC), settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT)
     )
+
+
+TRANSFERS_PER_S: Final = 5.0
+"""What Circle allows."""
+FOR_EVER: Final = 10**9
+"""Attempts: whether a transfer was made is for Circle to say, never for a count."""
+
+
+async def _by_custodian(
+    settings: Settings, shared: Services, movement: Movement, readers: Mapping[str, ChainReader]
+) -> None:
+    """The stages of the rail `circle`; whoever performs only where Circle's credentials are set."""
+    sources = custodian_sources(settings)
+    if sources:
+        settings.require("circle_api_key", "circle_entity_secret")
+    transfer = Delivery(transfer_by_custodian.stage(sources), shared)
+    shards = settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)
+    settle = Delivery(settle_transfers.stage(readers, shared.connect, shards), shared)
+    movement.deliveries += [transfer, settle]
+    circle = await circle_client(settings, movement)
+    if circle is None:
+        return
+    rate = min(settings.call_rate_per_s, TRANSFERS_PER_S)
+    policy = replace(_call_policy(settings), members_max=1, rate_per_s=rate, attempts_max=FOR_EVER)
+    deeds = TransferDeeds(CircleTransfers(circle, shared.clock), settings.call_attempts_max)
+    movement.workers.append(Acting(transfer.stage, deeds, shared, transfer.wake, policy).work)
+    tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
+    poll = PollTransfers(circle, settings.network, tokens, sources, settings.circle_transfer_poll_s, shared)
+    movement.workers.append(poll.work)
 
 
 async def circle_client(settings: Settings, movement: Movement) -> CircleClient | None:

@@ -70,6 +70,9 @@ DEPOSITS_PARKED = Topic("deposits.parked", key="destination address", models=(ev
 CHAIN_HEADS = Topic("chain.heads", key="chain", models=(events.HeadSeen,), retention_ms=DAY_MS)
 WITHDRAWALS_REQUESTED = Topic("withdrawals.requested", key="user id", models=(events.WithdrawalRequested,))
 WITHDRAWALS_ACCEPTED = Topic("withdrawals.accepted", key="chain", models=(events.WithdrawalAccepted,))
+TRANSFERS_NOTIFIED = Topic(
+    "transfers.notified", key="withdrawal id, else transfer id", models=(events.TransferNotified,)
+)
 TRANSACTIONS_SIGNED = Topic("transactions.signed", key="lane: chain:signer", models=(events.TransactionSigned,))
 TRANSACTIONS_BROADCAST = Topic(
     "transactions.broadcast", key="lane: chain:signer", models=(events.TransactionBroadcast,)
@@ -115,6 +118,7 @@ INPUTS = (
     CHAIN_HEADS,
     WITHDRAWALS_REQUESTED,
     WITHDRAWALS_ACCEPTED,
+    TRANSFERS_NOTIFIED,
     TRANSACTIONS_SIGNED,
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,

@@ -302,6 +302,31 @@ class WithdrawalAccepted(Event):
         return self.withdrawal_id
 
 
+class TransferNotified(Event):
+    """The custodian, or who looks at its list, says how a transfer out stands.  Key: its withdrawal's id, else the transfer's."""
+
+    type = "transfers.notified"
+    source: Text
+    """Whose transfer it is: `circle`."""
+    transfer_id: Text
+    """The custodian's own id; `refused:<call>` of one that it did not take."""
+    reference: Text | None = None
+    """What we called it when we asked for it: the withdrawal's id. A notification may lack it."""
+    state: Text
+    """In the custodian's words: `SENT`, `COMPLETE`, `FAILED`; ours is `REFUSED`."""
+    chain: Text | None = None
+    to: Address | None = None
+    amount: Amount | None = None
+    tx_hash: TxHash | None = None
+    """The newest: one that the custodian sends with higher fees has another."""
+    block_number: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    reason: Text | None = None
+    """Why it failed, in the custodian's words: `INSUFFICIENT_TOKEN`."""
+
+    def identity(self) -> str:
+        return f"{self.source}:{self.transfer_id}:{self.state}"
+
+
 class TransactionSigned(Event):
     """A transaction of ours is signed and stored.  Key: the lane, `<chain>:<signer>`."""
 
@@ -527,6 +552,7 @@ EVENTS: tuple[type[Event], ...] = (
     HeadSeen,
     WithdrawalRequested,
     WithdrawalAccepted,
+    TransferNotified,
     TransactionSigned,
     TransactionBroadcast,
     TransactionConfirmed,

@@ -34,11 +34,12 @@ FROM unnest($1::text[], $2::text[]) AS x(chain, address)
 JOIN denied_addresses d ON d.chain = x.chain AND d.address = x.address
 
 -- name: ours
--- Which of these addresses are customers' wallets or signers of ours.
+-- Which of these addresses are customers' wallets, signers of ours or our wallets at the custodian.
 SELECT x.chain, x.address
 FROM unnest($1::text[], $2::text[]) AS x(chain, address)
 WHERE EXISTS (SELECT FROM wallets w WHERE w.chain = x.chain AND w.address = x.address)
    OR EXISTS (SELECT FROM lanes l WHERE l.chain = x.chain AND l.signer = x.address)
+   OR EXISTS (SELECT FROM custodian_wallets c WHERE c.chain = x.chain AND c.address = x.address)
 
 -- name: closed
 SELECT owner FROM accounts WHERE id = ANY($1::uuid[]) AND closed_at IS NOT NULL

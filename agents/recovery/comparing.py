@@ -6,6 +6,7 @@
 |      | no pool, and each used nonce that is not final in our books was used by an attempt of ours: there is its receipt          |                |
 | circle | each wallet that Circle has made for a customer of ours since shortly before our last record is one that we have, or of  | wallets_unknown |
 |        | a call of ours that is repeated with its key                                                                              |                |
+| circle | each transfer of Circle's with a reference that can be ours, made since then, is one that we have, or of such a call      | transfers_unknown |
 | either | the other side answers                                                                                                   | not_reached    |
 
 What is unknown was done by a commit that the database has forgotten, or by somebody else: a person's business, listed.
@@ -18,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from agents.recovery.restoring import COMPARED, WRITER, Gate
+from agents.withdrawals.custodian import is_ours
 from agents.withdrawals.withdrawal import Lane
 from chain.addresses import check_address
 from chain.errors import ChainError
@@ -34,7 +36,7 @@ from connectors.circle.chains import Network, from_circle
 from connectors.circle.client import PAGE_SIZE, CircleClient, CircleWallet
 from connectors.errors import ConnectorError
 from ledger.audit_logs import Log
-from ledger.rows import Connection
+from ledger.rows import Connection, uuids
 from ledger.sql import load
 
 _sql = load("agents.recovery", "restoring.sql")
@@ -42,6 +44,7 @@ _sql = load("agents.recovery", "restoring.sql")
 NOT_REACHED: Final = "not_reached"
 NONCES_UNKNOWN: Final = "nonces_unknown"
 WALLETS_UNKNOWN: Final = "wallets_unknown"
+TRANSFERS_UNKNOWN: Final = "transfers_unknown"
 NO_COMPARISON: Final = "no_comparison"
 """A partner that nobody knows how to ask: a person decides."""
 SINCE_MARGIN: Final = timedelta(hours=1)
@@ -147,29 +150,67 @@ async def _mined(rpc: Asks, attempts: dict[int, list[str]]) -> set[int]:
 async def compare_circle(
     connection: Connection, gate: Gate, client: CircleClient | None, network: Network, wallet_set_id: str | None
 ) -> Compared:
-    """The wallets that Circle has with those that we know of. `wallet_set_id`: as it is set, else as it is stored."""
+    """The wallets and the transfers that Circle has with those that we know of. `wallet_set_id`: as it is set, else as it is
+    stored."""
     if client is None:
         return Compared(gate.name, NOT_REACHED, "no credentials for Circle are set")
     last: datetime | None = await connection.fetchval(_sql.last_before, WRITER, gate.closed_at)
     since = None if last is None else last - SINCE_MARGIN
     within = wallet_set_id or await connection.fetchval(_sql.wallet_set, network)
+    try:
+        wallets = await _compare_wallets(connection, gate, client, network, since, within)
+        if wallets.code:
+            return wallets
+        transfers = await _compare_transfers(connection, gate, client, since)
+        return replace(transfers, told=f"{wallets.told}, {transfers.told}")
+    except ConnectorError as error:
+        return Compared(gate.name, NOT_REACHED, f"{error.code}: {error}")
+
+
+async def _compare_wallets(
+    connection: Connection,
+    gate: Gate,
+    client: CircleClient,
+    network: Network,
+    since: datetime | None,
+    within: str | None,
+) -> Compared:
     seen = 0
     unknown: list[str] = []
     after: str | None = None
-    try:
-        for _ in range(PAGES_MAX):
-            page = await client.wallets_page(since=since, after=after, wallet_set_id=within)
-            seen += len(page)
-            unknown += await _unknown(connection, page, network)
-            if len(page) < PAGE_SIZE:
-                told = f"{seen} wallets made since {since:%Y-%m-%d %H:%M}" if since else f"{seen} wallets"
-                return Compared(gate.name, WALLETS_UNKNOWN if unknown else "", told, tuple(unknown))
-            if page[-1].id == after:
-                break
-            after = page[-1].id
-    except ConnectorError as error:
-        return Compared(gate.name, NOT_REACHED, f"{error.code}: {error}")
+    for _ in range(PAGES_MAX):
+        page = await client.wallets_page(since=since, after=after, wallet_set_id=within)
+        seen += len(page)
+        unknown += await _unknown(connection, page, network)
+        if len(page) < PAGE_SIZE:
+            told = f"{seen} wallets made since {since:%Y-%m-%d %H:%M}" if since else f"{seen} wallets"
+            return Compared(gate.name, WALLETS_UNKNOWN if unknown else "", told, tuple(unknown))
+        if page[-1].id == after:
+            break
+        after = page[-1].id
     return Compared(gate.name, NOT_REACHED, "Circle's list of wallets does not end")
+
+
+async def _compare_transfers(
+    connection: Connection, gate: Gate, client: CircleClient, since: datetime | None
+) -> Compared:
+    seen = 0
+    unknown: list[str] = []
+    after: str | None = None
+    for _ in range(PAGES_MAX):
+        page = await client.outbound_page(since=since, after=after)
+        ours = {str(one.get("id")): str(one["refId"]) for one in page if is_ours(one.get("refId"))}
+        seen += len(ours)
+        rows = await connection.fetch(_sql.transfers_known, list(ours), uuids(list(ours.values())))
+        known = {row[0] for row in rows}
+        unknown += [f"transfer {key} of withdrawal {reference}" for key, reference in ours.items() if key not in known]
+        if len(page) < PAGE_SIZE:
+            told = f"{seen} transfers"
+            return Compared(gate.name, TRANSFERS_UNKNOWN if unknown else "", told, tuple(unknown))
+        if str(page[-1].get("id")) == after:
+            break
+        after = str(page[-1].get("id"))
+    return Compared(gate.name, NOT_REACHED, "Circle's list of transfers does not end")
 
 
 async def _unknown(connection: Connection, page: Sequence[CircleWallet], network: Network) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from agents.onboarding import provision_wallets
+from agents.withdrawals import transfer_by_custodian
 from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.lanes import plain
 from agents.withdrawals.sign_transactions import CLEARS_ITSELF, DRAINING, OPEN, PAUSED, RETIRED
@@ -34,7 +35,7 @@ from ledger.tables import GATES, LANES, RESTORES
 _sql = load("agents.recovery", "restoring.sql")
 
 WRITER: Final = "rebuild"
-PARTNERS: Final = frozenset({provision_wallets.stage().partner})
+PARTNERS: Final = frozenset({provision_wallets.stage().partner, transfer_by_custodian.stage({}).partner})
 """Whom the acting stages call."""
 COMPARED: Final = "recovery.compared"
 

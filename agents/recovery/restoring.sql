@@ -41,10 +41,12 @@ SELECT max(at) FROM audit WHERE stage <> $1 AND at <= $2
 SELECT wallet_set_id FROM wallet_sets WHERE network = $1
 
 -- name: wallets_known
--- Of these places, those whose wallet we have.
+-- Of these places, those whose wallet we have; and the wallets that we send from.
 SELECT w.chain, w.address
 FROM unnest($1::text[], $2::text[]) AS x(chain, address)
 JOIN wallets w ON w.chain = x.chain AND w.address = x.address
+UNION
+SELECT chain, address FROM custodian_wallets
 
 -- name: wallets_wanted
 -- Of these customers and chains, those for which a call of ours may have been made that has not brought a wallet.
@@ -54,6 +56,13 @@ WHERE EXISTS (
     SELECT FROM call_members m JOIN calls c ON c.id = m.call_id
     WHERE m.request ->> 'user_id' = x.user_id AND m.request -> 'chains' ? x.chain AND c.state IN ('open', 'failed')
 )
+
+-- name: transfers_known
+-- Of these transfers of the custodian's, with our references: those that we have, or that a call that is repeated with its key made.
+SELECT x.id
+FROM unnest($1::text[], $2::text::uuid[]) AS x(id, withdrawal_id)
+JOIN custodian_transfers t ON t.withdrawal_id = x.withdrawal_id
+WHERE t.transfer_id = x.id OR t.transfer_id IS NULL
 
 -- name: parked
 SELECT replace(id::text, '-', ''), user_id, chain, amount::text, recipient, coalesce(code, ''), updated_at

@@ -11,15 +11,15 @@ that fits.
 | code | why |
 | --- | --- |
 | frozen_customer | the KYC vendor's last word is a rejection |
-| unsupported_rail | not by our own wallet (`chain`) |
-| unsupported_network | not a chain of ours, or no withdrawals leave by it |
+| unsupported_rail | neither by our own wallet (`chain`) nor, where it is set up, by the custodian (`circle`) |
+| unsupported_network | not a chain of ours, or no withdrawals leave by it on this rail |
 | unsupported_token | not USDC; the native coin neither |
 | bad_amount | not a decimal number above zero |
 | too_many_decimals | more than the token has |
 | bad_address | not an address of the chain, or one whose checksum (EIP-55) is wrong |
 | zero_address | nobody's |
 | token_contract | USDC's own contract keeps what it gets |
-| own_wallet | a wallet of a customer of ours, or a signer's |
+| own_wallet | a wallet of a customer of ours, a signer's, or one that the custodian sends from |
 | denied_address | on the list of addresses that we send nothing to |
 | below_minimum, above_maximum | withdrawal.min.<chain>, withdrawal.max.<chain> |
 | insufficient_funds | the ledger's hold was refused: the balance is too small |
@@ -30,7 +30,7 @@ that fits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -57,7 +57,8 @@ _sql = load_sql("agents.withdrawals", "withdrawals.sql")
 
 NAME: Final = "accept_withdrawals"
 _TOO_FINE: Final = re.compile(rf"[0-9]+\.[0-9]{{{USDC_DECIMALS + 1},}}", re.ASCII)
-_ZERO_EVM: Final = "0x" + "0" * 40
+_ZERO: Final = frozenset({"0x" + "0" * 40, "0x" + "0" * 64, "1" * 32})
+"""EVM, Aptos, Solana (its system program)."""
 
 
 @dataclass
@@ -123,9 +124,13 @@ def judge(event: WithdrawalRequested, facts: Facts) -> _Wish | str:
     chain, policy = event.chain, facts.policy
     if event.user_id in facts.frozen:
         return "frozen_customer"
-    if event.rail != Rail.CHAIN:
+    rails: dict[str, Mapping[str, str | None]] = {Rail.CHAIN: policy.tokens}
+    if policy.custodian:
+        rails[Rail.CIRCLE] = policy.custodian
+    if event.rail not in rails:
         return "unsupported_rail"
-    if chain not in policy.tokens:
+    tokens = rails[event.rail]
+    if chain not in tokens:
         return "unsupported_network"
     if not is_supported(chain, event.asset):
         return "unsupported_token"
@@ -139,9 +144,9 @@ def judge(event: WithdrawalRequested, facts: Facts) -> _Wish | str:
         to = check_address(chain, event.to)
     except ChainError:
         return "bad_address"
-    if to == _ZERO_EVM:
+    if to in _ZERO:
         return "zero_address"
-    if to == policy.tokens[chain]:
+    if to == tokens[chain]:
         return "token_contract"
     if to in facts.own:
         return "own_wallet"
@@ -196,7 +201,7 @@ class AcceptWithdrawals:
 
     def __init__(self, policy: WithdrawalPolicy) -> None:
         self._policy = policy
-        self._fallback = policy.limits(policy.tokens)
+        self._fallback = policy.limits(policy.chains)
 
     async def load(self, connection: Connection, events: Sequence[Received], _prepared: object, at: datetime) -> Facts:
         wanted = [received.event for received in events if isinstance(received.event, WithdrawalRequested)]
@@ -205,20 +210,18 @@ class AcceptWithdrawals:
         frozen = {row[0] for row in await connection.fetch(_sql.frozen, sorted({e.user_id for e in wanted}))}
         own: set[str] = set()
         denied: set[str] = set()
-        for chains, addresses in _addresses(wanted, self._policy.tokens):
+        for chains, addresses in _addresses(wanted, self._policy.chains):
             own |= {row[0] for row in await connection.fetch(_sql.own_addresses, chains, addresses)}
             denied |= {row[0] for row in await connection.fetch(_sql.denied_addresses, chains, addresses)}
         limits = {**self._fallback, **limits}
         return Facts(at, self._policy, limits, frozenset(own), frozenset(denied), withdrawals, frozenset(frozen))
 
 
-def _addresses(
-    events: Iterable[WithdrawalRequested], tokens: Mapping[str, str]
-) -> Iterable[tuple[list[str], list[str]]]:
+def _addresses(events: Iterable[WithdrawalRequested], known: Collection[str]) -> Iterable[tuple[list[str], list[str]]]:
     """(chains whose addresses are alike, canonical addresses asked for on them)."""
     found: dict[tuple[str, ...], set[str]] = {}
     for event in events:
-        if event.chain not in tokens:
+        if event.chain not in known:
             continue
         try:
             to = check_address(event.chain, event.to)

@@ -14,7 +14,7 @@ is what was asked for that day and not taken back: a withdrawal that ends withou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -47,6 +47,13 @@ class WithdrawalPolicy:
     maximum: int
     user_day: int
     network_day: int
+    custodian: Mapping[str, str | None] = field(default_factory=dict)
+    """Chains that withdrawals may leave by through the custodian, and USDC's canonical contract there where we know it."""
+
+    @property
+    def chains(self) -> frozenset[str]:
+        """By whatever rail."""
+        return frozenset({*self.tokens, *self.custodian})
 
     def limits(self, chains: Iterable[str]) -> dict[str, int]:
         """Every limit there is for these chains, with what holds where nobody set another."""

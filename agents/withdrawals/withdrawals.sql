@@ -22,6 +22,8 @@ SELECT name, value::text FROM limits WHERE name LIKE 'withdrawal.%'
 SELECT w.address FROM wallets w WHERE w.chain = ANY ($1::text[]) AND w.address = ANY ($2::text[])
 UNION
 SELECT l.signer FROM lanes l WHERE l.chain = ANY ($1::text[]) AND l.signer = ANY ($2::text[])
+UNION
+SELECT c.address FROM custodian_wallets c WHERE c.chain = ANY ($1::text[]) AND c.address = ANY ($2::text[])
 
 -- name: denied_addresses
 SELECT d.address FROM denied_addresses d WHERE d.chain = ANY ($1::text[]) AND d.address = ANY ($2::text[])

@@ -136,6 +136,38 @@ class CircleClient:
         given = {name: value for name, value in params.items() if value is not None}
         return _wallets(await self._call("GET", "/v1/w3s/wallets", params=given))
 
+    async def wallet(self, wallet_id: str) -> CircleWallet:
+        """One wallet. Raises Refused (404) when Circle knows none of this id."""
+        data = await self._call("GET", f"/v1/w3s/wallets/{quote(wallet_id, safe='')}")
+        return _wallets({"wallets": [data.get("wallet")]})[0]
+
+    async def create_transfer(
+        self,
+        idempotency_key: str,
+        *,
+        wallet_id: str,
+        token_id: str,
+        destination_address: str,
+        amount: str,
+        fee_level: str,
+        ref_id: str,
+    ) -> dict[str, Any]:
+        """Has the wallet send so much (a decimal string) of the token: {"id", "state"}. That it was taken says nothing of funds
+        or gas: those fail it later."""
+        body = {
+            "idempotencyKey": idempotency_key,
+            "walletId": wallet_id,
+            "tokenId": token_id,
+            "destinationAddress": destination_address,
+            "amounts": [amount],
+            "feeLevel": fee_level,
+            "refId": ref_id,
+        }
+        data = await self._mutate("/v1/w3s/developer/transactions/transfer", body)
+        if not isinstance(data.get("id"), str):
+            raise Unknown("Circle's reply holds no transaction id")
+        return dict(data)
+
     async def list_transactions(
         self,
         *,
@@ -167,15 +199,26 @@ class CircleClient:
     ) -> list[dict[str, Any]]:
         """At most PAGE_SIZE inbound transactions, oldest first: those made at `since` or later, behind the one with id `after`.
         A page that is not full is the last."""
+        return await self._transactions_page(
+            "INBOUND", since, after, blockchain=blockchain, txHash=tx_hash, destinationAddress=destination_address
+        )
+
+    async def outbound_page(
+        self, *, since: datetime | None = None, after: str | None = None, destination_address: str | None = None
+    ) -> list[dict[str, Any]]:
+        """As `inbound_page`, of what left our wallets."""
+        return await self._transactions_page("OUTBOUND", since, after, destinationAddress=destination_address)
+
+    async def _transactions_page(
+        self, tx_type: str, since: datetime | None, after: str | None, **filters: str | None
+    ) -> list[dict[str, Any]]:
         params = {
-            "txType": "INBOUND",
+            "txType": tx_type,
             "order": "ASC",
             "pageSize": str(PAGE_SIZE),
             "from": None if since is None else _z(since),
             "pageAfter": after,
-            "blockchain": blockchain,
-            "txHash": tx_hash,
-            "destinationAddress": destination_address,
+            **filters,
         }
         given = {name: value for name, value in params.items() if value is not None}
         listed = (await self._call("GET", "/v1/w3s/transactions", params=given)).get("transactions")

@@ -1,4 +1,4 @@
-"""A transaction object of Circle's -> deposits.notified: the same words from a notification, the list and a look-up."""
+"""A transaction object of Circle's -> deposits.notified, transfers.notified: the same words from a notification, the list and a look-up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from connectors.circle.chains import EVM_CHAINS, Network, from_circle
 from connectors.webhooks.source import NotUnderstood
-from topics.events import Address, DepositNotified, Evidence, Text, TxHash
+from topics.events import Address, DepositNotified, Evidence, Text, TransferNotified, TxHash
 
 SOURCE: Final = "circle"
 
@@ -44,6 +44,7 @@ EVIDENCE: Final[Mapping[str, Evidence]] = {"CONFIRMED": Evidence.CONFIRMED, "COM
 ENDED: Final = frozenset({"COMPLETE", "FAILED", "DENIED", "CANCELLED", "CANCELED"})
 """States that no other follows."""
 _ADDRESS: Final = re.compile(r"[0-9A-Za-z_.:-]{1,128}", re.ASCII)
+_PLAIN: Final = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,199}")
 _BLOCK_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
@@ -82,6 +83,65 @@ def _notified(inbound: _Inbound, network: Network, usdc_tokens: Mapping[str, str
         block_number=height if type(height) is int and 0 <= height < 2**63 else None,
         sender=_sender(inbound.source_address),
     )
+
+
+class _Outbound(Model):
+    """What left one of our wallets, as far as it is read. Before it is sent it has no hash."""
+
+    id: Text
+    state: Annotated[str, Field(pattern=r"^[A-Z_]{1,40}$")]
+    blockchain: Annotated[str, Field(pattern=r"^[A-Z0-9-]{1,40}$")]
+    destination_address: Address | None = None
+    amounts: Annotated[list[str], Field(max_length=1)] | None = None
+    tx_hash: TxHash | Literal[""] | None = None
+    transaction_type: Literal["OUTBOUND"] = "OUTBOUND"
+    operation: str | None = None
+    token_id: str | None = None
+    ref_id: Any = None
+    block_height: Any = None
+    error_reason: Any = None
+
+
+FAILED: Final = frozenset({"FAILED", "DENIED", "CANCELLED"})
+"""The ends of a transfer that is not paid."""
+_SPELLED: Final = {"CANCELED": "CANCELLED"}
+"""Circle's webhook page has one L, its SDK two."""
+
+
+def transferred(
+    transaction: Mapping[str, Any], network: Network, usdc_tokens: Mapping[str, str]
+) -> TransferNotified | NotUnderstood | None:
+    """What an outbound transaction says; None where it is none of ours: no transfer of USDC, or of another network. Pure and
+    total."""
+    try:
+        outbound = _Outbound.model_validate(transaction)
+        chain = from_circle(outbound.blockchain, network)
+        foreign = outbound.token_id is not None and outbound.token_id not in usdc_tokens
+        if chain is None or foreign or outbound.operation not in (None, "TRANSFER"):
+            return None
+        height, to, tx_hash = outbound.block_height, outbound.destination_address, outbound.tx_hash or None
+        in_hex = chain in EVM_CHAINS
+        return TransferNotified.model_validate(
+            {
+                "source": SOURCE,
+                "transfer_id": outbound.id,
+                "reference": _text(outbound.ref_id),
+                "state": _SPELLED.get(outbound.state, outbound.state),
+                "chain": chain.value,
+                "to": to.lower() if to and in_hex else to,
+                "amount": outbound.amounts[0] if outbound.amounts else None,
+                "tx_hash": tx_hash.lower() if tx_hash and in_hex else tx_hash,
+                "block_number": height if type(height) is int and 0 <= height < 2**63 else None,
+                "reason": _text(outbound.error_reason),
+            }
+        )
+    except ValidationError as error:
+        return wrong_schema(error)
+
+
+def _text(given: Any) -> str | None:
+    """What is no text of ours is left out: it decides nothing."""
+    return given if isinstance(given, str) and _PLAIN.fullmatch(given) else None
 
 
 def _sender(given: Any) -> str | None:

@@ -1,4 +1,5 @@
-"""Circle's notifications, version 2: proven by ECDSA over the raw body, then translated to `deposits.notified`.
+"""Circle's notifications, version 2: proven by ECDSA over the raw body, then translated to `deposits.notified` and
+`transfers.notified`.
 
 Circle signs with X-Circle-Signature (Base64 of a DER signature) and names the key in X-Circle-Key-Id. There is no time
 in the signature: a replay is harmless because notificationId is the event's id. Delivery is at least once, in any order.
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from connectors import errors
 from connectors.circle.chains import Network
-from connectors.circle.transactions import SOURCE, Model, notified, wrong_schema
+from connectors.circle.transactions import SOURCE, Model, notified, transferred, wrong_schema
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation
 from topics import catalog
 from topics.events import Text
@@ -160,9 +161,9 @@ class _Envelope(Model):
 
 
 INBOUND: Final = "transactions.inbound"
+OUTBOUND: Final = "transactions.outbound"
 _OF_NO_INTEREST: Final = {
     "webhooks": {"test"},
-    "transactions": {"outbound"},
     "challenges": {
         "accelerateTransaction",
         "cancelTransaction",
@@ -205,9 +206,21 @@ def translate(body: bytes | Mapping[str, Any], network: Network, usdc_tokens: Ma
         return NotUnderstood("unsupported_version", "the notification's version is not 2")
     if envelope.notification_type in IGNORED_TYPES:
         return Ignored(envelope.notification_type)
+    if envelope.notification_type == OUTBOUND:
+        return _outbound(envelope, network, usdc_tokens)
     if envelope.notification_type != INBOUND:
         return NotUnderstood("unknown_type", f"notificationType {envelope.notification_type[:80]!a}")
     event = notified(envelope.notification, network, usdc_tokens)
     if isinstance(event, NotUnderstood):
         return event
     return Publish(catalog.DEPOSITS_NOTIFIED, event.to.encode(), event, envelope.notification_id, SOURCE)
+
+
+def _outbound(envelope: _Envelope, network: Network, usdc_tokens: Mapping[str, str]) -> Translation:
+    event = transferred(envelope.notification, network, usdc_tokens)
+    if event is None:
+        return Ignored(OUTBOUND)
+    if isinstance(event, NotUnderstood):
+        return event
+    key = (event.reference or event.transfer_id).encode()
+    return Publish(catalog.TRANSFERS_NOTIFIED, key, event, envelope.notification_id, SOURCE)

@@ -157,7 +157,9 @@ class WithdrawalWish(BaseModel):
         description="decimal string above zero, at most six decimals", max_length=40, examples=["25.00"]
     )
     to: Asked = Field(description="where it goes", examples=[_ADDRESS])
-    rail: Rail = Field(Rail.CHAIN, description="chain: signed by our own wallet")
+    rail: Rail = Field(
+        Rail.CHAIN, description="chain: signed by our own wallet; circle: sent by Circle, where that is set up"
+    )
 
 
 class Withdrawal(Answer):
@@ -210,11 +212,25 @@ class Attempt(Answer):
     updated_at: datetime
 
 
+class CustodianTransfer(Answer):
+    """What a custodian makes of a withdrawal that it sends."""
+
+    custodian: str = Field(examples=["circle"])
+    transfer_id: str | None = Field(description="the custodian's own id; null = it has not answered yet")
+    state: str = Field(description="in the custodian's words; ASKED and REFUSED are ours", examples=["SENT"])
+    tx_hashes: list[str] = Field(description="all that it told of, the oldest first", examples=[[_TX]])
+    block_number: int | None
+    reason: str | None = Field(description="why it failed, in its words", examples=["INSUFFICIENT_TOKEN"])
+    created_at: datetime
+    updated_at: datetime
+
+
 class WithdrawalHistory(Withdrawal):
-    """A withdrawal, each state it had, and the transactions signed for it."""
+    """A withdrawal, each state it had, and the transactions signed for it, or the transfer that a custodian makes."""
 
     history: list[WithdrawalStep]
     attempts: list[Attempt]
+    transfer: CustodianTransfer | None = Field(None, description="of the rail `circle`, once it was asked for")
 
 
 class Withdrawals(Answer):

@@ -51,6 +51,7 @@ async def withdrawal(connection: Connection, id: UUID) -> models.WithdrawalHisto
         **_withdrawal(row),
         history=[models.WithdrawalStep(**step) for step in await connection.fetch(_SQL.history, id)],
         attempts=[_attempt(each, head) for each in await connection.fetch(_SQL.attempts, id)],
+        transfer=_transfer(await connection.fetchrow(_SQL.transfer, id)),
     )
 
 
@@ -96,6 +97,12 @@ def _shown(fields: dict[str, Any]) -> dict[str, Any]:
     fields["to"] = fields.pop("recipient")
     fields["amount"] = format_amount(int(fields["amount"]))
     return fields
+
+
+def _transfer(row: asyncpg.Record | None) -> models.CustodianTransfer | None:
+    if row is None:
+        return None
+    return models.CustodianTransfer(**{**row, "tx_hashes": row["tx_hashes"].split()})
 
 
 def _attempt(row: asyncpg.Record, head: int | None) -> models.Attempt:

@@ -16,6 +16,11 @@ FROM attempts
 WHERE withdrawal_id = $1
 ORDER BY signed_at, nonce, n
 
+-- name: transfer
+SELECT custodian, transfer_id, state, tx_hashes, block_number, reason, created_at, updated_at
+FROM custodian_transfers
+WHERE withdrawal_id = $1
+
 -- name: head
 SELECT (state -> 'recent' -> -1 ->> 'number')::bigint FROM chain_cursors WHERE chain = $1
 

@@ -69,6 +69,7 @@ async def test_wallets_balances_and_transactions_through_circles_sdk(circle: Cir
     for amount in ("25.01", "0.99"):
         inject_transfer(parts.state, parts.deliveries, InjectedTransfer(walletId=wallet.id, amount=amount))
     await asyncio.to_thread(read_transactions, client, wallet.id)
+    await asyncio.to_thread(make_and_read_a_transfer, client, wallet)
     client.rest_client.pool_manager.clear()
 
 
@@ -114,6 +115,27 @@ def read_transactions(client: Any, wallet_id: str) -> None:
     assert [(b.amount, b.token.symbol, b.token.decimals) for b in balances] == [("26.00", "USDC", 6)]
     token = dcw.TokenLookupApi(client).get_token_id(usdc_token_id("SOL-DEVNET")).data.token
     assert token == balances[0].token
+
+
+def make_and_read_a_transfer(client: Any, wallet: Any) -> None:
+    transactions = dcw.TransactionsApi(client)
+    request = dcw.CreateTransferTransactionForDeveloperRequest(
+        walletId=wallet.id,
+        tokenId=usdc_token_id("SOL-DEVNET"),
+        destinationAddress="9WzDXwBbmkg8ZTbNMqUxvQRAyrZzDsGYdLVL9zYtAWWM",
+        amounts=["25"],
+        feeLevel=dcw.FeeLevel.MEDIUM,
+        refId="a withdrawal",
+    )
+    made = transactions.create_developer_transaction_transfer(request).data
+    assert made.state.value == "INITIATED"
+    request.entity_secret_ciphertext = "#REFILL_PLACEHOLDER"
+    assert transactions.create_developer_transaction_transfer(request).data == made
+    (found,) = transactions.list_transactions(tx_type=dcw.TransactionType.OUTBOUND).data.transactions
+    assert (found.id, found.state.value, found.ref_id, found.amounts) == (made.id, "COMPLETE", "a withdrawal", ["25"])
+    assert transactions.get_transaction(made.id).data.transaction == found
+    balances = dcw.WalletsApi(client).list_wallet_balance(wallet.id).data.token_balances
+    assert [balance.amount for balance in balances] == ["1.00"]
 
 
 async def test_subscriptions_and_the_signing_key_through_circles_sdk(circle: CircleSandbox, endpoint: str) -> None:

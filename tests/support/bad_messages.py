@@ -18,6 +18,7 @@ from topics.catalog import (
     KYC_REJECTED,
     TRANSACTIONS_CONFIRMED,
     TRANSACTIONS_SIGNED,
+    TRANSFERS_NOTIFIED,
     WALLETS_REQUESTED,
     WITHDRAWALS_ACCEPTED,
     WITHDRAWALS_REQUESTED,
@@ -31,7 +32,8 @@ STAGES: dict[Topic, tuple[str, ...]] = {
     DEPOSITS_NOTIFIED: ("credit_deposits",),
     CHAIN_HEADS: ("finalize_deposits", "raise_fees", "sign_waiting", "top_up_lanes", "track_confirmations"),
     WITHDRAWALS_REQUESTED: ("accept_withdrawals",),
-    WITHDRAWALS_ACCEPTED: ("sign_transactions",),
+    WITHDRAWALS_ACCEPTED: ("sign_transactions", "transfer_by_custodian"),
+    TRANSFERS_NOTIFIED: ("settle_transfers",),
     TRANSACTIONS_SIGNED: ("broadcast_transactions",),
     TRANSACTIONS_CONFIRMED: ("settle_withdrawals",),
 }
@@ -77,6 +79,14 @@ def good(topic: Topic) -> dict[str, Any]:
         return lane | {"n": 1}
     if topic is TRANSACTIONS_CONFIRMED:
         return lane | {"block_hash": "0x" + unique * 2, "block_number": 7, "outcome": "confirmed"}
+    if topic is TRANSFERS_NOTIFIED:
+        return {
+            "source": "circle",
+            "transfer_id": unique,
+            "state": "SENT",
+            "chain": "MATIC",
+            "tx_hash": "0x" + unique * 2,
+        }
     if topic is WITHDRAWALS_ACCEPTED:
         return {
             "withdrawal_id": unique, "user_id": "nobody", "rail": "chain", "chain": "MATIC", "asset": "USDC",
@@ -89,7 +99,7 @@ def _numeric_field(topic: Topic) -> str:
     fields = {
         KYC_APPROVED: "vendor", KYC_REJECTED: "vendor", WALLETS_REQUESTED: "user_id", DEPOSITS_NOTIFIED: "block_number",
         WITHDRAWALS_REQUESTED: "amount", WITHDRAWALS_ACCEPTED: "amount", TRANSACTIONS_SIGNED: "nonce",
-        TRANSACTIONS_CONFIRMED: "nonce",
+        TRANSACTIONS_CONFIRMED: "nonce", TRANSFERS_NOTIFIED: "block_number",
     }  # fmt: skip
     return fields.get(topic, "number")
 
@@ -224,6 +234,15 @@ _OF_OTHERS: dict[Topic, Callable[[], list[Case]]] = {
         Case("a rail that is none", "wrong_schema", json.dumps(good(WITHDRAWALS_ACCEPTED) | {"rail": "mail"}).encode()),
         Case(
             "a chain that is none", "wrong_schema", json.dumps(good(WITHDRAWALS_ACCEPTED) | {"chain": "DOGE"}).encode()
+        ),
+    ],
+    TRANSFERS_NOTIFIED: lambda: [
+        Case("an amount of nothing", "wrong_schema", json.dumps(good(TRANSFERS_NOTIFIED) | {"amount": "0"}).encode()),
+        Case("no state", "wrong_schema", json.dumps(good(TRANSFERS_NOTIFIED) | {"state": ""}).encode()),
+        Case(
+            "a withdrawal that there is not",
+            "unknown_withdrawal",
+            json.dumps(good(TRANSFERS_NOTIFIED) | {"reference": "ab" * 16}).encode(),
         ),
     ],
     TRANSACTIONS_SIGNED: lambda: [

@@ -126,6 +126,31 @@ def test_a_customers_mistake_is_an_answer_with_its_code(code: str, wish: dict[st
     assert outcome.postings == ()
 
 
+SOLANA = "9WzDXwBbmkg8ZTbNMqUxvQRAyrZzDsGYdLVL9zYtAWWM"
+APTOS = "0x" + "6f" * 32
+BY_CIRCLE = dict.fromkeys(("ETH", "SOL", "APTOS", "AVAX")) | {"MATIC": TOKEN}
+
+
+@pytest.mark.parametrize(
+    ("chain", "to", "end"),
+    [
+        ("MATIC", OUTSIDE_MIXED, OUTSIDE), ("ETH", OUTSIDE, OUTSIDE), ("AVAX", OUTSIDE_MIXED, OUTSIDE), ("SOL", SOLANA, SOLANA),
+        ("APTOS", APTOS, APTOS), ("MATIC", SOLANA, "bad_address"), ("ETH", OUTSIDE_MIXED.replace("B", "b", 1), "bad_address"),
+        ("AVAX", APTOS, "bad_address"), ("SOL", OUTSIDE, "bad_address"), ("SOL", SOLANA[:-3], "bad_address"),
+        ("SOL", SOLANA.replace("W", "0"), "bad_address"), ("APTOS", OUTSIDE, "bad_address"), ("APTOS", "0x1", "bad_address"),
+        ("APTOS", APTOS.upper(), "bad_address"), ("SOL", "1" * 32, "zero_address"), ("APTOS", "0x" + "0" * 64, "zero_address"),
+        ("ETH", "0x" + "0" * 40, "zero_address"), ("MATIC", TOKEN, "token_contract"), ("ETH", OWN, "own_wallet"),
+        ("DOGE", OUTSIDE, "unsupported_network"),
+    ],
+)  # fmt: skip
+def test_circle_sends_to_addresses_of_each_chains_own_rules(chain: str, to: str, end: str) -> None:
+    policy = replace(POLICY, tokens={}, custodian=BY_CIRCLE)
+    known = replace(facts(), policy=policy, limits=policy.limits(policy.chains))
+    assert ask(known, rail="chain", chain=chain, to=to) != ask(known, rail="circle", chain=chain, to=to)
+    row, _ = rows(ask(known, rail="circle", chain=chain, to=to))
+    assert end in ((row.recipient,) if row.status == "signing" else (row.code,))
+
+
 def test_every_code_of_the_table_is_refused_by_a_test() -> None:
     table = [line.split("|")[1] for line in (accept_withdrawals.__doc__ or "").splitlines() if line.startswith("| ")]
     documented = {code.strip() for cell in table[2:] for code in cell.split(",")}

@@ -65,6 +65,10 @@ EXAMPLES: dict[type[Event], dict[str, Any]] = {
         "withdrawal_id": "w1", "user_id": "ada", "rail": "chain", "chain": "MATIC", "asset": "USDC", "amount": "25.00",
         "to": "0x" + "1" * 40,
     },
+    events.TransferNotified: {
+        "source": "circle", "transfer_id": "t1", "reference": "ab" * 16, "state": "COMPLETE", "chain": "MATIC",
+        "to": "0x" + "1" * 40, "amount": "25.00", "tx_hash": HASH, "block_number": 7,
+    },
     events.TransactionSigned: {
         "chain": "MATIC", "signer": "0x" + "2" * 40, "nonce": 7, "n": 1, "tx_hash": HASH, "withdrawal_id": "w1",
     },

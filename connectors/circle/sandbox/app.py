@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connectors.circle.sandbox import control, mint, wallets, webhooks
+from connectors.circle.sandbox import control, mint, transfers, wallets, webhooks
 from connectors.circle.sandbox.chainwatch import ChainWatch
 from connectors.circle.sandbox.config import SandboxConfig
 from connectors.circle.sandbox.deliveries import Deliveries
@@ -37,6 +37,7 @@ class Sandbox:
             if config.usdc_address is None:
                 raise ValueError("rpc_url needs usdc_address: which contract to watch")
             self.rpc = Rpc(config.rpc_url, config.usdc_address)
+        self.transfers = transfers.Transfers(config, self.state, self.rpc, self.deliveries.announce)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -58,6 +59,7 @@ class Sandbox:
             if watching is not None:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
+            await self.transfers.close()
             await self.deliveries.close()
             await self.mint.close()
             if self.rpc is not None:
@@ -82,6 +84,7 @@ def create_app(sandbox: Sandbox) -> FastAPI:
     app = FastAPI(title="Circle W3S sandbox", lifespan=lifespan)
     app.add_middleware(GateMiddleware, gate=sandbox.gate)
     app.include_router(wallets.routes(sandbox.state, sandbox.rpc), dependencies=[Depends(bearer)])
+    app.include_router(transfers.routes(sandbox.transfers, sandbox.state), dependencies=[Depends(bearer)])
     app.include_router(webhooks.routes(sandbox.state, sandbox.deliveries), dependencies=[Depends(bearer)])
     app.include_router(mint.api(sandbox.mint), dependencies=[Depends(bearer)])
     app.include_router(mint.amazon(sandbox.mint))

@@ -109,6 +109,7 @@ class ChainWatch:
         for transaction_id in list(self._waiting):
             transaction = self._state.transactions[transaction_id]
             height = transaction.block_height
+            assert height is not None
             if height > deep:
                 continue
             if height not in canonical:

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from connectors.circle.sandbox.deliveries import Deliveries
 from connectors.circle.sandbox.gate import Fault, Gate, Weather
-from connectors.circle.sandbox.state import State, Transaction, invalid, not_found
+from connectors.circle.sandbox.state import Plan, State, Transaction, invalid, not_found
 from connectors.circle.sandbox.tokens import BLOCKCHAINS, usdc_token_id
 
 Decimals = Annotated[str, Field(pattern=r"^\d{1,30}(\.\d{1,18})?$")]
@@ -56,6 +56,15 @@ class _Weather(_Body):
     seed: int = 0
 
 
+class _Plan(_Body):
+    of: str
+    """The transfer's reference, or its destination address."""
+    until: Literal["INITIATED", "CLEARED", "QUEUED", "SENT", "CONFIRMED", "COMPLETE"] = "COMPLETE"
+    end: str | None = None
+    error_reason: str | None = None
+    broadcast: bool = True
+
+
 class _Refused(_Body):
     refused: list[str]
 
@@ -88,6 +97,11 @@ def routes(state: State, gate: Gate, deliveries: Deliveries) -> APIRouter:
     async def refused(body: _Refused) -> dict[str, Any]:
         state.refused = set(body.refused)
         return {"refused": body.refused}
+
+    @router.post("/plans")
+    async def plan(body: _Plan) -> dict[str, Any]:
+        state.plans[body.of] = Plan(**body.model_dump(exclude={"of"}))
+        return {"plans": len(state.plans)}
 
     @router.post("/transfers")
     async def inject(body: InjectedTransfer) -> dict[str, Any]:

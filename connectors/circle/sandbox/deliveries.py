@@ -95,7 +95,7 @@ class Deliveries:
 
     def announce(self, transaction: Transaction) -> None:
         """Tells every subscription that wants it of the transaction's present state."""
-        self.notify("transactions.inbound", transaction.shown())
+        self.notify(f"transactions.{transaction.transaction_type.lower()}", transaction.shown())
 
     def notify(self, notification_type: str, content: dict[str, Any], only: Subscription | None = None) -> None:
         """Queues one notification for each subscription that wants the type (or for `only`)."""

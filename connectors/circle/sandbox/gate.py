@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TEN_PER_S = frozenset({"POST /v1/w3s/developer/wallets"})
+_WEATHERED = _TEN_PER_S | {"POST /v1/w3s/developer/transactions/transfer"}
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Fault:
 
 @dataclass
 class Weather:
-    """What a call for wallets meets by chance, in shares of all. Drawn from a seed, so that a bad day can be had again."""
+    """What a call for wallets or for a transfer meets by chance, in shares of all. Drawn from a seed, so that a bad day can be had again."""
 
     unavailable: float = 0.0
     """500; half of them after the call was carried out."""
@@ -49,7 +50,7 @@ class Weather:
         self._draw = random.Random(self.seed)  # noqa: S311  (chance, not secrecy)
 
     def fault(self, endpoint: str) -> Fault | None:
-        if endpoint not in _TEN_PER_S:
+        if endpoint not in _WEATHERED:
             return None
         drawn, acts = self._draw.random(), self._draw.random() < 0.5
         if drawn < self.unavailable:

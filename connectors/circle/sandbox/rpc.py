@@ -1,4 +1,4 @@
-"""Plain JSON-RPC over HTTP: the four questions the sandbox asks an EVM chain."""
+"""Plain JSON-RPC over HTTP: what the sandbox asks an EVM chain, and the transfers that it makes there (on an anvil)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import orjson
 from eth_utils.crypto import keccak
 
 TRANSFER_TOPIC: Final = "0x" + keccak(text="Transfer(address,address,uint256)").hex()
+_TRANSFER: Final = "0x" + keccak(text="transfer(address,uint256)")[:4].hex()
+_GAS: Final = 150_000
+_GAS_MONEY_WEI: Final = 10**18
 _BALANCE_OF: Final = "0x" + keccak(text="balanceOf(address)")[:4].hex()
 
 T = TypeVar("T")
@@ -63,6 +66,18 @@ class Rpc:
         data = _BALANCE_OF + address.removeprefix("0x").rjust(64, "0")
         return await self._ask("eth_call", [{"to": self._usdc, "data": data}, "latest"], lambda word: int(word, 16))
 
+    async def send_usdc(self, sender: str, to: str, amount: int) -> str:
+        """The hash, also of a transaction that will revert. The anvil signs for any sender, and is made to give it gas."""
+        await self._ask("anvil_impersonateAccount", [sender], lambda _: None)
+        await self._ask("anvil_setBalance", [sender, hex(_GAS_MONEY_WEI)], lambda _: None)
+        data = _TRANSFER + to.removeprefix("0x").rjust(64, "0") + f"{amount:064x}"
+        sent = {"from": sender, "to": self._usdc, "data": data, "gas": hex(_GAS)}
+        return await self._ask("eth_sendTransaction", [sent], str)
+
+    async def mined(self, tx_hash: str) -> tuple[Block, bool] | None:
+        """The transaction's block, and whether it succeeded; None while it is in none."""
+        return await self._ask("eth_getTransactionReceipt", [tx_hash], _mined)
+
     async def _ask(self, method: str, params: list[Any], parse: Callable[[Any], T]) -> T:
         body = orjson.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         try:
@@ -78,6 +93,12 @@ class Rpc:
 
 def _block(raw: dict[str, Any] | None) -> Block | None:
     return None if raw is None else Block(int(raw["number"], 16), raw["hash"])
+
+
+def _mined(raw: dict[str, Any] | None) -> tuple[Block, bool] | None:
+    if raw is None:
+        return None
+    return Block(int(raw["blockNumber"], 16), raw["blockHash"]), int(raw["status"], 16) == 1
 
 
 def _log(raw: dict[str, Any]) -> TransferLog:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
@@ -15,6 +16,8 @@ from pydantic.alias_generators import to_camel
 
 from connectors.circle.sandbox import keys
 from connectors.circle.sandbox.config import SandboxConfig
+
+_ZERO = Decimal(0)
 
 
 class CircleError(Exception):
@@ -79,13 +82,31 @@ class Transaction(Record):
     amounts: list[str]
     source_address: str
     destination_address: str
-    tx_hash: str
+    tx_hash: str | None = None
+    """None: not sent yet."""
     block_hash: str | None = None
-    block_height: int
+    block_height: int | None = None
     transaction_type: str = "INBOUND"
     operation: str = "TRANSFER"
     custody_type: str = "DEVELOPER"
-    first_confirm_date: datetime = Field(default_factory=now)
+    first_confirm_date: datetime | None = Field(default_factory=now)
+    ref_id: str | None = None
+    fee_level: str | None = None
+    error_reason: str | None = None
+    error_details: str | None = None
+
+
+@dataclass
+class Plan:
+    """What becomes of a transfer out, by itself."""
+
+    until: str = "COMPLETE"
+    """The last state that it reaches; there it stays until /_control moves it."""
+    end: str | None = None
+    """A word after that: `FAILED`, `DENIED`, `CANCELLED`."""
+    error_reason: str | None = None
+    broadcast: bool = True
+    """Whether the transaction that it tells of at SENT is ever sent."""
 
 
 class Subscription(Record):
@@ -120,6 +141,8 @@ class State:
     transactions: dict[str, Transaction] = field(default_factory=dict)
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     notification_key: keys.NotificationKey = field(default_factory=keys.NotificationKey)
+    plans: dict[str | None, Plan] = field(default_factory=dict)
+    """Of transfers to come, by reference or destination address."""
     refused: set[str | None] = field(default_factory=set)
     """References and blockchains for which no wallet is made: 400."""
     hidden: set[str | None] = field(default_factory=set)
@@ -153,6 +176,14 @@ class State:
     def wallet_at(self, blockchain: str, address: str) -> Wallet | None:
         wallet_id = self._by_address.get((blockchain, address))
         return None if wallet_id is None else self.wallets[wallet_id]
+
+    def held(self, wallet_id: str, token_id: str) -> Decimal:
+        """What a wallet on a chain that is not watched has by our records: what came in, less what left or is leaving."""
+        of = [t for t in self.transactions.values() if (t.wallet_id, t.token_id) == (wallet_id, token_id)]
+        came = sum(
+            (Decimal(t.amounts[0]) for t in of if t.transaction_type == "INBOUND" and t.state == "COMPLETE"), _ZERO
+        )
+        return came - sum((Decimal(t.amounts[0]) for t in of if t.transaction_type == "OUTBOUND" and t.tx_hash), _ZERO)
 
     def change(self, transaction_id: str, **changes: Any) -> Transaction:
         """The transaction with these fields changed."""

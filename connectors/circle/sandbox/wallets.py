@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from decimal import Decimal
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Query
@@ -186,11 +185,8 @@ def _balances(router: APIRouter, state: State, rpc: Rpc | None) -> None:
         wallet_id: str, token_address: Annotated[str | None, Query(alias="tokenAddress")] = None
     ) -> dict[str, Any]:
         wallet = _wallet(state, wallet_id)
-        held: dict[str, str] = {}
-        for transaction in state.transactions.values():
-            if transaction.wallet_id == wallet_id and transaction.state == "COMPLETE":
-                sum_so_far = Decimal(held.get(transaction.token_id, "0"))
-                held[transaction.token_id] = str(sum_so_far + Decimal(transaction.amounts[0]))
+        known = dict.fromkeys(t.token_id for t in state.transactions.values() if t.wallet_id == wallet_id)
+        held = {token_id: str(amount) for token_id in known if (amount := state.held(wallet_id, token_id))}
         if rpc is not None and wallet.blockchain == state.config.evm_blockchain:
             held[tokens.usdc_token_id(wallet.blockchain)] = decimal(await rpc.usdc_balance(wallet.address))
         rows = [

@@ -11,10 +11,10 @@ from pydantic.alias_generators import to_camel
 
 from connectors.circle.sandbox.deliveries import Deliveries
 from connectors.circle.sandbox.state import State, Subscription, invalid, not_found, now
-from connectors.circle.webhooks import IGNORED_TYPES, INBOUND
+from connectors.circle.webhooks import IGNORED_TYPES, INBOUND, OUTBOUND
 
 TEST_TYPE = "webhooks.test"
-_TYPES = (IGNORED_TYPES | {INBOUND}) - {TEST_TYPE}
+_TYPES = (IGNORED_TYPES | {INBOUND, OUTBOUND}) - {TEST_TYPE}
 SUBSCRIBABLE = {"*"} | _TYPES | {name.partition(".")[0] + ".*" for name in _TYPES}
 
 

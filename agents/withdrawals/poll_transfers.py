@@ -1,0 +1,174 @@
+"""Circle's transfers that have not ended here -> custodian_wallets -> transfers.notified
+
+Asks Circle how each of them stands, one by one, the older the rarer: what a lost webhook would have told arrives here. One poller
+in the whole deployment. What is known already is not said again; an end that is not settled is said anew every hour, so that it
+is looked at again. Remembers nothing: after a start it asks for all of them.
+
+Before that it looks, once, which address each wallet has that withdrawals leave from: what it holds is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+import asyncpg
+import structlog
+
+from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.services import Services
+from agents.withdrawals.custodian import ENDS, Source, Transfer, open_transfers, rank
+from chain.addresses import check_address
+from chain.errors import ChainError
+from connectors.circle.chains import Network, from_circle
+from connectors.circle.client import CircleWallet
+from connectors.circle.transactions import SOURCE, transferred
+from connectors.errors import ConnectorError, Refused
+from ledger.commit import TRANSIENT
+from ledger.record import Message
+from ledger.rows import Connection, Op, block
+from ledger.sql import load
+from ledger.tables import CUSTODIAN_WALLETS
+from topics.catalog import TRANSFERS_NOTIFIED
+from topics.envelope import value_of
+from topics.events import TransferNotified
+
+_log = structlog.get_logger()
+_sql = load("agents.withdrawals", "custodian.sql")
+_AGAIN: Final[tuple[type[Exception], ...]] = (ConnectorError, *TRANSIENT, asyncpg.InterfaceError)
+
+WRITER: Final = "poll_transfers"
+LOOKUPS_MAX: Final = 20
+"""In one round: a second of what Circle allows."""
+PAUSE_SHARE: Final = 0.1
+"""Of its age, until a transfer is looked up again."""
+PAUSE_MAX: Final = timedelta(hours=1)
+
+
+class CircleLooks(Protocol):
+    """What the poller asks of Circle; connectors.circle.client has it."""
+
+    async def transaction(self, transaction_id: str) -> dict[str, Any]: ...
+    async def wallet(self, wallet_id: str) -> CircleWallet: ...
+
+
+def news(said: TransferNotified, transfer: Transfer) -> bool:
+    """Whether it says what the row does not have. An end does: the row of a withdrawal that is open is not settled by it."""
+    known = said.tx_hash is None or said.tx_hash in transfer.hashes
+    return said.state in ENDS or rank(said.state) > rank(transfer.state) or not known
+
+
+def message(said: TransferNotified, withdrawal_id: str, now: datetime) -> Message:
+    said = said.model_copy(update={"reference": withdrawal_id})
+    hour = f":{now:%Y-%m-%dT%H}" if said.state in ENDS else ""
+    event_id = f"{said.transfer_id}:{said.state}:{said.tx_hash or ''}{hour}"
+    return Message(TRANSFERS_NOTIFIED.name, withdrawal_id.encode(), value_of(said), event_id, said.ce_type())
+
+
+class PollTransfers:
+    """`work` never returns."""
+
+    def __init__(
+        self,
+        circle: CircleLooks,
+        network: Network,
+        usdc_tokens: Mapping[str, str],
+        sources: Mapping[str, Source],
+        interval_s: float,
+        services: Services,
+    ) -> None:
+        """`sources`: by chain."""
+        self._circle = circle
+        self._network: Network = network
+        self._usdc_tokens = usdc_tokens
+        self._sources = sources
+        self._interval_s = interval_s
+        self._services = services
+        self._lone = LoneWriter(WRITER, services)
+        self._looked_at: dict[str, datetime] = {}
+        """By withdrawal."""
+        self._told: dict[str, str] = {}
+        """By withdrawal: the newest event's id."""
+
+    async def work(self) -> None:
+        while True:
+            pause_s = self._interval_s
+            try:
+                connection = await self._lone.lead()
+                if connection is None:
+                    pause_s = STANDBY_S
+                else:
+                    await self.round(connection)
+            except Refused as error:
+                # a person must look: the API key, or a wallet of the settings that Circle does not know
+                _log.critical("circle.refuses_a_look", status=error.status, reason=str(error))
+                self._services.unready[WRITER] = error.code
+            except _AGAIN as error:
+                _log.warning("transfers.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
+            except Exception as error:
+                self._services.stop(f"{WRITER}: {error!r}", error)
+                raise
+            await asyncio.sleep(pause_s)
+
+    async def round(self, connection: Connection) -> None:
+        """The wallets, then what is due. For who leads."""
+        if await self._wallets(connection):
+            self._services.unready.pop(WRITER, None)
+        now = self._services.clock()
+        waiting = await open_transfers(connection)
+        self._looked_at = {one.withdrawal_id: at for one in waiting if (at := self._looked_at.get(one.withdrawal_id))}
+        self._told = {one.withdrawal_id: id for one in waiting if (id := self._told.get(one.withdrawal_id))}
+        due = [one for one in waiting if self._is_due(one, now)][:LOOKUPS_MAX]
+        messages = [said for one in due if (said := await self._look(one)) is not None]
+        if messages:
+            await self._lone.commit([], messages, {"told": len(messages)})
+            self._told |= {(said.key or b"").decode(): said.id for said in messages}
+        self._looked_at |= {one.withdrawal_id: now for one in due}
+
+    def _is_due(self, transfer: Transfer, now: datetime) -> bool:
+        looked_at = self._looked_at.get(transfer.withdrawal_id)
+        if looked_at is None:
+            return True
+        pause = min((looked_at - transfer.created_at) * PAUSE_SHARE, PAUSE_MAX)
+        return now - looked_at >= max(pause, timedelta(seconds=self._interval_s))
+
+    async def _look(self, transfer: Transfer) -> Message | None:
+        assert transfer.transfer_id is not None
+        try:
+            found = await self._circle.transaction(transfer.transfer_id)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            _log.error("circle.transfer_gone", id=transfer.transfer_id, withdrawal=transfer.withdrawal_id)
+            return None
+        said = transferred({**found, "id": transfer.transfer_id}, self._network, self._usdc_tokens)
+        if not isinstance(said, TransferNotified):
+            _log.error(
+                "circle.transfer_unreadable", id=transfer.transfer_id, reason=getattr(said, "reason", "not ours")
+            )
+            return None
+        told = message(said, transfer.withdrawal_id, self._services.clock())
+        return told if news(said, transfer) and self._told.get(transfer.withdrawal_id) != told.id else None
+
+    async def _wallets(self, connection: Connection) -> bool:
+        """Makes a row of each wallet that has none; whether each is of its chain."""
+        known = {tuple(row) for row in await connection.fetch(_sql.wallets, SOURCE)}
+        rows, right = [], True
+        for chain, source in self._sources.items():
+            if (chain, source.wallet_id) in known:
+                continue
+            wallet = await self._circle.wallet(source.wallet_id)
+            try:
+                address = check_address(chain, wallet.address)
+            except ChainError:
+                address = ""
+            if not address or from_circle(wallet.blockchain, self._network) != chain:
+                _log.critical("circle.wrong_wallet", chain=chain, wallet=source.wallet_id, blockchain=wallet.blockchain)
+                self._services.unready[WRITER], right = "wrong_wallet", False
+                continue
+            rows.append((chain, address, SOURCE, source.wallet_id, self._services.clock()))
+        if rows:
+            await self._lone.commit([block(CUSTODIAN_WALLETS, Op.UPSERT, rows)], [], {"wallets": len(rows)})
+        return right

@@ -1,0 +1,185 @@
+"""Calls for transfers: how one is made, looked for where Circle may have made it already, and what its answer means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from agents.acting import CREDENTIALS_REFUSED
+from agents.deeds import Deeds
+from agents.intents import Again, Conclusion, Ended, StoredCall
+from agents.outcome import Alert, Done, Emit
+from agents.withdrawals import custodian, stored
+from agents.withdrawals.custodian import (
+    CUSTODIAN_SILENT,
+    REFUSED,
+    SECOND_TRANSFER,
+    Transfer,
+    changed,
+    rank,
+)
+from agents.withdrawals.transfer_by_custodian import NAME
+from agents.withdrawals.withdrawal import ENDED, Status, Withdrawal, moved
+from connectors.circle.client import PAGE_SIZE, PAGES_MAX, CircleClient
+from connectors.circle.transactions import SOURCE
+from connectors.errors import Refused, Unknown
+from ledger.rows import Connection, Row, Table
+from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
+from topics.catalog import TRANSFERS_NOTIFIED
+from topics.events import TransferNotified
+
+KEY_TRUSTED: Final = timedelta(hours=24)
+"""How long Circle remembers an idempotency key is not published. An older call is looked for before it is made again."""
+SURELY_NEW: Final = timedelta(minutes=1)
+"""An older call may have been made before the database was restored: how often it was taken is not in the journal."""
+LISTED_FROM: Final = timedelta(hours=1)
+"""Before the call was made, for clocks that differ."""
+NOT_SHOWN: Final = "transfer_not_shown"
+"""Circle refuses what it may have made before, and does not list it: once more later, for it may be slow to list."""
+
+
+class CircleTransfers:
+    """Performs the calls of transfer_by_custodian."""
+
+    def __init__(self, client: CircleClient, clock: Callable[[], datetime]) -> None:
+        self._client = client
+        self._clock = clock
+
+    async def perform(self, call: StoredCall) -> dict[str, Any]:
+        """{"id", "state"} of the transfer, or {"refused": why, "code"} of one that Circle may have heard of before, refuses now
+        and does not list. Raises connectors.errors."""
+        age = self._clock() - call.created_at
+        heard_before = call.takes > 1 or call.attempts > 0 or age > SURELY_NEW
+        if age > KEY_TRUSTED:
+            found = await self._find(call)
+            if found is not None:
+                return found
+        wanted = call.request
+        try:
+            made = await self._client.create_transfer(
+                str(call.idempotency_key),
+                wallet_id=wanted["wallet_id"],
+                token_id=wanted["token_id"],
+                destination_address=wanted["to"],
+                amount=wanted["amount"],
+                fee_level=wanted["fee_level"],
+                ref_id=wanted["withdrawal_id"],
+            )
+        except Refused as error:
+            if not heard_before or error.status in CREDENTIALS_REFUSED:
+                raise
+            return await self._find(call) or {"refused": str(error), "code": error.partner_code}
+        return {"id": made["id"], "state": str(made.get("state"))}
+
+    async def _find(self, call: StoredCall) -> dict[str, Any] | None:
+        """The oldest of Circle's transfers with our reference."""
+        after: str | None = None
+        for _ in range(PAGES_MAX):
+            page = await self._client.outbound_page(
+                since=call.created_at - LISTED_FROM, after=after, destination_address=call.request["to"]
+            )
+            for one in page:
+                if one.get("refId") == call.request["withdrawal_id"] and isinstance(one.get("id"), str):
+                    return {"id": one["id"], "state": str(one.get("state"))}
+            if len(page) < PAGE_SIZE:
+                return None
+            after = str(page[-1].get("id"))
+        raise Unknown("Circle's list of transfers does not end")
+
+
+@dataclass
+class Facts:
+    now: datetime
+    withdrawals: dict[str, Withdrawal] = field(default_factory=dict)
+    transfers: dict[str, Transfer] = field(default_factory=dict)
+    """Both locked, by the withdrawal's id."""
+
+
+class TransferDeeds(Deeds[Facts]):
+    """Every transfer a call of its own. None is ever given up: whether it was paid is for Circle to say."""
+
+    def __init__(self, circle: CircleTransfers | None, review_attempts: int) -> None:
+        """After `review_attempts` without an answer a person must look."""
+        self._circle = circle
+        self._review_attempts = review_attempts
+
+    async def perform(self, call: StoredCall) -> dict[str, Any]:
+        assert self._circle is not None
+        return await self._circle.perform(call)
+
+    async def load(self, connection: Connection, ended: Sequence[Ended], at: datetime) -> Facts:
+        ids = {str(one.call.request["withdrawal_id"]) for one in ended}
+        return Facts(at, await stored.lock(connection, ids), await custodian.lock(connection, ids))
+
+    def fold(self, facts: Facts, done: Done) -> None:
+        for table, row in done.upserts:
+            if table is WITHDRAWALS:
+                facts.withdrawals[row[0]] = Withdrawal(*row)
+            elif table is CUSTODIAN_TRANSFERS:
+                facts.transfers[row[0]] = Transfer(*row)
+
+    def put_off(self, call: StoredCall, again: Again, due: datetime, facts: Facts) -> Done:
+        withdrawal = facts.withdrawals[call.request["withdrawal_id"]]
+        waits = withdrawal.status == Status.BROADCASTING
+        if call.attempts < self._review_attempts or not waits:
+            return Done()
+        _, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, facts.now, NAME, CUSTODIAN_SILENT)
+        about = {"withdrawal": withdrawal.id, "call": call.id, "attempts": str(call.attempts), "error": again.code}
+        return Done(inserts=(line,), upserts=(row,), alerts=(Alert(CUSTODIAN_SILENT, about),))
+
+    def conclude(self, call: StoredCall, reply: dict[str, Any] | Refused, facts: Facts) -> Conclusion | Again:
+        if isinstance(reply, dict) and "refused" in reply and call.error != NOT_SHOWN:
+            return Again(NOT_SHOWN)
+        if isinstance(reply, Refused) or "refused" in reply:
+            return Conclusion(Done(emits=(_refused(call, reply),)), traces={call.id: call.members[0].traceparent})
+        return Conclusion(_taken(facts, call.request["withdrawal_id"], reply))
+
+    def give_up(self, call: StoredCall, code: str, facts: Facts) -> Conclusion:
+        raise AssertionError("the policy has no last attempt")
+
+
+def _refused(call: StoredCall, reply: dict[str, Any] | Refused) -> Emit:
+    """Told like any other end of a transfer: the hold is released where money moves, in settle_transfers."""
+    code = reply.partner_code if isinstance(reply, Refused) else reply["code"]
+    withdrawal_id: str = call.request["withdrawal_id"]
+    event = TransferNotified.model_validate(
+        {
+            "source": SOURCE,
+            "transfer_id": f"refused:{call.id}",
+            "reference": withdrawal_id,
+            "state": REFUSED,
+            "chain": call.request["chain"],
+            "reason": f"code {code}".encode("ascii", "replace").decode(),
+        }
+    )
+    return Emit(TRANSFERS_NOTIFIED, withdrawal_id, event, call.id)
+
+
+def _taken(facts: Facts, withdrawal_id: str, reply: dict[str, Any]) -> Done:
+    """The custodian has it. A notification may have been quicker than the reply."""
+    withdrawal, transfer = facts.withdrawals[withdrawal_id], facts.transfers[withdrawal_id]
+    known = transfer.transfer_id
+    if known is not None and known != reply["id"]:
+        return second(withdrawal, known, reply["id"], facts.now, NAME)
+    inserts: list[tuple[Table, Row]] = []
+    upserts: list[tuple[Table, Row]] = []
+    if known is None:
+        state = reply["state"] if transfer.state == custodian.ASKED and rank(reply["state"]) == 1 else transfer.state
+        upserts.append(changed(transfer, facts.now, transfer_id=reply["id"], state=state)[1])
+    if withdrawal.status == Status.MANUAL_REVIEW and withdrawal.code == CUSTODIAN_SILENT:
+        _, (row, line) = moved(withdrawal._replace(code=None), Status.BROADCASTING, facts.now, NAME)
+        upserts.append(row)
+        inserts.append(line)
+    return Done(inserts=tuple(inserts), upserts=tuple(upserts))
+
+
+def second(withdrawal: Withdrawal, first: str, other: str, now: datetime, actor: str) -> Done:
+    """The custodian has two transfers for one withdrawal: a person's business, whatever becomes of the first."""
+    about = {"withdrawal": withdrawal.id, "transfer": first, "other": other}
+    alert = Alert(SECOND_TRANSFER, about)
+    if withdrawal.status in ENDED or withdrawal.code == SECOND_TRANSFER:
+        return Done(alerts=(alert,))
+    _, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, now, actor, SECOND_TRANSFER)
+    return Done(inserts=(line,), upserts=(row,), alerts=(alert,))
