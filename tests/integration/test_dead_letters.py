@@ -227,7 +227,7 @@ async def test_who_dies_before_the_commit_or_after_it_leaves_a_letter_that_can_b
         await Sweeper(services).sweep()
         logs = await at.observer.fetchval("SELECT count(*) FROM audit_logs WHERE action = 'dead_letter.' || $1", what)
         if what == "discarded":
-            (ended,) = await stored(at, state="discarded")
+            await stored(at, state="discarded")
             assert (await credited(at), logs) == ([], 1)
         else:
             await until(lambda: credited(at), "the deposit is credited")
