@@ -61,6 +61,11 @@ FROM (
 ORDER BY d.block_number
 LIMIT $3
 
+-- name: scanned
+-- How far the scanner has read these chains.
+SELECT chain, (state #>> '{recent,-1,number}')::bigint FROM chain_cursors
+WHERE chain = ANY($1::text[]) AND state #>> '{recent,-1,number}' IS NOT NULL
+
 -- name: not_signed
 -- What a customer's withdrawals hold and may still be given back, the newest first; locked in the order in which those that
 -- sign lock what waits.

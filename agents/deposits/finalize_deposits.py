@@ -87,6 +87,8 @@ class Facts:
     """Customers of pending ones whose account takes nothing any more."""
     purses: dict[str, Purse] = field(default_factory=dict)
     """Of the customers who may lose a deposit."""
+    scanned: Mapping[str, int] = field(default_factory=dict)
+    """Blocks that the scanner has read, by chain: the head of an event may be long past, in a replay or after an outage."""
 
 
 class _Step(NamedTuple):
@@ -103,10 +105,11 @@ def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, HeadSeen)
     purses = {user: purse.copy() for user, purse in facts.purses.items()}
+    head = max(event.number, facts.scanned.get(event.chain, 0))  # what is missed is given the whole depth from here
     steps = [
         step
         for deposit in facts.due.get(event.chain, ())
-        if (step := _judge(deposit, facts.findings[deposit.id], event.number, facts, purses)) is not None
+        if (step := _judge(deposit, facts.findings[deposit.id], head, facts, purses)) is not None
     ]
     upserts: list[tuple[Table, Row]] = []
     inserts: list[tuple[Table, Row]] = []
@@ -275,6 +278,8 @@ class FinalizeDeposits:
         for row in await connection.fetch(_sql.locked, list(findings)):
             deposit = Deposit.read(row)
             facts.due.setdefault(deposit.chain, []).append(deposit)
+        rows = await connection.fetch(_sql.scanned, list(facts.due))
+        facts.scanned = dict(tuple(row) for row in rows)
         found = [deposit for due in facts.due.values() for deposit in due]
         pending = [deposit for deposit in found if deposit.status == Status.PENDING]
         if pending:

@@ -189,6 +189,52 @@ async def test_a_redriving_that_was_cut_off_after_its_commit_leaves_by_the_sweep
         await until(lambda: credited(at), "the deposit is credited")
 
 
+class Died(Exception):
+    """Whoever redrove or discarded is gone."""
+
+
+@pytest.mark.parametrize("what", ["redriven", "discarded"])
+async def test_who_dies_before_the_commit_or_after_it_leaves_a_letter_that_can_be_asked_for_again(
+    at: Ground, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async def ask() -> Any:
+        connection = await at.connect()
+        try:
+            if what == "redriven":
+                return (await letters.redrive(connection, [letter.id], "ann", at.clock())).sealed
+            return (await letters.discard(connection, letter.id, "no use", "ann", at.clock()))[1]
+        finally:
+            await connection.close()
+
+    async def sealed_and_died(connection: Any, *given: Any, **more: Any) -> Any:
+        await seal(connection, *given, **more)
+        connection.terminate()  # before COMMIT
+        raise Died
+
+    async with worker(at) as services:
+        await tell(at, deposit("t1"))
+        (letter,) = await stored(at, state="open")
+        with monkeypatch.context() as dying:
+            dying.setattr(letters, "seal", sealed_and_died)
+            with pytest.raises((Died, asyncpg.InterfaceError, asyncpg.PostgresError, ConnectionError)):
+                await ask()
+        assert await stored(at) == [letter], "nothing of it"
+        assert await ask() is not None  # committed, and died before it said so
+        again = await ask()
+        assert (again is None) == (what == "discarded"), "sent again is harmless"
+        at.clock.forward(60)
+        await provision(at)
+        await Sweeper(services).sweep()
+        logs = await at.observer.fetchval("SELECT count(*) FROM audit_logs WHERE action = 'dead_letter.' || $1", what)
+        if what == "discarded":
+            await stored(at, state="discarded")
+            assert (await credited(at), logs) == ([], 1)
+        else:
+            await until(lambda: credited(at), "the deposit is credited")
+            assert (await credited(at), logs) == ([("ada", "25000000")], 2)
+    await assert_holds(at.observer)
+
+
 async def test_what_was_never_an_event_is_one_letter_however_often_it_is_redriven(at: Ground) -> None:
     raw = b"\xff\x00 {not json}"
     async with worker(at) as services:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import pytest
 from agents.withdrawals.withdrawal import Status
 from chain.rpc import Rpc
 from ledger.accounts import SHORTFALL, custody, pending_withdrawal, spendable
+from ledger.rows import Changes
+from ledger.tables import CHAIN_CURSORS
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
 from stablerail.dev.usdc import Usdc, deploy
 from tests.support import ledger_rig
-from tests.support.deposit_rig import DEPTH, USDC, Shore, Till
+from tests.support.deposit_rig import DEPTH, USDC, Shore, Till, now
 from tests.support.ledger_rig import assert_holds, connect_to, owner
 from topics.catalog import DEPOSITS_FINALIZED, WITHDRAWALS_SETTLED
+from topics.events import Chain, DepositNotified, Evidence, HeadSeen
 
 databases = ledger_rig.databases
 
@@ -242,3 +246,32 @@ async def test_a_withdrawal_that_is_accepted_while_its_deposit_is_taken_back_is_
     assert (await till.balance(pending_withdrawal(user)), await till.balance(SHORTFALL)) == (0, 0)
     assert [event["outcome"] for event in till.said(WITHDRAWALS_SETTLED.name)] == ["cancelled"]
     await assert_holds(till.connection)
+
+
+async def test_an_old_head_that_is_replayed_does_not_shorten_the_time_that_a_missing_deposit_is_given(
+    shore: Shore,
+) -> None:
+    """Credited on Circle's word, and on no chain yet: it is looked for until the depth has passed from now on, not from back then."""
+    old = (await shore.rpc.head()).number
+    user, address = await shore.wallet()
+    circle = DepositNotified(
+        source="circle", transfer_id=secrets.token_hex(8), chain="MATIC", tx_hash="0x" + secrets.token_hex(32), to=address,
+        asset="USDC", amount=5 * USDC, evidence=Evidence.CONFIRMED,
+    )  # fmt: skip
+    await shore.anvil.mine(3 * DEPTH)
+    await shore.scan()
+    changes = Changes()
+    changes.upsert(CHAIN_CURSORS, ("MATIC", shore.state.as_json(), now()))
+    await shore.till.commit(changes)
+    await shore.till.settle(shore.credit, circle)
+    block = await shore.rpc.head()
+    await shore.till.settle(
+        shore.finalize,
+        HeadSeen(chain=Chain.MATIC, chain_id=1, number=old, block_hash="0x" + "0" * 64, timestamp_s=block.timestamp_s),
+    )
+    assert await shore.till.statuses(address) == [("orphaned", 1)]
+    await shore.head(1)
+    assert await shore.till.statuses(address) == [("orphaned", 1)], "not even a depth ago"
+    await shore.head(DEPTH)
+    assert await shore.till.statuses(address) == [("reversed", 1)]
+    assert await shore.till.balance(spendable(user)) == 0
