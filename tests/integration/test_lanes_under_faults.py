@@ -56,7 +56,7 @@ class Faulty(LyingEndpoint):
         return lags
 
     async def _answer(self, request: web.Request) -> web.Response:
-        (fault,) = self._drawn.choices(("none", "lost", "reply lost", "limited", "garbage"), (70, 8, 12, 6, 4))
+        (fault,) = self._drawn.choices(("none", "lost", "reply lost", "limited", "garbage"), (80, 5, 8, 4, 3))
         self.met[fault] += 1
         if fault == "lost":
             return web.Response(status=503)
