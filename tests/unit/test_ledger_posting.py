@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ledger.accounts import (
     AMOUNT_MAX,
+    COIN,
     CUSTOMERS,
     OUT_OF_REACH,
     SHORTFALL,
@@ -240,7 +241,8 @@ def test_every_account_of_the_chart_has_an_owner_an_asset_and_a_lowest_balance()
     for type_ in AccountType:
         owner = "ada" if type_ in CUSTOMERS else SYSTEM_OWNER
         account = Account(owner, type_)
-        assert account.asset == (USD if "fiat" in type_ or type_ is AccountType.BROKER_OPERATIONAL else USDC)
+        others = {AccountType.BROKER_OPERATIONAL: USD, AccountType.GAS_COINS: COIN}
+        assert account.asset == others.get(type_, USD if "fiat" in type_ else USDC)
         assert account.floor == (0 if type_ in CUSTOMERS else -AMOUNT_MAX)
         stranger = Account(SYSTEM_OWNER if type_ in CUSTOMERS else "ada", type_)
         assert stranger.floor == OUT_OF_REACH
