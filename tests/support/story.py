@@ -79,6 +79,7 @@ READERS = {
     "chain": ("deposits", "withdrawals"),
     "withdrawals": ("withdrawals",),
     "transactions": ("withdrawals",),
+    "transfers": ("withdrawals",),
 }
 """Movements that read a topic, by its name's first word; of the others it is onboarding."""
 
