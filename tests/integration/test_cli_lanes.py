@@ -18,6 +18,7 @@ from stablerail.topics_admin import admin, create_missing
 from stablerail.wiring import fee_policy
 from tests.integration import test_cli
 from tests.integration.test_cli import Callable, Result
+from tests.integration.test_runbook import day, follow
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, connect_to
 from topics.catalog import JOURNAL
@@ -62,6 +63,14 @@ def test_a_person_sees_opens_and_pauses_a_lane(lane: None, run: Callable[..., Re
     assert (wrong.exit_code, "bad_reason" in wrong.stderr) == (2, True)
     unknown = run("lanes", "open", "MATIC:0x1", "--actor", "ann")
     assert (unknown.exit_code, "unknown_lane" in unknown.stderr) == (2, True)
+
+
+def test_the_runbooks_day_of_a_paused_lane(
+    lane: None, run: Callable[..., Result], clean: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABLERAIL_RPC_URLS", '{"MATIC": ["http://127.0.0.1:9"]}')
+    monkeypatch.setenv("STABLERAIL_USDC_CONTRACTS", f'{{"MATIC": "{SIGNER}"}}')
+    asyncio.run(follow(day("A lane is paused"), {"LANE": LANE}, monkeypatch))
 
 
 def test_a_person_adds_drains_compares_and_retires_a_lane(

@@ -16,6 +16,7 @@ from stablerail.dev.usdc import Usdc
 from stablerail.topics_admin import admin, create_missing
 from tests.integration import test_cli
 from tests.integration.test_cli import Result
+from tests.integration.test_runbook import day, follow
 from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.in_process import SCHEMA
@@ -123,6 +124,18 @@ async def test_a_person_sees_why_a_payment_is_stuck_speeds_it_up_and_cancels_it(
         ("withdrawal.cancel_asked", "ann"),
         ("withdrawal.cancel_signed", "ann"),
     }
+
+
+async def test_the_runbooks_day_of_a_withdrawal_that_does_not_end(
+    storm: Storm, tx: Tx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (asked,) = await storm.sent(1)
+    await storm.lose()
+    await storm.heads(1)
+    await follow(day("A withdrawal does not end"), {"ID": asked.id}, monkeypatch)
+    await storm.heads(1)
+    await storm.heads(DEPTH + 1)
+    assert await storm.status(asked) == ("cancelled", None)
 
 
 async def test_wrong_commands_say_what_is_wrong_and_the_journal_has_what_the_right_ones_stored(

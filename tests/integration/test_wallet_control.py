@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agents.onboarding.control import backfill, trigger
+from agents.recovery import store_dead_letters
 from connectors.circle.sandbox.gate import Weather
 from stablerail.dev.kafka import Kafka
-from tests.support.in_process import until
+from tests.integration.test_runbook import day, follow
+from tests.support.in_process import running, until
 from tests.support.wallet_rig import CHAINS, Rig, wallet_rig, with_policy
+from topics.catalog import WALLETS_REQUESTED
 from topics.events import Chain
 
 
@@ -57,6 +60,29 @@ async def test_calls_that_were_given_up_are_opened_again_with_their_keys_and_mak
             await trigger(connection, user, "ann", rig.at.clock())
         await connection.close()
         await rig.ended(Counter(completed=2), "after the repair")
+    assert set(rig.at_circle().values()) == {1}
+
+
+async def test_the_runbooks_day_after_a_partner_was_away(
+    rig: Rig, database: str, kafka: Kafka, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.circle.sandbox.gate.weather = Weather(unavailable=1.0)
+    await rig.approve("kim")
+    async with rig.worker(with_policy(attempts_max=2)) as services:
+        await rig.ended(Counter(failed=1), "given up", step_s=10)
+        async with running(store_dead_letters.stage(WALLETS_REQUESTED.dlq), services, rig.at):
+
+            async def letter() -> str | None:
+                id: str | None = await rig.at.observer.fetchval("SELECT replace(id::text, '-', '') FROM dead_letters")
+                return id
+
+            names = {"USER": "kim", "LETTER": await until(letter, "the letter")}
+        rig.circle.sandbox.gate.weather = Weather()
+        settings = {"DATABASE_URL": database, "KAFKA_BOOTSTRAP": kafka.bootstrap, "TOPIC_PREFIX": topic_prefix}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"STABLERAIL_{name}", value)
+        await follow(day("A partner was away"), names, monkeypatch)
+        await rig.ended(Counter(completed=1), "after the repair")
     assert set(rig.at_circle().values()) == {1}
 
 

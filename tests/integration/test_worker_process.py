@@ -20,6 +20,8 @@ from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.processes import Child, free_port, tail
 from stablerail.topics_admin import admin, create_missing
+from stablerail.workers import seen
+from tests.integration.test_runbook import day, follow
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to
 from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED, TOPICS
@@ -152,6 +154,36 @@ async def test_a_worker_shows_itself_on_loopback_only_and_ends_well_on_sigterm(
     assert await connection.fetchval("SELECT count(*) FROM outbox") == 0, "nothing is left for another"
     await connection.close()
     assert "worker.stopped" in worker.log.read_text()
+
+
+async def test_the_runbooks_day_of_a_blown_fuse(
+    start: Callable[..., Program], kafka: Kafka, topic_prefix: str, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1)
+    worker = start("deposits", STABLERAIL_FUSE_RUN_EVENTS_MAX="5")
+    await worker.until_assigned()
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
+    await producer.start()
+    for _ in range(20):
+        await producer.send(DEPOSITS_NOTIFIED.named(topic_prefix), b"not json", key=b"one")
+    await producer.stop()
+
+    connection = await connect_to(dsn)()
+
+    async def told() -> bool:
+        return "fuse" in str([one.trouble for one in await seen(connection)])
+
+    await worker.until(told, "the fuse")
+    settings = {"DATABASE_URL": dsn, "KAFKA_BOOTSTRAP": kafka.bootstrap, "TOPIC_PREFIX": topic_prefix}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"STABLERAIL_{name}", value)
+    await follow(day("A fuse is blown"), {}, monkeypatch)
+    assert await asyncio.to_thread(worker.child.wait, 100) == 0
+    assert await connection.fetchval("SELECT count(*) FROM inbox") <= 5, (
+        "the topic is not emptied into the dead letters"
+    )
+    await connection.close()
 
 
 async def test_a_worker_whose_topics_are_missing_says_so(start: Callable[..., Program]) -> None:
