@@ -26,7 +26,7 @@ from stablerail.dev.processes import Child, free_port, port_answers, tail, wait_
 from stablerail.topics_admin import admin, create_missing
 from topics.events import Chain
 
-PROGRAMS = ("bridge", "api", "onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery")
+PROGRAMS = ("bridge", "api", "onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
 
 
 class Stack:

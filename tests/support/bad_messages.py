@@ -11,11 +11,16 @@ from typing import Any
 
 from tests.support.story import report
 from topics.catalog import (
+    BROKER_FUNDED,
     CHAIN_HEADS,
     DEPOSITS_NOTIFIED,
     INPUT_BYTES_MAX,
     KYC_APPROVED,
     KYC_REJECTED,
+    ORDERS_CANCELLED,
+    ORDERS_EXPIRED,
+    ORDERS_FILLED,
+    ORDERS_PLACED,
     TRANSACTIONS_CONFIRMED,
     TRANSACTIONS_SIGNED,
     TRANSFERS_NOTIFIED,
@@ -36,6 +41,11 @@ STAGES: dict[Topic, tuple[str, ...]] = {
     TRANSFERS_NOTIFIED: ("settle_transfers",),
     TRANSACTIONS_SIGNED: ("broadcast_transactions",),
     TRANSACTIONS_CONFIRMED: ("settle_withdrawals",),
+    ORDERS_PLACED: ("reserve_orders",),
+    ORDERS_FILLED: ("settle_fills",),
+    ORDERS_CANCELLED: ("release_cancelled_orders",),
+    ORDERS_EXPIRED: ("release_expired_orders",),
+    BROKER_FUNDED: ("fund_broker",),
 }
 """Every topic that stages read. Each of several refuses a bad message by itself."""
 SAID_OF_GOOD = {
@@ -68,6 +78,14 @@ def good(topic: Topic) -> dict[str, Any]:
             "user_id": f"kyc-{unique}", "vendor": "sumsub", "applicant_id": "a", "vendor_event_id": unique,
             "rejected_at": "now", "final": False,
         }  # fmt: skip
+    if topic in (ORDERS_CANCELLED, ORDERS_EXPIRED):
+        return {"order_id": unique}
+    if topic is ORDERS_PLACED:
+        return {"order_id": unique, "user_id": f"nobody-{unique}", "amount": "5"}
+    if topic is ORDERS_FILLED:
+        return {"order_id": unique, "fill_id": unique, "amount": "5"}
+    if topic is BROKER_FUNDED:
+        return {"funding_id": unique, "amount": "5"}
     lane = {
         "withdrawal_id": unique,
         "chain": "MATIC",
@@ -99,7 +117,8 @@ def _numeric_field(topic: Topic) -> str:
     fields = {
         KYC_APPROVED: "vendor", KYC_REJECTED: "vendor", WALLETS_REQUESTED: "user_id", DEPOSITS_NOTIFIED: "block_number",
         WITHDRAWALS_REQUESTED: "amount", WITHDRAWALS_ACCEPTED: "amount", TRANSACTIONS_SIGNED: "nonce",
-        TRANSACTIONS_CONFIRMED: "nonce", TRANSFERS_NOTIFIED: "block_number",
+        TRANSACTIONS_CONFIRMED: "nonce", TRANSFERS_NOTIFIED: "block_number", ORDERS_PLACED: "amount", ORDERS_FILLED: "amount",
+        ORDERS_CANCELLED: "filled_total", ORDERS_EXPIRED: "filled_total", BROKER_FUNDED: "amount",
     }  # fmt: skip
     return fields.get(topic, "number")
 

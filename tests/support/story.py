@@ -80,6 +80,8 @@ READERS = {
     "withdrawals": ("withdrawals",),
     "transactions": ("withdrawals",),
     "transfers": ("withdrawals",),
+    "orders": ("investing",),
+    "broker": ("treasury",),
 }
 """Movements that read a topic, by its name's first word; of the others it is onboarding."""
 

@@ -10,6 +10,7 @@ import base58
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
+from stablerail.dev.stack import PROGRAMS
 from tests.support.bad_messages import SAID_OF_GOOD, STAGES, Case, cases_of, good
 from tests.support.hostile import NotUtf8, send_raw
 from tests.support.story import Letter, Sent, Story, message, report, until
@@ -141,5 +142,5 @@ def _signature() -> str:
 async def test_no_bad_input_was_taken_for_a_bug(story: Story) -> None:
     """Runs after the others of this file: no crash was counted, no worker was restarted."""
     assert await story.rows("SELECT stage, topic, count FROM crashes") == []
-    for name in ("onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery", "bridge", "api"):
+    for name in PROGRAMS:
         assert story.stack.children[name].returncode is None

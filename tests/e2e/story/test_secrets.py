@@ -71,7 +71,7 @@ async def _answers(story: Story, user: str, api_key: str) -> dict[str, bytes]:
     """Metrics and health of every program, and the API's answers, refusals too."""
     stack, found = story.stack, {}
     paths = {"bridge": ["/metrics", "/readyz"], "api": ["/metrics", "/readyz", "/openapi.json", "/docs"]}
-    workers = ("onboarding", "deposits", "chains", "withdrawals", "treasury", "recovery")
+    workers = ("onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
     paths |= {worker: ["/metrics", "/readyz", "/flow"] for worker in workers}
     paths["withdrawals"] += ["/withdrawals", "/nonces"]
     paths["treasury"].append("/buffers")
