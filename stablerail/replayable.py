@@ -7,13 +7,23 @@ from typing import Any, Final
 
 from agents.deposits import credit_deposits
 from agents.deposits.lookups import Lookups
+from agents.investing import release_orders, reserve_orders, settle_fills
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.outcome import Stage
+from agents.treasury import fund_broker
 from agents.withdrawals import accept_withdrawals, settle_withdrawals, transfer_by_custodian
 from ledger.accounts import AccountType
 from ledger.rows import Connection
 from stablerail.config import Settings
-from stablerail.wiring import Movement, circle_client, custodian_sources, deposit_policy, lookups_of, withdrawal_policy
+from stablerail.wiring import (
+    Movement,
+    circle_client,
+    custodian_sources,
+    deposit_policy,
+    lookups_of,
+    order_shards,
+    withdrawal_policy,
+)
 
 Connect = Callable[[], Awaitable[Connection]]
 
@@ -41,6 +51,11 @@ STAGES: Final[dict[str, Callable[[Settings, Lookups | None], Stage[Any]]]] = {
     "settle_withdrawals": lambda settings, _: settle_withdrawals.stage(
         settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)
     ),
+    "reserve_orders": lambda _settings, _: reserve_orders.stage(),
+    "settle_fills": lambda settings, _: settle_fills.stage(order_shards(settings)),
+    "release_cancelled_orders": lambda _settings, _: release_orders.stages()[0],
+    "release_expired_orders": lambda _settings, _: release_orders.stages()[1],
+    "fund_broker": lambda settings, _: fund_broker.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT)),
 }
 
 
