@@ -43,7 +43,7 @@ from topics.events import Chain, Event
 from topics.money import SCALE, format_amount
 
 DIRECTORY: Final = Path(".dev/demo")
-AGREE_TIMEOUT_S: Final = 15.0
+AGREE_TIMEOUT_S: Final = 60.0
 """A record's row may wait a moment after its event was seen; what still differs then does differ."""
 EXIT_INTERRUPTED: Final = 130
 _BALANCE: Final = (

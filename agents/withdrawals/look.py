@@ -28,7 +28,7 @@ from chain.window import Walked, Window, walk
 AGREE_MIN: Final = 2
 """Endpoints that must say the same, where there are as many."""
 LOWEST_MAX: Final = 500
-"""Of a lane's attempts that are in no block, looked at under one head, the lowest nonces first."""
+"""Nonces of a lane that are in no block, looked at under one head: the lowest."""
 DUE_MAX: Final = 2_000
 """Attempts judged under one head; the rest follows under the next."""
 UNSEEN_MAX: Final = 500

@@ -3,7 +3,7 @@ SELECT EXISTS (SELECT FROM attempts WHERE chain = $1 AND status IN ('signed', 'b
 
 -- name: open_attempts
 -- What one look needs of the open attempts, however many there are: those in blocks, those of the hashes that were seen in new
--- blocks ($2), and of each lane the $3 lowest that are in none: the chain takes no other before them.
+-- blocks ($2), and of each lane all those of the $3 lowest nonces that are in none: the chain takes no other before them.
 SELECT a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at,
        CASE w.status WHEN 'manual_review' THEN coalesce(w.code, '') END
 FROM (
@@ -14,10 +14,11 @@ FROM (
     SELECT x.tx_hash
     FROM lanes l
     CROSS JOIN LATERAL (
-        SELECT o.tx_hash FROM attempts o
+        SELECT DISTINCT o.nonce FROM attempts o
         WHERE o.chain = l.chain AND o.signer = l.signer AND o.status IN ('signed', 'broadcast')
-        ORDER BY o.nonce, o.n LIMIT $3
-    ) AS x
+        ORDER BY o.nonce LIMIT $3
+    ) AS n
+    JOIN attempts x ON x.chain = l.chain AND x.signer = l.signer AND x.nonce = n.nonce AND x.status IN ('signed', 'broadcast')
     WHERE l.chain = $1
 ) AS f
 JOIN attempts a ON a.chain = $1 AND a.tx_hash = f.tx_hash

@@ -98,7 +98,7 @@ class Anvil(Node):
     def is_running(self) -> bool:
         return self._child is not None and self._child.returncode is None
 
-    def start(self, timeout_s: float = 20) -> Self:
+    def start(self, timeout_s: float = 60) -> Self:
         if self._child is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             log = self.directory / "anvil.log"

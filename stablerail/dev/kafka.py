@@ -117,7 +117,7 @@ class Kafka:
     def is_running(self, node: int = 1) -> bool:
         return node in self._children and self._children[node].returncode is None
 
-    def start(self, *nodes: int, timeout_s: float = 60) -> Self:
+    def start(self, *nodes: int, timeout_s: float = 120) -> Self:
         """The nodes named, else all; returns when each answers. Raises PartFailed and leaves none of them running."""
         todo = [node for node in nodes or self.node_ids if not self.is_running(node)]
         for node in todo:

@@ -94,7 +94,7 @@ class Postgres(Server):
     def is_running(self) -> bool:
         return self._child is not None and self._child.returncode is None
 
-    def start(self, timeout_s: float = 60) -> Self:
+    def start(self, timeout_s: float = 120) -> Self:
         """Makes the data directory on first use. Raises PartFailed."""
         if self.is_running:
             return self

@@ -120,12 +120,12 @@ class Stack:
         env = {**os.environ, **self.environment, **(environment or {})}
         self.children[name] = Child([sys.executable, *arguments], log=log, env=env)
 
-    def wait_listening(self, names: Iterable[str], timeout_s: float = 30) -> None:
+    def wait_listening(self, names: Iterable[str], timeout_s: float = 120) -> None:
         """Until each port answers. Raises PartFailed with the log's end."""
         for name in names:
             wait_ready(self.children[name], name, partial(port_answers, self.ports[name]), timeout_s)
 
-    async def wait_ready(self, names: Iterable[str] = PROGRAMS, timeout_s: float = 40) -> None:
+    async def wait_ready(self, names: Iterable[str] = PROGRAMS, timeout_s: float = 120) -> None:
         """Until each program's /readyz says so, with partitions where it has stages."""
         await asyncio.to_thread(self.wait_listening, names, timeout_s)
         deadline = time.monotonic() + timeout_s

@@ -96,7 +96,7 @@ def test_an_unknown_movement_is_named_with_those_there_are(run: Callable[..., Re
     result = run("worker", "deposits", "depositz", database_url="postgresql://u:p@h/d")
     assert result.exit_code == 2
     assert (
-        "unknown movement depositz; there are onboarding, deposits, chains, withdrawals, treasury, recovery"
+        "unknown movement depositz; there are onboarding, deposits, chains, withdrawals, investing, treasury, recovery"
         in result.output
     )
 

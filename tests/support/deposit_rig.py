@@ -33,7 +33,7 @@ from ledger.commit import claim_owners, lock_writer, seal
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message
 from ledger.rows import Changes, Connection
-from ledger.tables import WALLETS
+from ledger.tables import CUSTODIAN_TRANSFERS, WALLETS
 from stablerail.config import load_settings
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
@@ -138,6 +138,9 @@ class Till:
         (table, row), (history, line) = rows_of(made, "test")
         changes.insert(table, row)
         changes.insert(history, line)
+        state = "COMPLETE" if status is Status.COMPLETED else "SENT"
+        transfer = (id, "circle", "wallet", uuid.uuid4().hex, state, "", None, None, now(), now(), 1)
+        changes.insert(CUSTODIAN_TRANSFERS, transfer)
         await self.commit(changes)
         return made
 

@@ -55,7 +55,7 @@ SIGNER = KEY.address
 FEE = 100
 DEPTH = 4
 LOWEST = 2
-"""Of those in no block, looked at under one head."""
+"""Nonces that are in no block, looked at under one head."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN = (AttemptStatus.SIGNED, AttemptStatus.BROADCAST)
 HEAD = HeadSeen(chain=CHAIN, chain_id=1, number=1, block_hash="0x" + "1" * 64, timestamp_s=1)
@@ -218,9 +218,10 @@ class Desk:
         writer = ChainWriter(self.nodes, TOKEN, DEPTH)
 
         async def attempts(seen: Sequence[str]) -> list[OpenAttempt]:
-            waiting = sorted((a for a in self.attempts.values() if a.status in OPEN), key=lambda a: (a.nonce, a.n))
+            waiting = [a for a in self.attempts.values() if a.status in OPEN]
+            lowest = sorted({a.nonce for a in waiting})[:LOWEST]
             found = [a for a in self.attempts.values() if a.status == AttemptStatus.MINED]
-            found += [a for place, a in enumerate(waiting) if place < LOWEST or a.tx_hash in seen]
+            found += [a for a in waiting if a.nonce in lowest or a.tx_hash in seen]
             return [
                 OpenAttempt(
                     *(a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at),
