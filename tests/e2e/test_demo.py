@@ -124,7 +124,8 @@ def test_ctrl_c_ends_a_staying_demo_and_all_it_started(demos: tuple[Demo, Demo])
     _, stay = demos
     stay.until(lambda: "Up until Ctrl-C" in stay.said() or stay.child.returncode is not None, "the end of the story")
     before = descendants(stay.child.pid)
-    assert len(before) >= 2 * 11, stay.said()  # Kafka, PostgreSQL, anvil, two sandboxes, bridge, API, the workers, a guard each
+    # Kafka, PostgreSQL, anvil, two sandboxes, bridge, API, the workers, a guard each
+    assert len(before) >= 2 * 11, stay.said()
     stay.child.send_signal(signal.SIGINT)
     assert stay.child.wait(60) == 0, stay.said()
     assert still_running(before) == set()
