@@ -140,7 +140,7 @@ async def test_the_database_is_closed_to_who_lacks_its_password(postgres: Postgr
 async def test_usdc_moves_and_refuses_as_circles_own_contract_does(usdc: Usdc) -> None:
     wallet, other = new_address(), new_address()
     await usdc.transfer(wallet, 5_000_000)
-    await usdc.transfer(other, 1_500_000, sender=wallet)
+    await usdc.anvil.wait_mined(await usdc.transfer(other, 1_500_000, sender=wallet))
     assert (await usdc.balance_of(wallet), await usdc.balance_of(other)) == (3_500_000, 1_500_000)
     await usdc.blacklist(wallet)
     with pytest.raises(RpcRefused, match="Blacklistable: account is blacklisted"):

@@ -138,4 +138,3 @@ async def test_a_copy_is_compared_and_a_lost_database_comes_back_closed(
         await follow(day("A copy to compare with"), {"COPY": copy}, settings)
         await upgrade(new, SCHEMA)
         await follow(day("The database is lost"), {"NEW": new}, settings)
-        await follow(day("A lane is paused"), {}, settings)

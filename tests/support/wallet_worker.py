@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from agents.sweeper import Sweeper
 from tests.support.in_process import Ground
 from tests.support.wallet_rig import Rig, with_policy
 
@@ -39,9 +40,12 @@ async def main(given: dict[str, Any]) -> None:
     at = Ground(given["dsn"], given["bootstrap"], given["prefix"], nobody, nobody, clock)
     circle: Any = Address(given["circle"])
     async with Rig(at, circle).worker(with_policy(**given["policy"])) as services:
+        # tells what a performer that was killed had committed and not told: as a worker's process has it
+        sweeping = asyncio.create_task(Sweeper(services).work())
         print("ready", flush=True)
         while services.stop.reason is None:
             await asyncio.sleep(0.1)
+        sweeping.cancel()
     print(services.stop.reason, flush=True)
 
 
