@@ -7,19 +7,17 @@ while something is on its way.
 
 from __future__ import annotations
 
-import asyncio
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from html import escape
 from typing import Any, Final
 
-import asyncpg
 import structlog
 
+from agents.looking import look_again_and_again
 from agents.transport import ack, batched_topic
 from agents.withdrawals.watch_nonces import take
-from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.metrics import Metrics
@@ -30,7 +28,6 @@ _log = structlog.get_logger()
 _sql = load("stablerail", "withdrawals.sql")
 
 LOOK_S: Final = 2.0
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 Row = dict[str, Any]
 
@@ -51,18 +48,7 @@ class WithdrawalViews:
         self.lanes: list[Row] = []
 
     async def work(self) -> None:
-        connection: Connection | None = None
-        while True:
-            try:
-                with lost_not_cancelled():
-                    if connection is None or connection.is_closed():
-                        connection = await self._connect()
-                    await self.look(connection)
-            except _AGAIN as error:
-                if connection is not None:
-                    connection.terminate()
-                _log.warning("withdrawals.unseen", error=type(error).__name__)
-            await asyncio.sleep(LOOK_S)
+        await look_again_and_again(self._connect, self.look, LOOK_S, "withdrawals.unseen")
 
     async def look(self, connection: Connection) -> None:
         """Reads both once, and sets the gauges anew."""

@@ -9,14 +9,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
-import asyncpg
 import structlog
 
+from agents.looking import look_again_and_again
 from agents.withdrawals.desks import Desk, Desks, LaneKey
 from agents.withdrawals.sign_transactions import RETIRED
 from chain.errors import KeystoreError, SignerError
 from chain.signer import Signer
-from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
 from topics.events import Chain
@@ -27,7 +26,6 @@ _sql = load("agents.withdrawals", "lanes.sql")
 LOOK_S: Final = 2.0
 AGAIN_S: Final = 30.0
 """After a key could not be loaded: stretching a password takes a second of a core."""
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 
 class KeyRing:
@@ -50,18 +48,7 @@ class KeyRing:
         """The source, and when it is tried again, by the loop's clock."""
 
     async def work(self) -> None:
-        connection: Connection | None = None
-        while True:
-            try:
-                with lost_not_cancelled():
-                    if connection is None or connection.is_closed():
-                        connection = await self._connect()
-                    await self.look(connection)
-            except _AGAIN as error:
-                if connection is not None:
-                    connection.terminate()
-                _log.warning("lanes.unseen", error=type(error).__name__)
-            await asyncio.sleep(LOOK_S)
+        await look_again_and_again(self._connect, self.look, LOOK_S, "lanes.unseen")
 
     async def look(self, connection: Connection) -> None:
         """Once."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import base64
 import time
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+from connectors.partner import PartnerClient
 
 REPLY_BYTES_MAX: Final = 4_000_000
 """A thousand positions are 600 kB."""
@@ -39,34 +39,16 @@ class Position(BaseModel):
     unrealized_pl: str | None = None
 
 
-class AlpacaClient:
+class AlpacaClient(PartnerClient):
     """One key of a correspondent. Use as an async context, or call start and close."""
 
     def __init__(self, base_url: str, key_id: str, secret: SecretStr, timeout_s: float = 10.0) -> None:
-        self._base_url = base_url.rstrip("/")
+        super().__init__(base_url, timeout_s, REPLY_BYTES_MAX)
         self._key_id = key_id
         self._secret = secret
-        self._timeout_s = timeout_s
-        self._session: aiohttp.ClientSession | None = None
 
-    async def start(self) -> None:
-        key = base64.b64encode(f"{self._key_id}:{self._secret.get_secret_value()}".encode()).decode()
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Basic {key}", "Accept": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=self._timeout_s / 2),
-        )
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    def _authorization(self) -> str:
+        return "Basic " + base64.b64encode(f"{self._key_id}:{self._secret.get_secret_value()}".encode()).decode()
 
     async def positions(self, account_id: str) -> list[Position]:
         """All open positions of a customer's account. Raises Refused (404) when Alpaca knows no such account."""
@@ -79,33 +61,14 @@ class AlpacaClient:
             raise Unknown(f"a position in Alpaca's reply is unreadable: {error.error_count()} fields") from None
 
     async def _get(self, path: str) -> Any:
-        """The JSON of a 2xx answer, or a ConnectorError. Errors of aiohttp stay inside: they can carry our headers."""
-        if self._session is None:
-            raise RuntimeError("AlpacaClient is not started")
+        """The JSON of a 2xx answer, or a ConnectorError."""
+        answer = await self._ask("GET", path)
+        if not answer.is_ok:
+            raise _failure(answer.status, answer.raw, answer.headers.get("X-RateLimit-Reset"))
         try:
-            async with self._session.get(f"{self._base_url}{path}", allow_redirects=False) as reply:
-                raw = await _read(reply)
-                status, reset = reply.status, reply.headers.get("X-RateLimit-Reset")
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise Unavailable(f"no connection: {type(error).__name__}", sent=False) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unknown(f"no reply: {type(error).__name__}") from None
-        if not 200 <= status < 300:
-            raise _failure(status, raw, reset)
-        try:
-            return orjson.loads(raw)
+            return orjson.loads(answer.raw)
         except orjson.JSONDecodeError:
-            raise Unknown(f"an unreadable reply with status {status}") from None
-
-
-async def _read(reply: aiohttp.ClientResponse) -> bytes:
-    """The whole body, or as much as is over the limit (which then is no JSON)."""
-    parts = bytearray()
-    async for chunk in reply.content.iter_chunked(65_536):
-        parts += chunk
-        if len(parts) > REPLY_BYTES_MAX:
-            break
-    return bytes(parts)
+            raise Unknown(f"an unreadable reply with status {answer.status}") from None
 
 
 def _failure(status: int, raw: bytes, reset: str | None) -> ConnectorError:

@@ -11,11 +11,9 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -23,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+from connectors.partner import PartnerClient
 
 PAGE_SIZE: Final = 50  # Circle's maximum
 PAGES_MAX: Final = (
@@ -44,7 +43,7 @@ class CircleWallet(BaseModel):
     ref_id: str | None = None
 
 
-class CircleClient:
+class CircleClient(PartnerClient):
     """One API key and one entity secret. Use as an async context, or call start and close."""
 
     def __init__(self, base_url: str, api_key: SecretStr, entity_secret: SecretStr, timeout_s: float = 10.0) -> None:
@@ -54,33 +53,14 @@ class CircleClient:
             known = False
         if not known:
             raise ValueError("Circle's entity secret is 64 hexadecimal characters")
-        self._base_url = base_url.rstrip("/")
+        super().__init__(base_url, timeout_s, REPLY_BYTES_MAX)
         self._api_key = api_key
         self._entity_secret = entity_secret
-        self._timeout_s = timeout_s
-        self._session: aiohttp.ClientSession | None = None
         self._entity_key: rsa.RSAPublicKey | None = None
         self._entity_key_lock = asyncio.Lock()
 
-    async def start(self) -> None:
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self._api_key.get_secret_value()}", "Accept": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=self._timeout_s / 2),
-        )
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
+    def _authorization(self) -> str:
+        return f"Bearer {self._api_key.get_secret_value()}"
 
     async def create_wallet_set(self, idempotency_key: str, name: str) -> str:
         """The id of the wallet set."""
@@ -264,44 +244,19 @@ class CircleClient:
     async def _call(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
-        """The `data` of a 2xx answer, or a ConnectorError. Errors of aiohttp stay inside: they can carry our headers."""
-        if self._session is None:
-            raise RuntimeError("CircleClient is not started")
-        sent = None if body is None else orjson.dumps(body)
-        headers = {} if sent is None else {"Content-Type": "application/json"}
-        url = f"{self._base_url}{path}"
-        try:
-            async with self._session.request(
-                method, url, data=sent, params=params, headers=headers, allow_redirects=False
-            ) as reply:
-                raw = await _read(reply)
-                status, retry_after = reply.status, reply.headers.get("Retry-After")
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise Unavailable(f"no connection: {type(error).__name__}", sent=False) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unknown(f"no reply: {type(error).__name__}") from None
-        if not 200 <= status < 300:
-            raise _failure(status, raw, retry_after)
-        answer = _json(raw)
-        data = answer.get("data")
+        """The `data` of a 2xx answer, or a ConnectorError."""
+        answer = await self._ask(method, path, body=None if body is None else orjson.dumps(body), params=params)
+        if not answer.is_ok:
+            raise _failure(answer.status, answer.raw, answer.headers.get("Retry-After"))
+        data = _json(answer.raw).get("data")
         if not isinstance(data, dict):
-            raise Unknown(f"an unreadable reply with status {status}")
+            raise Unknown(f"an unreadable reply with status {answer.status}")
         return data
 
 
 def _z(time: datetime) -> str:
     """As Circle writes it."""
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-async def _read(reply: aiohttp.ClientResponse) -> bytes:
-    """The whole body, or as much as is over the limit (which then is no JSON)."""
-    parts = bytearray()
-    async for chunk in reply.content.iter_chunked(65_536):
-        parts += chunk
-        if len(parts) > REPLY_BYTES_MAX:
-            break
-    return bytes(parts)
 
 
 def _json(raw: bytes) -> dict[str, Any]:

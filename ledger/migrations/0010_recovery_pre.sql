@@ -102,39 +102,6 @@ SELECT replace(d.id::text, '-', '') AS deposit, d.chain, d.tx_hash, d.status, d.
 FROM deposits d
 WHERE d.status IN ('pending', 'credited', 'orphaned') AND d.updated_at < now() - interval '1 day';
 
--- 7: a withdrawal debits at most once and pays at most once; settled xor released.
-CREATE VIEW invariant_7_withdrawals_settled_once AS
-SELECT coalesce(replace(w.id::text, '-', ''), l.reference) AS withdrawal, w.status, h.state AS hold, l.holds, l.paid,
-       l.released, c.payments, c.nonces
-FROM withdrawals w
-FULL JOIN (
-    SELECT reference,
-           count(*) FILTER (WHERE kind = 'withdrawal_hold') AS holds,
-           count(*) FILTER (WHERE kind = 'withdrawal') AS paid,
-           count(*) FILTER (WHERE kind = 'withdrawal_release') AS released
-    FROM transactions WHERE kind IN ('withdrawal_hold', 'withdrawal', 'withdrawal_release') GROUP BY reference
-) AS l ON l.reference = replace(w.id::text, '-', '')
-LEFT JOIN holds h ON h.id = w.hold_id
-LEFT JOIN (
-    SELECT withdrawal_id, count(DISTINCT (chain, signer, nonce)) AS nonces,
-           count(*) FILTER (WHERE kind = 'payment' AND status = 'confirmed') AS payments
-    FROM attempts WHERE withdrawal_id IS NOT NULL GROUP BY withdrawal_id
-) AS c ON c.withdrawal_id = w.id
-WHERE w.id IS NULL
-   OR coalesce(l.holds, 0) <> CASE WHEN w.hold_id IS NULL THEN 0 ELSE 1 END
-   OR coalesce(l.paid, 0) <> CASE WHEN w.status = 'completed' THEN 1 ELSE 0 END
-   OR coalesce(l.released, 0) <> CASE WHEN w.hold_id IS NOT NULL AND w.status IN ('failed', 'cancelled') THEN 1 ELSE 0 END
-   OR h.state IS DISTINCT FROM CASE WHEN w.hold_id IS NULL THEN NULL
-                                    WHEN w.status = 'completed' THEN 'posted'
-                                    WHEN w.status IN ('failed', 'cancelled') THEN 'voided'
-                                    ELSE 'open' END
-   OR h.amount <> w.amount
-   OR w.hold_id IS NULL AND w.status NOT IN ('pending', 'failed', 'cancelled')
-   OR c.nonces > 1 OR c.payments > 1
-   OR c.payments = 1 AND w.status IN ('pending', 'signing', 'failed', 'cancelled')
-   OR w.rail = 'chain' AND (w.status = 'completed' AND coalesce(c.payments, 0) <> 1
-                            OR w.status IN ('broadcasting', 'confirming') AND c.nonces IS NULL);
-
 -- 8: nonces per lane without gap, one mined transaction per nonce.
 CREATE VIEW invariant_8_nonces_used_once AS
 SELECT coalesce(l.chain, n.chain) AS chain, coalesce(l.signer, n.signer) AS signer, l.next_nonce, n.nonce, n.mined,

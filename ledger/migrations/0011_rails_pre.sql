@@ -37,8 +37,9 @@ CREATE TABLE custodian_wallets (
     created_at timestamptz NOT NULL, PRIMARY KEY (chain, address)
 );
 
--- 7, as in 0010: and what Circle sends has a transfer there, and no attempt of ours.
-CREATE OR REPLACE VIEW invariant_7_withdrawals_settled_once AS
+-- 7: a withdrawal debits at most once and pays at most once; settled xor released. What Circle sends has a transfer there,
+-- and no attempt of ours.
+CREATE VIEW invariant_7_withdrawals_settled_once AS
 SELECT coalesce(replace(w.id::text, '-', ''), l.reference) AS withdrawal, w.status, h.state AS hold, l.holds, l.paid,
        l.released, c.payments, c.nonces
 FROM withdrawals w

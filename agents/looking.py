@@ -1,0 +1,37 @@
+"""Looking at the database again and again, on a connection of one's own that may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import asyncpg
+import structlog
+
+from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.rows import Connection
+
+_log = structlog.get_logger()
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+
+
+async def look_again_and_again(
+    connect: Callable[[], Awaitable[Connection]],
+    look: Callable[[Connection], Awaitable[None]],
+    pause_s: float,
+    unseen: str,
+) -> NoReturn:
+    """A database that is away is waited for; `unseen`: the log's word for that. Whatever else `look` raises is raised."""
+    connection: Connection | None = None
+    while True:
+        try:
+            with lost_not_cancelled():
+                if connection is None or connection.is_closed():
+                    connection = await connect()
+                await look(connection)
+        except _AGAIN as error:
+            if connection is not None:
+                connection.terminate()
+            _log.warning(unseen, error=type(error).__name__)
+        await asyncio.sleep(pause_s)
