@@ -104,7 +104,7 @@ def _wish(id: str, kind: str, reason: str, force: bool, actor: str | None) -> No
 
 
 def _policy(settings: Settings, chain: str) -> FeePolicy:
-    from stablerail.wiring import fee_policy
+    from stablerail.policies import fee_policy
 
     try:
         return fee_policy(settings, Chain(chain))

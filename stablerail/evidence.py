@@ -36,7 +36,8 @@ from chain.wire import amount, mapping, quantity
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.config import Settings
-from stablerail.wiring import fee_policy, raise_policy, rpcs
+from stablerail.policies import fee_policy, raise_policy
+from stablerail.wiring import rpcs
 from topics.money import format_amount
 
 _sql = load("stablerail", "withdrawals.sql")

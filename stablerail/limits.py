@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stablerail.config import Settings
 from stablerail.config_values import WITHDRAWAL_CHAINS
-from stablerail.wiring import withdrawal_policy
+from stablerail.policies import withdrawal_policy
 
 
 def known_limits(settings: Settings) -> dict[str, int]:

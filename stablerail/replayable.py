@@ -15,15 +15,8 @@ from agents.withdrawals import accept_withdrawals, settle_withdrawals, transfer_
 from ledger.accounts import AccountType
 from ledger.rows import Connection
 from stablerail.config import Settings
-from stablerail.wiring import (
-    Movement,
-    circle_client,
-    custodian_sources,
-    deposit_policy,
-    lookups_of,
-    order_shards,
-    withdrawal_policy,
-)
+from stablerail.policies import custodian_sources, deposit_policy, order_shards, withdrawal_policy
+from stablerail.wiring import Movement, circle_client, lookups_of
 
 Connect = Callable[[], Awaitable[Connection]]
 

@@ -14,14 +14,13 @@ import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 
-from agents.acting import Acting, CallPolicy
+from agents.acting import Acting
 from agents.chains.watch_chain import WatchChain, Watched
 from agents.crash import Stop
 from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.finalize_deposits import ChainReader
 from agents.deposits.lookups import Lookups, circle_listing
-from agents.deposits.policy import DepositPolicy
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.investing import release_orders, reserve_orders, settle_fills
@@ -46,19 +45,13 @@ from agents.withdrawals import (
     track_confirmations,
     transfer_by_custodian,
 )
-from agents.withdrawals.custodian import Source
 from agents.withdrawals.desks import Desk, Desks
 from agents.withdrawals.key_ring import KeyRing
-from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.poll_transfers import PollTransfers
-from agents.withdrawals.raising import RaisePolicy
 from agents.withdrawals.top_ups import TopUpPolicy
 from agents.withdrawals.transfer_calls import CircleTransfers, TransferDeeds
-from chain.assets import Network, usdc
 from chain.broadcaster import Broadcaster
-from chain.errors import NoToken
-from chain.fees import GWEI, POLICIES, FeePolicy
 from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
@@ -67,13 +60,21 @@ from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
 from ledger.errors import RoleRefused
 from ledger.journal import Publish, Relay
-from ledger.orders import Shards
 from ledger.rows import Connection
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.hot_wallets import gas_account, hot_wallet, load_lane_key
 from stablerail.metrics import Metrics
+from stablerail.policies import (
+    call_policy,
+    custodian_sources,
+    deposit_policy,
+    fee_policy,
+    order_shards,
+    raise_policy,
+    withdrawal_policy,
+)
 from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
@@ -198,61 +199,6 @@ def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Cu
     return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])
 
 
-def deposit_policy(settings: Settings) -> DepositPolicy:
-    return DepositPolicy(
-        minimum=settings.deposit_minimum,
-        chains_read=frozenset(chain.value for chain in settings.read_chains),
-        buffer_shards=settings.shards_of(AccountType.SYSTEM_BUFFER_USDC),
-        at_finality=frozenset(chain.value for chain in settings.deposit_at_finality),
-        instant_max={chain.value: amount for chain, amount in settings.deposit_instant_max.items()},
-        outstanding_max={chain.value: amount for chain, amount in settings.deposit_outstanding_max.items()},
-    )
-
-
-def withdrawal_policy(settings: Settings) -> WithdrawalPolicy:
-    return WithdrawalPolicy(
-        tokens={chain.value: settings.usdc_contracts[chain] for chain in settings.withdrawal_chains},
-        minimum=settings.withdrawal_minimum,
-        maximum=settings.withdrawal_maximum,
-        user_day=settings.withdrawal_user_day_maximum,
-        network_day=settings.withdrawal_network_day_maximum,
-        custodian={chain.value: usdc_of(settings, chain) for chain in settings.circle_withdrawal_wallets},
-    )
-
-
-def usdc_of(settings: Settings, chain: Chain) -> str | None:
-    """USDC's canonical contract or mint, where it is known."""
-    if chain in settings.usdc_contracts:
-        return settings.usdc_contracts[chain].lower()
-    try:
-        return usdc(Network(settings.network), chain).address
-    except NoToken:
-        return None
-
-
-def custodian_sources(settings: Settings) -> dict[str, Source]:
-    """Where withdrawals of the rail `circle` leave from, by chain."""
-    return {
-        chain.value: Source(wallet_id, settings.circle_usdc_token_ids[chain], settings.circle_fee_level)
-        for chain, wallet_id in settings.circle_withdrawal_wallets.items()
-    }
-
-
-def fee_policy(settings: Settings, chain: Chain) -> FeePolicy:
-    """The network's bounds, with what is set over them."""
-    bounds = POLICIES[chain]
-    floor, cap = settings.withdrawal_tip_floors_gwei.get(chain), settings.withdrawal_fee_caps_gwei.get(chain)
-    return FeePolicy(
-        bounds.priority_floor if floor is None else floor * GWEI, bounds.max_fee_cap if cap is None else cap * GWEI
-    )
-
-
-def raise_policy(settings: Settings) -> RaisePolicy:
-    return RaisePolicy(
-        settings.withdrawal_speed_up_blocks, 1 + settings.withdrawal_speed_ups_max, settings.withdrawal_stuck_after_s
-    )
-
-
 async def build(name: str, settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     """The movement's parts, connected to what they need. KeyError for an unknown name."""
     return await _BUILDERS[name](settings, shared, metrics)
@@ -267,7 +213,7 @@ async def _onboarding(settings: Settings, shared: Services, metrics: Metrics) ->
     client = await circle_client(settings, movement)
     assert client is not None
     wallets = CircleWallets(client, settings.network, settings.circle_wallet_set_id, shared.connect, shared.clock)
-    policy = _call_policy(settings)
+    policy = call_policy(settings)
     deeds = WalletDeeds(wallets, policy.members_max, policy.attempts_max, metrics)
     acting = Acting(provision.stage, deeds, shared, provision.wake, policy)
     movement.workers.append(acting.work)
@@ -386,12 +332,6 @@ async def _investing(settings: Settings, shared: Services, _metrics: Metrics) ->
     return movement
 
 
-def order_shards(settings: Settings) -> Shards:
-    return Shards(
-        settings.shards_of(AccountType.SYSTEM_BUFFER_USDC), settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT)
-    )
-
-
 TRANSFERS_PER_S: Final = 5.0
 """What Circle allows."""
 FOR_EVER: Final = 10**9
@@ -413,7 +353,7 @@ async def _by_custodian(
     if circle is None:
         return
     rate = min(settings.call_rate_per_s, TRANSFERS_PER_S)
-    policy = replace(_call_policy(settings), members_max=1, rate_per_s=rate, attempts_max=FOR_EVER)
+    policy = replace(call_policy(settings), members_max=1, rate_per_s=rate, attempts_max=FOR_EVER)
     deeds = TransferDeeds(CircleTransfers(circle, shared.clock), settings.call_attempts_max)
     movement.workers.append(Acting(transfer.stage, deeds, shared, transfer.wake, policy).work)
     tokens = dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC")
@@ -489,22 +429,6 @@ def broker_retentions(settings: Settings) -> Retentions:
             return await retentions(client, settings.topic_prefix)
 
     return ask
-
-
-def _call_policy(settings: Settings) -> CallPolicy:
-    return CallPolicy(
-        timeout_s=settings.call_timeout_s,
-        lease_s=settings.call_lease_s,
-        rate_per_s=settings.call_rate_per_s,
-        concurrency_max=settings.call_concurrency_max,
-        members_max=settings.call_members_max,
-        poll_s=settings.call_poll_interval_s,
-        retry_first_s=settings.call_retry_first_s,
-        retry_max_s=settings.call_retry_max_s,
-        attempts_max=settings.call_attempts_max,
-        breaker_failures_max=settings.breaker_failures_max,
-        breaker_open_s=settings.breaker_open_s,
-    )
 
 
 _BUILDERS: Final[dict[str, Callable[[Settings, Services, Metrics], Awaitable[Movement]]]] = {

@@ -27,8 +27,9 @@ from ledger.rebuild import Restored
 from ledger.tables import JOURNALED, WALLETS
 from stablerail.config import load_settings
 from stablerail.metrics import Metrics
+from stablerail.policies import deposit_policy
 from stablerail.rebuild import alone_in, open_journal, rebuild_from
-from stablerail.wiring import deposit_policy, services
+from stablerail.wiring import services
 from tests.benchmarks import workload
 from tests.benchmarks.parts import SCHEMA, Parts, Place, place
 from tests.benchmarks.records import Comparison, Record

@@ -14,8 +14,8 @@ from stablerail.config import ConfigError, Settings, load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.keystore import write_keystore
 from stablerail.hot_wallets import gas_account, hot_wallet
+from stablerail.policies import fee_policy
 from stablerail.topics_admin import admin, create_missing
-from stablerail.wiring import fee_policy
 from tests.integration import test_cli
 from tests.integration.test_cli import Callable, Result
 from tests.integration.test_runbook import day, follow

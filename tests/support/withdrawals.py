@@ -20,8 +20,8 @@ from ledger.verify import verify
 from stablerail.config import Settings, load_settings
 from stablerail.keys import Scope, create_key
 from stablerail.metrics import Metrics
+from stablerail.policies import withdrawal_policy
 from stablerail.servers import api_app
-from stablerail.wiring import withdrawal_policy
 from tests.support.in_process import SCHEMA, Ground, until
 from tests.support.rebuild import differences, empty_database, rebuild
 from topics.catalog import WITHDRAWALS_ACCEPTED, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED

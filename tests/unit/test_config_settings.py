@@ -17,7 +17,7 @@ from stablerail.config import (
     names_without_effect,
 )
 from stablerail.config_values import describe, duration_s, masked_url
-from stablerail.wiring import deposit_policy
+from stablerail.policies import deposit_policy
 from topics.events import Chain
 
 KEY = "TEST_API_KEY:0a1b2c:very-secret"

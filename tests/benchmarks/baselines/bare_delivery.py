@@ -22,8 +22,9 @@ from agents.deposits import credit_deposits
 from agents.transport import Run, runs
 from stablerail.config import load_settings
 from stablerail.metrics import Metrics
+from stablerail.policies import deposit_policy
 from stablerail.telemetry import configure_logging
-from stablerail.wiring import deposit_policy, services
+from stablerail.wiring import services
 
 COMMIT_S = 0.5
 POLL_RECORDS = int(os.environ.get("BENCH_POLL_RECORDS", "2000"))
