@@ -24,14 +24,18 @@ async def look_again_and_again(
 ) -> NoReturn:
     """A database that is away is waited for; `unseen`: the log's word for that. Whatever else `look` raises is raised."""
     connection: Connection | None = None
-    while True:
-        try:
-            with lost_not_cancelled():
-                if connection is None or connection.is_closed():
-                    connection = await connect()
-                await look(connection)
-        except _AGAIN as error:
-            if connection is not None:
-                connection.terminate()
-            _log.warning(unseen, error=type(error).__name__)
-        await asyncio.sleep(pause_s)
+    try:
+        while True:
+            try:
+                with lost_not_cancelled():
+                    if connection is None or connection.is_closed():
+                        connection = await connect()
+                    await look(connection)
+            except _AGAIN as error:
+                if connection is not None:
+                    connection.terminate()
+                _log.warning(unseen, error=type(error).__name__)
+            await asyncio.sleep(pause_s)
+    finally:
+        if connection is not None:
+            connection.terminate()

@@ -58,6 +58,7 @@ from chain.scan import ScanSettings
 from chain.signer import Signer
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
+from ledger.commit import lost_not_cancelled
 from ledger.errors import RoleRefused
 from ledger.journal import Publish, Relay
 from ledger.rows import Connection
@@ -102,7 +103,10 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
 
     async def connect() -> Connection:
         try:
-            return await _open()
+            with (
+                lost_not_cancelled()
+            ):  # here, once: whoever opens one and waits for a server that is away sees an error
+                return await _open()
         except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
             role = settings.database_role
             remedy = f"run `stablerail migrate` as the owner; a login of its own needs: GRANT {role} TO the login"

@@ -19,6 +19,7 @@ import orjson
 import structlog
 from prometheus_client import CollectorRegistry
 
+from agents.looking import look_again_and_again
 from ledger.audit_logs import Log
 from ledger.commit import TRANSIENT, Sealed, lock_writer, seal
 from ledger.rows import Connection as Locked
@@ -71,23 +72,16 @@ async def tell(
 ) -> None:
     """One worker's side; never returns. A database that is away is no reason to stop."""
     started = datetime.now(UTC)
-    connection: Any = None
-    try:
-        while True:
-            try:
-                if connection is None or connection.is_closed():
-                    connection = await connect()
-                ordered = await _beat(connection, movement, started, trouble(), figures_of(registry))
-                if ordered is not None and ordered > started:
-                    _log.info("worker.restart_ordered", movement=movement)
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    started = datetime.now(UTC)  # once is enough
-            except _AGAIN as error:
-                _log.warning("worker.beat_lost", error=type(error).__name__)
-            await asyncio.sleep(BEAT_S)
-    finally:
-        if connection is not None:
-            connection.terminate()
+
+    async def beat(connection: Connection) -> None:
+        nonlocal started
+        ordered = await _beat(connection, movement, started, trouble(), figures_of(registry))
+        if ordered is not None and ordered > started:
+            _log.info("worker.restart_ordered", movement=movement)
+            os.kill(os.getpid(), signal.SIGTERM)
+            started = datetime.now(UTC)  # once is enough
+
+    await look_again_and_again(connect, beat, BEAT_S, "worker.beat_lost")
 
 
 async def _beat(

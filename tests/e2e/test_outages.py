@@ -26,6 +26,7 @@ from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
+from stablerail.dev.processes import tail
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc
 from tests.support.collector import Collector, Told, collector
@@ -255,6 +256,7 @@ async def test_postgresql_stopped_at_once_while_deposits_arrive(town: Town) -> N
     await asyncio.gather(*(town.pay() for _ in range(10)))
 
     async def felt() -> bool:
+        assert town.stack.children["deposits"].returncode is None, tail(log)
         return "database.retry" in log.read_text()
 
     await until(felt, "the worker waits for its database")
