@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from agents.outcome import Done, Emit, Outcome
+from agents.withdrawals.in_flight import InFlight, LaneKey
 from agents.withdrawals.withdrawal import Attempt, paid_for
 from chain.errors import SignerError
 from chain.fees import FeePolicy
@@ -31,9 +32,6 @@ IN_FLIGHT_MAX: Final = 16
 """Of one lane, signed and in no block: what nodes keep of one sender, and what Circle allows itself."""
 AWAY_S: Final = 5.0
 """A lane whose key did not sign is left alone so long: other lanes do not wait for its time-outs meanwhile."""
-
-LaneKey = tuple[str, str]
-"""(chain, signer)"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ class Desks:
 
     def __init__(self, desks: Iterable[Desk] = ()) -> None:
         self._desks = {desk.key: desk for desk in desks}
+        self.in_flight = InFlight()
         self._away: dict[LaneKey, float] = {}
         """Until when, by the loop's clock."""
 

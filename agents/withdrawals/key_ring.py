@@ -12,7 +12,8 @@ from typing import Final
 import structlog
 
 from agents.looking import look_again_and_again
-from agents.withdrawals.desks import Desk, Desks, LaneKey
+from agents.withdrawals.desks import Desk, Desks
+from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.sign_transactions import RETIRED
 from chain.errors import KeystoreError, SignerError
 from chain.signer import Signer

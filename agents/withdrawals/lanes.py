@@ -18,8 +18,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from agents.withdrawals.attempts import lock_lanes
-from agents.withdrawals.desks import LaneKey
 from agents.withdrawals.errors import LaneInFlight, LaneRestored, LaneRetired
+from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.sign_transactions import CLEARS_ITSELF, DRAINING, OPEN, PAUSED, RETIRED
 from agents.withdrawals.withdrawal import RESTORED, Lane
 from ledger.audit_logs import Log

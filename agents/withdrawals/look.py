@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,8 +28,10 @@ from chain.window import Walked, Window, walk
 
 AGREE_MIN: Final = 2
 """Endpoints that must say the same, where there are as many."""
-LOWEST_MAX: Final = 500
+LOWEST: Final = 100
 """Nonces of a lane that are in no block, looked at under one head: the lowest."""
+LOWEST_MAX: Final = 500
+"""The same where blocks were missed, or where the chain leaves all of LOWEST waiting."""
 DUE_MAX: Final = 2_000
 """Attempts judged under one head; the rest follows under the next."""
 UNSEEN_MAX: Final = 500
@@ -95,16 +98,19 @@ async def look(
     chain: ChainWriter,
     rpcs: Sequence[Asks],
     window: Window | None,
-    attempts: Callable[[Sequence[str]], Awaitable[Sequence[OpenAttempt]]],
+    attempts: Callable[[Sequence[str], int], Awaitable[Sequence[OpenAttempt]]],
     signed: Callable[[Collection[LaneNonce]], Awaitable[Mapping[LaneNonce, Sequence[str]]]],
     now: datetime,
 ) -> News | None:
     """`rpcs`: the chain's endpoints; the first is read, another where it is slow or fails. `attempts` reads the open ones: those in
-    blocks, those of the hashes it is given, the lowest of each lane. `signed` reads the hashes of all that were ever signed with
+    blocks, those of the hashes it is given, so many of the lowest nonces of each lane. `signed` reads the hashes of all that were ever signed with
     these nonces. None: nothing is open. Raises ChainError, and nothing is known then."""
     rpc = Hedged(rpcs)
     walked = await walk(rpc, window, chain.depth_blocks)
-    some = await attempts([tx_hash for block in walked.blocks for tx_hash in block.tx_hashes])
+    new = [tx_hash for block in walked.blocks for tx_hash in block.tx_hashes]
+    some = await attempts(new, LOWEST_MAX if walked.gap else LOWEST)
+    if not walked.gap and _all_late(some, now):
+        some = await attempts(new, LOWEST_MAX)
     if not some:
         return None
     signers = sorted({attempt.signer for attempt in some})
@@ -142,9 +148,7 @@ async def look(
     used = [key for key, group in open_nonces.items() if key[1] < counts[key[0]] and group[0].review != NONCE_TAKEN]
     used = used[:TAKEN_MAX]
     waiting = [
-        group[-1].tx_hash
-        for key, group in open_nonces.items()
-        if key[1] >= counts[key[0]] and group[-1].updated_at <= now - timedelta(seconds=RESEND_S)
+        group[-1].tx_hash for key, group in open_nonces.items() if key[1] >= counts[key[0]] and _is_late(group[-1], now)
     ]
     gone = await _taken(chain, rpcs, used, await signed(used)) if used else frozenset()
     unseen = await unknown(rpc, waiting[:UNSEEN_MAX]) if waiting else frozenset()
@@ -160,6 +164,17 @@ async def look(
         counts,
         frozenset(used) | {(a.signer, a.nonce) for a in some if a.tx_hash in said},
     )
+
+
+def _is_late(attempt: OpenAttempt, now: datetime) -> bool:
+    return attempt.updated_at <= now - timedelta(seconds=RESEND_S)
+
+
+def _all_late(some: Sequence[OpenAttempt], now: datetime) -> bool:
+    """Of a lane with as many in no block as were looked at, all: there may be more."""
+    waiting = [attempt for attempt in some if attempt.status != AttemptStatus.MINED]
+    late = Counter(attempt.signer for attempt in waiting if _is_late(attempt, now))
+    return any(number >= LOWEST for number in late.values())
 
 
 async def _places(

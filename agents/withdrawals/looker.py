@@ -10,7 +10,7 @@ import asyncpg
 import orjson
 import structlog
 
-from agents.withdrawals.look import LOWEST_MAX, ChainWriter, LaneNonce, News, OpenAttempt, look
+from agents.withdrawals.look import ChainWriter, LaneNonce, News, OpenAttempt, look
 from chain.endpoints import ranked
 from chain.errors import ChainError
 from chain.heads import readable
@@ -77,8 +77,8 @@ class Looker:
         rpcs = [source, *(rpc for rpc in ranked(chain.rpcs) if rpc is not source)]
         stored = await connection.fetchval(_sql.cursor, cursor_of(name))
 
-        async def attempts(seen: Sequence[str]) -> list[OpenAttempt]:
-            return [OpenAttempt(*row) for row in await connection.fetch(_sql.open_attempts, name, seen, LOWEST_MAX)]
+        async def attempts(seen: Sequence[str], lowest: int) -> list[OpenAttempt]:
+            return [OpenAttempt(*row) for row in await connection.fetch(_sql.open_attempts, name, seen, lowest)]
 
         async def signed(nonces: Collection[LaneNonce]) -> dict[LaneNonce, list[str]]:
             hashes: dict[LaneNonce, list[str]] = {}

@@ -25,7 +25,8 @@ import orjson
 
 from agents.outcome import Alert, Done, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes, lock_nonces
-from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
+from agents.withdrawals.desks import Desk, Desks, Prepared
+from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.raising import (
     ENDS_NONCE,
     IN_A_BLOCK,
@@ -57,7 +58,6 @@ from topics.envelope import Received
 from topics.events import Chain, HeadSeen
 
 _sql = load_sql("agents.withdrawals", "raising.sql")
-_sending = load_sql("agents.withdrawals", "sending.sql")
 
 NAME: Final = "raise_fees"
 NONCES_MAX: Final = 64
@@ -354,10 +354,9 @@ class RaiseFees:
             wishes = await open_wishes(connection, key[0])
             ids = {group[0].withdrawal_id for group in line.groups.values()}
             line.wishes = {id: wish for id, wish in wishes.items() if id in ids}
-        columns = zip(*((*key, line.look.block_number) for key, line in busy.items()), strict=True)
-        for chain, signer, _, wei, _ in await connection.fetch(_sending.in_flight, *map(list, columns)):
-            line = busy[chain, signer]
-            line.wei = line.look.native - int(wei)
+        flying = await self._desks.in_flight.of(connection, {key: line.look for key, line in busy.items()}, lanes)
+        for key, line in busy.items():
+            line.wei = line.look.native - flying[key].wei
 
 
 def stage(desks: Desks, policies: Mapping[Chain, RaisePolicy]) -> Stage[Facts]:

@@ -28,6 +28,38 @@ CROSS JOIN LATERAL (
 ) AS f
 ORDER BY x.chain, x.signer
 
+-- name: in_flight_since
+-- The same, in parts: the sum of what is below a nonce, and from there on the first attempts that the asker does not know
+-- yet ($5) and those that were raised (in_flight.py).
+SELECT x.chain, x.signer, f.*
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS x(chain, signer, block, start, unknown)
+CROSS JOIN LATERAL (
+    SELECT 'counted', 0::bigint, count(*) FILTER (WHERE n.unmined), coalesce(sum(n.wei), 0)::text,
+           coalesce(sum(n.units), 0)::text
+    FROM (
+        SELECT bool_and(a.status <> 'mined') AS unmined,
+               max(a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0)) AS wei, max(w.amount) AS units
+        FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
+        LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
+        WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
+          AND (a.status <> 'mined' OR a.block_number > x.block) AND a.nonce < x.start
+        GROUP BY a.nonce
+    ) AS n
+    UNION ALL
+    (SELECT 'first', a.nonce, 1, (a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0))::text,
+            coalesce(w.amount, 0)::text
+     FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
+     LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
+     WHERE a.chain = x.chain AND a.signer = x.signer AND a.nonce >= x.unknown AND a.n = 1
+     ORDER BY a.nonce)
+    UNION ALL
+    SELECT 'raised', a.nonce, 1, max(a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0))::text, '0'
+    FROM attempts a
+    LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
+    WHERE a.chain = x.chain AND a.signer = x.signer AND a.nonce >= x.start AND a.n > 1
+    GROUP BY a.nonce
+) AS f
+
 -- name: lanes
 SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer
 

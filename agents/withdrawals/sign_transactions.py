@@ -38,7 +38,8 @@ import structlog
 
 from agents.outcome import Done, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes
-from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
+from agents.withdrawals.desks import Desk, Desks, Prepared
+from agents.withdrawals.in_flight import LaneKey, Sum
 from agents.withdrawals.withdrawal import (
     RESTORED,
     TOP_UP,
@@ -332,12 +333,11 @@ class SignTransactions:
             return facts
         stored = await lock_lanes(connection, desks.keys())
         # asked under the lanes' locks: nobody else signs for them meanwhile
-        columns = zip(*((*key, looks[key].block_number) for key in desks), strict=True)
-        for chain_, signer, *flying in await connection.fetch(_sql.in_flight, *map(list, columns)):
-            key = (chain_, signer)
+        flying = await self._desks.in_flight.of(connection, {key: looks[key] for key in desks}, stored)
+        for key, desk in desks.items():
             lane = stored.get(key) or await first_lane(connection, key, looks[key], at)
-            self._tell(lane, flying[0])
-            facts.queues[key] = _queue(desks[key], looks[key], lane, flying, key in stored, key in prepared.away)
+            self._tell(lane, flying[key].unmined)
+            facts.queues[key] = _queue(desk, looks[key], lane, flying[key], key in stored, key in prepared.away)
         return facts
 
 
@@ -350,9 +350,7 @@ async def first_lane(connection: Connection, key: LaneKey, look: Look, at: datet
     return Lane(*key, first, look.nonce, OPEN, "", 0, at)
 
 
-def _queue(desk: Desk, look: Look, lane: Lane, flying: Sequence[Any], stored: bool, away: bool) -> Queue:
-    """`flying`: of what is in flight how many, and the most wei and the units that it may cost."""
-    in_flight, wei, units = flying
+def _queue(desk: Desk, look: Look, lane: Lane, flying: Sum, stored: bool, away: bool) -> Queue:
     offer = fees(look.history, desk.fees)
     return Queue(
         desk,
@@ -360,9 +358,9 @@ def _queue(desk: Desk, look: Look, lane: Lane, flying: Sequence[Any], stored: bo
         offer,
         lane,
         stored,
-        room=min(desk.in_flight_max - in_flight, desk.signer.at_once_max),
-        wei=look.native - int(wei),
-        units=look.tokens - int(units),
+        room=min(desk.in_flight_max - flying.unmined, desk.signer.at_once_max),
+        wei=look.native - flying.wei,
+        units=look.tokens - flying.units,
         cost=TRANSFER_GAS[USDC] * offer.max_fee if offer is not None else 0,
         away=away,
     )

@@ -18,8 +18,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from agents.withdrawals.attempts import lock_lanes
-from agents.withdrawals.desks import LaneKey
 from agents.withdrawals.errors import LaneRetired
+from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.lanes import WRITER, list_lanes, open_nonces
 from agents.withdrawals.sign_transactions import FOREIGN_NONCE, OPEN, PAUSED, RETIRED
 from agents.withdrawals.withdrawal import Lane

@@ -22,7 +22,8 @@ from typing import Any, Final, NamedTuple
 
 from agents.outcome import Alert, Done, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes
-from agents.withdrawals.desks import Desk, Desks, LaneKey, Prepared
+from agents.withdrawals.desks import Desk, Desks, Prepared
+from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.sign_transactions import (
     CLEARS_ITSELF,
     DRAINING,
@@ -51,7 +52,6 @@ from topics.envelope import Received
 from topics.events import Chain, HeadSeen
 
 _sql = load_sql("agents.withdrawals", "top_ups.sql")
-_sending = load_sql("agents.withdrawals", "sending.sql")
 
 NAME: Final = "top_up_lanes"
 NOT_GIVEN: Final = "gas_top_up_reverted"
@@ -202,14 +202,12 @@ class TopUpLanes:
         stored = (await lock_lanes(connection, {key})).get(key)
         # asked under its lane's lock: nobody else signs for it meanwhile
         ended = [_ended(row) for row in await connection.fetch(_sql.on_their_way, key[0]) if row[9] is not None]
-        ((_, _, in_flight, wei, _),) = await connection.fetch(
-            _sending.in_flight, [key[0]], [key[1]], [look.block_number]
-        )
+        flying = (await self._desks.in_flight.of(connection, {key: look}, {} if stored is None else {key: stored}))[key]
         lane = stored or await first_lane(connection, key, look, at)
         today = at.replace(hour=0, minute=0, second=0, microsecond=0)
         spent = int(await connection.fetchval(_sql.given, key[0], today))
         rows = await connection.fetch(_sql.lanes, key[0], sorted(CLEARS_ITSELF))
-        self._tell(lane, in_flight)
+        self._tell(lane, flying.unmined)
         payees, left = _poor(policy, key, rows, prepared), policy.day_max - spent
         spent_out = any(policy.upto - payee.coins > left for payee in payees)
         self._low(key[0], look.native < policy.low * WEI or lane.reason == LOW_GAS or spent_out)
@@ -220,8 +218,8 @@ class TopUpLanes:
             fees(look.history, desk.fees),
             lane,
             stored is not None,
-            room=desk.in_flight_max - in_flight,
-            wei=look.native - int(wei),
+            room=desk.in_flight_max - flying.unmined,
+            wei=look.native - flying.wei,
             left=left,
             away=key in prepared.away,
             payees=payees,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -31,13 +31,14 @@ from agents.withdrawals import (
     track_confirmations,
 )
 from agents.withdrawals.desks import Desk, Desks
+from agents.withdrawals.in_flight import InFlight, LaneKey, Sum
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.raising import RaisePolicy
 from agents.withdrawals.top_ups import TopUpPolicy
-from agents.withdrawals.withdrawal import Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
+from agents.withdrawals.withdrawal import Lane, Status, Withdrawal, held, rows_of, transaction_ids, withdrawal_id
 from chain.broadcaster import Broadcaster
 from chain.fees import POLICIES, FeePolicy
-from chain.hot_wallet import HotWallet
+from chain.hot_wallet import HotWallet, Look
 from chain.rpc import Rpc
 from chain.signer import KeySigner, Signer
 from ledger.accounts import buffer, spendable
@@ -45,6 +46,7 @@ from ledger.commit import claim_owners
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message
 from ledger.rows import Changes, Connection
+from ledger.sql import load as load_sql
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
 from stablerail.dev.usdc import Usdc, deploy
@@ -53,6 +55,8 @@ from tests.support.payouts import store
 from topics.catalog import CHAIN_HEADS, TRANSACTIONS_SIGNED, WITHDRAWALS_ACCEPTED
 from topics.envelope import headers_of, value_of
 from topics.events import Chain, HeadSeen, Rail, WithdrawalAccepted
+
+_sql = load_sql("agents.withdrawals", "sending.sql")
 
 CHAIN = Chain.MATIC
 COIN = 10**18
@@ -76,6 +80,29 @@ def accepted(withdrawal: Withdrawal) -> Message:
         amount=withdrawal.amount, to=withdrawal.recipient,
     )  # fmt: skip
     return Message(WITHDRAWALS_ACCEPTED.name, CHAIN.encode(), value_of(event), withdrawal.id, event.ce_type())
+
+
+class _Checked(InFlight):
+    """Each answer is that of the one statement that sums everything; more only for what is in a block which the lane did not
+    see yet."""
+
+    async def of(
+        self, connection: Connection, looks: Mapping[LaneKey, Look], lanes: Mapping[LaneKey, Lane]
+    ) -> dict[LaneKey, Sum]:
+        found = await super().of(connection, looks, lanes)
+        for key, look in looks.items():
+            ((_, _, unmined, wei, units),) = await connection.fetch(
+                _sql.in_flight, [key[0]], [key[1]], [look.block_number]
+            )
+            summed = Sum(unmined, int(wei), int(units))
+            assert all(one >= other for one, other in zip(found[key], summed, strict=True)), (key, found[key], summed)
+            ahead = await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM attempts WHERE (chain, signer) = ($1, $2) AND nonce >= $3"
+                " AND status NOT IN ('signed', 'broadcast'))",
+                *(*key, look.nonce),
+            )
+            assert ahead or found[key] == summed, (key, found[key], summed)
+        return found
 
 
 @dataclass
@@ -151,6 +178,7 @@ class Sending:
         """A worker, as it is after a start: it owns every partition from its first event on."""
         rpcs = list(rpcs) or self.rpcs or [self.rpc(self.anvil.rpc_url)]
         desks = Desks([self.desk(signer, rpcs) for signer in (self.signer, *self.others)])
+        desks.in_flight = _Checked()
         sign, wait = sign_transactions.stages(desks)
         topping = None
         if self.gas is not None and self.top_ups is not None:
