@@ -37,12 +37,12 @@ class Facts:
 
 
 def fold(facts: Facts, done: Done) -> None:
-    for rows in (done.inserts, done.updates):
-        for _, row in rows:
-            if isinstance(row, Order):
-                facts.orders[row.id] = row
-            elif isinstance(row, Fill):
-                facts.fills[row.id] = row
+    for _, row in (*done.inserts, *done.updates):
+        if isinstance(row, Order):
+            facts.orders[row.id] = row
+        else:
+            assert isinstance(row, Fill)
+            facts.fills[row.id] = row
 
 
 async def load_orders(connection: Connection, events: Sequence[Received], at: datetime, shards: Shards) -> Facts:

@@ -14,6 +14,7 @@ from agents.treasury import fund_broker
 from ledger.accounts import buffer, fiat_buffer
 from ledger.orders import Shards
 from stablerail.dev.kafka import Kafka
+from tests.integration.test_accept_withdrawals import rejected as freeze
 from tests.support.in_process import Ground, ground, until
 from tests.support.orders import (
     TOPICS,
@@ -86,25 +87,30 @@ async def test_an_order_is_reserved_filled_in_parts_and_what_it_did_not_need_com
 
 async def test_an_order_that_nothing_can_be_reserved_for_is_answered(at: Ground) -> None:
     await fund(at, "ada", 10 * SCALE)
+    await fund(at, "eve", 10 * SCALE)
+    await freeze(at, "eve")
     async with investing(at):
+        await place(at, "frozen", "1", "eve")
         await place(at, "dear", "10.000001")
         await place(at, "ours", "1", "system")
         await place(at, "whole", "10")
         await place(at, "whole", "9")  # the id is used
-        await until_orders(at, {"dear": ("rejected", 0), "whole": ("reserved", 0)})
+        frozen = {"frozen": ("rejected", 0)}
+        await until_orders(at, {**frozen, "dear": ("rejected", 0), "whole": ("reserved", 0)})
         await fill(at, "dear", "f1", "1")
         await say(at, ORDERS_CANCELLED, "dear")
         await say(at, ORDERS_EXPIRED, "whole")
-        await until_orders(at, {"dear": ("rejected", 0), "whole": ("expired", 0)})
+        await until_orders(at, {**frozen, "dear": ("rejected", 0), "whole": ("expired", 0)})
 
         async def all_refused() -> bool:
             refused = await letters(at, ORDERS_PLACED, ORDERS_FILLED, ORDERS_CANCELLED)
             return refused == ["order_id_reused", "order_not_reserved", "order_not_reserved", "reserved_user"]
 
         await until(all_refused, "the dead letters")
-    (told,) = [OrderRejected.model_validate_json(record.value) for record in await at.told(ORDERS_REJECTED)]
-    assert (told.order_id, told.code) == ("dear", "insufficient_funds")
-    assert await owns(at) == (10 * SCALE, 0, 0)
+    told = [OrderRejected.model_validate_json(record.value) for record in await at.told(ORDERS_REJECTED)]
+    codes = {("dear", "insufficient_funds"), ("frozen", "frozen_customer")}
+    assert {(event.order_id, event.code) for event in told} == codes
+    assert await owns(at) == await owns(at, "eve") == (10 * SCALE, 0, 0)
     await assert_whole(at)
 
 

@@ -213,7 +213,7 @@ class OrderRig:
         moved = Counter(order_reserved=len(self.orders))
         moved["order_filled"] = sum(len(told.fills) for told in self.orders.values())
         moved["order_released"] = sum(1 for _, _, released in ends.values() if released)
-        assert {kind: count for kind, count in await self.database.fetch(_MOVED)} == moved
+        assert Counter({row[0]: row[1] for row in await self.database.fetch(_MOVED)}) == moved
         assert await self._balances() == self._expected_balances()
         assert [result for result in await verify(self.database) if not result.holds] == []
 
