@@ -69,8 +69,17 @@ def done(step: Step | None) -> Done:
 def refused(received: Received, refusal: OrderRefused) -> Outcome:
     """What comes before the order itself waits for it."""
     if isinstance(refusal, UnknownOrder) and received.attempt < WAITS_MAX:
-        return Retry(refusal.code, min(WAIT_S * 2 ** (received.attempt - 1), WAIT_S_MAX))
+        return Retry(refusal.code, _wait_s(received.attempt))
     return Rejected(refusal.code, str(refusal))
+
+
+def waited_s(attempt: int) -> float:
+    """How long at least an event has waited for its order when this attempt of it is due."""
+    return sum(map(_wait_s, range(1, attempt)))
+
+
+def _wait_s(attempt: int) -> float:
+    return min(WAIT_S * (1 << (attempt - 1)), WAIT_S_MAX)
 
 
 def _settled(order: Order, released: int) -> Emit:
