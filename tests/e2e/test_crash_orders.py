@@ -5,9 +5,11 @@ are reserved, filled and ended. Nothing is held, moved, given back or told twice
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -79,6 +81,22 @@ async def test_a_worker_killed_there_holds_moves_and_gives_back_every_orders_mon
     await killed_at(rig, SETTLE[n], rig.fill(fills, bought))
     end, event, topic = (CANCEL, OrderCancelled, ORDERS_CANCELLED) if n % 2 else (EXPIRE, OrderExpired, ORDERS_EXPIRED)
     await killed_at(rig, end[n], rig.end(event, topic, {half: 3, none: None}))
+    rig.quiet()
+
+
+async def test_the_worker_tells_how_many_orders_are_open_and_since_when(rig: OrderRig) -> None:
+    names = await rig.place(2)
+
+    async def told() -> bool:
+        async with httpx.AsyncClient() as client:
+            with suppress(httpx.TransportError):  # it may still be starting
+                text = (await client.get(f"http://127.0.0.1:{rig.port}/metrics")).text
+                return 'stablerail_orders_open{state="reserved"} 2.0' in text
+        return False
+
+    await rig.until(told, "two orders are open")
+    await rig.end(OrderCancelled, ORDERS_CANCELLED, dict.fromkeys(names))
+    await rig.check()
     rig.quiet()
 
 

@@ -64,6 +64,8 @@ class OrderRig:
         self.postgres, self.kafka = postgres, kafka
         self.orders: dict[str, Told] = {}
         self.workers: list[Child] = []
+        self.port = 0
+        """Of the newest worker's web."""
         self.holds: list[Hold] = []
         self.is_quiet = True
         """False while a test runs and after one that failed: then nobody knows what state this is in."""
@@ -90,7 +92,8 @@ class OrderRig:
 
     def start_worker(self) -> None:
         """One more worker of the group; does not wait."""
-        command = [sys.executable, "-m", "stablerail.cli", "worker", "investing", "--port", str(free_port())]
+        self.port = free_port()
+        command = [sys.executable, "-m", "stablerail.cli", "worker", "investing", "--port", str(self.port)]
         head, _, database = self.dsn.rpartition("/")
         environment = {
             **os.environ,
