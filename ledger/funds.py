@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -145,14 +146,11 @@ _Rule = Callable[[Order | None, Fill | None], Step | None]
 async def _step(
     connection: Connection, writer: str, at: datetime, order_id: str, fill_id: str | None, rule: _Rule
 ) -> Moved:
-    """One step of an order, tried again while another writer is faster."""
-    for tries in range(1, book.TRIES_MAX + 1):
-        try:
+    """One step of an order, tried again while another writer is faster; the last try's error is raised."""
+    for _ in range(book.TRIES_MAX - 1):
+        with suppress(*OVERTAKEN):
             return await _take(connection, writer, at, order_id, fill_id, rule)
-        except OVERTAKEN:
-            if tries == book.TRIES_MAX:
-                raise
-    raise AssertionError("unreachable")
+    return await _take(connection, writer, at, order_id, fill_id, rule)
 
 
 async def _take(

@@ -27,6 +27,7 @@ JUDGED: Final = "every final transfer is credited, rejected or parked"
 EMITTED: Final = "every commit record is journaled and emitted, in order per key"
 SETTLED: Final = "every input event has exactly one outcome"
 DRAINED: Final = "after faults stop, everything drains"
+HELD: Final = "of what an order reserved each unit is spent, given back, or held while it is open"
 _CHAIN: Final = "the audit chain verifies, and the rows are those it sealed"
 
 
@@ -81,6 +82,7 @@ VIEWS: Final = (
     Invariant(10, SETTLED, "invariant_10_events_settled_once", _sql.count_events),
     Invariant(10, SETTLED, "invariant_10_refusals_kept", _sql.count_events, ages=True),
     Invariant(13, DRAINED, "invariant_13_nothing_stays", _sql.count_overdue, ages=True),
+    Invariant(14, HELD, "invariant_14_orders_hold_what_they_need", _sql.count_orders),
 )
 _BY_NUMBER: Final = {invariant.number: invariant for invariant in VIEWS}
 _FLOW: Final = tuple(invariant for invariant in VIEWS if invariant.number > 3)

@@ -302,6 +302,9 @@ class Settings(BaseSettings):
     buffer_alert_threshold: BaseUnits = Field(
         5_000 * SCALE, description="a USDC buffer below it is low, decimal; kept in base units"
     )
+    order_open_max_s: Seconds = Field(
+        432_000, gt=0, description="an order that holds money for so long without an end: a person must look"
+    )
     custody_check_interval_s: Seconds = Field(
         60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
     )

@@ -224,6 +224,16 @@ WITHDRAWAL_OLDEST = Metric(
     "stablerail_withdrawals_oldest_age_seconds", "gauge", "Age of the oldest of them", ("chain", "state")
 )
 
+# Orders: states are those of stablerail/order_figures.py
+ORDERS_OPEN = Metric(
+    "stablerail_orders_open",
+    "gauge",
+    "Orders that hold money: reserved, fills_missing; unplaced = fills and ends that wait for their order",
+    ("state",),
+)
+ORDERS_OLDEST = Metric("stablerail_orders_oldest_age_seconds", "gauge", "Age of the oldest of them", ("state",))
+ORDERS_AGE_LIMIT = Metric("stablerail_orders_age_limit_seconds", "gauge", "Above it a person must look", ("state",))
+
 # Sources that we ask
 CIRCLE_POLLED = Metric(
     "stablerail_circle_polled_timestamp_seconds",
@@ -434,6 +444,13 @@ class Metrics:
         for chain, state, withdrawals, oldest_age_s in found:
             self._set(WITHDRAWALS_OPEN, withdrawals, chain, state)
             self._set(WITHDRAWAL_OLDEST, oldest_age_s, chain, state)
+
+    def orders_open(self, found: Iterable[tuple[str, int, float, float]]) -> None:
+        """(state, how many, age of the oldest, its limit, in seconds) of every state; every worker tells the same."""
+        for state, orders, oldest_age_s, limit_s in found:
+            self._set(ORDERS_OPEN, orders, state)
+            self._set(ORDERS_OLDEST, oldest_age_s, state)
+            self._set(ORDERS_AGE_LIMIT, limit_s, state)
 
     def circle_polled(self) -> None:
         self._set(CIRCLE_POLLED, time.time())

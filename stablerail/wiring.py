@@ -25,6 +25,7 @@ from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.investing import release_orders, reserve_orders, settle_fills
 from agents.journal_end import last_record
+from agents.looking import look_again_and_again
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
 from agents.onboarding.wallet_calls import WalletDeeds
@@ -62,6 +63,7 @@ from ledger.commit import lost_not_cancelled
 from ledger.errors import RoleRefused
 from ledger.journal import Publish, Relay
 from ledger.rows import Connection
+from stablerail import order_figures
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
 from stablerail.custody import Custody, CustodyCheck
@@ -329,8 +331,13 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     return movement
 
 
-async def _investing(settings: Settings, shared: Services, _metrics: Metrics) -> Movement:
+async def _investing(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("investing")
+
+    async def look(connection: Connection) -> None:
+        await order_figures.look(connection, metrics, settings.order_open_max_s, shared.clock())
+
+    movement.workers.append(partial(look_again_and_again, shared.connect, look, order_figures.LOOK_S, "orders.unseen"))
     stages = (reserve_orders.stage(), settle_fills.stage(order_shards(settings)), *release_orders.stages())
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
     return movement

@@ -37,12 +37,12 @@ class Facts:
 
 
 def fold(facts: Facts, done: Done) -> None:
-    for rows in (done.inserts, done.updates):
-        for _, row in rows:
-            if isinstance(row, Order):
-                facts.orders[row.id] = row
-            elif isinstance(row, Fill):
-                facts.fills[row.id] = row
+    for _, row in (*done.inserts, *done.updates):
+        if isinstance(row, Order):
+            facts.orders[row.id] = row
+        else:
+            assert isinstance(row, Fill)
+            facts.fills[row.id] = row
 
 
 async def load_orders(connection: Connection, events: Sequence[Received], at: datetime, shards: Shards) -> Facts:
@@ -69,8 +69,17 @@ def done(step: Step | None) -> Done:
 def refused(received: Received, refusal: OrderRefused) -> Outcome:
     """What comes before the order itself waits for it."""
     if isinstance(refusal, UnknownOrder) and received.attempt < WAITS_MAX:
-        return Retry(refusal.code, min(WAIT_S * 2 ** (received.attempt - 1), WAIT_S_MAX))
+        return Retry(refusal.code, _wait_s(received.attempt))
     return Rejected(refusal.code, str(refusal))
+
+
+def waited_s(attempt: int) -> float:
+    """How long at least an event has waited for its order when this attempt of it is due."""
+    return sum(map(_wait_s, range(1, attempt)))
+
+
+def _wait_s(attempt: int) -> float:
+    return min(WAIT_S * (1 << (attempt - 1)), WAIT_S_MAX)
 
 
 def _settled(order: Order, released: int) -> Emit:

@@ -47,6 +47,9 @@ SELECT count(*) FROM audit
 -- name: count_events
 SELECT count(*) FROM inbox
 
+-- name: count_orders
+SELECT count(*) FROM orders
+
 -- name: count_overdue
 SELECT (SELECT count(*) FROM schedule) + (SELECT count(*) FROM calls WHERE state = 'open')
      + (SELECT count(*) FROM call_members WHERE call_id IS NULL)

@@ -153,7 +153,7 @@ def test_verify_says_what_is_broken_by_its_exit_code(run: Callable[..., Result],
     may_break(dsn, "a balance is made up")
     good = run("verify", database_url=dsn)
     assert good.exit_code == 0
-    assert good.output.count("holds") == 11
+    assert good.output.count("holds") == 12
 
     async def damage() -> None:
         connection = await connect_to(dsn)()

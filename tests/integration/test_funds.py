@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import pytest
 
 from ledger import funds
@@ -114,4 +115,26 @@ async def test_calls_at_once_by_two_services_fill_an_order_once(connection: Conn
     assert (await balance(connection, spendable("ada")), held, exposed) == (10, 0, 90)
     for one in others:
         await one.close()
+    await assert_holds(connection)
+
+
+async def test_a_step_that_others_are_faster_at_is_tried_again_and_given_back_after_many_times(
+    connection: Connection, dsn: str
+) -> None:
+    await funds.credit_usdc(connection, WRITER, "ada", 100, AT, reference="deposit 1")
+    await funds.reserve(connection, WRITER, "ada", 90, AT, order_id="o1")
+    other = await connect_to(dsn)()
+    await connection.execute("SET lock_timeout = '5ms'")
+
+    async def spend() -> Moved:
+        return await funds.execute_investment(connection, WRITER, 90, AT, order_id="o1", fill_id="f1")
+
+    async with other.transaction():
+        await other.execute("SELECT FROM orders FOR UPDATE")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await spend()
+    assert (await spend()).sealed is not None
+    assert (await spend()).sealed is None
+    assert await owns(connection) == (10, 0, 90, -10, -90)
+    await other.close()
     await assert_holds(connection)

@@ -113,8 +113,8 @@ async def test_watch_tells_each_change_and_ends_by_ctrl_c_with_the_last_looks_co
     )
     try:
         told = lines_of(process)
-        first = [(await anext(told))["number"] for _ in range(11)]
-        assert first == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 13]
+        first = [(await anext(told))["number"] for _ in range(12)]
+        assert first == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 13, 14]
         await at.observer.execute(BREAK, 5)
         changed = [await anext(told) for _ in range(2)]
         assert [(one["number"], one["holds"]) for one in changed] == [(2, False), (3, False)]

@@ -13,7 +13,10 @@ from agents.investing import release_orders, reserve_orders, settle_fills
 from agents.treasury import fund_broker
 from ledger.accounts import buffer, fiat_buffer
 from ledger.orders import Shards
+from stablerail import order_figures
 from stablerail.dev.kafka import Kafka
+from stablerail.metrics import Metrics
+from tests.integration.test_accept_withdrawals import rejected as freeze
 from tests.support.in_process import Ground, ground, until
 from tests.support.orders import (
     TOPICS,
@@ -86,25 +89,30 @@ async def test_an_order_is_reserved_filled_in_parts_and_what_it_did_not_need_com
 
 async def test_an_order_that_nothing_can_be_reserved_for_is_answered(at: Ground) -> None:
     await fund(at, "ada", 10 * SCALE)
+    await fund(at, "eve", 10 * SCALE)
+    await freeze(at, "eve")
     async with investing(at):
+        await place(at, "frozen", "1", "eve")
         await place(at, "dear", "10.000001")
         await place(at, "ours", "1", "system")
         await place(at, "whole", "10")
         await place(at, "whole", "9")  # the id is used
-        await until_orders(at, {"dear": ("rejected", 0), "whole": ("reserved", 0)})
+        frozen = {"frozen": ("rejected", 0)}
+        await until_orders(at, {**frozen, "dear": ("rejected", 0), "whole": ("reserved", 0)})
         await fill(at, "dear", "f1", "1")
         await say(at, ORDERS_CANCELLED, "dear")
         await say(at, ORDERS_EXPIRED, "whole")
-        await until_orders(at, {"dear": ("rejected", 0), "whole": ("expired", 0)})
+        await until_orders(at, {**frozen, "dear": ("rejected", 0), "whole": ("expired", 0)})
 
         async def all_refused() -> bool:
             refused = await letters(at, ORDERS_PLACED, ORDERS_FILLED, ORDERS_CANCELLED)
             return refused == ["order_id_reused", "order_not_reserved", "order_not_reserved", "reserved_user"]
 
         await until(all_refused, "the dead letters")
-    (told,) = [OrderRejected.model_validate_json(record.value) for record in await at.told(ORDERS_REJECTED)]
-    assert (told.order_id, told.code) == ("dear", "insufficient_funds")
-    assert await owns(at) == (10 * SCALE, 0, 0)
+    told = [OrderRejected.model_validate_json(record.value) for record in await at.told(ORDERS_REJECTED)]
+    codes = {("dear", "insufficient_funds"), ("frozen", "frozen_customer")}
+    assert {(event.order_id, event.code) for event in told} == codes
+    assert await owns(at) == await owns(at, "eve") == (10 * SCALE, 0, 0)
     await assert_whole(at)
 
 
@@ -129,6 +137,19 @@ async def test_more_than_was_reserved_is_never_filled_and_the_last_unit_ends_the
     await assert_whole(at)
 
 
+async def figures(at: Ground) -> dict[str, tuple[float, float]]:
+    """(how many, age of the oldest in seconds) by state."""
+    told = Metrics()
+    await order_figures.look(at.observer, told, 50, at.clock())
+    limits = {"reserved": 50.0, "fills_missing": 3600.0, "unplaced": 600.0}
+
+    def of(name: str, state: str) -> float:
+        return told.registry.get_sample_value(f"stablerail_orders_{name}", {"state": state}) or 0.0
+
+    assert {state: of("age_limit_seconds", state) for state in limits} == limits
+    return {state: (of("open", state), of("oldest_age_seconds", state)) for state in limits}
+
+
 async def test_what_comes_before_its_order_waits_for_it(at: Ground) -> None:
     """Fills and ends are read by their stages before the orders are; then the orders come."""
     await fund(at, "ada", 100 * SCALE)
@@ -144,15 +165,31 @@ async def test_what_comes_before_its_order_waits_for_it(at: Ground) -> None:
 
         await until(all_wait, "all wait")
     assert await orders(at) == {}
+    at.clock.forward(900)
+    none = (0, 0)
+    waits = {"reserved": none, "fills_missing": none, "unplaced": (5, pytest.approx(900, abs=100))}
+    assert await figures(at) == waits
     for name in ("bought", "half", "none"):
         await place(at, name, "10")
     async with investing(at, reserve_orders.stage()):
         await until_orders(at, dict.fromkeys(("bought", "half", "none"), ("reserved", 0)))
     at.clock.forward(60)
+    async with investing(at, *release_orders.stages()):
+
+        async def half_lacks_a_fill() -> bool:
+            found = await figures(at)
+            return (found["reserved"][0], found["fills_missing"][0]) == (1, 1)
+
+        await until(half_lacks_a_fill, "the ends are there")
+    at.clock.forward(60)
+    found = await figures(at)
+    assert found["reserved"] == (1, pytest.approx(120, abs=100))
+    assert found["fills_missing"] == (1, pytest.approx(60, abs=50))
     async with investing(at):
         ends = {"bought": ("filled", 9 * SCALE), "half": ("cancelled", 5 * SCALE), "none": ("expired", 0)}
         await until_orders(at, ends)
         told = await settled(at, 3)
+        assert await figures(at) == {"reserved": none, "fills_missing": none, "unplaced": none}
     assert {name: released for name, (_, _, released) in told.items()} == {
         "bought": 1 * SCALE, "half": 5 * SCALE, "none": 10 * SCALE,
     }  # fmt: skip

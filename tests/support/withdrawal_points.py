@@ -1,4 +1,5 @@
-"""Where crash tests of withdrawals hold a worker, stage by stage, and the rig that the tests of a module share.
+"""Where crash tests of withdrawals and of orders hold a worker, stage by stage, and the rig that the tests of a module of
+withdrawals share.
 
 A module takes the fixtures by name: `rigs, rig = withdrawal_points.rigs, withdrawal_points.rig`.
 """
@@ -10,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import pytest_asyncio
 
@@ -34,6 +35,12 @@ from tests.support.withdrawal_rig import PATIENCE_S, WithdrawalRig, withdrawal_r
 from topics.catalog import (
     CHAIN_HEADS,
     JOURNAL,
+    ORDERS_CANCELLED,
+    ORDERS_EXPIRED,
+    ORDERS_FILLED,
+    ORDERS_PLACED,
+    ORDERS_RESERVED,
+    ORDERS_SETTLED,
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,
     TRANSACTIONS_SIGNED,
@@ -58,9 +65,21 @@ FLOW: dict[str, tuple[Topic, Topic]] = {
     "raise_fees": (CHAIN_HEADS, TRANSACTIONS_SIGNED),
     "top_up_lanes": (CHAIN_HEADS, TRANSACTIONS_SIGNED),
     "settle_withdrawals": (TRANSACTIONS_CONFIRMED, WITHDRAWALS_SETTLED),
+    "reserve_orders": (ORDERS_PLACED, ORDERS_RESERVED),
+    "settle_fills": (ORDERS_FILLED, ORDERS_SETTLED),
+    "release_cancelled_orders": (ORDERS_CANCELLED, ORDERS_SETTLED),
+    "release_expired_orders": (ORDERS_EXPIRED, ORDERS_SETTLED),
 }
 """Stage -> (what it reads, what it tells)."""
 WOKEN_BY_BLOCKS = ("track_confirmations", "settle_withdrawals")
+
+
+class Behind(Protocol):
+    """A rig whose workers are behind proxies, which have the names that a boundary calls them by."""
+
+    holds: list[Hold]
+
+    def topic(self, name: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -72,23 +91,26 @@ class Boundary:
     stage: str
     proxy: Literal["postgres", "kafka", "rpc"]
     where: Where
-    match: Callable[[WithdrawalRig], Match]
+    match: Callable[[Behind], Match]
     behind_commit: bool = False
 
     def __str__(self) -> str:
         return self.name
 
-    def hold(self, rig: WithdrawalRig) -> Hold:
-        proxies: dict[str, Proxy] = {"postgres": rig.postgres, "kafka": rig.kafka, "rpc": rig.rpc}
-        hold = proxies[self.proxy].hold(self.match(rig), self.where)
+    def hold(self, rig: Behind) -> Hold:
+        proxy: Proxy = getattr(rig, self.proxy)
+        hold = proxy.hold(self.match(rig), self.where)
         rig.holds.append(hold)
         return hold
 
 
 def commit_of(stage: str) -> Match:
-    """The commit of a batch of this stage that changes a withdrawal or an attempt."""
+    """The commit of a batch of this stage that changes a withdrawal, an attempt or an order."""
     name, at_work = stage.encode(), set[int]()
+    told = FLOW[stage][1]
     changed = {"track_confirmations": "attempts", "top_up_lanes": "gas_top_ups"}.get(stage, "withdrawal_history")
+    if told in (ORDERS_RESERVED, ORDERS_SETTLED):
+        changed = "orders"
 
     def match(frame: Frame) -> bool:
         if name in frame.raw and "inbox" in frame.name.lower():
@@ -111,25 +133,25 @@ def boundaries(stage: str) -> list[Boundary]:
 def _boundaries(stage: str) -> Iterator[Boundary]:
     source, told = FLOW[stage]
 
-    def journal(rig: WithdrawalRig) -> Match:
+    def journal(rig: Behind) -> Match:
         return produce(rig.topic(JOURNAL.name))
 
-    def emit(rig: WithdrawalRig) -> Match:
+    def emit(rig: Behind) -> Match:
         return produce(rig.topic(told.name))
 
-    def ack(rig: WithdrawalRig) -> Match:
+    def ack(rig: Behind) -> Match:
         return kafka_request("OffsetCommit", rig.topic(source.name))
 
-    def commit(_rig: WithdrawalRig) -> Match:
+    def commit(_rig: Behind) -> Match:
         return commit_of(stage)
 
-    def mark(_rig: WithdrawalRig) -> Match:
+    def mark(_rig: Behind) -> Match:
         return lambda frame: frame.kind == "WITH" and sql_contains(MARK)(frame)
 
-    def mark_commit(_rig: WithdrawalRig) -> Match:
+    def mark_commit(_rig: Behind) -> Match:
         return commit_after(MARK)
 
-    def send(_rig: WithdrawalRig) -> Match:
+    def send(_rig: Behind) -> Match:
         return http_request("POST", body_contains="eth_sendRawTransaction")
 
     if stage == "broadcast_transactions":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -10,19 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.investing import reserve_orders
+from agents.investing.order_facts import Facts
+from agents.outcome import Done, Rejected
 from ledger.accounts import buffer, fiat_buffer, fiat_exposure, pending_investment, spendable
 from ledger.errors import (
+    ClosedAccount,
     FillReused,
     FillsDisagree,
     InsufficientFunds,
     OrderNotReserved,
     OrderOverfilled,
+    OrderRefused,
     OrderReused,
+    TransactionReused,
     UnknownOrder,
 )
 from ledger.groups import try_post
 from ledger.orders import UNSHARDED, Fill, Order, Status, Step, ended, filled, placed, rejected
 from ledger.posting import Balance, Fold, Transaction, credit, debit
+from topics.envelope import Received
+from topics.events import OrderPlaced
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 ACCOUNTS = (spendable("ada"), pending_investment("ada"), fiat_exposure("ada"), buffer(), fiat_buffer())
@@ -79,6 +88,33 @@ class Desk:
         (hold,) = self.fold.states.values()
         return int(hold.remaining)
 
+    def copy(self) -> Desk:
+        """Another that goes on from here; what was posted before is forgotten."""
+        other = copy(self)
+        balances = {account: copy(balance) for account, balance in self.fold.balances.items()}
+        other.fold = Fold(balances, AT, dict(self.fold.states))
+        other.fills, other.ends = dict(self.fills), list(self.ends)
+        return other
+
+    @property
+    def state(self) -> tuple[Order | None, frozenset[Fill], Owns, tuple[tuple[str, int], ...]]:
+        return self.order, frozenset(self.fills.values()), self.owns, tuple(self.ends)
+
+    def check(self) -> None:
+        """Each unit that the order reserved is spent, given back, or held while it is open; it ends once."""
+        order = self.order
+        assert order is not None
+        filled = sum(fill.amount for fill in self.fills.values())
+        of_hold = sum(fill.amount for fill in self.fills.values() if fill.paid_from == "hold")
+        held = 0 if order.ended_at else order.amount - filled
+        assert order.filled == filled <= order.amount
+        assert self.held == held
+        assert self.owns == Owns(HAS - filled - held, held, filled, -HAS + filled, -filled)
+        assert self.ends == ([(order.status, order.amount - of_hold)] if order.ended_at else [])
+        assert (held > 0) == (order.status == "reserved")
+        if order.fills_due is not None:
+            assert (order.filled == order.fills_due) == (order.ended_at is not None)
+
 
 Event = Callable[[Desk], None]
 
@@ -101,7 +137,12 @@ def fills_of(parts: list[int], total: int | None) -> list[Event]:
     return [of(n, part) for n, part in enumerate(parts)]
 
 
-_PARTS = st.lists(st.integers(1, 25), max_size=4)
+def _to_the_last_unit(parts: list[int]) -> list[int]:
+    return [*parts, 100 - sum(parts)]
+
+
+_LESS = st.lists(st.integers(1, 24), max_size=4)
+_PARTS = _LESS | _LESS.map(_to_the_last_unit)
 
 
 @given(parts=_PARTS, end=st.sampled_from(sorted({Status.FILLED, Status.CANCELLED, Status.EXPIRED})), data=st.data())
@@ -137,6 +178,52 @@ def test_an_end_that_tells_no_total_gives_back_at_once_and_late_fills_are_paid_a
     assert desk.held == 0
     assert len(desk.ends) == 1
     assert desk.owns == Owns(HAS - total, 0, total, -HAS + total, -total)
+
+
+def fill_of(fill_id: str, amount: int, total: int | None = None) -> Event:
+    return lambda desk: desk.fill(fill_id, amount, total)
+
+
+def end_of(end: Status, total: int | None = None) -> Event:
+    return lambda desk: desk.end(end, total)
+
+
+WORLD: tuple[Event, ...] = (
+    lambda desk: desk.place(3),
+    lambda desk: desk.place(2),
+    *(fill_of(id, amount, total) for id in "ab" for amount in (1, 2) for total in (None, 2, 3)),
+    fill_of("c", 1),
+    fill_of("d", 4),
+    *(end_of(end, total) for end in (Status.CANCELLED, Status.EXPIRED) for total in (None, 0, 2, 3, 4)),
+)
+"""What an honest and a confused producer may say of an order of three units, or of two."""
+
+
+def test_whatever_is_told_in_whatever_sequence_no_unit_is_held_spent_or_given_back_twice() -> None:
+    """Every state that any sequence of the world's events comes to, however long, and each event in each of them."""
+    start = Desk()
+    seen, waiting, refusals = {start.state}, [start], set[str]()
+    while waiting:
+        desk = waiting.pop()
+        for event in WORLD:
+            after = desk.copy()
+            try:
+                event(after)
+            except OrderRefused as refusal:
+                refusals.add(refusal.code)
+                assert after.state == desk.state, "what is refused moves nothing"
+                continue
+            after.check()
+            told = after.state
+            event(after)
+            assert after.state == told, "told twice it is the same, and no refusal"
+            if told not in seen:
+                seen.add(told)
+                waiting.append(after)
+    assert refusals == {one.code for one in (FillReused, FillsDisagree, OrderOverfilled, OrderReused, UnknownOrder)}
+    ends = {(order.status, order.filled, order.amount) for order, *_ in seen if order is not None and order.ended_at}
+    assert ends >= {(end, filled, 3) for end in ("cancelled", "expired") for filled in range(4)}
+    assert ends >= {("filled", 2, 2), ("filled", 2, 3), ("filled", 3, 3)}
 
 
 def test_a_fill_to_the_last_unit_ends_the_hold_without_a_release() -> None:
@@ -222,3 +309,18 @@ def test_nothing_is_filled_or_given_back_of_an_order_that_was_rejected() -> None
     for event in (lambda desk: desk.fill("f1", 1), _cancelled_at(None)):
         with pytest.raises(OrderNotReserved):
             event(desk)
+
+
+def test_a_refusal_of_the_hold_that_no_customer_can_cause_is_a_dead_letter() -> None:
+    event = OrderPlaced(order_id="o1", user_id="ada", amount="1")
+    done = reserve_orders.decide(Received("o1", "test", event, 1, None), Facts(AT, UNSHARDED))
+    assert isinstance(done, Done)
+    assert callable(done.if_refused)
+    refused = done.if_refused(TransactionReused("t", "a", "b"))
+    assert isinstance(refused, Rejected)
+    assert refused.code == "transaction_reused"
+    told = done.if_refused(ClosedAccount("ada.usdc_balance", AT))
+    assert isinstance(told, Done)
+    ((_, row),) = told.inserts
+    assert isinstance(row, Order)
+    assert (row.status, row.code, row.hold_id, told.postings) == ("rejected", "closed_account", None, ())

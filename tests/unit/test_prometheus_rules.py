@@ -15,6 +15,7 @@ from stablerail import metrics
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "stablerail.rules.yml"
 TESTS = RULES.with_name("stablerail.rules.test.yml")
+ORDERS, ORDERS_TESTS = (RULES.with_name(f"orders.{kind}.yml") for kind in ("rules", "rules.test"))
 WITHDRAWALS, WITHDRAWALS_TESTS = (RULES.with_name(f"withdrawals.{kind}.yml") for kind in ("rules", "test"))
 
 
@@ -23,7 +24,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
     BridgeMetrics(registry)
     bridge = {f"{family.name}_total" if family.type == "counter" else family.name for family in registry.collect()}
     ours = {f"{metric.name}_total" if metric.kind == "counter" else metric.name for metric in metrics.ALL}
-    code = re.sub(r"#.*|description: .*", "", RULES.read_text() + WITHDRAWALS.read_text())
+    code = re.sub(r"#.*|description: .*", "", RULES.read_text() + WITHDRAWALS.read_text() + ORDERS.read_text())
     named = set(re.findall(r"\bstablerail_[a-z_]+", code))
     assert named <= ours | bridge
     assert re.findall(r"alert: (\w+)", code) == [
@@ -34,6 +35,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
         "WithdrawalInReview",
         "LanePaused",
         "GasAccountLow",
+        "OrderOverdue",
     ]
 
 
@@ -42,8 +44,8 @@ def test_every_alert_fires_when_it_should_and_only_then() -> None:
     if promtool is None:
         pytest.skip("promtool is not installed: the alerts were not tried (Debian package `prometheus`)")
     for arguments in (
-        ["check", "rules", RULES, WITHDRAWALS],
-        ["test", "rules", TESTS, WITHDRAWALS_TESTS],
+        ["check", "rules", RULES, WITHDRAWALS, ORDERS],
+        ["test", "rules", TESTS, WITHDRAWALS_TESTS, ORDERS_TESTS],
     ):
         done = subprocess.run([promtool, *map(str, arguments)], capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,107 @@
+"""kill -9 of the real worker of `investing` at each boundary of its stages, three times in each life of a few orders: while they
+are reserved, filled and ended. Nothing is held, moved, given back or told twice, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from stablerail.dev.kafka import Kafka
+from stablerail.dev.postgres import Postgres
+from tests.support.crash_rig import Rigs
+from tests.support.order_rig import PATIENCE_S, OrderRig, order_rig
+from tests.support.rebuild import differences, empty_database, rebuild
+from tests.support.withdrawal_points import Boundary, boundaries, commit_of
+from topics.catalog import ORDERS_CANCELLED, ORDERS_EXPIRED
+from topics.events import OrderCancelled, OrderExpired
+from topics.money import SCALE
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SETTINGS = {
+    "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "2",
+    "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "60",  # a held statement is not a frozen worker here
+}
+RESERVE, SETTLE, CANCEL, EXPIRE = (
+    boundaries(stage)
+    for stage in ("reserve_orders", "settle_fills", "release_cancelled_orders", "release_expired_orders")
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator[Rigs[OrderRig]]:
+    rigs = Rigs(partial(order_rig, scratch, postgres, kafka, SETTINGS))
+    yield rigs
+    await rigs.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rig(rigs: Rigs[OrderRig]) -> OrderRig:
+    """One worker, idle, that owns every partition."""
+    return await rigs.quiet()
+
+
+async def killed_at(rig: OrderRig, boundary: Boundary, said: Awaitable[None]) -> None:
+    """The worker is killed exactly there while it works on what is said, and another goes on."""
+    first = rig.postgres.hold(commit_of(boundary.stage), "request") if boundary.behind_commit else boundary.hold(rig)
+    await said
+    await first.wait_hit_async(PATIENCE_S)
+    hold = first
+    if boundary.behind_commit:
+        await rig.until(rig.is_idle, "what was committed before is journaled")
+        hold = boundary.hold(rig)
+        assert first.release()
+        await hold.wait_hit_async(PATIENCE_S)
+    rig.worker.kill()
+    assert not hold.release(), "a dead client's packet does not go on"
+    rig.start_worker()
+    await rig.check()
+
+
+@pytest.mark.parametrize("n", range(len(RESERVE)), ids=map(str, RESERVE))
+async def test_a_worker_killed_there_holds_moves_and_gives_back_every_orders_money_once(rig: OrderRig, n: int) -> None:
+    names: list[str] = []
+
+    async def place() -> None:
+        names.extend(await rig.place(4))
+
+    await killed_at(rig, RESERVE[n], place())
+    bought, sold_out, half, none = names
+    whole = rig.orders[sold_out].amount
+    fills = {bought: (2 * SCALE, SCALE), sold_out: (whole - 1, 1), half: (3,)}
+    # the last unit ends `sold_out` by itself; of `bought` its last fill says that it is the last
+    rig.orders[sold_out].end = "filled"
+    await killed_at(rig, SETTLE[n], rig.fill(fills, bought))
+    end, event, topic = (CANCEL, OrderCancelled, ORDERS_CANCELLED) if n % 2 else (EXPIRE, OrderExpired, ORDERS_EXPIRED)
+    await killed_at(rig, end[n], rig.end(event, topic, {half: 3, none: None}))
+    rig.quiet()
+
+
+async def test_the_worker_tells_how_many_orders_are_open_and_since_when(rig: OrderRig) -> None:
+    names = await rig.place(2)
+
+    async def told() -> bool:
+        async with httpx.AsyncClient() as client:
+            with suppress(httpx.TransportError):  # it may still be starting
+                text = (await client.get(f"http://127.0.0.1:{rig.port}/metrics")).text
+                return 'stablerail_orders_open{state="reserved"} 2.0' in text
+        return False
+
+    await rig.until(told, "two orders are open")
+    await rig.end(OrderCancelled, ORDERS_CANCELLED, dict.fromkeys(names))
+    await rig.check()
+    rig.quiet()
+
+
+async def test_the_journal_alone_makes_the_same_orders_and_holds(rig: OrderRig) -> None:
+    async with empty_database(rig.dsn) as empty:
+        await rebuild(rig.bootstrap, rig.prefix, empty, "stablerail")
+        assert await differences(rig.dsn, empty) == {}
+    rig.quiet()
