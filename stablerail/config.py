@@ -436,6 +436,10 @@ class Settings(BaseSettings):
             ) from None
         if self.ledger_shadow_mode and legacy is None:
             raise ValueError(f"{PREFIX}LEGACY_TABLE must name the table that LEDGER_SHADOW_MODE writes")
+        if self.ledger_shadow_mode and self.legacy_url is not None:
+            raise ValueError(
+                f"{PREFIX}LEGACY_URL must be unset for LEDGER_SHADOW_MODE: it writes in the ledger's database"
+            )
         return self
 
     @property
