@@ -44,9 +44,11 @@ async def snapshot(pool: Pool) -> AsyncGenerator[Connection]:
 
 async def balances(connection: Connection, user_id: str, read: Balances = owner_balances) -> models.Balances | None:
     """None when the user is not known. A known user without an account has zero."""
-    if not await _known(connection, user_id):
-        return None
-    held = await read(connection, user_id) or {USDC: OwnerBalance(USDC, {AccountType.USDC_BALANCE.value: 0})}
+    held = await read(connection, user_id)
+    if not held:
+        if not await _known(connection, user_id):
+            return None
+        held = {USDC: OwnerBalance(USDC, {AccountType.USDC_BALANCE.value: 0})}
     not_final = {row["asset"]: int(row["amount"]) for row in await connection.fetch(_SQL.not_final, user_id)}
     return models.Balances(
         user_id=user_id,
