@@ -16,7 +16,7 @@ table has; it moves in the transaction that writes there, so what a phase withou
 would not take, is written with the account's next posting or by `catch_up`, exactly once.
 
 **The phase is decided inside the transaction**: the writing statement takes the phase's row FOR KEY SHARE, which `move` takes
-FOR UPDATE. A posting is either committed before the phase moves, or reads the new one: none falls between.
+FOR UPDATE, after both queued for one lock. A posting is either committed before the phase moves, or reads the new one: none falls between.
 """
 
 from __future__ import annotations

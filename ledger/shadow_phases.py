@@ -214,6 +214,7 @@ async def move(
         await catch_up(connection, mirror, progress)
     async with connection.transaction():
         owners = await lock_writer(connection, WRITER)
+        await connection.execute(_sql.queue)
         row = await connection.fetchrow(_sql.lock_phase)
         assert row is not None
         if row[1] != now.version:

@@ -1,7 +1,10 @@
 -- name: write
 -- What the accounts moved since their marks, to their owners' rows. All under the accounts' locks; rows are locked sorted.
-WITH phase AS MATERIALIZED (
-    SELECT phase FROM shadow WHERE name = 'phase' AND phase = ANY($5::text[]) FOR KEY SHARE
+-- The advisory lock is for its queue: row locks that can be shared would let us pass by who waits to move the phase, for ever.
+WITH queued AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema(), 13))),
+phase AS MATERIALIZED (
+    SELECT s.phase FROM shadow s CROSS JOIN queued
+    WHERE s.name = 'phase' AND s.phase = ANY($5::text[]) FOR KEY SHARE OF s
 ),
 moved AS MATERIALIZED (
     SELECT a.id, a.owner, a.type, x.before, x.after, x.version
@@ -56,6 +59,9 @@ SELECT asset, type, sum(balance)::text FROM accounts WHERE owner = $1 GROUP BY a
 
 -- name: phase
 SELECT phase, version, changed_at, changed_by, reason FROM shadow WHERE name = 'phase'
+
+-- name: queue
+SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 13))
 
 -- name: lock_phase
 SELECT phase, version, changed_at, changed_by, reason FROM shadow WHERE name = 'phase' FOR UPDATE
