@@ -58,6 +58,16 @@ class Beside:
         state, _ = await shadow_phases.move(self.plain, self.mirror, by, at, actor="ann", force=force)
         return state.phase
 
+    async def until_waiting(self, count: int) -> None:
+        """Until so many connections to this database wait for a lock."""
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with asyncio.timeout(100):
+            while await self.admin.fetchval(waiting) < count:
+                await self.admin.execute("SELECT pg_stat_clear_snapshot()")
+                await asyncio.sleep(0.01)
+
     async def row(self, user: str = "ada") -> list[Decimal] | None:
         found = await self.admin.fetchrow("SELECT usdc, reserved, power FROM public.balances WHERE user_id = $1", user)
         return None if found is None else list(found)
@@ -191,6 +201,64 @@ async def test_a_table_that_does_not_take_it_stops_no_posting_and_gets_it_with_t
     await funds.credit_usdc(beside.product, "w", "ada", 500_000, AT, reference="d2")
     assert await beside.row() == [Decimal("1.5"), 0, 0]
     assert await beside.differences() == []
+
+
+async def test_another_rule_of_the_table_is_not_mistaken_for_another_writer(beside: Beside) -> None:
+    await beside.begin(Phase.SHADOW)
+    await beside.admin.execute("CREATE UNIQUE INDEX ON public.balances (power)")
+    await beside.admin.execute("INSERT INTO public.balances (user_id) VALUES ('bob')")
+    await funds.credit_usdc(beside.product, "w", "ada", 1_000_000, AT, reference="d1")
+    assert await beside.row() is None
+    async with beside.admin.transaction():
+        await beside.admin.execute("INSERT INTO public.balances (user_id, power) VALUES ('ada', 1)")
+        posting = asyncio.create_task(funds.credit_usdc(beside.product, "w", "ada", 1_000_000, AT, reference="d2"))
+        await beside.until_waiting(1)
+    await posting  # its row was there first
+    assert await beside.row() == [Decimal(2), 0, 1]
+
+
+async def test_of_two_who_move_the_phase_one_is_told(beside: Beside) -> None:
+    await beside.begin(Phase.SHADOW)
+    await beside.admin.execute(
+        "INSERT INTO public.balances (user_id, usdc) SELECT n::text, 1 FROM generate_series(1, 9) n"
+    )
+    other = await connect_to(beside.dsn)()
+    async with beside.admin.transaction():
+        await beside.admin.execute("SELECT FROM owners WHERE stage = 'shadow' FOR UPDATE")
+        both = [
+            asyncio.create_task(shadow_phases.move(one, beside.mirror, -1, AT, actor="ann"))
+            for one in (beside.plain, other)
+        ]
+        await beside.until_waiting(2)
+    done = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in done) == ["PhaseRefused", "tuple"]
+    await beside.move(1)
+    with pytest.raises(PhaseRefused, match=r"5\.usdc_balance and more"):
+        await beside.move(1, AT + timedelta(days=8))
+    await other.close()
+
+
+async def test_two_backfills_at_once_open_an_account_once(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    await beside.begin(Phase.OFF)
+    other = await connect_to(beside.dsn)()
+    await beside.admin.execute("INSERT INTO public.balances (user_id, usdc) VALUES ('first', 1)")
+    await backfill(beside.plain, beside.mirror, AT, actor="ann")
+
+    async def both(user: str) -> list[Any]:
+        await beside.admin.execute("INSERT INTO public.balances (user_id, usdc) VALUES ($1, 5)", user)
+        async with beside.admin.transaction():
+            await beside.admin.execute("SELECT FROM owners WHERE stage = 'backfill' FOR UPDATE")
+            running = [
+                asyncio.create_task(backfill(one, beside.mirror, AT, actor="ann")) for one in (beside.plain, other)
+            ]
+            await beside.until_waiting(2)
+        return await asyncio.gather(*running, return_exceptions=True)
+
+    assert sorted(one.opened for one in await both("ada")) == [0, 1]
+    monkeypatch.setattr("ledger.book.TRIES_MAX", 1)
+    assert {type(one).__name__ for one in await both("bob")} == {"Totals", "UniqueViolationError"}
+    assert await beside.differences() == []
+    await other.close()
 
 
 async def test_backfill_opens_every_account_once(beside: Beside) -> None:
