@@ -77,13 +77,14 @@ async def backfill(
 
 async def open_page(connection: Connection, mirror: Mirror, users: list[str], at: datetime, *, actor: str) -> Opened:
     """One commit. Tried again while another writer is faster."""
-    for tries in range(1, book.TRIES_MAX + 1):
+    tries = 1
+    while True:
         try:
             return await _open_page(connection, mirror, users, at, actor)
         except OVERTAKEN:
             if tries == book.TRIES_MAX:
                 raise
-    raise AssertionError("unreachable")
+        tries += 1
 
 
 async def _open_page(connection: Connection, mirror: Mirror, users: list[str], at: datetime, actor: str) -> Opened:

@@ -18,6 +18,7 @@ from ledger.legacy import Legacy
 from ledger.rows import Connection
 from ledger.shadow import Mirror, Phase, mirrored
 from ledger.shadow_backfill import backfill
+from stablerail.metrics import Metrics
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to, owner
 
@@ -93,7 +94,7 @@ async def product_of(dsn: str, mirror: Mirror) -> Connection:
 async def beside(dsn: str) -> AsyncIterator[Beside]:
     admin = await owner(dsn)
     await admin.execute(MAKE)
-    plain, mirror = await connect_to(dsn)(), Mirror(legacy_of())
+    plain, mirror = await connect_to(dsn)(), Mirror(legacy_of(), Metrics())
     product = await product_of(dsn, mirror)
     yield Beside(dsn, admin, plain, product, mirror)
     for one in (admin, plain, product):
@@ -336,6 +337,8 @@ async def test_cents_and_other_keys(dsn: str, user_type: str, sql_type: str, use
     await shadow_phases.begin(product, Phase.SHADOW, AT, "tests")
     for n in range(3):
         await funds.credit_usdc(product, "w", user, 5_000, AT, reference=f"d{n}")
+    assert await funds.check_available(product, user, 10_000)
+    assert not await funds.check_available(product, user, 10_001)
     await funds.credit_usdc(product, "w", foreign, 10_000, AT, reference="d")
     assert await admin.fetchval("SELECT cents FROM public.money") == 1  # 0.015 USDC
     plain = await connect_to(dsn)()
