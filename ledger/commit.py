@@ -6,6 +6,7 @@
 | … | inbox, facts, account locks, decisions | under the owner lock, so what was read stays true |
 | seal: rows | of a large commit each table's rows by a statement of their own | PostgreSQL writes while the next are made and the record is packed |
 | seal: record | what is left, audit and owner rows, then a row of `outbox`, in the last statement | its number follows all it depends on |
+| seal: legacy | where a table of balances is beside the ledger: what was posted, there too (shadow.py) | together, or not at all |
 
 The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for, batch, hashes of the commit's
 append-only rows), one link per owner row, kept in `audit` and in the journal. An edited, deleted, inserted or reordered
@@ -31,6 +32,7 @@ from ledger.errors import Fenced, RecordTooLarge
 from ledger.proof import ledger_digest, logs_digest
 from ledger.record import Message, pack, pack_content
 from ledger.rows import Block, Connection, Op, block, write, write_then
+from ledger.shadow import Mirror
 from ledger.sql import load
 from ledger.tables import AUDIT, AUDIT_LOGS, OWNERS
 
@@ -155,6 +157,9 @@ async def seal(
     partitions = [owner.partition for owner in owners]
     last = [*late, *proof]
     seq: int = await write_then(connection, last, _sql.insert_record, stage, topic, partitions, at, record)
+    mirror: Mirror | None = getattr(connection, "mirror", None)
+    if mirror is not None:  # never without a legacy table
+        await mirror.follow(connection, made)
     return Sealed(seq, record, stage, at, said)
 
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from ledger import book, store
 from ledger.accounts import AccountType, asset_of, buffer, shard_of, spendable
 from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
-from ledger.errors import GroupRefused, PostingRefused
+from ledger.errors import BalancesDisagree, GroupRefused, PostingRefused
 from ledger.levels import buffer_levels
 from ledger.orders import (
     UNSHARDED,
@@ -42,6 +42,8 @@ from ledger.orders import (
 from ledger.posting import Transaction, credit, debit
 from ledger.reading import owner_balances
 from ledger.rows import Changes, Connection
+from ledger.shadow import Phase, mirror_of
+from ledger.shadow_phases import store_differences
 from ledger.stored_orders import lock_orders, read_fills
 from ledger.tables import ORDER_FILLS, ORDERS
 
@@ -125,10 +127,25 @@ async def release(
 
 
 async def check_available(
-    connection: Connection, user_id: str, amount: int, type: AccountType = AccountType.USDC_BALANCE
+    connection: Connection,
+    user_id: str,
+    amount: int,
+    type: AccountType = AccountType.USDC_BALANCE,
+    *,
+    at: datetime | None = None,
 ) -> bool:
-    """Whether the customer has so much now. No promise: only a posting decides."""
-    held = (await owner_balances(connection, user_id)).get(asset_of(type))
+    """Whether the customer has so much now. No promise: only a posting decides. With a legacy table beside the ledger, its
+    differences are stored as of `at` (now), and in the strict phase raise BalancesDisagree."""
+    mirror = mirror_of(connection)
+    if mirror is None:
+        balances = await owner_balances(connection, user_id)
+    else:
+        balances, look, differences = await mirror.balances(connection, user_id)
+        mirror.tell(differences)
+        await store_differences(connection, differences, at or datetime.now(UTC))
+        if differences and look.phase is Phase.STRICT:
+            raise BalancesDisagree([one.type.value for one in differences])
+    held = balances.get(asset_of(type))
     return (held.by_type.get(type.value, 0) if held else 0) >= amount
 
 

@@ -3,7 +3,8 @@
 Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to the journal itself), `leases` (who is
 calling a partner just now), `rate_limits` (when a partner may be asked next), `workers` and `worker_restarts` (the
 processes of the moment), `crashes` (how often an event stopped a process), `rebuild_checks` (what the last comparison
-with the journal found), `api_keys` (credentials).
+with the journal found), `shadow_marks` (what a table that is no part of the journal has: it is lost or kept with that
+table), `api_keys` (credentials).
 """
 
 from __future__ import annotations
@@ -199,6 +200,14 @@ CORRECTIONS: Final = Table(
 )
 RESTORES: Final = Table("restores", ("id",), "id:int at:time actor:text first_seq:int records:int")
 GATES: Final = Table("gates", ("name",), "name:text reason:text closed_at:time closed_by:text")
+SHADOW: Final = Table(
+    "shadow", ("name",), "name:text version:int phase:text changed_at:time changed_by:text reason:text"
+)
+SHADOW_DISCREPANCIES: Final = Table(
+    "shadow_discrepancies",
+    ("id",),
+    "id:uuid user_id:text type:text ledger:numeric legacy:text first_seen:time last_seen:time",
+)
 
 JOURNALED: Final = (
     OWNERS,
@@ -241,6 +250,8 @@ JOURNALED: Final = (
     DEAD_LETTERS,
     RESTORES,
     GATES,
+    SHADOW,
+    SHADOW_DISCREPANCIES,
 )
 APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""

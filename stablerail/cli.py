@@ -29,6 +29,7 @@ from stablerail.cli_maintain import maintain
 from stablerail.cli_rebuild import diff, rebuild
 from stablerail.cli_recovery import recovery_app
 from stablerail.cli_replay import replay
+from stablerail.cli_shadow import shadow_app
 from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
@@ -52,6 +53,7 @@ app.add_typer(suspense_app, name="suspense")
 app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
 app.add_typer(deny_app, name="deny")
+app.add_typer(shadow_app, name="shadow")
 app.add_typer(shortfall_app, name="shortfall")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(recovery_app, name="recovery")

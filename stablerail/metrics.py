@@ -7,7 +7,7 @@ Each process has its own `Metrics` on its own registry and serves it at `/metric
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +37,7 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
 RECORDS: Final = (1, 2, 3, 5, 10, 20, 50, 100)
 
+MILLIS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1_000.0)
 WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
 
 
@@ -171,6 +172,25 @@ BUFFER_LEVEL = Metric(
 )
 BUFFER_THRESHOLD = Metric("stablerail_buffer_threshold", "gauge", "Below it the buffer is low", ("account",))
 
+# A legacy table beside the ledger: four names that dashboards elsewhere know
+SHADOW_DISCREPANCIES = Metric(
+    "ledger_shadow_discrepancy_count",
+    "counter",
+    "Times that a balance was found to differ between ledger and legacy table",
+    ("account_type",),
+)
+BALANCE_QUERY_MS = Metric(
+    "balance_query_duration_ms",
+    "histogram",
+    "Time of one balance query, of a sample: ledger, legacy",
+    ("source",),
+    MILLIS,
+)
+WRITE_SUCCESS = Metric(
+    "ledger_write_success_rate", "gauge", "Share of the last 1,000 commits whose postings the legacy table took as well"
+)
+SHADOW_WRITE_MS = Metric("shadow_mode_write_lag_ms", "histogram", "What the legacy table adds to a commit", (), MILLIS)
+
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
 SCANNER_LAG = Metric("stablerail_scanner_lag_blocks", "gauge", "Blocks between the head and the cursor", ("chain",))
@@ -282,6 +302,8 @@ class Metrics:
         self._gauges: dict[Metric, Gauge] = {}
         self._histograms: dict[Metric, Histogram] = {}
         self._bulk: dict[Metric, BulkHistogram] = {}
+        self._taken: deque[bool] = deque(maxlen=1_000)
+        """Of the last commits: whether the legacy table took them."""
         self.settled: dict[tuple[str, Outcome], int] = defaultdict(int)
         """(stage, outcome) -> events so far: STAGE_EVENTS for the pages, which else collect the whole registry for each."""
         for metric in ALL:
@@ -407,6 +429,17 @@ class Metrics:
             self._set(BUFFER_LEVEL, balance / SCALE, account)
             if threshold is not None:
                 self._set(BUFFER_THRESHOLD, threshold / SCALE, account)
+
+    def shadow_written(self, lag_ms: float, *, ok: bool) -> None:
+        self._taken.append(ok)
+        self._set(WRITE_SUCCESS, sum(self._taken) / len(self._taken))
+        self._see(SHADOW_WRITE_MS, lag_ms)
+
+    def shadow_read(self, source: str, took_ms: float) -> None:
+        self._see(BALANCE_QUERY_MS, took_ms, source)
+
+    def shadow_differs(self, type: str) -> None:
+        self._add(SHADOW_DISCREPANCIES, 1, type)
 
     def chain_head(self, chain: str, number: int) -> None:
         self._set(CHAIN_HEAD, number, chain)

@@ -7,7 +7,7 @@ import gc
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import uvicorn
@@ -29,6 +29,8 @@ from connectors.webhooks.guard import guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
+from ledger.shadow import mirrored
+from stablerail import shadow
 from stablerail.api.app import create_api
 from stablerail.api.journal import Journal
 from stablerail.config import Settings
@@ -130,6 +132,7 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
         min_size=1,
         max_size=settings.database_connections_max,
         command_timeout=10,
+        connection_class=mirrored(shadow.mirror_for(settings, metrics)),
         server_settings={
             "application_name": "stablerail-api",
             "search_path": settings.database_schema,
@@ -148,6 +151,9 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
     @asynccontextmanager
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
         async with broker or nullcontext(), pool, inner(served):
+            if settings.legacy is not None:
+                async with pool.acquire() as connection:
+                    await shadow.start(settings, cast(Any, connection))
             await journal.start()
             try:
                 yield

@@ -63,6 +63,7 @@ from ledger.commit import lost_not_cancelled
 from ledger.errors import RoleRefused
 from ledger.journal import Publish, Relay
 from ledger.rows import Connection
+from ledger.shadow import Mirror, mirrored
 from stablerail import order_figures
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
@@ -78,6 +79,7 @@ from stablerail.policies import (
     raise_policy,
     withdrawal_policy,
 )
+from stablerail.shadow import mirror_for
 from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
@@ -100,6 +102,11 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaitable[Connection]]:
+    """As `opener`; what its connections post goes to the legacy table too, where there is one."""
+    return opener(settings, mirror_for(settings), **server_settings)
+
+
+def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) -> Callable[[], Awaitable[Connection]]:
     """Opens a connection in our schema and under our role, whose locks a frozen process cannot keep. It raises RoleRefused,
     and asyncpg's errors."""
 
@@ -118,6 +125,7 @@ def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaita
         connection: Connection = await asyncpg.connect(
             settings.secret("database_url"),
             timeout=10,
+            connection_class=mirrored(mirror),
             server_settings={
                 "application_name": "stablerail",
                 "search_path": settings.database_schema,
@@ -150,7 +158,7 @@ def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | No
         metrics.relayed(len(records), sum(len(record) for _, record in records))
 
     return Services(
-        connect=connector(settings),
+        connect=opener(settings, mirror_for(settings, metrics)),
         relay=relay_of(settings, publish),
         emitter=emitter,
         observer=metrics,

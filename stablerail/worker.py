@@ -31,12 +31,13 @@ from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
 from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
-from ledger.errors import ACopy, DatabaseBehind
+from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable
+from stablerail import shadow
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
 from stablerail.views import View, mount
-from stablerail.wiring import NEEDS, Movement, build, services
+from stablerail.wiring import NEEDS, Movement, build, opener, services
 from stablerail.workers import tell, watch_jobs
 from topics.catalog import Topic
 
@@ -54,7 +55,7 @@ def run_worker(movement: str, settings: Settings, port: int) -> NoReturn:
     gc.set_threshold(100_000, 50, 100)
     try:
         uvloop.run(_Worker(movement, settings, port).run())
-    except (ACopy, DatabaseBehind) as error:  # nothing was done
+    except (ACopy, DatabaseBehind, LegacyUnusable) as error:  # nothing was done
         _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
         exit_now(EXIT_BUG)
 
@@ -84,6 +85,7 @@ class _Worker:
         settings = self._settings
         shared = services(settings, self._metrics, Stop(), self._spans)
         await _until_up(shared)
+        await _beside(settings)
         movement = await build(self._name, settings, shared, self._metrics)
         app = faust_app(self._name, settings, self._port)
         view = View(self._name, app, movement, shared, self._metrics, settings.worker_unassigned_timeout_s)
@@ -221,6 +223,17 @@ async def _forever(loop: Callable[[], Awaitable[None]], shared: Services) -> Non
         shared.stop(f"{loop}: ended")
     except Exception as error:
         shared.stop(f"{loop}: {error!r}", error)
+
+
+async def _beside(settings: Settings) -> None:
+    """Raises LegacyUnusable."""
+    if settings.legacy is None:
+        return
+    connection = await opener(settings, None)()
+    try:
+        await shadow.start(settings, connection)
+    finally:
+        await connection.close()
 
 
 async def _until_up(shared: Services) -> None:

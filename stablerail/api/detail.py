@@ -14,6 +14,7 @@ from connectors.errors import ConnectorError, Refused
 from ledger.sql import load
 from stablerail.answers import Answer, Decimal, Hex
 from stablerail.api import models, reads
+from stablerail.api.compared import Compared
 from stablerail.keys import Connection
 from topics.money import format_amount
 
@@ -111,12 +112,14 @@ async def positions(broker: Broker | None, account_id: UUID | None) -> tuple[lis
 async def detailed(
     pool: reads.Pool, broker: Broker | None, user_id: str, account_id: UUID | None
 ) -> DetailedBalances | None:
-    """None when the user is not known. No connection waits for the broker."""
+    """None when the user is not known. No connection waits for the broker. Raises BalancesDisagree."""
+    compared = Compared()
     async with reads.snapshot(pool) as connection:
-        plain = await reads.balances(connection, user_id)
+        plain = await reads.balances(connection, user_id, compared.balances)
         if plain is None:
             return None
         held, more = await holds(connection, user_id)
+    await compared.settle(pool)
     securities, gaps = await positions(broker, account_id)
     return DetailedBalances(
         user_id=user_id, balances=plain.balances, holds=held, positions=securities, gaps=[*more, *gaps]

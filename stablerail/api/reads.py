@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,8 @@ _ODD: Final = frozenset({"pending", "orphaned", "reversed", "parked", "vanished"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Balances = Callable[[Connection, str], Awaitable[dict[str, OwnerBalance]]]
+"""Where balances are read."""
 
 
 @asynccontextmanager
@@ -40,11 +42,13 @@ async def snapshot(pool: Pool) -> AsyncGenerator[Connection]:
         yield connection
 
 
-async def balances(connection: Connection, user_id: str) -> models.Balances | None:
+async def balances(connection: Connection, user_id: str, read: Balances = owner_balances) -> models.Balances | None:
     """None when the user is not known. A known user without an account has zero."""
-    if not await _known(connection, user_id):
-        return None
-    held = await owner_balances(connection, user_id) or {USDC: OwnerBalance(USDC, {AccountType.USDC_BALANCE.value: 0})}
+    held = await read(connection, user_id)
+    if not held:
+        if not await _known(connection, user_id):
+            return None
+        held = {USDC: OwnerBalance(USDC, {AccountType.USDC_BALANCE.value: 0})}
     not_final = {row["asset"]: int(row["amount"]) for row in await connection.fetch(_SQL.not_final, user_id)}
     return models.Balances(
         user_id=user_id,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 
 from stablerail.api import models, reads
 from stablerail.api.auth import needs
+from stablerail.api.compared import Compared
 from stablerail.api.detail import DetailedBalances, detailed
 from stablerail.keys import Scope
 from stablerail.problems import MEDIA_TYPE, Problem
@@ -47,6 +48,7 @@ def problem(status: int, code: str, detail: str, title: str) -> dict[int | str, 
 
 
 _UNKNOWN_USER: Final = ("unknown_user", "No wallet and no account belongs to this user.")
+_DISAGREE: Final = ("balance_discrepancy", "Ledger and legacy table differ, and the phase is strict.")
 _UNKNOWN_DEPOSIT: Final = ("unknown_deposit", "There is no deposit with this id.")
 _BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
 
@@ -73,7 +75,7 @@ router = router_of(Scope.READ)
     "/users/{user_id}/balances",
     tags=["customers"],
     summary="What a customer has",
-    responses=problem(404, *_UNKNOWN_USER, "Not Found"),
+    responses={**problem(404, *_UNKNOWN_USER, "Not Found"), **problem(409, *_DISAGREE, "Conflict")},
 )
 async def read_balances(
     request: Request,
@@ -89,8 +91,10 @@ async def read_balances(
         if view is None:
             raise Problem(404, *_UNKNOWN_USER)
         return view
+    compared = Compared()
     async with reads.snapshot(request.app.state.pool) as connection:
-        found = await reads.balances(connection, user_id)
+        found = await reads.balances(connection, user_id, compared.balances)
+    await compared.settle(request.app.state.pool)
     if found is None:
         raise Problem(404, *_UNKNOWN_USER)
     return found

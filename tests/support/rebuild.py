@@ -30,6 +30,7 @@ OUTSIDE = frozenset(
         "worker_restarts",
         "crashes",
         "rebuild_checks",
+        "shadow_marks",
         "api_keys",
         "alembic_version",
     }

@@ -60,8 +60,8 @@ def test_the_source_documents_names_are_accepted_and_ours_win(monkeypatch: pytes
 
 
 def test_a_name_of_the_source_documents_that_does_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEDGER_STRICT_MODE", "true")
-    assert [problem.name for problem in names_without_effect(None)] == ["LEDGER_STRICT_MODE"]
+    monkeypatch.setenv("ONCHAIN_WITHDRAWAL_TIMEOUT", "5m")
+    assert [problem.name for problem in names_without_effect(None)] == ["ONCHAIN_WITHDRAWAL_TIMEOUT"]
 
 
 def test_the_env_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
