@@ -199,6 +199,16 @@ CORRECTIONS: Final = Table(
 )
 RESTORES: Final = Table("restores", ("id",), "id:int at:time actor:text first_seq:int records:int")
 GATES: Final = Table("gates", ("name",), "name:text reason:text closed_at:time closed_by:text")
+RECONCILIATIONS: Final = Table(
+    "reconciliations",
+    ("id",),
+    "id:uuid started_at:time ended_at:time actor:text compared:json differences:int gaps:json",
+)
+RECONCILIATION_DIFFERENCES: Final = Table(
+    "reconciliation_differences",
+    ("run_id", "n"),
+    "run_id:uuid n:int comparison:text user_id:text account:text ledger:numeric other:numeric",
+)
 
 JOURNALED: Final = (
     OWNERS,
@@ -241,6 +251,8 @@ JOURNALED: Final = (
     DEAD_LETTERS,
     RESTORES,
     GATES,
+    RECONCILIATIONS,
+    RECONCILIATION_DIFFERENCES,
 )
 APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""

@@ -302,6 +302,10 @@ class Settings(BaseSettings):
     buffer_alert_threshold: BaseUnits = Field(
         5_000 * SCALE, description="a USDC buffer below it is low, decimal; kept in base units"
     )
+    discrepancy_alert_threshold: BaseUnits = Field(
+        100 * SCALE,
+        description="USDC that two sides of a reconciliation may differ by before BufferDiscrepancy is raised",
+    )
     custody_check_interval_s: Seconds = Field(
         60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
     )
