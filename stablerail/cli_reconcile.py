@@ -45,7 +45,7 @@ def reconcile(
 
     Exit code 1 when something differs; 2 when nothing does, and something could not be compared (stderr says what).
     """
-    if history and (run_id is not None or output is not None) or (run_id is not None and actor is not None):
+    if (history and (run_id is not None or output is not None)) or (run_id is not None and actor is not None):
         fail("--history, --run and comparing exclude each other; --output is for CSV", 2)
     settings = needed_settings("database_url", logs=False)
     if history:
@@ -75,7 +75,8 @@ def _compared(settings: Settings, actor: str | None, lines: TextIO) -> Run:
         await journaled(settings)
         return done
 
-    return _or_not_compared(work)
+    done: Run = _or_not_compared(work)
+    return done
 
 
 async def _committed(connection: Connection, found: Found, started_at: datetime, actor: str) -> Run:

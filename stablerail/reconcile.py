@@ -92,7 +92,9 @@ async def _compare_circle(
 ) -> None:
     token_id = settings.circle_usdc_token_ids.get(chain)
     if circle is None or token_id is None:
-        reason = _unset("circle_usdc_token_ids" if circle is not None else "circle_api_key and circle_entity_secret")
+        reason = (
+            _unset("circle_usdc_token_ids") if circle is not None else _unset("circle_api_key", "circle_entity_secret")
+        )
         found.gaps.append(Gap(Comparison.CIRCLE, chain.value, GapCode.NOT_CONFIGURED, reason))
         return
     sets = {row[0] for row in await connection.fetch(_sql.wallet_sets)} | {settings.circle_wallet_set_id or ""}
@@ -126,5 +128,5 @@ def _away(comparison: Comparison, chain: Chain, error: ChainError | ConnectorErr
     return Gap(comparison, chain.value, GapCode.AWAY, f"{error.code}: {error}"[:300])
 
 
-def _unset(fields: str) -> str:
-    return f"{PREFIX}{fields.upper().replace('AND ', f'and {PREFIX}')} is not set"
+def _unset(*fields: str) -> str:
+    return "needs " + " and ".join(PREFIX + field.upper() for field in fields)

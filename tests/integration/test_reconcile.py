@@ -1,0 +1,144 @@
+"""Everything that has two sides is compared, and each kind of difference is named with what both sides say."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.circle.sandbox.gate import Fault
+from connectors.circle.sandbox.rpc import Rpc as SandboxRpc
+from ledger.reconciling import Compared, Comparison, Found, GapCode
+from stablerail import reconcile as reconciling
+from stablerail import reconcile_circle
+from stablerail.dev.fetch import Tools
+from tests.support import ledger_rig
+from tests.support.deposit_rig import DEPTH
+from tests.support.invariants import may_break
+from tests.support.reconcile_rig import Books, books_of, happened
+
+databases, dsn = ledger_rig.databases, ledger_rig.dsn
+
+USDC = 10**6
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look need not wait for reports that nobody makes here."""
+    for module in (reconciling, reconcile_circle):
+        monkeypatch.setattr(module, "LOOK_PAUSE_S", 0.01)
+    monkeypatch.setattr(reconcile_circle, "TRY_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+async def books(dsn: str, tmp_path: Path, tools: Tools) -> AsyncIterator[Books]:
+    async with books_of(dsn, tmp_path, tools) as made:
+        await happened(made)
+        yield made
+
+
+def told(found: Found) -> list[tuple[Any, ...]]:
+    return [(*one, one.difference) for one in found.kept]
+
+
+async def test_what_is_right_has_no_difference_though_some_of_it_is_in_flight(books: Books) -> None:
+    found = await books.compare()
+    assert (told(found), found.gaps) == ([], [])
+    assert found.results() == {
+        Comparison.MIRROR: Compared(3, 0, 0),  # two chains, and all of them
+        Comparison.CHAIN: Compared(3, 0, 0),
+        Comparison.CIRCLE: Compared(6, 0, 0),  # three wallets on one chain, one on the other, and each chain's sum
+    }
+
+
+async def test_each_kind_of_difference_is_named_with_what_both_sides_say(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_break(books.shore.dsn, "rows are edited")
+    mirror, chain, circle = Comparison.MIRROR, Comparison.CHAIN, Comparison.CIRCLE
+    on_matic, on_all = "system.custody_usdc[MATIC]:USDC", "system.custody_usdc:USDC"
+    held = 640 * USDC + 7 - 15 * USDC
+    owed = 640 * USDC + 7 + 30_500_000 + 9 * USDC + 3 * USDC - (12 + 2 + 15) * USDC
+
+    gift = "UPDATE accounts SET balance = balance + $1 WHERE owner = 'ada' AND type = 'usdc_balance'"
+    await books.edit(gift, Decimal(5))
+    assert told(await books.compare()) == [(mirror, "", on_all, owed + 5, owed, -5)]
+    await books.edit(gift, Decimal(-5))
+
+    edited = "UPDATE accounts SET balance = balance + $1 WHERE type = 'custody_usdc' AND shard = 'MATIC'"
+    await books.edit(edited, Decimal(6))
+    assert told(await books.compare()) == [
+        (mirror, "", on_matic, held + 6, held, -6),
+        (mirror, "", on_all, owed, owed + 6, 6),
+        (chain, "", on_matic, held + 6, held, -6),
+    ]
+    await books.edit(edited, Decimal(-6))
+
+    # on our wallets, and nobody told the ledger: the deposit of nine is final by now
+    await books.shore.pay((books.address("bob"), 8))
+    await books.shore.anvil.mine(DEPTH)
+    held += 9 * USDC
+    assert told(await books.compare()) == [(chain, "", on_matic, held, held + 8, 8)]
+    await books.shore.final()
+    assert told(await books.compare()) == []
+    held += 8
+
+    # a wallet of ours that we do not know
+    (sets,) = books.circle.sandbox.state.wallet_sets
+    (lost,) = await books.client.create_wallets(str(uuid.uuid4()), sets, ["MATIC-AMOY"], [("eve", "eve")])
+    await books.shore.pay((lost.address, 4))
+    stray = (circle, "", f"MATIC:{lost.address}", None, 4, 4)
+    assert told(await books.compare()) == [stray]
+
+    # Circle's own word: of a customer's wallet, of one that it does not list, of a chain that we do not read
+    said = {books.address("bob"): 1}
+    real = SandboxRpc.usdc_balance
+
+    async def lies(self: SandboxRpc, address: str) -> int:
+        return said.get(address, 0) + await real(self, address) if address != gone else 0
+
+    gone = ""
+    monkeypatch.setattr(SandboxRpc, "usdc_balance", lies)
+    await books.shore.anvil.mine(DEPTH)
+    bob = 49 * USDC + 8
+    assert told(await books.compare()) == [stray, (circle, "bob", f"MATIC:{books.address('bob')}", bob, bob + 1, 1)]
+    said, gone = {}, books.address("ada")
+    ada = 100 * USDC + 7
+    assert told(await books.compare()) == [stray, (circle, "", on_matic, held, held - ada, -ada)]
+    gone = ""
+    books.receive_on_sol("bob", "1")
+    on_sol = "system.custody_usdc[SOL]:USDC"
+    assert told(await books.compare()) == [(circle, "", on_sol, 30_500_000, 31_500_000, USDC), stray]
+
+
+async def test_who_does_not_answer_leaves_a_gap_that_is_named_and_the_rest_is_compared(books: Books) -> None:
+    gate = books.circle.sandbox.gate
+    gate.faults.append(Fault("/v1/w3s/*", "status", status=503, times=10**6))
+    found = await books.compare()
+    assert told(found) == []
+    assert found.results().keys() == {Comparison.MIRROR, Comparison.CHAIN}
+    assert [gap[:3] for gap in found.gaps] == [(Comparison.CIRCLE, chain, GapCode.AWAY) for chain in ("SOL", "MATIC")]
+    assert "partner_unavailable" in found.gaps[0].reason
+    gate.faults[:] = [Fault("/v1/w3s/developer/*", "status", status=status) for status in (429, 500)]
+    assert (await books.compare()).gaps == [], "what is only read is asked again"
+    gate.faults[:] = [Fault("/v1/w3s/tokens/*", "status", status=401)]
+    assert [gap.about for gap in (await books.compare()).gaps] == ["SOL"], "a refusal is not"
+    found = await books.compare(rpc_urls='{"MATIC": ["http://127.0.0.1:1"]}')
+    assert [gap[:3] for gap in found.gaps] == [
+        (comparison, "MATIC", GapCode.AWAY) for comparison in (Comparison.CHAIN, Comparison.CIRCLE)
+    ]
+    found = await books.compare(circle_usdc_token_ids="{}")
+    assert [str(gap) for gap in found.gaps] == [
+        f"circle {chain}: needs STABLERAIL_CIRCLE_USDC_TOKEN_IDS" for chain in ("SOL", "MATIC")
+    ]
+    found = await books.compare(circle_api_key=None)
+    assert found.gaps[0].reason == "needs STABLERAIL_CIRCLE_API_KEY and STABLERAIL_CIRCLE_ENTITY_SECRET"
+    assert {gap.code for gap in found.gaps} == {GapCode.NOT_CONFIGURED}
+    may_break(books.shore.dsn, "wallets vanish")
+    await books.edit("DELETE FROM wallets WHERE chain = 'SOL'")
+    found = await books.compare()
+    assert [str(gap) for gap in found.gaps] == ["chain SOL: needs STABLERAIL_RPC_URLS"]
