@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,18 @@ from ledger.reconciling import Compared, Comparison, Found, GapCode
 from stablerail import reconcile as reconciling
 from stablerail import reconcile_circle
 from stablerail.dev.fetch import Tools
+from stablerail.dev.kafka import Kafka
+from stablerail.topics_admin import admin, create_missing
+from tests.integration import test_cli
+from tests.integration.test_cli import Result
 from tests.support import ledger_rig
 from tests.support.deposit_rig import DEPTH
 from tests.support.invariants import may_break
 from tests.support.reconcile_rig import Books, books_of, happened
+from topics.catalog import JOURNAL
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
+run, clean = test_cli.run, test_cli.clean
 
 USDC = 10**6
 
@@ -142,3 +150,76 @@ async def test_who_does_not_answer_leaves_a_gap_that_is_named_and_the_rest_is_co
     await books.edit("DELETE FROM wallets WHERE chain = 'SOL'")
     found = await books.compare()
     assert [str(gap) for gap in found.gaps] == ["chain SOL: needs STABLERAIL_RPC_URLS"]
+
+
+# -- the command ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_command_prints_what_differs_stores_the_run_and_says_by_its_exit_code_how_it_went(
+    books: Books, run: Callable[..., Result], kafka: Kafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    async with admin(kafka.bootstrap) as client:
+        await create_missing(client, topic_prefix, 1, [JOURNAL])
+    given = {**books.given, "kafka_bootstrap": kafka.bootstrap, "topic_prefix": topic_prefix}
+    head = "user,account,ledger,other,difference,comparison"
+
+    async def command(*arguments: str, **changes: str) -> Result:
+        return await asyncio.to_thread(run, "reconcile", *arguments, **{**given, **changes})
+
+    clean = await command("--actor", "ann")
+    assert (clean.exit_code, clean.stdout.split()) == (0, [head]), clean.output
+    assert "chain: 3 compared, equal" in clean.stderr
+
+    file = tmp_path / "differences.csv"
+    file.write_text("of yesterday")
+    gap = await command("--output", str(file), "--actor", "ann", circle_usdc_token_ids='{"SOL": "no such token"}')
+    assert (gap.exit_code, gap.stdout, file.read_text().split()) == (2, "", [head]), gap.output
+    assert "not compared: circle MATIC: needs STABLERAIL_CIRCLE_USDC_TOKEN_IDS" in gap.stderr
+    assert "not compared: circle SOL: partner_refused: 404" in gap.stderr
+    given["circle_usdc_token_ids"] = books.given["circle_usdc_token_ids"]
+
+    await books.shore.pay((books.address("bob"), 8))
+    await books.shore.anvil.mine(DEPTH)
+    differs = await command("--output", str(file))
+    rows = list(csv.reader(file.read_text().splitlines()))
+    on_matic = "system.custody_usdc[MATIC]:USDC"
+    assert (differs.exit_code, rows[1:]) == (
+        1,
+        [["", on_matic, "634.000007", "634.000015", "0.000008", "chain"]],
+    ), differs.output
+    assert [one.name for one in tmp_path.iterdir() if "differences" in one.name] == [file.name]
+    assert "chain: 3 compared, 1 differ, by 0.000008" in differs.stderr
+
+    listed = await command("--history", "--limit", "2")
+    lines = listed.stdout.splitlines()
+    assert (listed.exit_code, len(lines)) == (0, 3), listed.output
+    assert "circle MATIC: needs" in lines[2]
+    run_id = lines[1].split()[2]
+    shown = await command("--run", run_id)
+    assert shown.exit_code == 1
+    assert list(csv.reader(shown.stdout.splitlines())) == rows
+    may_break(books.shore.dsn, "a difference is made up and one is lost")
+    await books.edit("DELETE FROM reconciliation_differences")
+    assert "0 of 1 are kept" in (await command("--run", run_id)).stderr
+    unjournaled = "SELECT count(*) FROM outbox WHERE NOT journaled"
+    assert await books.shore.till.connection.fetchval(unjournaled) == 0
+
+    nowhere = tmp_path / "nowhere" / "x.csv"
+    for arguments, said in (
+        (("--output", str(nowhere)), f"--output: {nowhere}: No such file or directory"),
+        (("--history", "--run", run_id), "exclude each other"),
+        (("--history", "--output", str(file)), "exclude each other"),
+        (("--run", run_id, "--actor", "ann"), "exclude each other"),
+        (("--run", "0" * 32), f"unknown_run: there is no run {'0' * 32}"),
+        (("--run", "x"), "--run"),
+        (("--limit", "0", "--history"), "--limit"),
+    ):
+        wrong = await command(*arguments)
+        assert (wrong.exit_code, said in wrong.stderr) == (2, True), (arguments, wrong.output)
+    dead = {"database_url": "postgresql://x@127.0.0.1:1/x"}
+    away = await command("--output", str(file), **dead)
+    assert (away.exit_code, "ConnectionRefusedError" in away.stderr) == (2, True), away.output
+    assert list(csv.reader(file.read_text().splitlines())) == rows, "what was there stays"
+    assert [one.name for one in tmp_path.iterdir() if "differences" in one.name] == [file.name]
+    unset = await command(discrepancy_alert_threshold="lots")
+    assert (unset.exit_code, "STABLERAIL_DISCREPANCY_ALERT_THRESHOLD" in unset.stderr) == (78, True)
