@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -70,7 +70,7 @@ class CircleWord:
     custody: Custody | None
     """None: the chain is one that we do not read."""
     progress: Callable[[str, int, int], None]
-    second_looks: int = SECOND_LOOKS_MAX
+    second_looks: int = field(default_factory=lambda: SECOND_LOOKS_MAX)
 
     async def compare(self, connection: Connection, found: Found) -> None:
         """Raises ConnectorError when Circle does not answer, ChainError when the chain cannot be read."""

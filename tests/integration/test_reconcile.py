@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from connectors.circle.client import CircleClient, WalletHolding
 from connectors.circle.sandbox.gate import Fault
 from connectors.circle.sandbox.rpc import Rpc as SandboxRpc
 from ledger.reconciling import Compared, Comparison, Found, GapCode
+from stablerail import custody, reconcile_circle
 from stablerail import reconcile as reconciling
-from stablerail import reconcile_circle
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, create_missing
@@ -40,6 +41,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (reconciling, reconcile_circle):
         monkeypatch.setattr(module, "LOOK_PAUSE_S", 0.01)
     monkeypatch.setattr(reconcile_circle, "TRY_PAUSE_S", 0.01)
+    for module in (custody, reconcile_circle):  # pages, of a few customers
+        monkeypatch.setattr(module, "ADDRESSES_MAX", 1)
 
 
 @pytest.fixture
@@ -107,13 +110,21 @@ async def test_each_kind_of_difference_is_named_with_what_both_sides_say(
     real = SandboxRpc.usdc_balance
 
     async def lies(self: SandboxRpc, address: str) -> int:
-        return said.get(address, 0) + await real(self, address) if address != gone else 0
+        nonlocal late
+        if address in said and late >= 0:
+            late -= 1
+        return said.get(address, 0) * (late != -1) + await real(self, address) if address != gone else 0
 
-    gone = ""
+    gone, late = "", -2  # after so many questions it says the truth; never
     monkeypatch.setattr(SandboxRpc, "usdc_balance", lies)
     await books.shore.anvil.mine(DEPTH)
     bob = 49 * USDC + 8
     assert told(await books.compare()) == [stray, (circle, "bob", f"MATIC:{books.address('bob')}", bob, bob + 1, 1)]
+    with monkeypatch.context() as here:
+        here.setattr(reconcile_circle, "SECOND_LOOKS_MAX", 0)
+        assert len(told(await books.compare())) == 2, "not looked at as often, and told all the same"
+    late = 1
+    assert told(await books.compare()) == [stray], "Circle was late"
     said, gone = {}, books.address("ada")
     ada = 100 * USDC + 7
     assert told(await books.compare()) == [stray, (circle, "", on_matic, held, held - ada, -ada)]
@@ -223,3 +234,19 @@ async def test_the_command_prints_what_differs_stores_the_run_and_says_by_its_ex
     assert [one.name for one in tmp_path.iterdir() if "differences" in one.name] == [file.name]
     unset = await command(discrepancy_alert_threshold="lots")
     assert (unset.exit_code, "STABLERAIL_DISCREPANCY_ALERT_THRESHOLD" in unset.stderr) == (78, True)
+
+
+async def test_a_circle_that_repeats_a_page_or_writes_no_amounts_is_not_believed(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def again(*_: Any, after: str | None = None) -> tuple[list[WalletHolding], str | None]:
+        return [], "the same"
+
+    async def garbled(*_: Any, after: str | None = None) -> tuple[list[WalletHolding], str | None]:
+        return [WalletHolding("w", books.address("bob"), "s", "1e9")], None
+
+    for page, said in ((again, "do not go on"), (garbled, "cannot be read")):
+        monkeypatch.setattr(CircleClient, "holdings_page", page)
+        found = await books.compare()
+        assert told(found) == []
+        assert [(gap.about, said in gap.reason) for gap in found.gaps] == [("SOL", True), ("MATIC", True)]
