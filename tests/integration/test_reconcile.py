@@ -73,7 +73,7 @@ async def test_each_kind_of_difference_is_named_with_what_both_sides_say(
     mirror, chain, circle = Comparison.MIRROR, Comparison.CHAIN, Comparison.CIRCLE
     on_matic, on_all = "system.custody_usdc[MATIC]:USDC", "system.custody_usdc:USDC"
     held = 640 * USDC + 7 - 15 * USDC
-    owed = 640 * USDC + 7 + 30_500_000 + 9 * USDC + 3 * USDC - (12 + 2 + 15) * USDC
+    owed = 640 * USDC + 7 + 30_500_000 + 9 * USDC + (3 + 1 - 12 - 2 - 15) * USDC
 
     gift = "UPDATE accounts SET balance = balance + $1 WHERE owner = 'ada' AND type = 'usdc_balance'"
     await books.edit(gift, Decimal(5))

@@ -22,7 +22,9 @@ from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.control import InjectedTransfer, inject_transfer
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.transactions import notified
-from ledger import funds
+from ledger import corrections, funds
+from ledger.accounts import SYSTEM, Account, AccountType, spendable
+from ledger.posting import credit, debit
 from ledger.reconciling import Found
 from ledger.rows import Changes
 from ledger.tables import CUSTODIAN_WALLETS, WALLET_SETS, WALLETS
@@ -93,6 +95,11 @@ async def happened(books: Books) -> None:
     await funds.reserve(connection, "tests", "ada", 20 * USDC, now(), order_id="o1")
     await funds.execute_investment(connection, "tests", 12 * USDC, now(), order_id="o1", fill_id="f1")
     await funds.move_to_fiat_exposure(connection, "tests", "ada", 2 * USDC, now(), reference="wish")
+    goodwill = (debit(spendable("bob"), USDC), credit(Account(SYSTEM, AccountType.TREASURY_CAPITAL_USDC), USDC))
+    await corrections.request(connection, uuid.uuid4().hex, goodwill, "he waited", "ann", now())
+    await corrections.assign_suspense(connection, uuid.uuid4().hex, "ada", 7, "hers", "ann", now())
+    for one in await connection.fetch("SELECT replace(id::text, '-', '') FROM corrections"):
+        await corrections.approve(connection, one[0], "ben", now())
     await books.send(books.address("treasury"), "0x" + "9" * 40, 15 * USDC)
     await shore.anvil.mine(DEPTH)
     await till.withdrawal("bob", 15 * USDC, Status.COMPLETED)
