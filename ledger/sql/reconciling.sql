@@ -49,3 +49,13 @@ SELECT replace(id::text, '-', '') FROM reconciliations ORDER BY started_at DESC,
 
 -- name: outlived_differences
 SELECT replace(run_id::text, '-', ''), n FROM reconciliation_differences WHERE run_id = ANY ($1::uuid[]) ORDER BY run_id, n
+
+-- name: balances
+SELECT owner, type, balance::text FROM accounts WHERE owner = ANY ($1::text[]) AND type = ANY ($2::text[])
+
+-- name: owners
+-- Customers who have anything on accounts of these types, at most $3, behind $1.
+SELECT DISTINCT owner FROM accounts
+WHERE owner > $1 AND type = ANY ($2::text[]) AND balance <> 0
+ORDER BY owner
+LIMIT $3
