@@ -2,6 +2,7 @@
 
 | comparison | sides | in flight |
 | --- | --- | --- |
+| legacy | the ledger and a legacy table, by customer (ledger/reconciling_legacy.py) | one snapshot of both |
 | mirror | the ledger's own identities (ledger/reconciling.py) | one snapshot |
 | chain | the mirror and our wallets at a final block (custody.py) | looked at again: what is on its way is there by then |
 | circle | the mirror and Circle's word (reconcile_circle.py) | looked at again |
@@ -22,6 +23,7 @@ from connectors.circle.client import CircleClient
 from connectors.errors import ConnectorError
 from ledger.accounts import custody as custody_account
 from ledger.reconciling import Comparison, Difference, Found, Gap, GapCode, compare_mirror
+from ledger.reconciling_legacy import LegacyTable, compare_legacy
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.config import PREFIX, Settings
@@ -38,13 +40,22 @@ SNAPSHOT_IDLE: Final = "10min"
 Progress = Callable[[str, int, int], None]
 
 
-async def reconcile(settings: Settings, found: Found, progress: Progress = lambda *_: None) -> None:
-    """Compares everything; what it finds goes to `found`."""
+async def reconcile(
+    settings: Settings,
+    found: Found,
+    progress: Progress = lambda *_: None,
+    *,
+    legacy: Callable[[Connection], LegacyTable] | None = None,
+) -> None:
+    """Compares everything; what it finds goes to `found`. `legacy` makes the legacy table's reader on the snapshot's connection."""
     connection = await connector(settings, idle_in_transaction_session_timeout=SNAPSHOT_IDLE)()
     try:
         progress("the ledger and its mirror", 0, 0)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await compare_mirror(connection, found)
+            if legacy is not None:
+                async for customers in compare_legacy(connection, legacy(connection), found):
+                    progress("customers, in the ledger and the legacy table", customers, 0)
         rows = await connection.fetch(_sql.chains, [chain.value for chain in Chain])
         async with AsyncExitStack() as stack:
             circle = await _circle(settings, stack)

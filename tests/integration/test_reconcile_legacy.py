@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,10 @@ from ledger.posting import Transaction, credit, debit
 from ledger.reconciling import Comparison, Difference, Found
 from ledger.reconciling_legacy import Balances, compare_legacy
 from ledger.rows import Changes, Connection
+from stablerail.config import load_settings
+from stablerail.reconcile import reconcile
 from tests.support import ledger_rig
+from tests.support.ledger_rig import owner
 from tests.support.payouts import store
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -24,32 +28,63 @@ USDC, FIAT = AccountType.USDC_BALANCE, AccountType.FIAT_EXPOSURE
 
 @dataclass
 class Table:
-    """In memory, in an order of its own."""
+    """A table in the same database, in whole units, whose key sorts otherwise than ours."""
 
-    rows: dict[str, dict[AccountType, int]]
+    connection: Connection
     types: Sequence[AccountType] = (USDC, FIAT)
+    before_page: Callable[[], Awaitable[None]] | None = None
 
     async def pages(self, limit: int) -> AsyncIterator[Balances]:
-        users = sorted(self.rows, reverse=True)
-        for start in range(0, len(users), limit):
-            yield {user: self.rows[user] for user in users[start : start + limit]}
+        last = "~"
+        while True:
+            if self.before_page is not None:
+                await self.before_page()
+            query = f'{SELECT} WHERE who < $1 ORDER BY who COLLATE "C" DESC LIMIT $2'
+            rows = await self.connection.fetch(query, last, limit)
+            yield self._read(rows)
+            if len(rows) < limit:
+                return
+            last = rows[-1][0]
 
     async def balances(self, users: Sequence[str]) -> Balances:
-        return {user: self.rows[user] for user in users if user in self.rows}
+        return self._read(await self.connection.fetch(f"{SELECT} WHERE who = ANY ($1::text[])", users))
+
+    def _read(self, rows: Sequence[Any]) -> Balances:
+        return {who: {USDC: int(cash * 10**6), FIAT: int(power * 10**6)} for who, cash, power in rows}
+
+
+SELECT = "SELECT who, cash, power FROM balances"
+
+
+async def legacy_of(dsn: str, rows: Sequence[tuple[str, int, int]]) -> Connection:
+    """The table, of millionths, and a connection that may write it."""
+    connection = await owner(dsn)
+    await connection.execute(
+        'CREATE TABLE balances (who text COLLATE "C" PRIMARY KEY, cash numeric NOT NULL, power numeric NOT NULL)'
+    )
+    await connection.execute("GRANT SELECT ON balances TO stablerail_app")
+    await connection.executemany("INSERT INTO balances VALUES ($1, $2::int / 1e6, $3::int / 1e6)", rows)
+    return connection
+
+
+async def funded(connection: Connection, user: str) -> None:
+    """Five millionths of USDC, three of USD."""
+    legs = (debit(spendable(user), 5), credit(buffer(), 5), debit(fiat_exposure(user), 3), credit(fiat_buffer(), 3))
+    await store(connection, Changes(), [Transaction(uuid.uuid4().hex, "credit", user, legs)])
 
 
 @pytest.mark.parametrize("page", [1, 2, 5_000])
 async def test_each_customer_whose_values_differ_is_named(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, page: int
+    dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(reconciling_legacy, "PAGE", page)
     for user in ("ada", "bob", "cyd", "dan"):
-        legs = (debit(spendable(user), 5), credit(buffer(), 5), debit(fiat_exposure(user), 3), credit(fiat_buffer(), 3))
-        await store(connection, Changes(), [Transaction(uuid.uuid4().hex, "credit", user, legs)])
-    legacy = Table({"ada": {USDC: 5, FIAT: 3}, "bob": {USDC: 7, FIAT: 0}, "eve": {USDC: 0, FIAT: 1}, "fay": {USDC: 0}})
+        await funded(connection, user)
+    writer = await legacy_of(dsn, [("ada", 5, 3), ("bob", 7, 0), ("eve", 0, 1), ("fay", 0, 0)])
+    await writer.close()
     found = Found()
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        seen = [done async for done in compare_legacy(connection, legacy, found)]
+        seen = [done async for done in compare_legacy(connection, Table(connection), found)]
     assert seen[-1] == 4
     assert sorted(found.kept, key=lambda one: one.account) == [
         Difference(Comparison.LEGACY, "bob", "bob.fiat_exposure:USD", 3, 0),
@@ -61,3 +96,36 @@ async def test_each_customer_whose_values_differ_is_named(
         Difference(Comparison.LEGACY, "eve", "eve.fiat_exposure:USD", None, 1),
     ]
     assert found.results() == {Comparison.LEGACY: (6, 7, 3 + 2 + 16 + 1)}
+
+
+async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(
+    dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling_legacy, "PAGE", 1)
+    users = [f"user-{n}" for n in range(5)]
+    for user in users:
+        await funded(connection, user)
+    writer = await legacy_of(dsn, [(user, 5, 3) for user in users])
+    written = 0
+
+    async def writes() -> None:
+        nonlocal written
+        async with writer.transaction():
+            for user in users:
+                await funded(writer, user)
+            await writer.execute("UPDATE balances SET cash = cash + 5 / 1e6, power = power + 3 / 1e6")
+        written += 1
+
+    settings = load_settings(env_file=None, database_url=dsn)
+    found = Found()
+    told: list[int] = []
+    await reconcile(
+        settings, found, lambda _what, done, _total: told.append(done),
+        legacy=lambda snapshot: Table(snapshot, before_page=writes),
+    )  # fmt: skip
+    assert written == 6
+    assert max(told) == 5
+    mirror = [one for one in found.kept if one.comparison is Comparison.MIRROR]
+    assert found.kept == mirror == []
+    assert found.results()[Comparison.LEGACY] == (5, 0, 0)
+    await writer.close()
