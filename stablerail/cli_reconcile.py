@@ -30,10 +30,13 @@ from topics.money import format_amount
 COLUMNS: Final = ("user", "account", "ledger", "other", "difference", "comparison")
 NOT_COMPARED: Final = 2
 """The exit code where nothing differs, and something could not be compared. Also that of wrong usage."""
+INTERRUPTED: Final = 130
 
 
 def reconcile(
-    output: Annotated[Path | None, typer.Option(help="CSV into this file, whole or not at all; else stdout")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="CSV into this file, whole or not at all; else stdout", dir_okay=False)
+    ] = None,
     history: Annotated[bool, typer.Option("--history", help="compare nothing: list the last runs")] = False,
     limit: Annotated[int, typer.Option(help="runs that --history lists", min=1, max=reconciling.RUNS_KEPT)] = 20,
     run_id: Annotated[
@@ -121,6 +124,8 @@ def _or_not_compared(action: Callable[[], Awaitable[Any]]) -> Any:
         return run(action)
     except typer.Exit:
         raise typer.Exit(NOT_COMPARED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

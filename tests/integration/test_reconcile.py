@@ -167,8 +167,16 @@ async def test_who_does_not_answer_leaves_a_gap_that_is_named_and_the_rest_is_co
 
 
 async def test_the_command_prints_what_differs_stores_the_run_and_says_by_its_exit_code_how_it_went(
-    books: Books, run: Callable[..., Result], kafka: Kafka, topic_prefix: str, tmp_path: Path
+    books: Books,
+    run: Callable[..., Result],
+    kafka: Kafka,
+    topic_prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    async def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
     async with admin(kafka.bootstrap) as client:
         await create_missing(client, topic_prefix, 1, [JOURNAL])
     given = {**books.given, "kafka_bootstrap": kafka.bootstrap, "topic_prefix": topic_prefix}
@@ -223,10 +231,14 @@ async def test_the_command_prints_what_differs_stores_the_run_and_says_by_its_ex
         (("--run", run_id, "--actor", "ann"), "exclude each other"),
         (("--run", "0" * 32), f"unknown_run: there is no run {'0' * 32}"),
         (("--run", "x"), "--run"),
+        (("--output", str(tmp_path)), "--output"),
         (("--limit", "0", "--history"), "--limit"),
     ):
         wrong = await command(*arguments)
         assert (wrong.exit_code, said in wrong.stderr) == (2, True), (arguments, wrong.output)
+    with monkeypatch.context() as here:
+        here.setattr(reconciling, "compare_mirror", interrupted)
+        assert (await command("--output", str(file))).exit_code == 130
     dead = {"database_url": "postgresql://x@127.0.0.1:1/x"}
     away = await command("--output", str(file), **dead)
     assert (away.exit_code, "ConnectionRefusedError" in away.stderr) == (2, True), away.output
