@@ -1,4 +1,4 @@
-"""Reconciliation of the ledger with a legacy table, by customer and account. For a snapshot that shows both.
+"""Reconciliation of the ledger with a legacy table, by customer and account.
 
 | pass | pages of | looks up | finds |
 | --- | --- | --- | --- |
@@ -6,12 +6,17 @@
 | 2 | the ledger's customers who have anything | their legacy rows | customers whose row is missing |
 
 Each side is asked in its own order, so that it does not matter how either sorts. Neither pass keeps more than a page. A value that is
-zero on one side and missing on the other is no difference.
+zero on one side and missing on the other is no difference, nor is what the table has no digits for.
+
+In one database both sides are read in one snapshot. A table elsewhere follows the ledger by and by: who differs there is looked at
+again, and told when every look found a difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Final, Protocol, TypeAlias
 
 from ledger.accounts import AccountType, asset_of
@@ -23,64 +28,109 @@ _sql = load("ledger", "sql/reconciling.sql")
 
 PAGE: Final = 5_000
 
-Balances: TypeAlias = Mapping[str, Mapping[AccountType, int]]
-"""Customer -> what each account has, in base units."""
+Held: TypeAlias = Mapping[AccountType, Decimal]
+"""What a row shows, in the ledger's base units."""
 
 
 class LegacyTable(Protocol):
-    """What is asked of it, in the snapshot of the comparison."""
+    """What is asked of it."""
 
     @property
-    def types(self) -> Sequence[AccountType]:
+    def types(self) -> tuple[AccountType, ...]:
         """The customers' accounts that it has a column for."""
 
-    def pages(self, limit: int) -> AsyncIterator[Balances]:
-        """All its rows, each once, at most `limit` at a time."""
+    def shown(self, balance: int) -> int:
+        """What it has to show for a balance of the ledger, both in base units."""
 
-    async def balances(self, users: Sequence[str]) -> Balances:
+    async def page(self, connection: Reader, after: str | None, limit: int) -> list[tuple[str, Held]]:
+        """The next rows in the order of its key; fewer than `limit` are the last."""
+
+    async def read(self, connection: Reader, users: Iterable[str]) -> dict[str, Held]:
         """The rows of these customers, as far as there are any."""
 
 
-async def compare_legacy(connection: Reader, legacy: LegacyTable, found: Found) -> AsyncIterator[int]:
-    """Compares every customer; yields how many were, page by page."""
-    types = [type.value for type in legacy.types]
-    done = 0
+async def compare_legacy(
+    connection: Reader,
+    legacy: LegacyTable,
+    found: Found,
+    *,
+    elsewhere: Reader | None = None,
+    looks: int = 1,
+    pause_s: float = 0.0,
+) -> AsyncIterator[int]:
+    """Compares every customer; yields how many were, page by page. `connection`: in a snapshot, unless the table is `elsewhere`."""
+    there = elsewhere or connection
     found.compared(Comparison.LEGACY, 0)
-    async for rows in legacy.pages(PAGE):
-        ours = await _balances(connection, list(rows), types)
-        for user, theirs in rows.items():
-            mine = ours.get(user, {})
-            for type in legacy.types:
-                _compare(found, user, type, mine.get(type), theirs.get(type))
-        found.compared(Comparison.LEGACY, len(rows))
-        done += len(rows)
+    after: str | None = None
+    done = 0
+    while True:
+        rows = await legacy.page(there, after, PAGE)
+        users = [user for user, _ in rows]
+        await _compare(connection, there, legacy, found, users, dict(rows), looks, pause_s)
+        done += len(users)
         yield done
-    last = ""
+        if len(rows) < PAGE:
+            break
+        after = users[-1]
+    types, last = [type.value for type in legacy.types], ""
     while True:
         users = [row[0] for row in await connection.fetch(_sql.owners, last, types, PAGE)]
-        known = await legacy.balances(users) if users else {}
+        known = await legacy.read(there, users) if users else {}
         missing = [user for user in users if user not in known]
-        ours = await _balances(connection, missing, types)
-        for user in missing:
-            for type in legacy.types:
-                _compare(found, user, type, ours[user].get(type), None)
-        found.compared(Comparison.LEGACY, len(missing))
+        await _compare(connection, there, legacy, found, missing, {}, looks, pause_s)
+        done += len(missing)
+        yield done
         if len(users) < PAGE:
             return
         last = users[-1]
-        yield done
 
 
-async def _balances(
-    connection: Reader, users: Sequence[str], types: Sequence[str]
-) -> dict[str, dict[AccountType, int]]:
+async def _compare(
+    connection: Reader,
+    there: Reader,
+    legacy: LegacyTable,
+    found: Found,
+    users: Sequence[str],
+    rows: Mapping[str, Held],
+    looks: int,
+    pause_s: float,
+) -> None:
+    """Tells which of the customers differ in every look; `rows`: what the first look saw of them."""
+    found.compared(Comparison.LEGACY, len(users))
+    for look in range(looks):
+        if look and users:
+            await asyncio.sleep(pause_s)
+            rows = await legacy.read(there, users)
+        ours = await _balances(connection, legacy, users)
+        differ = [one for user in users for one in _differences(legacy, user, ours.get(user, {}), rows.get(user))]
+        users = list(dict.fromkeys(one.user_id for one in differ))
+    for one in differ:
+        found.differ(one)
+
+
+async def _balances(connection: Reader, legacy: LegacyTable, users: Sequence[str]) -> dict[str, dict[AccountType, int]]:
     balances: dict[str, dict[AccountType, int]] = {}
-    for owner, type, balance in await connection.fetch(_sql.balances, users, types):
-        balances.setdefault(owner, {})[AccountType(type)] = int(balance)
+    if users:
+        types = [type.value for type in legacy.types]
+        for owner, type, balance in await connection.fetch(_sql.balances, users, types):
+            balances.setdefault(owner, {})[AccountType(type)] = legacy.shown(int(balance))
     return balances
 
 
-def _compare(found: Found, user: str, type: AccountType, ledger: int | None, legacy: int | None) -> None:
-    if (ledger or 0) != (legacy or 0):
-        account = str(AccountName(user, type.value, asset_of(type)))
-        found.differ(Difference(Comparison.LEGACY, user, account, ledger, legacy))
+def _differences(
+    legacy: LegacyTable, user: str, ours: Mapping[AccountType, int], theirs: Held | None
+) -> list[Difference]:
+    found = []
+    for type in legacy.types:
+        mine, shown = ours.get(type), None if theirs is None else theirs[type]
+        if (mine or 0) != (shown or 0):
+            account = str(AccountName(user, type.value, asset_of(type)))
+            found.append(Difference(Comparison.LEGACY, user, account, mine, _whole(shown, mine or 0)))
+    return found
+
+
+def _whole(shown: Decimal | None, ours: int) -> int | None:
+    """In whole base units; what the table has below one is rounded away from ours, so that a difference stays one."""
+    if shown is None:
+        return None
+    return int(shown.to_integral_value(ROUND_FLOOR if shown < ours else ROUND_CEILING))

@@ -45,16 +45,16 @@ async def reconcile(
     found: Found,
     progress: Progress = lambda *_: None,
     *,
-    legacy: Callable[[Connection], LegacyTable] | None = None,
+    legacy: LegacyTable | None = None,
 ) -> None:
-    """Compares everything; what it finds goes to `found`. `legacy` makes the legacy table's reader on the snapshot's connection."""
+    """Compares everything; what it finds goes to `found`. `legacy`: a table in the same database."""
     connection = await connector(settings, idle_in_transaction_session_timeout=SNAPSHOT_IDLE)()
     try:
         progress("the ledger and its mirror", 0, 0)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await compare_mirror(connection, found)
             if legacy is not None:
-                async for customers in compare_legacy(connection, legacy(connection), found):
+                async for customers in compare_legacy(connection, legacy, found):
                     progress("customers, in the ledger and the legacy table", customers, 0)
         rows = await connection.fetch(_sql.chains, [chain.value for chain in Chain])
         async with AsyncExitStack() as stack:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 from ledger import reconciling_legacy
 from ledger.accounts import AccountType, buffer, fiat_buffer, fiat_exposure, spendable
 from ledger.posting import Transaction, credit, debit
+from ledger.reading import Reader
 from ledger.reconciling import Comparison, Difference, Found
-from ledger.reconciling_legacy import Balances, compare_legacy
+from ledger.reconciling_legacy import Held, compare_legacy
 from ledger.rows import Changes, Connection
 from stablerail.config import load_settings
 from stablerail.reconcile import reconcile
@@ -28,29 +29,30 @@ USDC, FIAT = AccountType.USDC_BALANCE, AccountType.FIAT_EXPOSURE
 
 @dataclass
 class Table:
-    """A table in the same database, in whole units, whose key sorts otherwise than ours."""
+    """A table in whole units, whose key sorts otherwise than ours; it keeps six digits, or two."""
 
-    connection: Connection
-    types: Sequence[AccountType] = (USDC, FIAT)
+    types: tuple[AccountType, ...] = (USDC, FIAT)
+    step: int = 1
     before_page: Callable[[], Awaitable[None]] | None = None
+    before_read: Callable[[], Awaitable[None]] | None = None
 
-    async def pages(self, limit: int) -> AsyncIterator[Balances]:
-        last = "~"
-        while True:
-            if self.before_page is not None:
-                await self.before_page()
-            query = f'{SELECT} WHERE who < $1 ORDER BY who COLLATE "C" DESC LIMIT $2'
-            rows = await self.connection.fetch(query, last, limit)
-            yield self._read(rows)
-            if len(rows) < limit:
-                return
-            last = rows[-1][0]
+    def shown(self, balance: int) -> int:
+        return balance // self.step * self.step
 
-    async def balances(self, users: Sequence[str]) -> Balances:
-        return self._read(await self.connection.fetch(f"{SELECT} WHERE who = ANY ($1::text[])", users))
+    async def page(self, connection: Reader, after: str | None, limit: int) -> list[tuple[str, Held]]:
+        if self.before_page is not None:
+            await self.before_page()
+        query = f'{SELECT} WHERE who < $1 ORDER BY who COLLATE "C" DESC LIMIT $2'
+        return list(_held(await connection.fetch(query, after or "~", limit)).items())
 
-    def _read(self, rows: Sequence[Any]) -> Balances:
-        return {who: {USDC: int(cash * 10**6), FIAT: int(power * 10**6)} for who, cash, power in rows}
+    async def read(self, connection: Reader, users: Iterable[str]) -> dict[str, Held]:
+        if self.before_read is not None:
+            await self.before_read()
+        return _held(await connection.fetch(f"{SELECT} WHERE who = ANY ($1::text[])", list(users)))
+
+
+def _held(rows: Sequence[Any]) -> dict[str, Held]:
+    return {who: {USDC: cash * 10**6, FIAT: power * 10**6} for who, cash, power in rows}
 
 
 SELECT = "SELECT who, cash, power FROM balances"
@@ -84,8 +86,8 @@ async def test_each_customer_whose_values_differ_is_named(
     await writer.close()
     found = Found()
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        seen = [done async for done in compare_legacy(connection, Table(connection), found)]
-    assert seen[-1] == 4
+        seen = [done async for done in compare_legacy(connection, Table(), found)]
+    assert seen[-1] == 6
     assert sorted(found.kept, key=lambda one: one.account) == [
         Difference(Comparison.LEGACY, "bob", "bob.fiat_exposure:USD", 3, 0),
         Difference(Comparison.LEGACY, "bob", "bob.usdc_balance:USDC", 5, 7),
@@ -121,7 +123,7 @@ async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(
     told: list[int] = []
     await reconcile(
         settings, found, lambda _what, done, _total: told.append(done),
-        legacy=lambda snapshot: Table(snapshot, before_page=writes),
+        legacy=Table(before_page=writes),
     )  # fmt: skip
     assert written == 6
     assert max(told) == 5
@@ -129,3 +131,34 @@ async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(
     assert found.kept == mirror == []
     assert found.results()[Comparison.LEGACY] == (5, 0, 0)
     await writer.close()
+
+
+async def test_a_table_elsewhere_is_looked_at_again_and_digits_that_it_has_not_are_no_difference(
+    dsn: str, databases: Callable[[], str], connection: Connection
+) -> None:
+    for user in ("ada", "bob", "cyd"):
+        await funded(connection, user)
+    there = await legacy_of(databases(), [("ada", 5, 3), ("bob", 4, 3)])
+    await there.execute("UPDATE balances SET cash = cash + 0.5 / 1e6 WHERE who = 'bob'")
+
+    async def told(legacy: Table, looks: int) -> list[Difference]:
+        found = Found()
+        async for _ in compare_legacy(connection, legacy, found, elsewhere=there, looks=looks, pause_s=0.01):
+            pass
+        return found.kept
+
+    cyd = [
+        Difference(Comparison.LEGACY, "cyd", f"cyd.{type}", units, None)
+        for type, units in (("usdc_balance:USDC", 5), ("fiat_exposure:USD", 3))
+    ]
+    half = Difference(Comparison.LEGACY, "bob", "bob.usdc_balance:USDC", 5, 4)
+    assert await told(Table(), 3) == [half, *cyd], "half a base unit is one that is missing"
+
+    async def arrives() -> None:
+        await there.execute("INSERT INTO balances VALUES ('cyd', 5 / 1e6, 3 / 1e6) ON CONFLICT DO NOTHING")
+
+    assert await told(Table(before_read=arrives), 3) == [half]
+    await there.execute("UPDATE balances SET cash = 0, power = 0")
+    assert len(await told(Table(), 1)) == 6
+    assert await told(Table(step=10_000), 1) == [], "of less than a cent"
+    await there.close()
