@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agents.recovery.retention import MARGIN_DAYS_MIN
 from ledger.accounts import CUSTOMERS, AccountType
+from ledger.legacy import Legacy
 from stablerail.config_values import (
     EVM_CHAINS,
     WITHDRAWAL_CHAINS,
@@ -54,9 +55,12 @@ PREFIX: Final = "STABLERAIL_"
 ALSO_CALLED: Final[Mapping[str, str]] = {
     "alpaca_api_key": "ALPACA_API_KEY",
     "alpaca_api_secret": "ALPACA_API_SECRET",
+    "balance_source": "BALANCE_SOURCE",
     "circle_api_key": "CIRCLE_API_KEY",
     "circle_webhook_secret": "CIRCLE_WEBHOOK_SECRET",
     "database_url": "DATABASE_URL",
+    "ledger_shadow_mode": "LEDGER_SHADOW_MODE",
+    "ledger_strict_mode": "LEDGER_STRICT_MODE",
     "deposit_minimum": "ONCHAIN_MIN_DEPOSIT_AMOUNT",
     "buffer_alert_threshold": "ONCHAIN_BUFFER_ALERT_THRESHOLD",
     "scan_interval_s": "ONCHAIN_DEPOSIT_POLL_INTERVAL",
@@ -71,9 +75,6 @@ ALSO_CALLED: Final[Mapping[str, str]] = {
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "ONCHAIN_WITHDRAWAL_TIMEOUT": "a withdrawal ends by what the chain says, never by a clock",
-    "LEDGER_SHADOW_MODE": "there is no other ledger to compare with yet",
-    "LEDGER_STRICT_MODE": "there is no other ledger to compare with yet",
-    "BALANCE_SOURCE": "balances come from the ledger",
 }
 """Names of the source documents that no setting answers to. `stablerail config` says so instead of silence."""
 
@@ -151,6 +152,35 @@ class Settings(BaseSettings):
     database_lock_timeout_s: Seconds = Field(10, gt=0, description="a statement waits so long for a lock, then retries")
     database_idle_timeout_s: Seconds = Field(
         5, gt=0, description="a frozen owner's open transaction is ended, and its locks freed, after this long"
+    )
+
+    ledger_shadow_mode: bool = Field(
+        False, description="first phase: also write the legacy table; later `stablerail shadow advance|retreat` decides"
+    )
+    ledger_strict_mode: bool = Field(
+        False, description="first phase: refuse a balance that the legacy table shows differently"
+    )
+    balance_source: Literal["legacy", "ledger"] = Field(
+        "legacy", description="first phase: where balances are read while the legacy table is written"
+    )
+    legacy_url: PostgresUrl | None = Field(
+        None, description="where the legacy table is, when not in the database of DATABASE_URL"
+    )
+    legacy_table: str | None = Field(
+        None, description="balances beside the ledger, schema.table; unset = there is none"
+    )
+    legacy_user_column: str = Field("user_id", description="the table's key: one row per customer")
+    legacy_user_type: Literal["text", "uuid", "bigint"] = Field("text", description="type of that column")
+    legacy_columns: Mapped[dict[AccountType, str]] = Field(
+        {},
+        description="column of each account type that the table has, JSON:"
+        ' {"usdc_balance": "usdc_balance", "fiat_exposure": "buying_power"}',
+    )
+    legacy_amounts: Literal["decimal", "integer"] = Field(
+        "decimal", description="12.34 (decimal) or 1234 (integer) for 12.34 USDC where the table keeps 2 digits"
+    )
+    legacy_digits: int = Field(
+        6, ge=0, le=6, description="decimal digits that the table keeps: 6 = base units, 2 = cents"
     )
 
     alpaca_api_url: HttpUrl = Field(
@@ -399,6 +429,32 @@ class Settings(BaseSettings):
         if self.call_retry_max_s < self.call_retry_first_s:
             raise ValueError(f"{PREFIX}CALL_RETRY_MAX_S must not be shorter than {PREFIX}CALL_RETRY_FIRST_S")
         return self
+
+    @model_validator(mode="after")
+    def _beside_legacy(self) -> Self:
+        try:
+            legacy = self.legacy
+        except ValueError as error:
+            raise ValueError(
+                f"{PREFIX}LEGACY_TABLE, {PREFIX}LEGACY_USER_COLUMN, {PREFIX}LEGACY_COLUMNS: {error}"
+            ) from None
+        if self.ledger_shadow_mode and legacy is None:
+            raise ValueError(f"{PREFIX}LEGACY_TABLE must name the table that LEDGER_SHADOW_MODE writes")
+        return self
+
+    @property
+    def legacy(self) -> Legacy | None:
+        """The legacy table; None when there is none. ValueError: a name is wrong."""
+        if self.legacy_table is None:
+            return None
+        return Legacy(
+            self.legacy_table,
+            self.legacy_user_column,
+            self.legacy_user_type,
+            self.legacy_columns,
+            self.legacy_amounts == "integer",
+            self.legacy_digits,
+        )
 
     @model_validator(mode="after")
     def _withdrawable(self) -> Self:

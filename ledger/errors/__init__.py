@@ -35,6 +35,9 @@ LedgerError (code)
  │    ├── OrderOverfilled      order_id, amount, filled
  │    ├── FillReused           order_id, fill_id, stored, given
  │    └── FillsDisagree        order_id, total, filled
+ ├── LegacyUnusable            setting: the legacy table is not as it is configured
+ ├── PhaseRefused              phase, reasons: shadow mode does not move on
+ ├── BalancesDisagree          accounts: strict, and ledger and legacy table differ
  ├── ACopy                     a database that was rebuilt to look at may tell nobody anything
  ├── DatabaseBehind            an old backup: the journal has what the database has not
  ├── Fenced                    the partition has another owner; nothing was written, and the batch is not ours any more
@@ -116,6 +119,7 @@ from ledger.errors.questions import (
     ReadRefused,
     TransactionNotFound,
 )
+from ledger.errors.shadow import BalancesDisagree, LegacyUnusable, PhaseRefused
 
 __all__ = [
     "ACopy",
@@ -127,6 +131,7 @@ __all__ = [
     "BadCursor",
     "BadLegs",
     "BadPeriod",
+    "BalancesDisagree",
     "ClosedAccount",
     "CorrectionDecided",
     "CorrectionRefused",
@@ -145,6 +150,7 @@ __all__ = [
     "InsufficientFunds",
     "JournalBroken",
     "LedgerError",
+    "LegacyUnusable",
     "LimitExceeded",
     "NotOnAccount",
     "NotReversible",
@@ -152,6 +158,7 @@ __all__ = [
     "OrderOverfilled",
     "OrderRefused",
     "OrderReused",
+    "PhaseRefused",
     "PostingRefused",
     "ReadRefused",
     "ReasonMissing",
