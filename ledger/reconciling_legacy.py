@@ -15,11 +15,12 @@ again, and told when every look found a difference.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Final, Protocol, TypeAlias
+from typing import Final
 
 from ledger.accounts import AccountType, asset_of
+from ledger.legacy import Held, Legacy
 from ledger.reading import AccountName, Reader
 from ledger.reconciling import Comparison, Difference, Found
 from ledger.sql import load
@@ -28,30 +29,10 @@ _sql = load("ledger", "sql/reconciling.sql")
 
 PAGE: Final = 5_000
 
-Held: TypeAlias = Mapping[AccountType, Decimal]
-"""What a row shows, in the ledger's base units."""
-
-
-class LegacyTable(Protocol):
-    """What is asked of it."""
-
-    @property
-    def types(self) -> tuple[AccountType, ...]:
-        """The customers' accounts that it has a column for."""
-
-    def shown(self, balance: int) -> int:
-        """What it has to show for a balance of the ledger, both in base units."""
-
-    async def page(self, connection: Reader, after: str | None, limit: int) -> list[tuple[str, Held]]:
-        """The next rows in the order of its key; fewer than `limit` are the last."""
-
-    async def read(self, connection: Reader, users: Iterable[str]) -> dict[str, Held]:
-        """The rows of these customers, as far as there are any."""
-
 
 async def compare_legacy(
     connection: Reader,
-    legacy: LegacyTable,
+    legacy: Legacy,
     found: Found,
     *,
     elsewhere: Reader | None = None,
@@ -88,7 +69,7 @@ async def compare_legacy(
 async def _compare(
     connection: Reader,
     there: Reader,
-    legacy: LegacyTable,
+    legacy: Legacy,
     found: Found,
     users: Sequence[str],
     rows: Mapping[str, Held],
@@ -108,7 +89,7 @@ async def _compare(
         found.differ(one)
 
 
-async def _balances(connection: Reader, legacy: LegacyTable, users: Sequence[str]) -> dict[str, dict[AccountType, int]]:
+async def _balances(connection: Reader, legacy: Legacy, users: Sequence[str]) -> dict[str, dict[AccountType, int]]:
     balances: dict[str, dict[AccountType, int]] = {}
     if users:
         types = [type.value for type in legacy.types]
@@ -117,9 +98,7 @@ async def _balances(connection: Reader, legacy: LegacyTable, users: Sequence[str
     return balances
 
 
-def _differences(
-    legacy: LegacyTable, user: str, ours: Mapping[AccountType, int], theirs: Held | None
-) -> list[Difference]:
+def _differences(legacy: Legacy, user: str, ours: Mapping[AccountType, int], theirs: Held | None) -> list[Difference]:
     found = []
     for type in legacy.types:
         mine, shown = ours.get(type), None if theirs is None else theirs[type]

@@ -44,7 +44,7 @@ def reconcile(
     ] = None,
     actor: Actor = None,
 ) -> None:
-    """Compare ledger, custody mirror, chains and Circle; print what differs as CSV, and store the run.
+    """Compare ledger, legacy table, custody mirror, chains and Circle; print what differs as CSV, and store the run.
 
     Exit code 1 when something differs; 2 when nothing does, and something could not be compared (stderr says what).
     """

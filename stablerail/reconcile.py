@@ -2,7 +2,7 @@
 
 | comparison | sides | in flight |
 | --- | --- | --- |
-| legacy | the ledger and a legacy table, by customer (ledger/reconciling_legacy.py) | one snapshot of both |
+| legacy | the ledger and a legacy table, by customer (ledger/reconciling_legacy.py) | one snapshot of both; elsewhere: looked at again |
 | mirror | the ledger's own identities (ledger/reconciling.py) | one snapshot |
 | chain | the mirror and our wallets at a final block (custody.py) | looked at again: what is on its way is there by then |
 | circle | the mirror and Circle's word (reconcile_circle.py) | looked at again |
@@ -17,13 +17,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
+import asyncpg
+
 from chain.errors import ChainError
 from chain.rpc import Rpc
 from connectors.circle.client import CircleClient
 from connectors.errors import ConnectorError
 from ledger.accounts import custody as custody_account
+from ledger.commit import lost_not_cancelled
+from ledger.errors import LegacyUnusable
 from ledger.reconciling import Comparison, Difference, Found, Gap, GapCode, compare_mirror
-from ledger.reconciling_legacy import LegacyTable, compare_legacy
+from ledger.reconciling_legacy import compare_legacy
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.config import PREFIX, Settings
@@ -37,25 +41,23 @@ _sql = load("stablerail", "custody.sql")
 SNAPSHOT_IDLE: Final = "10min"
 """It holds no lock that anybody waits for, and reading a chain or Circle may take longer than a stage's transaction."""
 
+CONNECT_S: Final = 10.0
+REASON_MAX: Final = 300
+
 Progress = Callable[[str, int, int], None]
 
 
-async def reconcile(
-    settings: Settings,
-    found: Found,
-    progress: Progress = lambda *_: None,
-    *,
-    legacy: LegacyTable | None = None,
-) -> None:
-    """Compares everything; what it finds goes to `found`. `legacy`: a table in the same database."""
+async def reconcile(settings: Settings, found: Found, progress: Progress = lambda *_: None) -> None:
+    """Compares everything; what it finds goes to `found`."""
     connection = await connector(settings, idle_in_transaction_session_timeout=SNAPSHOT_IDLE)()
     try:
         progress("the ledger and its mirror", 0, 0)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await compare_mirror(connection, found)
-            if legacy is not None:
-                async for customers in compare_legacy(connection, legacy, found):
-                    progress("customers, in the ledger and the legacy table", customers, 0)
+            if settings.legacy_url is None:  # last: an error of that table ends the snapshot
+                await _compare_legacy(settings, connection, None, found, progress)
+        if settings.legacy_url is not None:
+            await _compare_elsewhere(settings, connection, found, progress)
         rows = await connection.fetch(_sql.chains, [chain.value for chain in Chain])
         async with AsyncExitStack() as stack:
             circle = await _circle(settings, stack)
@@ -73,6 +75,40 @@ async def reconcile(
                     found.gaps.append(Gap(Comparison.CHAIN, name, GapCode.NOT_CONFIGURED, _unset("rpc_urls")))
     finally:
         await connection.close()
+
+
+async def _compare_legacy(
+    settings: Settings, connection: Connection, elsewhere: Connection | None, found: Found, progress: Progress
+) -> None:
+    legacy = settings.legacy
+    if legacy is None:
+        return
+    looks = 1 if elsewhere is None else LOOKS
+    try:
+        await legacy.check(elsewhere or connection)
+        customers = compare_legacy(
+            connection, legacy, found, elsewhere=elsewhere, looks=looks, pause_s=LOOK_PAUSE_S
+        )  # fmt: skip
+        async for done in customers:
+            progress("customers, in the ledger and the legacy table", done, 0)
+    except (LegacyUnusable, asyncpg.InsufficientPrivilegeError) as error:
+        found.gaps.append(Gap(Comparison.LEGACY, "", GapCode.NOT_CONFIGURED, f"{error}"[:REASON_MAX]))
+
+
+async def _compare_elsewhere(settings: Settings, connection: Connection, found: Found, progress: Progress) -> None:
+    elsewhere: Connection | None = None
+    try:
+        with lost_not_cancelled():
+            elsewhere = await asyncpg.connect(settings.secret("legacy_url"), timeout=CONNECT_S)
+        await _compare_legacy(settings, connection, elsewhere, found, progress)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        if connection.is_closed():
+            raise
+        reason = f"{type(error).__name__}: {error}"[:REASON_MAX]
+        found.gaps.append(Gap(Comparison.LEGACY, "", GapCode.AWAY, reason))
+    finally:
+        if elsewhere is not None:
+            elsewhere.terminate()
 
 
 async def _compare_chain(connection: Connection, custody: Custody, found: Found) -> None:
@@ -136,7 +172,7 @@ async def _endpoints(settings: Settings, chain: Chain, stack: AsyncExitStack) ->
 
 
 def _away(comparison: Comparison, chain: Chain, error: ChainError | ConnectorError) -> Gap:
-    return Gap(comparison, chain.value, GapCode.AWAY, f"{error.code}: {error}"[:300])
+    return Gap(comparison, chain.value, GapCode.AWAY, f"{error.code}: {error}"[:REASON_MAX])
 
 
 def _unset(*fields: str) -> str:

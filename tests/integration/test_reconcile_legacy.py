@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from ledger import reconciling_legacy
 from ledger.accounts import AccountType, buffer, fiat_buffer, fiat_exposure, spendable
+from ledger.legacy import Legacy
 from ledger.posting import Transaction, credit, debit
-from ledger.reading import Reader
-from ledger.reconciling import Comparison, Difference, Found
-from ledger.reconciling_legacy import Held, compare_legacy
+from ledger.reconciling import Comparison, Difference, Found, GapCode
+from ledger.reconciling_legacy import compare_legacy
 from ledger.rows import Changes, Connection
-from stablerail.config import load_settings
+from stablerail import reconcile as reconciling
+from stablerail.config import Settings, load_settings
 from stablerail.reconcile import reconcile
 from tests.support import ledger_rig
 from tests.support.ledger_rig import owner
@@ -27,35 +27,8 @@ databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.co
 USDC, FIAT = AccountType.USDC_BALANCE, AccountType.FIAT_EXPOSURE
 
 
-@dataclass
-class Table:
-    """A table in whole units, whose key sorts otherwise than ours; it keeps six digits, or two."""
-
-    types: tuple[AccountType, ...] = (USDC, FIAT)
-    step: int = 1
-    before_page: Callable[[], Awaitable[None]] | None = None
-    before_read: Callable[[], Awaitable[None]] | None = None
-
-    def shown(self, balance: int) -> int:
-        return balance // self.step * self.step
-
-    async def page(self, connection: Reader, after: str | None, limit: int) -> list[tuple[str, Held]]:
-        if self.before_page is not None:
-            await self.before_page()
-        query = f'{SELECT} WHERE who < $1 ORDER BY who COLLATE "C" DESC LIMIT $2'
-        return list(_held(await connection.fetch(query, after or "~", limit)).items())
-
-    async def read(self, connection: Reader, users: Iterable[str]) -> dict[str, Held]:
-        if self.before_read is not None:
-            await self.before_read()
-        return _held(await connection.fetch(f"{SELECT} WHERE who = ANY ($1::text[])", list(users)))
-
-
-def _held(rows: Sequence[Any]) -> dict[str, Held]:
-    return {who: {USDC: cash * 10**6, FIAT: power * 10**6} for who, cash, power in rows}
-
-
-SELECT = "SELECT who, cash, power FROM balances"
+def legacy(digits: int = 6) -> Legacy:
+    return Legacy("stablerail.balances", "who", "text", {USDC: "cash", FIAT: "power"}, False, digits)
 
 
 async def legacy_of(dsn: str, rows: Sequence[tuple[str, int, int]]) -> Connection:
@@ -69,10 +42,21 @@ async def legacy_of(dsn: str, rows: Sequence[tuple[str, int, int]]) -> Connectio
     return connection
 
 
+def settings_of(dsn: str, **more: Any) -> Settings:
+    given = {"legacy_table": "stablerail.balances", "legacy_user_column": "who", **more}
+    columns = {"usdc_balance": "cash", "fiat_exposure": "power"}
+    return load_settings(env_file=None, database_url=dsn, legacy_columns=columns, **given)
+
+
 async def funded(connection: Connection, user: str) -> None:
     """Five millionths of USDC, three of USD."""
     legs = (debit(spendable(user), 5), credit(buffer(), 5), debit(fiat_exposure(user), 3), credit(fiat_buffer(), 3))
     await store(connection, Changes(), [Transaction(uuid.uuid4().hex, "credit", user, legs)])
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciling, "LOOK_PAUSE_S", 0.01)
 
 
 @pytest.mark.parametrize("page", [1, 2, 5_000])
@@ -86,7 +70,7 @@ async def test_each_customer_whose_values_differ_is_named(
     await writer.close()
     found = Found()
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        seen = [done async for done in compare_legacy(connection, Table(), found)]
+        seen = [done async for done in compare_legacy(connection, legacy(), found)]
     assert seen[-1] == 6
     assert sorted(found.kept, key=lambda one: one.account) == [
         Difference(Comparison.LEGACY, "bob", "bob.fiat_exposure:USD", 3, 0),
@@ -118,13 +102,16 @@ async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(
             await writer.execute("UPDATE balances SET cash = cash + 5 / 1e6, power = power + 3 / 1e6")
         written += 1
 
-    settings = load_settings(env_file=None, database_url=dsn)
+    real = Legacy.page
+
+    async def meanwhile(self: Legacy, *arguments: Any) -> Any:
+        await writes()
+        return await real(self, *arguments)
+
+    monkeypatch.setattr(Legacy, "page", meanwhile)
     found = Found()
     told: list[int] = []
-    await reconcile(
-        settings, found, lambda _what, done, _total: told.append(done),
-        legacy=Table(before_page=writes),
-    )  # fmt: skip
+    await reconcile(settings_of(dsn), found, lambda _what, done, _total: told.append(done))
     assert written == 6
     assert max(told) == 5
     mirror = [one for one in found.kept if one.comparison is Comparison.MIRROR]
@@ -134,31 +121,65 @@ async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(
 
 
 async def test_a_table_elsewhere_is_looked_at_again_and_digits_that_it_has_not_are_no_difference(
-    dsn: str, databases: Callable[[], str], connection: Connection
+    dsn: str, databases: Callable[[], str], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for user in ("ada", "bob", "cyd"):
         await funded(connection, user)
     there = await legacy_of(databases(), [("ada", 5, 3), ("bob", 4, 3)])
     await there.execute("UPDATE balances SET cash = cash + 0.5 / 1e6 WHERE who = 'bob'")
 
-    async def told(legacy: Table, looks: int) -> list[Difference]:
+    async def told(looks: int, digits: int = 6) -> list[Difference]:
         found = Found()
-        async for _ in compare_legacy(connection, legacy, found, elsewhere=there, looks=looks, pause_s=0.01):
+        async for _ in compare_legacy(connection, legacy(digits), found, elsewhere=there, looks=looks, pause_s=0.01):
             pass
         return found.kept
 
     cyd = [
         Difference(Comparison.LEGACY, "cyd", f"cyd.{type}", units, None)
-        for type, units in (("usdc_balance:USDC", 5), ("fiat_exposure:USD", 3))
+        for type, units in (("fiat_exposure:USD", 3), ("usdc_balance:USDC", 5))
     ]
     half = Difference(Comparison.LEGACY, "bob", "bob.usdc_balance:USDC", 5, 4)
-    assert await told(Table(), 3) == [half, *cyd], "half a base unit is one that is missing"
+    assert await told(3) == [half, *cyd], "half a base unit is one that is missing"
 
-    async def arrives() -> None:
+    real = Legacy.read
+
+    async def arrives(self: Legacy, *arguments: Any) -> Any:
         await there.execute("INSERT INTO balances VALUES ('cyd', 5 / 1e6, 3 / 1e6) ON CONFLICT DO NOTHING")
+        return await real(self, *arguments)
 
-    assert await told(Table(before_read=arrives), 3) == [half]
+    monkeypatch.setattr(Legacy, "read", arrives)
+    assert await told(3) == [half]
     await there.execute("UPDATE balances SET cash = 0, power = 0")
-    assert len(await told(Table(), 1)) == 6
-    assert await told(Table(step=10_000), 1) == [], "of less than a cent"
+    assert len(await told(1)) == 6
+    assert await told(1, 2) == [], "of less than a cent"
     await there.close()
+
+
+async def test_a_legacy_table_that_cannot_be_read_is_a_gap_and_the_rest_is_compared(
+    dsn: str, databases: Callable[[], str], connection: Connection
+) -> None:
+    await funded(connection, "ada")
+
+    async def gap(**settings: Any) -> tuple[GapCode, str]:
+        found = Found()
+        await reconcile(settings_of(dsn, **settings), found)
+        assert Comparison.MIRROR in found.results()
+        ((comparison, about, code, reason),) = found.gaps
+        assert (comparison, about) == (Comparison.LEGACY, "")
+        return code, reason
+
+    code, reason = await gap()
+    assert (code, "STABLERAIL_LEGACY_TABLE: there is no table" in reason) == (GapCode.NOT_CONFIGURED, True)
+    writer = await legacy_of(dsn, [])
+    await writer.execute("REVOKE ALL ON balances FROM stablerail_app")
+    assert await gap() == (GapCode.NOT_CONFIGURED, "permission denied for table balances")
+    await writer.close()
+    code, reason = await gap(legacy_url="postgresql://x:secret@127.0.0.1:1/x")
+    assert (code, "secret" in reason) == (GapCode.AWAY, False)
+    elsewhere = databases()
+    writer = await legacy_of(elsewhere, [("ada", 4, 3)])
+    await writer.close()
+    found = Found()
+    await reconcile(settings_of(dsn, legacy_url=elsewhere), found)
+    assert found.kept == [Difference(Comparison.LEGACY, "ada", "ada.usdc_balance:USDC", 5, 4)]
+    assert found.gaps == []
