@@ -208,6 +208,16 @@ SHADOW_DISCREPANCIES: Final = Table(
     ("id",),
     "id:uuid user_id:text type:text ledger:numeric legacy:text first_seen:time last_seen:time",
 )
+RECONCILIATIONS: Final = Table(
+    "reconciliations",
+    ("id",),
+    "id:uuid started_at:time ended_at:time actor:text compared:json differences:int gaps:json",
+)
+RECONCILIATION_DIFFERENCES: Final = Table(
+    "reconciliation_differences",
+    ("run_id", "n"),
+    "run_id:uuid n:int comparison:text user_id:text account:text ledger:numeric other:numeric",
+)
 
 JOURNALED: Final = (
     OWNERS,
@@ -252,6 +262,8 @@ JOURNALED: Final = (
     GATES,
     SHADOW,
     SHADOW_DISCREPANCIES,
+    RECONCILIATIONS,
+    RECONCILIATION_DIFFERENCES,
 )
 APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""

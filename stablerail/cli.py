@@ -27,6 +27,7 @@ from stablerail.cli_ledger import ledger_app
 from stablerail.cli_limits import limits_app
 from stablerail.cli_maintain import maintain
 from stablerail.cli_rebuild import diff, rebuild
+from stablerail.cli_reconcile import reconcile
 from stablerail.cli_recovery import recovery_app
 from stablerail.cli_replay import replay
 from stablerail.cli_shadow import shadow_app
@@ -61,6 +62,7 @@ ledger_app.add_typer(correct_app, name="correct")
 ledger_app.command("close")(close)
 app.command("replay")(replay)
 app.command("maintain")(maintain)
+app.command()(reconcile)
 app.command()(rebuild)
 app.command()(diff)
 

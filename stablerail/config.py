@@ -335,6 +335,10 @@ class Settings(BaseSettings):
     order_open_max_s: Seconds = Field(
         432_000, gt=0, description="an order that holds money for so long without an end: a person must look"
     )
+    discrepancy_alert_threshold: BaseUnits = Field(
+        100 * SCALE,
+        description="USDC that two sides of a reconciliation may differ by before BufferDiscrepancy is raised",
+    )
     custody_check_interval_s: Seconds = Field(
         60, gt=0, description="pause between two comparisons of the custody mirror with our wallets on chain"
     )

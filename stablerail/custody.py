@@ -24,12 +24,18 @@ _sql = load("stablerail", "custody.sql")
 _AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 
 
+ADDRESSES_MAX: Final = 10_000
+"""In memory at a time, however many customers there are."""
+
+
 class Look(NamedTuple):
     final: int
     """The block."""
     wallets: int
     difference: int
     """Base units that they hold above what the ledger says."""
+    held: int
+    """Base units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +54,18 @@ class Custody:
         """
         source = await readable(self.rpcs)
         final = max(source.head.number - self.depth_blocks, 0)
-        addresses = [row[0] for row in await connection.fetch(_sql.wallets, self.chain.value)]
-        held = sum(await source.rpc.balances_of(self.token, addresses, final))
+        wallets = held = 0
+        last = ""
+        while True:
+            rows = await connection.fetch(_sql.wallets, self.chain.value, last, ADDRESSES_MAX)
+            addresses = [row[0] for row in rows]
+            held += sum(await source.rpc.balances_of(self.token, addresses, final))
+            wallets += len(addresses)
+            if len(addresses) < ADDRESSES_MAX:
+                break
+            last = addresses[-1]
         expected = int(await connection.fetchval(_sql.expected, self.chain.value, final))
-        return Look(final, len(addresses), held - expected)
+        return Look(final, wallets, held - expected, held)
 
 
 class CustodyCheck:

@@ -26,6 +26,7 @@ from prometheus_client import (
 
 from agents.deposits.figures import SOURCES
 from chain.health import STATES
+from ledger.reconciling import Run
 from ledger.verify import Result
 from stablerail.bulk import BulkHistogram
 from topics.codes import Whose
@@ -163,6 +164,23 @@ CUSTODY_DISCREPANCY = Metric(
     "gauge",
     "USDC that our wallets hold above the custody mirror, at a final block",
     ("chain",),
+)
+DISCREPANCY_THRESHOLD = Metric(
+    "stablerail_discrepancy_threshold", "gauge", "USDC that two sides may differ by before somebody is told"
+)
+RECONCILE_DIFFERENCES = Metric(
+    "stablerail_reconcile_differences",
+    "gauge",
+    "What differs by the last reconciliation: legacy, mirror, chain, circle; the worker that leads says it",
+    ("comparison",),
+)
+RECONCILE_DISCREPANCY = Metric(
+    "stablerail_reconcile_discrepancy", "gauge", "By how much, in whole units, all added up", ("comparison",)
+)
+RECONCILED = Metric(
+    "stablerail_reconciled_timestamp_seconds",
+    "gauge",
+    "When everything that is configured was last compared, without a gap, unix time; the worker that leads says it",
 )
 BUFFER_LEVEL = Metric(
     "stablerail_buffer_level",
@@ -420,6 +438,20 @@ class Metrics:
 
     def custody_discrepancy(self, chain: str, base_units: int) -> None:
         self._set(CUSTODY_DISCREPANCY, base_units / SCALE, chain)
+
+    def discrepancy_threshold(self, base_units: int) -> None:
+        self._set(DISCREPANCY_THRESHOLD, base_units / SCALE)
+
+    def reconciled(self, run: Run | None, whole_at: datetime | None) -> None:
+        """The last run, and when nothing was last left out; None: another worker leads."""
+        for metric in (RECONCILE_DIFFERENCES, RECONCILE_DISCREPANCY):
+            self._gauges[metric].clear()
+        if run is not None:
+            for comparison, result in run.compared.items():
+                self._set(RECONCILE_DIFFERENCES, result.differences, comparison.value)
+                self._set(RECONCILE_DISCREPANCY, result.base_units / SCALE, comparison.value)
+        if whole_at is not None:
+            self._set(RECONCILED, whole_at.timestamp())
 
     def buffers(self, found: Iterable[tuple[str, int, int | None]]) -> None:
         """(account type, base units, threshold) of every buffer that this process knows; it forgets the others."""

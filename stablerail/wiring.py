@@ -35,6 +35,7 @@ from agents.recovery.maintain import Maintain, Retentions
 from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
 from agents.treasury import fund_broker
+from agents.treasury.reconcile_daily import ReconcileDaily
 from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
@@ -394,6 +395,7 @@ async def circle_client(settings: Settings, movement: Movement) -> CircleClient 
 
 async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
     movement = Movement("chains")
+    metrics.discrepancy_threshold(settings.discrepancy_alert_threshold)
 
     def seen(chain: str, head: int, behind: int, answering: int) -> None:
         metrics.chain_head(chain, head)
@@ -422,10 +424,18 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
 
 
 async def _treasury(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
+    from stablerail.reconcile import reconcile  # it reads the chains through this file
+
     buffers = Buffers(settings, metrics)
     funded = fund_broker.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT))
+    metrics.discrepancy_threshold(settings.discrepancy_alert_threshold)
+    reconciles = ReconcileDaily(shared, partial(reconcile, settings), metrics.reconciled)
     return Movement(
-        "treasury", deliveries=[Delivery(funded, shared)], mounts=[buffers.mount], measures=[buffers.measure]
+        "treasury",
+        deliveries=[Delivery(funded, shared)],
+        workers=[reconciles.work],
+        mounts=[buffers.mount],
+        measures=[buffers.measure],
     )
 
 

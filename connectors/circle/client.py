@@ -11,7 +11,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -28,6 +28,8 @@ PAGES_MAX: Final = (
     20  # one customer has a wallet per chain; a server that ignores `pageAfter` must not hold us for ever
 )
 REPLY_BYTES_MAX: Final = 4_000_000  # 200 wallets on each of 4 chains are 400 kB
+LEAST: Final = "0.000001"
+"""Of USDC; a wallet that holds less holds none."""
 SOMETHING_WENT_WRONG: Final = "-1"  # Circle's code for a failure of its own, sent with status 400
 
 
@@ -41,6 +43,16 @@ class CircleWallet(BaseModel):
     """Circle's name: see connectors.circle.chains."""
     state: str = "LIVE"
     ref_id: str | None = None
+
+
+class WalletHolding(NamedTuple):
+    """What a wallet holds of one token, by Circle's word."""
+
+    id: str
+    address: str
+    wallet_set_id: str
+    amount: str
+    """A decimal string in whole tokens."""
 
 
 class CircleClient(PartnerClient):
@@ -120,6 +132,45 @@ class CircleClient(PartnerClient):
         """One wallet. Raises Refused (404) when Circle knows none of this id."""
         data = await self._call("GET", f"/v1/w3s/wallets/{quote(wallet_id, safe='')}")
         return _wallets({"wallets": [data.get("wallet")]})[0]
+
+    async def token_address(self, token_id: str) -> str:
+        """The contract, or what the chain has in its place, of a token. Raises Refused (404) when Circle knows none of this id."""
+        data = await self._call("GET", f"/v1/w3s/tokens/{quote(token_id, safe='')}")
+        try:
+            return str(data["token"]["tokenAddress"])
+        except (KeyError, TypeError):
+            raise Unknown("Circle's reply holds no token address") from None
+
+    async def holdings_page(
+        self, blockchain: str, token_id: str, token_address: str, *, after: str | None = None
+    ) -> tuple[list[WalletHolding], str | None]:
+        """The wallets of at most PAGE_SIZE that hold any of the token, behind the one with id `after`, and where the next page
+        begins; None: this was the last. `blockchain`: Circle's name."""
+        params = {
+            "blockchain": blockchain, "tokenAddress": token_address, "amount__gte": LEAST, "pageSize": str(PAGE_SIZE),
+        }  # fmt: skip
+        if after is not None:
+            params["pageAfter"] = after
+        data = await self._call("GET", "/v1/w3s/developer/wallets/balances", params=params)
+        try:
+            wallets = list(data["wallets"])
+            found = [
+                WalletHolding(str(one["id"]), str(one["address"]), str(one["walletSetId"]), amount)
+                for one in wallets
+                for amount in _amounts(one["tokenBalances"], token_id)
+            ]
+            return found, str(wallets[-1]["id"]) if len(wallets) >= PAGE_SIZE else None
+        except (KeyError, TypeError):
+            raise Unknown("Circle's reply holds no wallets with balances") from None
+
+    async def holding(self, wallet_id: str, token_id: str, token_address: str) -> str:
+        """What one wallet holds of the token, a decimal string in whole tokens. Raises Refused (404) for an unknown wallet."""
+        path = f"/v1/w3s/wallets/{quote(wallet_id, safe='')}/balances"
+        data = await self._call("GET", path, params={"tokenAddress": token_address})
+        try:
+            return next(iter(_amounts(data["tokenBalances"], token_id)), "0")
+        except (KeyError, TypeError):
+            raise Unknown("Circle's reply holds no balances") from None
 
     async def create_transfer(
         self,
@@ -252,6 +303,10 @@ class CircleClient(PartnerClient):
         if not isinstance(data, dict):
             raise Unknown(f"an unreadable reply with status {answer.status}")
         return data
+
+
+def _amounts(balances: Any, token_id: str) -> list[str]:
+    return [str(balance["amount"]) for balance in balances if balance["token"]["id"] == token_id]
 
 
 def _z(time: datetime) -> str:

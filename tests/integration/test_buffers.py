@@ -25,7 +25,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, create_missing
 from tests.integration.test_worker_process import Program
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, STAGE, balance, items, own, record
+from tests.support.ledger_rig import AT, STAGE, balance, items, own, owner, record
 from topics.catalog import BUFFERS_LEVELS
 from topics.envelope import headers_of, value_of
 from topics.events import BufferLevel
@@ -139,8 +139,12 @@ async def test_the_levels_outlive_the_worker_that_shows_them(
             wanted = {
                 f'stablerail_buffer_level{{account="{BUFFER}"}} 999.0',
                 f'stablerail_buffer_threshold{{account="{BUFFER}"}} 1000.0',
+                'stablerail_reconcile_differences{comparison="mirror"} 0.0',  # this worker has made the day's run
             }
             return wanted <= set(metrics.splitlines())
+
+        async def measured_again() -> bool:
+            return "stablerail_reconcile_differences{" in (await worker.get("/metrics"))[1]
 
         await worker.until(measured, "the gauge")
         worker.child.kill()
@@ -148,7 +152,11 @@ async def test_the_levels_outlive_the_worker_that_shows_them(
         await worker.until(shown((one, "999.000000", 9, True)), "the level that the one before it knew")
         await tell(level(2_000_000_000, 10), level(5_000_000, 8))
         await worker.until(shown((one, "2000.000000", 10, False)), "the next level")
+        await worker.until(measured_again, "the run of the one before it")
         assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
+        database = await owner(dsn)
+        assert await database.fetchval("SELECT count(*) FROM reconciliations") == 1, "a restart makes no second run"
+        await database.close()
     finally:
         worker.child.kill()
         await producer.stop()

@@ -23,7 +23,7 @@ from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.control import InjectedTransfer, inject_transfer
 from connectors.circle.sandbox.gate import Fault
 from connectors.circle.sandbox.state import Transaction
-from connectors.circle.sandbox.tokens import USDC_TOKENS
+from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.transactions import notified
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
 from topics.events import DepositNotified, Evidence
@@ -296,3 +296,43 @@ async def test_every_inbound_transaction_is_listed_once_oldest_first_and_found_b
     assert await client.transaction(theirs.id) == theirs.shown()
     with pytest.raises(Refused):
         await client.transaction("no/such?one")
+
+
+async def test_wallets_that_hold_a_token_are_listed_in_pages_with_what_they_hold(
+    circle: CircleSandbox, client: CircleClient
+) -> None:
+    sol, usdc = "SOL-DEVNET", usdc_token_id("SOL-DEVNET")
+    wallet_set = await client.create_wallet_set(key(), "customers")
+    names = [(f"u{n}", f"u{n}") for n in range(PAGE_SIZE + 3)]
+    wallets = await client.create_wallets(key(), wallet_set, [sol, "APTOS-TESTNET"], names)
+    paid = [wallet for wallet in wallets if wallet.blockchain == sol][:-1]
+    for n, wallet in enumerate(paid, 1):
+        inject(circle, InjectedTransfer(walletId=wallet.id, amount=f"{n}.000001"))
+    token = await client.token_address(usdc)
+    first, after = await client.holdings_page(sol, usdc, token)
+    second, end = await client.holdings_page(sol, usdc, token, after=after)
+    assert (len(first), len(second), end) == (PAGE_SIZE, 2, None)
+    held = {(one.id, one.address, one.wallet_set_id): one.amount for one in (*first, *second)}
+    assert held == {(one.id, one.address, wallet_set): f"{n}.000001" for n, one in enumerate(paid, 1)}
+    assert await client.holding(paid[0].id, usdc, token) == "1.000001"
+    assert await client.holding(wallets[-1].id, usdc, token) == "0"
+    with pytest.raises(Refused):
+        await client.token_address(key())
+
+
+async def test_balances_that_cannot_be_read_are_unknown() -> None:
+    for data in (
+        {},
+        {"wallets": 1, "tokenBalances": 1, "token": 1},
+        {"wallets": [{}], "tokenBalances": [{}], "token": {}},
+    ):
+
+        async def answer(_: web.Request, data: Any = data) -> web.Response:
+            return web.json_response({"data": data})
+
+        async with served(answer) as url, client_of(url) as client:
+            for ask in (
+                client.holdings_page("SOL", "t", "a"), client.holding("w", "t", "a"), client.token_address("t"),
+            ):  # fmt: skip
+                with pytest.raises(Unknown):
+                    await ask

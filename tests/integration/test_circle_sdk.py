@@ -113,6 +113,11 @@ def read_transactions(client: Any, wallet_id: str) -> None:
     assert transactions.list_transactions(state=dcw.TransactionState.SENT).data.transactions == []
     balances = dcw.WalletsApi(client).list_wallet_balance(wallet_id).data.token_balances
     assert [(b.amount, b.token.symbol, b.token.decimals) for b in balances] == [("26.00", "USDC", 6)]
+    listed = dcw.WalletsApi(client).get_wallets_with_balances(
+        dcw.Blockchain.SOL_MINUS_DEVNET, token_address=balances[0].token.token_address, amount__gte="0.000001"
+    )
+    (holder,) = [one.actual_instance for one in listed.data.wallets]
+    assert (holder.id, holder.token_balances[0].amount) == (wallet_id, "26.00")
     token = dcw.TokenLookupApi(client).get_token_id(usdc_token_id("SOL-DEVNET")).data.token
     assert token == balances[0].token
 

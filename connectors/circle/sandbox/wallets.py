@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Query
@@ -180,22 +181,37 @@ def _balances(router: APIRouter, state: State, rpc: Rpc | None) -> None:
     if state.config.usdc_address is not None:
         addresses[state.config.evm_blockchain] = state.config.usdc_address.lower()
 
-    @router.get("/wallets/{wallet_id}/balances")
-    async def balances(
-        wallet_id: str, token_address: Annotated[str | None, Query(alias="tokenAddress")] = None
-    ) -> dict[str, Any]:
-        wallet = _wallet(state, wallet_id)
-        known = dict.fromkeys(t.token_id for t in state.transactions.values() if t.wallet_id == wallet_id)
-        held = {token_id: str(amount) for token_id in known if (amount := state.held(wallet_id, token_id))}
+    async def of(wallet: Wallet, token_address: str | None) -> list[dict[str, Any]]:
+        known = dict.fromkeys(t.token_id for t in state.transactions.values() if t.wallet_id == wallet.id)
+        held = {token_id: str(amount) for token_id in known if (amount := state.held(wallet.id, token_id))}
         if rpc is not None and wallet.blockchain == state.config.evm_blockchain:
             held[tokens.usdc_token_id(wallet.blockchain)] = decimal(await rpc.usdc_balance(wallet.address))
-        rows = [
+        return [
             {"amount": amount, "token": token, "updateDate": now()}
             for token_id, amount in held.items()
             if (token := tokens.token(token_id, addresses)) is not None
             and token_address in (None, token.get("tokenAddress"))
         ]
-        return {"data": {"tokenBalances": rows}}
+
+    @router.get("/wallets/{wallet_id}/balances")
+    async def balances(
+        wallet_id: str, token_address: Annotated[str | None, Query(alias="tokenAddress")] = None
+    ) -> dict[str, Any]:
+        return {"data": {"tokenBalances": await of(_wallet(state, wallet_id), token_address)}}
+
+    @router.get("/developer/wallets/balances")
+    async def with_balances(
+        paging: PageQuery,
+        blockchain: str,
+        token_address: Annotated[str | None, Query(alias="tokenAddress")] = None,
+        amount_gte: Annotated[Decimal, Query(alias="amount__gte")] = Decimal(0),
+    ) -> dict[str, Any]:
+        """Of the other filters none is simulated."""
+        listed = [wallet for wallet in state.wallets.values() if wallet.blockchain == blockchain]
+        held = {wallet.id: await of(wallet, token_address) for wallet in listed}
+        enough = [w for w in listed if sum((Decimal(each["amount"]) for each in held[w.id]), Decimal(0)) >= amount_gte]
+        rows = [{**wallet.shown(), "tokenBalances": held[wallet.id]} for wallet in paging.page(enough)]
+        return {"data": {"wallets": rows}}
 
     @router.get("/tokens/{token_id}")
     async def token(token_id: str) -> dict[str, Any]:

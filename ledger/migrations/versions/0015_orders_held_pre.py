@@ -6,7 +6,7 @@ Revision ID: 0015_pre
 from ledger.migrations import run_file
 
 revision = "0015_pre"
-down_revision = "0012_pre"
+down_revision = "0014_pre"
 
 
 def upgrade() -> None:

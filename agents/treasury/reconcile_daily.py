@@ -1,0 +1,77 @@
+"""Reconciles once a day, in one worker of the deployment.
+
+Due is what the last stored run says, by hand or by a worker: a restart neither skips nor doubles one. A run that could not ask
+everybody is made again an hour later. It is stored when it has ended, on the connection that holds the leader's lock: who lost
+the lock stores nothing, and who takes over begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+import structlog
+from aiokafka.errors import KafkaError
+
+from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.services import Services
+from ledger.commit import TRANSIENT
+from ledger.reconciling import WRITER, Found, Run, commit, last_whole, newest
+from ledger.rows import Connection
+
+_log = structlog.get_logger()
+_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError, KafkaError)
+
+LOOK_S: Final = 60.0
+
+Tell = Callable[[Run | None, datetime | None], None]
+"""Is told of the last run, and when everything was last compared; None of a worker that does not lead."""
+
+
+class ReconcileDaily:
+    """`work` never returns."""
+
+    def __init__(self, services: Services, compare: Callable[[Found], Awaitable[None]], tell: Tell) -> None:
+        """`compare` finds what differs; it raises what a database that is away raises."""
+        self._services, self._compare, self._tell = services, compare, tell
+        self._writer = LoneWriter(WRITER, services)
+
+    async def work(self) -> None:
+        while True:
+            pause_s = LOOK_S
+            try:
+                connection = await self._writer.lead()
+                if connection is None:
+                    pause_s = STANDBY_S
+                    self._tell(None, None)
+                elif await self.due(connection):
+                    await self.run(connection)
+            except _AGAIN as error:
+                _log.warning("reconcile.retry", error=type(error).__name__)
+            except Exception as error:
+                self._services.stop(f"{WRITER}: {error!r}", error)
+                raise
+            await asyncio.sleep(pause_s)
+
+    async def due(self, connection: Connection) -> bool:
+        runs = await newest(connection)
+        if not runs:
+            return True
+        self._tell(runs[0], await last_whole(connection))
+        return runs[0].due_at <= self._services.clock()
+
+    async def run(self, connection: Connection) -> Run:
+        started_at, found = self._services.clock(), Found()
+        await self._compare(found)
+        run, sealed = await commit(connection, found, started_at, self._services.clock(), WRITER)
+        await self._services.relay.journal([(sealed.seq, sealed.record)])
+        self._services.relay.emitted([sealed.seq])
+        self._tell(run, await last_whole(connection))
+        for gap in run.gaps:
+            _log.warning("reconcile.gap", comparison=gap.comparison, about=gap.about, reason=gap.reason)
+        log = _log.error if run.differences else _log.info
+        log("ledger.reconciled", run=run.id, differences=run.differences, gaps=len(run.gaps))
+        return run
