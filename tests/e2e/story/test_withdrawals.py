@@ -153,10 +153,12 @@ async def test_a_withdrawal_by_circle_ends_by_the_signed_notification_that_the_b
         if one["resourceId"] in {each["id"] for each in made}
     ]
     assert {(one["delivered"], tuple(one["attempts"])) for one in sent} == {(True, (200,))}, "the bridge took each"
-    told = [record for record, event in await story.events(TRANSFERS_NOTIFIED) if event["reference"] in ids.values()]
+    told = [
+        record for record, event in await story.events(TRANSFERS_NOTIFIED) if event.get("reference") in ids.values()
+    ]
     heard_ids = {dict(record.headers)["ce_id"].decode() for record in told}
     assert heard_ids == {one["notificationId"] for one in sent}, "and nobody else told of them"
-    settled = [event for _, event in await story.events(WITHDRAWALS_SETTLED) if event["user_id"] == user]
+    settled = [event for _, event in await story.events(WITHDRAWALS_SETTLED) if event.get("user_id") == user]
     assert sorted((event["withdrawal_id"], event["outcome"]) for event in settled) == sorted(
         (id, ended[name]["status"]) for name, id in ids.items()
     )
