@@ -116,7 +116,7 @@ async def test_a_person_sees_what_circle_was_asked_told_and_says_now_and_what_co
 
 
 async def _calls(rig: Rig, condition: str) -> bool:
-    return bool(await rig.at.observer.fetchval(f"SELECT count(*) FROM calls WHERE {condition}"))  # noqa: S608
+    return bool(await rig.at.observer.fetchval(f"SELECT count(*) FROM calls WHERE {condition}"))
 
 
 async def _waits(rig: Rig) -> bool:
