@@ -16,8 +16,9 @@ from rich.table import Table
 
 from agents.withdrawals import foreign, lanes
 from agents.withdrawals.errors import RequestRefused
-from agents.withdrawals.sync_lane import Comparison, apply, compare
+from agents.withdrawals.sync_lane import Comparison, apply, compare, least_count
 from chain.errors import KeystoreError, SignerError
+from ledger.commit import Sealed
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.cli_base import fail, needed_settings, out
@@ -92,9 +93,20 @@ def lanes_open(
     reason: Annotated[str, typer.Option(help="of --force: how you know that nothing is forgotten; for the audit")] = "",
     actor: Actor = None,
 ) -> None:
-    """Sign again. After foreign_nonce only once it is known who else used the key; after a restore `recovery open` does it."""
+    """Sign again. After foreign_nonce and nonce_taken only once it is known who else used the key; after a restore `recovery open` does it."""
+    from stablerail.wiring import rpcs
+
+    settings = needed_settings("database_url", logs=False)
     key, forced = _key(lane), reason if force else None
-    _act(lane, "open", lambda connection, who, at: lanes.open_lane(connection, key, at, who, forced=forced), actor)
+
+    async def open_(connection: Connection, who: str, at: datetime) -> Sealed:
+        async with AsyncExitStack() as stack:
+            known = key[0] in settings.rpc_urls
+            endpoints = [await stack.enter_async_context(rpc) for rpc in rpcs(settings, Chain(key[0]))] if known else []
+            counted = await least_count(endpoints, key[1])
+        return await lanes.open_lane(connection, key, at, who, forced=forced, counted=counted)
+
+    _act(lane, "open", open_, actor)
 
 
 @lanes_app.command("sync")

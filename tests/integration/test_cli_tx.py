@@ -213,6 +213,13 @@ async def test_a_person_ends_what_a_stranger_with_our_key_made_impossible_and_se
         assert given.output == f"top_up {account}:0 has failed, nothing of it was booked\n", given.output
         again = await lanes("release", account, "0", *why)
         assert (again.exit_code, "its attempts are replaced; nothing was changed" in again.output) == (1, True)
+        other.lies["eth_getTransactionCount"] = lambda _params, _honest: "0x63"
+        await desk.connection.execute("UPDATE lanes SET chain_nonce = 99")
+        opened = await lanes("resume", lane)
+        assert opened.output == f"{lane} is open\n", opened.output
+        assert (
+            await desk.connection.fetchval("SELECT next_nonce FROM lanes WHERE signer = $1", desk.signer.address)
+        ) == 1
     assert await storm.status(asked) == ("failed", "nonce_taken")
     listed = (await lanes("top-ups")).output
     for said in (account, desk.signer.address, "4.500000", "failed", "nonce_taken"):
@@ -222,5 +229,9 @@ async def test_a_person_ends_what_a_stranger_with_our_key_made_impossible_and_se
     assert json.loads((await lanes("top-ups", "--chain", "ETH", "--format", "json")).output) == []
     assert (await tx("show", asked.id)).exit_code == 0
     logs = await desk.connection.fetch("SELECT action, actor FROM audit_logs ORDER BY action")
-    assert [tuple(row) for row in logs] == [("top_up.released", "ann"), ("withdrawal.released", "ann")]
+    assert [tuple(row) for row in logs] == [
+        ("lane.opened", "ann"),
+        ("top_up.released", "ann"),
+        ("withdrawal.released", "ann"),
+    ]
     await assert_holds(desk.connection)

@@ -250,7 +250,7 @@ async def test_a_lane_that_a_person_or_a_restore_closed_or_that_drains_is_given_
         keys = [("MATIC", one.address) for one in signers(desk)]
         await pause_lane(desk.connection, keys[0], "the key moves", desk.now, "ann")
         await drain_lane(desk.connection, keys[1], desk.now, "ann")
-        await pause_lane(desk.connection, keys[2], "foreign_nonce", desk.now, "ann")
+        await pause_lane(desk.connection, keys[2], "nonce_taken", desk.now, "ann")
         process = desk.process()
         await blocks(desk, process, 2)
         assert await rows(desk) == []
@@ -301,7 +301,7 @@ async def test_a_top_up_whose_nonce_a_stranger_used_is_ended_by_a_person_once_th
             with pytest.raises(NonceNotTaken):
                 await released(*others)  # not final yet; one endpoint is not enough
         await blocks(desk, process, 2)
-        assert await desk.lane_of(desk.gas) == ("paused", "foreign_nonce")
+        assert await desk.lane_of(desk.gas) == ("paused", "nonce_taken")
         assert await rows(desk) == [(0, desk.signer.address, "open")]
         async with LyingEndpoint(desk.anvil.rpc_url) as endpoint:
             endpoint.lies["eth_getTransactionCount"] = lambda _params, _honest: "0x0"

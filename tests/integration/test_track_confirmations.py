@@ -151,7 +151,7 @@ async def test_a_nonce_that_something_else_used_finally_goes_to_a_person_and_rel
     assert await desk.balances(withdrawal) == (0, AMOUNT)
     assert desk.settled() == []
     lane = await desk.connection.fetchrow("SELECT status, reason FROM lanes WHERE signer = $1", desk.signer)
-    assert tuple(lane) == ("paused", "foreign_nonce")
+    assert tuple(lane) == ("paused", "nonce_taken")
     await assert_holds(desk.connection)
 
     async def released() -> None:
@@ -174,6 +174,24 @@ async def test_a_nonce_that_something_else_used_finally_goes_to_a_person_and_rel
         await released()
     await desk.head(1)
     assert await desk.status(withdrawal) == ("failed", "nonce_taken")
+    await assert_holds(desk.connection)
+
+
+async def test_a_lane_that_lost_a_nonce_opens_by_itself_when_ours_was_mined_with_it_after_all(desk: Payouts) -> None:
+    withdrawal, attempt = await desk.sent()
+    await desk.head()
+    foreign = {"from": desk.signer, "to": desk.signer, "value": "0x1", "nonce": hex(attempt.nonce)}
+    await desk.anvil.rpc("anvil_reorg", 1, [[foreign, 0]])
+    await desk.head(DEPTH)
+    assert await desk.status(withdrawal) == ("manual_review", "nonce_taken")
+    reasons = "SELECT status, reason FROM lanes WHERE signer = $1"
+    assert tuple(await desk.connection.fetchrow(reasons, desk.signer)) == ("paused", "nonce_taken")
+    await desk.anvil.rpc("anvil_reorg", DEPTH + 1, [["0x" + attempt.raw.hex(), 0]])
+    await desk.head()
+    assert tuple(await desk.connection.fetchrow(reasons, desk.signer)) == ("open", "")
+    await desk.head(DEPTH)
+    assert await desk.status(withdrawal) == ("completed", None)
+    assert await desk.paid_on_chain(withdrawal) == AMOUNT
     await assert_holds(desk.connection)
 
 
