@@ -165,6 +165,11 @@ CUSTODIAN_TRANSFERS: Final = Table(
     " reason:text created_at:time updated_at:time version:int",
     changing=("transfer_id", "state", "tx_hashes", "block_number", "reason", "updated_at", "version"),
 )
+CUSTODIAN_TRANSFER_HISTORY: Final = Table(
+    "custodian_transfer_history",
+    ("withdrawal_id", "version"),
+    "withdrawal_id:uuid version:int state:text transfer_id:text tx_hashes:text block_number:int reason:text at:time",
+)
 CUSTODIAN_WALLETS: Final = Table(
     "custodian_wallets",
     ("chain", "address"),
@@ -242,6 +247,7 @@ JOURNALED: Final = (
     ORDERS,
     ORDER_FILLS,
     CUSTODIAN_TRANSFERS,
+    CUSTODIAN_TRANSFER_HISTORY,
     CUSTODIAN_WALLETS,
     CALLS,
     CALL_MEMBERS,
@@ -265,6 +271,6 @@ JOURNALED: Final = (
     RECONCILIATIONS,
     RECONCILIATION_DIFFERENCES,
 )
-APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY)
+APPEND_ONLY: Final = (AUDIT, TRANSACTIONS, ENTRIES, AUDIT_LOGS, WITHDRAWAL_HISTORY, CUSTODIAN_TRANSFER_HISTORY)
 """Their rows are added and never changed: the application's role may not, and a trigger refuses it."""
 BY_NAME: Final = {table.name: table for table in JOURNALED}

@@ -1,23 +1,32 @@
-"""`stablerail lanes list|add|drain|retire|pause|resume|sync`: the keys that sign withdrawals; each change is a log."""
+"""`stablerail lanes list|add|drain|retire|pause|resume|sync|release|top-ups`: the keys that sign withdrawals, and the coins for gas
+that they are given; each change is a log.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import orjson
 import typer
 from rich.table import Table
 
-from agents.withdrawals import lanes
+from agents.withdrawals import foreign, lanes
 from agents.withdrawals.errors import RequestRefused
-from agents.withdrawals.sync_lane import Comparison, apply, compare
+from agents.withdrawals.sync_lane import Comparison, apply, compare, least_count
 from chain.errors import KeystoreError, SignerError
+from ledger.commit import Sealed
 from ledger.rows import Connection
+from ledger.sql import load
 from stablerail.cli_base import fail, needed_settings, out
 from stablerail.cli_corrections import Actor, changed, looked_up
 from topics.events import Chain
+from topics.money import format_amount
+
+_top_ups = load("agents.withdrawals", "top_ups.sql")
 
 lanes_app = typer.Typer(no_args_is_help=True, help="Keys that sign withdrawals: a lane for each signer on a chain.")
 
@@ -84,9 +93,20 @@ def lanes_open(
     reason: Annotated[str, typer.Option(help="of --force: how you know that nothing is forgotten; for the audit")] = "",
     actor: Actor = None,
 ) -> None:
-    """Sign again. After foreign_nonce only once it is known who else used the key; after a restore `recovery open` does it."""
+    """Sign again. After foreign_nonce and nonce_taken only once it is known who else used the key; after a restore `recovery open` does it."""
+    from stablerail.wiring import rpcs
+
+    settings = needed_settings("database_url", logs=False)
     key, forced = _key(lane), reason if force else None
-    _act(lane, "open", lambda connection, who, at: lanes.open_lane(connection, key, at, who, forced=forced), actor)
+
+    async def open_(connection: Connection, who: str, at: datetime) -> Sealed:
+        async with AsyncExitStack() as stack:
+            known = key[0] in settings.rpc_urls
+            endpoints = [await stack.enter_async_context(rpc) for rpc in rpcs(settings, Chain(key[0]))] if known else []
+            counted = await least_count(endpoints, key[1])
+        return await lanes.open_lane(connection, key, at, who, forced=forced, counted=counted)
+
+    _act(lane, "open", open_, actor)
 
 
 @lanes_app.command("sync")
@@ -120,6 +140,77 @@ def lanes_sync(
 
     found, applied = _refusable(lane, run)
     _shown(found, applied)
+
+
+@lanes_app.command("release")
+def lanes_release(
+    lane: Name,
+    nonce: Annotated[int, typer.Argument(min=0, help="that somebody else used; `tx show` and `lanes top-ups` have it")],
+    reason: Annotated[str, typer.Option(help="who used it, for the audit")],
+    actor: Actor = None,
+) -> None:
+    """End what a nonce was signed for that somebody else used: a withdrawal fails and its hold goes back, a top-up ends. Refused unless
+    two endpoints say so at the chain's depth, and none of ours is mined. The lane stays paused."""
+    from stablerail.wiring import rpcs
+
+    settings = needed_settings("database_url", logs=False)
+    key = _key(lane)
+    if key[0] not in settings.rpc_urls:
+        fail(f"no_such_chain: {key[0]} has no endpoint in STABLERAIL_RPC_URLS", 2)
+
+    async def change(connection: Connection, who: str, at: datetime) -> foreign.Released:
+        chain = Chain(key[0])
+        async with AsyncExitStack() as stack:
+            endpoints = [await stack.enter_async_context(rpc) for rpc in rpcs(settings, chain)]
+            depth = settings.finality_depths_blocks[chain]
+            return await foreign.release(connection, key, nonce, endpoints, depth, reason, at, who)
+
+    try:
+        done = changed(change, actor)
+    except LookupError:
+        fail(f"unknown_nonce: nothing was signed with nonce {nonce} of {lane}", 2)
+    except ValueError as error:
+        fail(f"bad_reason: {error}", 2)
+    except RequestRefused as error:
+        fail(f"{error.code}: {error}; nothing was changed")
+    ended = (
+        "has failed, its hold is given back" if done.about == "withdrawal" else "has failed, nothing of it was booked"
+    )
+    out.print(f"{done.about} {done.id} {ended}", markup=False, highlight=False, soft_wrap=True)
+
+
+@lanes_app.command("top-ups")
+def lanes_top_ups(
+    chain: Annotated[Chain | None, typer.Option(help="only these")] = None,
+    state: Annotated[Literal["open", "done", "failed"] | None, typer.Option(help="only these")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    format: Annotated[Literal["text", "json"], typer.Option(help="json: for programs")] = "text",
+) -> None:
+    """Coins for gas that lanes were given, the newest first."""
+    rows = looked_up(lambda connection: top_ups_of(connection, chain, state, limit))
+    if format == "json":
+        sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    heads = ("account", "nonce", "to", "coins", "state", "signed", "ended", "block", "attempts", "is", "transaction")
+    table = Table(*heads, header_style="bold", pad_edge=False, box=None)
+    for row in rows:
+        is_ = row["error"] if row["status"] == "replaced" else row["status"]
+        table.add_row(
+            f"{row['chain']}:{row['signer']}", str(row["nonce"]), row["lane"], row["amount"], row["state"],
+            _time(row["signed_at"]), _time(row["ended_at"]), str(row["block_number"] or ""), str(row["attempts"] or ""), is_ or "",
+            row["tx_hash"] or "",
+        )  # fmt: skip
+    out.print(table, markup=False)
+
+
+async def top_ups_of(connection: Connection, chain: str | None, state: str | None, limit: int) -> list[dict[str, Any]]:
+    """The newest first; amounts as decimal coins."""
+    rows = await connection.fetch(_top_ups.list, chain, state, limit)
+    return [{**row, "amount": format_amount(int(row["amount"]))} for row in rows]
+
+
+def _time(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _shown(found: Comparison, applied: bool) -> None:

@@ -23,11 +23,16 @@ from ledger.rows import Connection
 from stablerail.cli_base import fail, needed_settings, out
 from stablerail.cli_corrections import Actor, changed, looked_up
 from stablerail.config import Settings
-from topics.events import Chain
+from topics.events import Chain, Rail
 
 tx_app = typer.Typer(no_args_is_help=True, help="Transactions of withdrawals: seen, sped up, cancelled.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="the withdrawal's id; `show` takes a transaction's hash too")]
+Id = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="the withdrawal's id; `show` takes a transaction's hash, or Circle's id of a transfer, too"
+    ),
+]
 Reason = Annotated[str, typer.Option(help="why, for the audit")]
 Force = Annotated[bool, typer.Option(help=f"beyond the rule's number of attempts, up to {raising.ATTEMPTS_MAX}")]
 
@@ -38,7 +43,7 @@ REMEDIES: dict[str, str] = {
     raising.CANCELLING: "its newest attempt is a cancel; speed-up raises that",
     raising.ATTEMPTS_USED: f"as many attempts as the rule allows; --force goes to {raising.ATTEMPTS_MAX}",
     "fees_over_cap": "an eighth more is over the network's cap, STABLERAIL_WITHDRAWAL_FEE_CAPS_GWEI",
-    "nonce_taken": "something that is none of ours used its nonce; another attempt cannot be mined",
+    "nonce_taken": "something that is none of ours used its nonce; another attempt cannot be mined; `stablerail lanes release LANE NONCE` gives it back",
     "unexpected_transfers": "its payment was mined and moved something else; another attempt cannot be mined",
 }
 
@@ -60,12 +65,12 @@ def show(
     id: Id, format: Annotated[Literal["text", "json"], typer.Option(help="json: for programs, all of it")] = "text"
 ) -> None:
     """The page of evidence: what is stored, what each endpoint says, what the rule does next. Changes nothing."""
-    from stablerail.evidence import page
+    from stablerail.evidence import page, withdrawal_of
 
     settings = needed_settings("database_url", logs=False)
 
     async def read(connection: Connection) -> Any:
-        found = await _resolved(connection, id)
+        found = await withdrawal_of(connection, id)
         return None if found is None else await page(connection, settings, found, datetime.now(UTC))
 
     found = looked_up(read)
@@ -119,13 +124,6 @@ def _key(id: str) -> str | None:
         return None
 
 
-async def _resolved(connection: Connection, id: str) -> str | None:
-    """The withdrawal's id, of it or of one of its transactions."""
-    from stablerail.evidence import withdrawal_of
-
-    return await withdrawal_of(connection, id.lower()) if id.lower().startswith("0x") else _key(id)
-
-
 def _print(page: dict[str, Any]) -> None:
     w = page["withdrawal"]
     code = f" ({w['code']})" if w["code"] else ""
@@ -138,7 +136,11 @@ def _print(page: dict[str, Any]) -> None:
         lane = page["lane"]
         reason = f": {lane['reason']}" if lane["reason"] else ""
         _line(f"lane {lane['chain']}:{lane['signer']} {lane['status']}{reason}, next nonce {lane['next_nonce']}")
+    if page["withdrawal"]["rail"] == Rail.CIRCLE:
+        _print_transfer(page)
     _table("history", ("at", "status", "code", "actor"), page["history"])
+    if page["transfer"]:
+        _table("transfer", ("at", "state", "reason", "block_number", "tx_hashes"), page["transfer_history"])
     rows = [{**one, "max fee": _gwei(one["max_fee"]), "tip": _gwei(one["priority_fee"])} for one in page["attempts"]]
     columns = (
         "n",
@@ -175,7 +177,30 @@ def _print(page: dict[str, Any]) -> None:
         what = f"as attempt {wish['n']}" if wish["n"] is not None else wish["code"] or ""
         _line(f"wish: {wish['kind']} by {wish['asked_by']} ({wish['reason']}), {wish['state']} {what}".rstrip())
     if page["next"]:
-        _line("next: " + ", ".join(f"{name} {_shown(name, value)}" for name, value in page["next"].items()))
+        told = [f"{name} {_shown(name, value)}" for name, value in page["next"].items() if value is not None]
+        _line("next: " + ", ".join(told))
+
+
+def _print_transfer(page: dict[str, Any]) -> None:
+    """The call for it, and the custodian's words, then and now."""
+    call, transfer, says = page["call"], page["transfer"], page["custodian_says"]
+    if call:
+        error = f", {call['error']}" if call["error"] else ""
+        _line(f"call {call['id'] or 'not made yet'} {call['state']}{error}, {call['attempts']} without an answer")
+        if call["idempotency_key"]:
+            _line(f"idempotency key {call['idempotency_key']}")
+    if transfer:
+        reason = f" ({transfer['reason']})" if transfer["reason"] else ""
+        wallet = transfer["wallet_address"] or "an address not looked up yet"
+        told = transfer["transfer_id"] or "no id told yet"
+        _line(f"transfer at {transfer['custodian']} {told}: {transfer['state']}{reason}")
+        _line(f"from wallet {transfer['wallet_id']}, {wallet}")
+    for one in page["later"]:
+        _line(
+            f"comes again at {one['available_at']}: {one['said'] or one['stage']}, {one['code']}, attempt {one['attempt']}"
+        )
+    if says:
+        _line(f"{transfer['custodian']} says now: " + ", ".join(f"{name} {value}" for name, value in says.items()))
 
 
 def _shown(name: str, value: Any) -> str:

@@ -7,7 +7,9 @@ keys nor the paths of endpoints, which may carry one, are in it.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -37,13 +39,13 @@ from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.config import Settings
 from stablerail.policies import fee_policy, raise_policy
+from stablerail.transfer_evidence import Page, plain, transfer_of, transfer_page
 from stablerail.wiring import rpcs
+from topics.events import Chain, Rail
 from topics.money import format_amount
 
 _sql = load("stablerail", "withdrawals.sql")
 _sending = load("agents.withdrawals", "sending.sql")
-
-Page = dict[str, Any]
 
 BEHIND = "behind"
 """Another nonce of its lane is the next, or nothing was seen of it yet."""
@@ -51,10 +53,14 @@ WAITS = "waits"
 NOBODY_ANSWERS = "no_endpoint_answers"
 
 
-async def withdrawal_of(connection: Connection, tx_hash: str) -> str | None:
-    """The withdrawal that a transaction was signed for."""
-    found: str | None = await connection.fetchval(_sql.of_transaction, tx_hash)
-    return found
+async def withdrawal_of(connection: Connection, name: str) -> str | None:
+    """The withdrawal of this id (a UUID), or what a transaction of this hash, or a custodian's transfer of this id, is of."""
+    with suppress(ValueError):
+        id = uuid.UUID(name).hex
+        if await stored.read(connection, id) is not None:
+            return id
+    found: str | None = await connection.fetchval(_sql.of_transaction, name.lower())
+    return found or await transfer_of(connection, name) or await transfer_of(connection, name.lower())
 
 
 async def page(connection: Connection, settings: Settings, id: str, at: datetime) -> Page | None:
@@ -73,20 +79,24 @@ async def page(connection: Connection, settings: Settings, id: str, at: datetime
         "at": at.isoformat(),
         "withdrawal": _withdrawal(withdrawal),
         "hold": await _hold(connection, withdrawal),
-        "history": [_plain(dict(row)) for row in await connection.fetch(_sql.history, id)],
-        "lane": None if lane is None else _plain(lane._asdict()),
+        "history": [plain(dict(row)) for row in await connection.fetch(_sql.history, id)],
+        "lane": None if lane is None else plain(lane._asdict()),
         "attempts": [_attempt(attempt) for attempt in group],
-        "wish": None if wish is None else _plain(wish._asdict()),
+        "transfer": None,
+        "wish": None if wish is None else plain(wish._asdict()),
         "endpoints": [],
         "fees": None,
         "next": None,
     }
     chain = next((one for one in settings.rpc_urls if one == withdrawal.chain), None)
+    if withdrawal.rail == Rail.CIRCLE:
+        return found | await _by_custodian(connection, settings, withdrawal, chain)
     if chain is None or signer is None:
         return found
+    hashes = [attempt.tx_hash for attempt in group]
     endpoints = rpcs(settings, chain)
     try:
-        found["endpoints"] = list(await asyncio.gather(*(_seen(rpc, signer, group) for rpc in endpoints)))
+        found["endpoints"] = list(await asyncio.gather(*(_seen(rpc, signer, hashes) for rpc in endpoints)))
         token = settings.usdc_contracts[chain].lower()
         look = await HotWallet(endpoints, signer, token).look()
     finally:
@@ -138,7 +148,23 @@ def _next(
     return {"rule": "raises", **fields}
 
 
-async def _seen(rpc: Rpc, signer: str, group: Sequence[Attempt]) -> Page:
+async def _by_custodian(
+    connection: Connection, settings: Settings, withdrawal: Withdrawal, chain: Chain | None
+) -> Page:
+    """Of a withdrawal that a custodian sends; every hash that it told of is looked for on a chain that we read."""
+    found = await transfer_page(connection, settings, withdrawal)
+    transfer = found["transfer"]
+    if chain is not None and transfer is not None and transfer["wallet_address"] is not None:
+        endpoints = rpcs(settings, chain)
+        asked = [_seen(rpc, transfer["wallet_address"], transfer["tx_hashes"]) for rpc in endpoints]
+        try:
+            found["endpoints"] = list(await asyncio.gather(*asked))
+        finally:
+            await asyncio.gather(*(rpc.close() for rpc in endpoints))
+    return found
+
+
+async def _seen(rpc: Rpc, signer: str, hashes: Sequence[str]) -> Page:
     """What one endpoint says, in one batch."""
     calls = [
         Call("eth_chainId", [], quantity),
@@ -146,16 +172,16 @@ async def _seen(rpc: Rpc, signer: str, group: Sequence[Attempt]) -> Page:
         nonce(signer),
         Call("eth_getTransactionCount", [signer, "pending"], quantity),
     ]
-    for attempt in group:
-        calls.append(Call("eth_getTransactionReceipt", [attempt.tx_hash], _receipt))
-        calls.append(Call("eth_getTransactionByHash", [attempt.tx_hash], bool))
+    for tx_hash in hashes:
+        calls.append(Call("eth_getTransactionReceipt", [tx_hash], _receipt))
+        calls.append(Call("eth_getTransactionByHash", [tx_hash], bool))
     try:
         chain_id, head, mined, pending, *rest = await rpc.ask(calls)
     except ChainError as error:
         return {"endpoint": rpc.endpoint, "error": error.code}
     attempts = [
-        {"tx_hash": attempt.tx_hash, **(receipt or {"where": "in the pool" if known else "unknown"})}
-        for attempt, receipt, known in zip(group, rest[::2], rest[1::2], strict=True)
+        {"tx_hash": tx_hash, **(receipt or {"where": "in the pool" if known else "unknown"})}
+        for tx_hash, receipt, known in zip(hashes, rest[::2], rest[1::2], strict=True)
     ]
     return {
         "endpoint": rpc.endpoint, "chain_id": chain_id, "expected_chain_id": rpc.chain_id, **head, "nonce": mined,
@@ -197,7 +223,7 @@ async def _hold(connection: Connection, withdrawal: Withdrawal) -> Page | None:
 
 def _withdrawal(withdrawal: Withdrawal) -> Page:
     names = ("id", "user_id", "rail", "chain", "asset", "recipient", "status", "code", "requested_at", "updated_at")
-    found = _plain({name: getattr(withdrawal, name) for name in names})
+    found = plain({name: getattr(withdrawal, name) for name in names})
     return {**found, "amount": format_amount(withdrawal.amount)}
 
 
@@ -206,9 +232,5 @@ def _attempt(attempt: Attempt) -> Page:
         "n", "kind", "tx_hash", "signer", "nonce", "status", "error", "gas_limit", "block_number", "block_hash", "signed_at",
         "broadcast_at",
     )  # fmt: skip
-    found = _plain({name: getattr(attempt, name) for name in names})
+    found = plain({name: getattr(attempt, name) for name in names})
     return {**found, "max_fee": str(attempt.max_fee), "priority_fee": str(attempt.priority_fee)}
-
-
-def _plain(row: dict[str, Any]) -> Page:
-    return {name: one.isoformat() if isinstance(one, datetime) else one for name, one in row.items()}

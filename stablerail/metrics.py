@@ -32,7 +32,7 @@ from stablerail.bulk import BulkHistogram
 from topics.codes import Whose
 from topics.money import SCALE
 
-REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "key_unavailable", "foreign_nonce", "restored")
+REASONS: Final = ("low_gas", "low_usdc", "fees_over_cap", "key_unavailable", "foreign_nonce", "nonce_taken", "restored")
 """Why a lane pauses by itself (agents/withdrawals/sign_transactions.py)."""
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 EVENTS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000)
@@ -229,7 +229,7 @@ RPC_ENDPOINT_STATE = Metric(
 LANE_PAUSED = Metric(
     "stablerail_lane_paused",
     "gauge",
-    "1 = the lane signs nothing: low_gas, low_usdc, fees_over_cap, key_unavailable, foreign_nonce, restored, other",
+    "1 = the lane signs nothing: low_gas, low_usdc, fees_over_cap, key_unavailable, foreign_nonce, nonce_taken, restored, other",
     ("chain", "signer", "reason"),
 )
 LANE_IN_FLIGHT = Metric(

@@ -27,3 +27,38 @@ SELECT state, amount::text AS amount, remaining::text AS remaining, captured::te
 
 -- name: lane
 SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes WHERE chain = $1 AND signer = $2
+
+-- name: of_transfer
+-- By the custodian's id, or by a hash that it told of.
+SELECT replace(withdrawal_id::text, '-', '') FROM custodian_transfers
+WHERE transfer_id = $1 OR string_to_array(tx_hashes, ' ') @> ARRAY[$1::text]
+LIMIT 1
+
+-- name: transfer
+SELECT t.custodian, t.wallet_id, w.address AS wallet_address, t.transfer_id, t.state, t.tx_hashes, t.block_number, t.reason,
+       t.created_at, t.updated_at
+FROM custodian_transfers t
+LEFT JOIN custodian_wallets w ON w.chain = $2 AND w.custodian = t.custodian AND w.wallet_id = t.wallet_id
+WHERE t.withdrawal_id = $1::text::uuid
+
+-- name: transfer_history
+SELECT version, state, transfer_id, tx_hashes, block_number, reason, at
+FROM custodian_transfer_history WHERE withdrawal_id = $1::text::uuid ORDER BY version
+
+-- name: call_of
+SELECT replace(c.id::text, '-', '') AS id, c.idempotency_key::text AS idempotency_key, coalesce(c.state, 'waiting') AS state,
+       coalesce(c.attempts, 0) AS attempts, c.error, coalesce(c.request, m.request)::text AS request, m.queued_at, c.created_at,
+       c.concluded_at, c.due_at, l.attempts AS taken, l.until AS leased_until
+FROM call_members m
+LEFT JOIN calls c ON c.id = m.call_id
+LEFT JOIN leases l ON l.call_id = c.id
+WHERE m.stage = 'transfer_by_custodian' AND m.item = $1
+
+-- name: later
+SELECT stage, attempt, code, available_at, value FROM schedule
+WHERE stage = $1 AND key = ANY ($2::bytea[])
+   OR stage = $3 AND key = $4 AND convert_from(value, 'UTF8')::jsonb ->> 'withdrawal_id' = $5
+ORDER BY available_at
+
+-- name: gate
+SELECT reason FROM gates WHERE name = $1

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from connectors.circle.transactions import FAILED
 from ledger.rows import Connection, Row, Table, uuids
 from ledger.sql import load
-from ledger.tables import CUSTODIAN_TRANSFERS
+from ledger.tables import CUSTODIAN_TRANSFER_HISTORY, CUSTODIAN_TRANSFERS
 
 _sql = load("agents.withdrawals", "custodian.sql")
 
@@ -78,10 +78,21 @@ def rank(state: str) -> int:
     return _RANK_OF_ENDS if state in ENDS else _RANK.get(state, _RANK_OF_OTHERS)
 
 
-def changed(transfer: Transfer, at: datetime, **fields: object) -> tuple[Transfer, tuple[Table, Row]]:
-    """The row as it is then."""
+def changed(
+    transfer: Transfer, at: datetime, **fields: object
+) -> tuple[Transfer, tuple[tuple[Table, Row], tuple[Table, Row]]]:
+    """The transfer as it is then, and its rows: `custodian_transfers` to be upserted, its history to be inserted."""
     after = transfer._replace(updated_at=at, version=transfer.version + 1, **fields)  # type: ignore[arg-type]
-    return after, (CUSTODIAN_TRANSFERS, after)
+    return after, rows_of(after)
+
+
+def rows_of(transfer: Transfer) -> tuple[tuple[Table, Row], tuple[Table, Row]]:
+    """Its row, and the line of its history that tells of this version."""
+    line = (
+        transfer.withdrawal_id, transfer.version, transfer.state, transfer.transfer_id, transfer.tx_hashes,
+        transfer.block_number, transfer.reason, transfer.updated_at,
+    )  # fmt: skip
+    return (CUSTODIAN_TRANSFERS, transfer), (CUSTODIAN_TRANSFER_HISTORY, line)
 
 
 async def lock(connection: Connection, ids: Iterable[str]) -> dict[str, Transfer]:

@@ -6,7 +6,8 @@ RequestRefused (code)
  ├── UnknownWithdrawal  unknown_withdrawal
  ├── NotRaisable        not_raisable            why: no other attempt of its nonce is signed (agents/withdrawals/raising.py)
  ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
- └── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
+ ├── NonceNotTaken      nonce_not_taken         it is not proven that somebody else used it (agents/withdrawals/foreign.py)
+ ├── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
  ├── LaneRetired        lane_retired            its key signs nothing for us any more
  └── LaneInFlight       lane_in_flight          the chain has not ended all of its nonces yet
 """
@@ -68,6 +69,10 @@ class NotRaisable(RequestRefused):
     def __init__(self, why: str) -> None:
         super().__init__(f"no other attempt is signed for it: {why}")
         self.why = why
+
+
+class NonceNotTaken(RequestRefused):
+    code = "nonce_not_taken"
 
 
 class LaneRetired(RequestRefused):

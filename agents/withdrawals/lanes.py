@@ -7,8 +7,9 @@
 | draining | the same, on the way to be retired; it may be opened again |
 | retired | for good, once the chain has ended all its nonces; what its address holds is moved by people |
 
-A lane that paused by itself opens by itself, but for one: the chain counted transactions of the signer that we did not sign.
-Whoever opens that one has found out who else uses the key; its nonces go on where the chain is. After a restore a lane is opened
+A lane that paused by itself opens by itself, but for one: a nonce of ours was used for good by a transaction that we did not sign.
+One of which the chain counts transactions that we did not sign does as soon as it counts them no more: never, where they are
+final. Whoever opens either has found out who else uses the key; its nonces go on where the chain is. After a restore a lane is opened
 by comparing (agents/recovery); a person who opens it unseen says why.
 """
 
@@ -20,7 +21,7 @@ from typing import Any, Final
 from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.errors import LaneInFlight, LaneRestored, LaneRetired
 from agents.withdrawals.in_flight import LaneKey
-from agents.withdrawals.sign_transactions import CLEARS_ITSELF, DRAINING, OPEN, PAUSED, RETIRED
+from agents.withdrawals.sign_transactions import DRAINING, OPEN, OPENS_ITSELF, PAUSED, RETIRED
 from agents.withdrawals.withdrawal import RESTORED, Lane
 from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
@@ -61,19 +62,26 @@ async def pause_lane(connection: Connection, lane: tuple[str, str], reason: str,
     """Nothing is signed for (chain, signer) until a person opens it. What is signed already goes its way. LookupError when
     there is no such lane, ValueError for a reason that is none, LaneRestored where it is paused until it was compared."""
     check_reason(reason)
-    if reason in CLEARS_ITSELF or reason.partition(":")[0] == RESTORED:
+    if reason in OPENS_ITSELF or reason.partition(":")[0] == RESTORED:
         raise ValueError(f"{reason} is what a lane says by itself")
     return await _change(connection, lane, PAUSED, reason, at, actor)
 
 
 async def open_lane(
-    connection: Connection, lane: tuple[str, str], at: datetime, actor: str, *, forced: str | None = None
+    connection: Connection,
+    lane: tuple[str, str],
+    at: datetime,
+    actor: str,
+    *,
+    forced: str | None = None,
+    counted: int | None = None,
 ) -> Sealed:
-    """It signs again, from the chain's own count on where that is higher. LookupError when there is no such lane. One that is
-    restored only where `forced` says why, else LaneRestored."""
+    """It signs again, from the chain's own count on where that is higher: `counted`, the least that any endpoint says now, else what the
+    row has. A count that was made up would leave a gap that no block ever fills. LookupError when there is no such lane. One that
+    is restored only where `forced` says why, else LaneRestored."""
     if forced is not None:
         check_reason(forced)
-    return await _change(connection, lane, OPEN, "", at, actor, forced)
+    return await _change(connection, lane, OPEN, "", at, actor, forced, counted)
 
 
 def check_reason(reason: str) -> None:
@@ -96,7 +104,14 @@ _VERBS: Final = {OPEN: "opened", PAUSED: "paused", DRAINING: "drained", RETIRED:
 
 
 async def _change(
-    connection: Connection, key: LaneKey, status: str, reason: str, at: datetime, actor: str, forced: str | None = None
+    connection: Connection,
+    key: LaneKey,
+    status: str,
+    reason: str,
+    at: datetime,
+    actor: str,
+    forced: str | None = None,
+    counted: int | None = None,
 ) -> Sealed:
     async with connection.transaction():
         owners = await lock_writer(connection, WRITER)
@@ -110,9 +125,10 @@ async def _change(
         # under the lane's lock nobody signs a nonce for it meanwhile
         if status == RETIRED and (nonces := await open_nonces(connection, key)):
             raise LaneInFlight(before.key, nonces)
-        nonce = max(before.next_nonce, before.chain_nonce) if status == OPEN else before.next_nonce
+        count = before.chain_nonce if counted is None else counted
+        nonce = max(before.next_nonce, count) if status == OPEN else before.next_nonce
         after = before._replace(
-            next_nonce=nonce, status=status, reason=reason, version=before.version + 1, updated_at=at
+            next_nonce=nonce, chain_nonce=count, status=status, reason=reason, version=before.version + 1, updated_at=at
         )
         said = {} if forced is None else {"forced": forced}
         log = Log(actor, f"lane.{_VERBS[status]}", "lane", before.key, plain(before), plain(after) | said)

@@ -144,8 +144,10 @@ def _as_asked(event: TransferNotified, withdrawal: Withdrawal) -> bool:
     return all(told in (None, asked) for told, asked in pairs)
 
 
-def _merged(event: TransferNotified, transfer: Transfer, now: datetime) -> tuple[Transfer, tuple[Table, Row]]:
-    """The row with what the event adds, and the later of both states."""
+def _merged(
+    event: TransferNotified, transfer: Transfer, now: datetime
+) -> tuple[Transfer, tuple[tuple[Table, Row], tuple[Table, Row]]]:
+    """The transfer with what the event adds, and the later of both states."""
     hashes = [*transfer.hashes, *([event.tx_hash] if event.tx_hash and event.tx_hash not in transfer.hashes else [])]
     later = rank(event.state) >= rank(transfer.state)
     return changed(
@@ -160,7 +162,7 @@ def _merged(event: TransferNotified, transfer: Transfer, now: datetime) -> tuple
 
 
 def _on_its_way(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, now: datetime) -> Done:
-    after, row = _merged(event, transfer, now)
+    after, (row, step) = _merged(event, transfer, now)
     if after._replace(updated_at=transfer.updated_at, version=transfer.version) == transfer:
         return Done()
     status, code = Status.BROADCASTING, None
@@ -172,13 +174,13 @@ def _on_its_way(event: TransferNotified, withdrawal: Withdrawal, transfer: Trans
     before = Status(withdrawal.status)
     waits_for_people = before is Status.MANUAL_REVIEW and withdrawal.code not in (STUCK, CUSTODIAN_SILENT)
     if (status, code or withdrawal.code) == (before, withdrawal.code) or waits_for_people or status not in NEXT[before]:
-        return Done(upserts=(row,))
+        return Done(inserts=(step,), upserts=(row,))
     _, (moved_row, line) = moved(withdrawal._replace(code=None), status, now, NAME, code)
-    return Done(inserts=(line,), upserts=(row, moved_row), alerts=alerts)
+    return Done(inserts=(step, line), upserts=(row, moved_row), alerts=alerts)
 
 
 def _ended(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, facts: Facts, attempt: int) -> Outcome:
-    after, row = _merged(event, transfer, facts.now)
+    after, (row, step) = _merged(event, transfer, facts.now)
     hashes = frozenset(after.hashes)
     look = None
     if hashes and withdrawal.chain in facts.read:
@@ -189,10 +191,11 @@ def _ended(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, 
             return Retry(NOT_FINAL, ABSENT_S)
     says_paid = event.state == COMPLETE
     if says_paid and look is not None and look.absent:
-        return _review(withdrawal, after, UNPROVEN, facts.now, row)
+        reviewed = _review(withdrawal, after, UNPROVEN, facts.now)
+        return reviewed._replace(inserts=(step, *reviewed.inserts), upserts=(row, *reviewed.upserts))
     is_paid = says_paid if look is None else look.paid is not None
     if not is_paid and withdrawal.code in _NOT_RELEASED:
-        return Done(upserts=(row,))
+        return Done(inserts=(step,), upserts=(row,))
     alerts: tuple[Alert, ...] = ()
     if is_paid != says_paid:
         alerts = (Alert(CONTRADICTED, _about(withdrawal, after)),)
@@ -204,7 +207,7 @@ def _ended(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, 
     shard = shard_of(withdrawal.user_id, facts.buffer_shards)
     return Done(
         postings=(paid(withdrawal, shard) if is_paid else released(withdrawal),),
-        inserts=(line,),
+        inserts=(step, line),
         upserts=(row, moved_row),
         emits=(settled(ended, tx_hash),),
         alerts=alerts,
@@ -220,11 +223,11 @@ def _end(event: TransferNotified, is_paid: bool) -> tuple[Status, str | None]:
     return Status.FAILED, SHORT if short else _CODES.get(event.state, "custodian_failed")
 
 
-def _review(withdrawal: Withdrawal, transfer: Transfer, code: str, now: datetime, *rows: tuple[Table, Row]) -> Done:
+def _review(withdrawal: Withdrawal, transfer: Transfer, code: str, now: datetime) -> Done:
     if (withdrawal.status, withdrawal.code) == (Status.MANUAL_REVIEW, code):
-        return Done(upserts=rows)
+        return Done()
     _, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, now, NAME, code)
-    return Done(inserts=(line,), upserts=(*rows, row), alerts=(Alert(code, _about(withdrawal, transfer)),))
+    return Done(inserts=(line,), upserts=(row,), alerts=(Alert(code, _about(withdrawal, transfer)),))
 
 
 def _about(withdrawal: Withdrawal, transfer: Transfer) -> dict[str, str]:

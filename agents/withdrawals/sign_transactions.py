@@ -17,7 +17,9 @@ A lane pauses before it signs what cannot be paid for. Its row says why; the oth
 | low_usdc | its USDC, less what is in flight, covers the oldest withdrawal; younger ones do not overtake it |
 | fees_over_cap | the chain costs less than the network's cap |
 | key_unavailable | its key store signs again |
-| foreign_nonce | a person has found out who else uses the key: the chain counts transactions that we did not sign |
+| foreign_nonce | the chain counts no transactions any more that we did not sign; if it does for good, a person finds out who else |
+|               | uses the key                                                                                                    |
+| nonce_taken | a person has found out who else uses the key: one of our nonces was used for good, by none of ours (track_confirmations) |
 | restored | the database was restored: `stablerail recovery open` has compared the lane with its chain |
 | anything else | the person who paused it opens it |
 
@@ -81,6 +83,9 @@ FEES_OVER_CAP: Final = "fees_over_cap"
 KEY_UNAVAILABLE: Final = "key_unavailable"
 FOREIGN_NONCE: Final = "foreign_nonce"
 CLEARS_ITSELF: Final = frozenset({LOW_GAS, LOW_USDC, FEES_OVER_CAP, KEY_UNAVAILABLE})
+OPENS_ITSELF: Final = CLEARS_ITSELF | {FOREIGN_NONCE}
+"""Beside the usual: what endpoints count too many may be a lie, or go with a reorg. What is final stays in their count, so a lane
+that somebody else really uses opens by no look."""
 
 PAYMENT: Final = "payment"
 CANCEL: Final = "cancel"
@@ -215,13 +220,13 @@ def _changed(turn: _Turn, waits: bool, now: datetime) -> Lane | None:
     queue, lane, reason = turn.queue, turn.queue.lane, turn.reason
     if lane.status in (DRAINING, RETIRED):
         return None
-    if not reason and not turn.tried and waits:
+    if not reason and not turn.tried and waits and lane.reason != FOREIGN_NONCE:
         reason = lane.reason  # nothing was tried, so nothing is known of it
     if queue.stored and (turn.nonce, reason) == (lane.next_nonce, lane.reason):
         return None
     return lane._replace(
         next_nonce=turn.nonce,
-        chain_nonce=max(lane.chain_nonce, queue.look.nonce),
+        chain_nonce=counted(lane, queue.look, reason),
         status=PAUSED if reason else OPEN,
         reason=reason,
         version=lane.version + 1,
@@ -231,11 +236,17 @@ def _changed(turn: _Turn, waits: bool, now: datetime) -> Lane | None:
 
 def shut(lane: Lane, look: Look, away: bool) -> str:
     """Why nothing at all may be signed for it. `away`: its key does not sign now."""
-    if lane.status != OPEN and lane.reason not in CLEARS_ITSELF:
+    if lane.status != OPEN and lane.reason not in OPENS_ITSELF:
         return lane.reason or lane.status
     if look.nonce > lane.next_nonce:
         return FOREIGN_NONCE
     return KEY_UNAVAILABLE if away else ""
+
+
+def counted(lane: Lane, look: Look, reason: str) -> int:
+    """The chain's count as the row has it then. One that was taken back is forgotten: whoever opens the lane goes on from it."""
+    taken_back = lane.reason == FOREIGN_NONCE and reason != FOREIGN_NONCE
+    return look.nonce if taken_back else max(lane.chain_nonce, look.nonce)
 
 
 def unsigned(desk: Desk, withdrawal: Withdrawal, nonce: int, n: int, kind: str, offer: Fees, now: datetime) -> Attempt:

@@ -64,6 +64,12 @@ async def compare(connection: Connection, key: LaneKey, rpcs: Sequence[Rpc], at:
     return judged(lane, await open_nonces(connection, key), counts, at)
 
 
+async def least_count(rpcs: Sequence[Rpc], signer: str) -> int | None:
+    """Nonces of the signer that are in blocks, by the endpoint that counts the fewest; None when none answers."""
+    counts = await asyncio.gather(*(_count(rpc, signer) for rpc in rpcs))
+    return min((one.latest for one in counts if not one.failure), default=None)
+
+
 def judged(lane: Lane, nonces: Sequence[int], counts: Sequence[Count], at: datetime) -> Comparison:
     """Pure."""
     found = Comparison(lane, nonces, counts, (), None)

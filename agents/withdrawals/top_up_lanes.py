@@ -35,6 +35,7 @@ from agents.withdrawals.sign_transactions import (
     RETIRED,
     LaneTeller,
     Seen,
+    counted,
     first_lane,
     shut,
     unseen,
@@ -155,7 +156,7 @@ def _given(tank: Tank, now: datetime) -> tuple[list[TopUp], Lane | None]:
         return made, None
     return made, lane._replace(
         next_nonce=nonce,
-        chain_nonce=max(lane.chain_nonce, tank.look.nonce),
+        chain_nonce=counted(lane, tank.look, reason),
         status=PAUSED if reason else OPEN,
         reason=reason,
         version=lane.version + 1,

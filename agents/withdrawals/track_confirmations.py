@@ -8,7 +8,8 @@ Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next
 
 A nonce has one outcome: that of the attempt that is final. Its other attempts are then replaced, never failed. A nonce that
 is finally used while none of its attempts has a receipt on two endpoints is a person's business (`nonce_taken`); so is a
-payment that succeeded without exactly our transfer (`unexpected_transfers`). Neither releases anything.
+payment that succeeded without exactly our transfer (`unexpected_transfers`). Neither releases anything. The first pauses its
+lane as well: somebody else uses the key. What it was signed for, a person ends (foreign.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agents.outcome import Done, Emit, Outcome, Stage
 from agents.withdrawals.attempts import lock_lanes, lock_nonces
 from agents.withdrawals.look import RESEND_S, ChainWriter, News
 from agents.withdrawals.looker import Looker, cursor_of
+from agents.withdrawals.sign_transactions import OPEN, OPENS_ITSELF, PAUSED
 from agents.withdrawals.withdrawal import (
     NEXT,
     NONCE_TAKEN,
@@ -80,9 +82,21 @@ def decide(received: Received, facts: Facts) -> Outcome:
             step.judge(group)
     for signer, count in sorted(news.nonces.items()):
         lane = facts.lanes.get((event.chain, signer))
-        if lane is not None and lane.chain_nonce != count:
-            rows.append(lane_row(lane._replace(chain_nonce=count, version=lane.version + 1, updated_at=facts.now)))
+        after = None if lane is None else _counted(lane, count, signer in step.robbed, signer in step.given_back)
+        if lane is not None and after is not None and after != lane:
+            rows.append(lane_row(after._replace(version=lane.version + 1, updated_at=facts.now)))
     return Done(inserts=tuple(step.history), upserts=tuple(rows), emits=tuple(step.emits))
+
+
+def _counted(lane: Lane, count: int, robbed: bool, given_back: bool) -> Lane:
+    """The lane with the chain's count; paused where somebody else used one of its nonces for good, open again where that was not
+    so."""
+    after = lane._replace(chain_nonce=count)
+    if given_back and not robbed and lane.reason == NONCE_TAKEN:
+        return after._replace(status=OPEN, reason="")
+    if robbed and (lane.status == OPEN or lane.reason in OPENS_ITSELF):
+        return after._replace(status=PAUSED, reason=NONCE_TAKEN)
+    return after
 
 
 class _Step:
@@ -94,6 +108,10 @@ class _Step:
         self._rows = rows
         self.history: list[tuple[Table, Row]] = []
         self.emits: list[Emit] = []
+        self.robbed: set[str] = set()
+        """Signers whose key somebody else uses."""
+        self.given_back: set[str] = set()
+        """Those of which that was said, and the nonce was used by us after all."""
 
     def judge(self, group: Sequence[Attempt]) -> None:
         """All attempts of one nonce, in order of n."""
@@ -107,9 +125,13 @@ class _Step:
             return
         after = [self._placed(attempt) for attempt in group]
         if any(attempt.status == AttemptStatus.MINED for attempt in after):
+            withdrawal = self._facts.withdrawals.get(group[0].withdrawal_id or "")
+            if withdrawal is not None and (withdrawal.status, withdrawal.code) == (Status.MANUAL_REVIEW, NONCE_TAKEN):
+                self.given_back.add(group[0].signer)
             self._withdrawal(group, Status.CONFIRMING)
             return
         if (group[0].signer, group[0].nonce) in self._news.taken:
+            self.robbed.add(group[0].signer)
             self._withdrawal(group, Status.MANUAL_REVIEW, NONCE_TAKEN)
             return
         for before, attempt in zip(group, after, strict=True):

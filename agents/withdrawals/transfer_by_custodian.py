@@ -20,11 +20,11 @@ from typing import Any, Final
 
 from agents.outcome import Call, Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import stored
-from agents.withdrawals.custodian import ASKED, Source, Transfer, is_ours
+from agents.withdrawals.custodian import ASKED, Source, Transfer, is_ours, rows_of
 from agents.withdrawals.withdrawal import Status, Withdrawal, moved
 from connectors.circle.transactions import SOURCE
 from ledger.rows import Connection
-from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
+from ledger.tables import WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED, WITHDRAWALS_ACCEPTED
 from topics.envelope import Received
 from topics.events import Rail, WithdrawalAccepted
@@ -73,7 +73,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
         "fee_level": source.fee_level,
     }
     return Done(
-        inserts=((CUSTODIAN_TRANSFERS, transfer), line),
+        inserts=(*rows_of(transfer), line),
         upserts=(row,),
         calls=(Call(item=withdrawal.id, request=request, context={}),),
     )

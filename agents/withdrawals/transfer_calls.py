@@ -167,7 +167,9 @@ def _taken(facts: Facts, withdrawal_id: str, reply: dict[str, Any]) -> Done:
     upserts: list[tuple[Table, Row]] = []
     if known is None:
         state = reply["state"] if transfer.state == custodian.ASKED and rank(reply["state"]) == 1 else transfer.state
-        upserts.append(changed(transfer, facts.now, transfer_id=reply["id"], state=state)[1])
+        row, line = changed(transfer, facts.now, transfer_id=reply["id"], state=state)[1]
+        upserts.append(row)
+        inserts.append(line)
     if withdrawal.status == Status.MANUAL_REVIEW and withdrawal.code == CUSTODIAN_SILENT:
         _, (row, line) = moved(withdrawal._replace(code=None), Status.BROADCASTING, facts.now, NAME)
         upserts.append(row)

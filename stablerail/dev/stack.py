@@ -13,10 +13,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import aiohttp
+from pydantic import SecretStr
 
 from connectors.circle.chains import to_circle
+from connectors.circle.client import CircleClient
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.tokens import usdc_token_id
 from ledger.migrate import upgrade
@@ -73,6 +76,8 @@ class Stack:
         self.children: dict[str, Child] = {}
         self.hot_wallet = ""
         """Its address, once prepared."""
+        self.treasury = ""
+        """The address of the wallet at Circle that withdrawals leave from, once it is up."""
 
     # -- addresses ---------------------------------------------------------------------------------------------------
 
@@ -158,11 +163,26 @@ class Stack:
             if answer.status >= 300:
                 raise PartFailed(f"Circle's sandbox refused the subscription: {await answer.text()}")
 
+    async def open_treasury(self) -> str:
+        """A wallet at Circle's sandbox that withdrawals of the rail `circle` leave from on MATIC, for workers that start after this;
+        its address. It has nothing yet."""
+        await asyncio.to_thread(self.wait_listening, ("circle",))
+        key, secret = SecretStr(TEST_API_KEY), SecretStr(TEST_ENTITY_SECRET)
+        async with CircleClient(self.url("circle"), key, secret) as client:
+            within = await client.create_wallet_set(str(uuid4()), "treasury")
+            (wallet,) = await client.create_wallets(
+                str(uuid4()), within, [to_circle(Chain.MATIC, "testnet")], [("withdrawals", "treasury")]
+            )
+        self.environment["STABLERAIL_CIRCLE_WITHDRAWAL_WALLETS"] = json.dumps({"MATIC": wallet.id})
+        return wallet.address
+
     async def up(self) -> None:
         """Everything, ready."""
         await self.prepare()
         self.start_sandboxes()
-        self.start()
+        self.start([name for name in PROGRAMS if name != "withdrawals"])
+        self.treasury = await self.open_treasury()
+        self.start(("withdrawals",))
         await self.wait_ready()
         await asyncio.to_thread(self.wait_listening, ("circle", "sumsub"))
         await self.subscribe()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from agents.withdrawals.raising import ATTEMPTS_MAX
+from agents.withdrawals.top_ups import TopUpPolicy
+from chain.signer import KeySigner
 from ledger.rows import Connection
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.kafka import Kafka
@@ -20,10 +23,10 @@ from tests.integration.test_runbook import day, follow
 from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.in_process import SCHEMA
-from tests.support.ledger_rig import connect_to
+from tests.support.ledger_rig import assert_holds, connect_to
 from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.rpc_stub import LyingEndpoint
-from tests.support.sending import DEPTH, sending
+from tests.support.sending import COIN, DEPTH, sending, use_nonce
 from tests.support.storm import BLOCKS, RULE, Storm
 from topics.catalog import JOURNAL
 
@@ -171,3 +174,64 @@ async def test_wrong_commands_say_what_is_wrong_and_the_journal_has_what_the_rig
     async with empty_database(dsn) as empty:
         await rebuild(kafka.bootstrap, topic_prefix, empty, SCHEMA)
         assert await differences(dsn, empty) == {}
+
+
+async def test_a_person_ends_what_a_stranger_with_our_key_made_impossible_and_sees_every_top_up(
+    storm: Storm, tx: Tx, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, million = storm.desk, 10**6
+    desk.gas, desk.top_ups = KeySigner(secrets.token_bytes(32)), TopUpPolicy(million, 5 * million, 50 * million, 0)
+    await desk.fund(coins=100 * COIN, signer=desk.gas)
+    process = desk.process()
+    (asked,) = await desk.ask(1)
+    await desk.signed(process, asked)
+    await desk.fund(coins=COIN // 2)
+    assert process.topping is not None
+    for signer in (desk.signer, desk.gas):
+        await storm.mine()
+        await desk.run(process, process.topping, await desk.newest())  # neither is sent
+        await use_nonce(desk, signer, 0)
+    for _ in range(DEPTH + 2):
+        await storm.mine()
+        await desk.head(process)
+
+    async def lanes(*arguments: str) -> Result:
+        return await asyncio.to_thread(run, "lanes", *arguments)
+
+    lane, account, why = f"MATIC:{desk.signer.address}", f"MATIC:{desk.gas.address}", ("--reason", "an old key")
+    alone = await lanes("release", lane, "0", *why)
+    assert (alone.exit_code, "nonce_not_taken" in alone.output) == (1, True), "one endpoint answers"
+    async with LyingEndpoint(desk.anvil.rpc_url) as other:
+        depth = json.dumps({"MATIC": DEPTH})
+        monkeypatch.setenv("STABLERAIL_RPC_URLS", json.dumps({"MATIC": [desk.anvil.rpc_url, other.url]}))
+        monkeypatch.setenv("STABLERAIL_FINALITY_DEPTHS_BLOCKS", depth)
+        unknown = await lanes("release", lane, "7", *why)
+        assert (unknown.exit_code, "unknown_nonce" in unknown.output) == (2, True)
+        paid = await lanes("release", lane, "0", *why)
+        assert paid.output == f"withdrawal {asked.id} has failed, its hold is given back\n", paid.output
+        given = await lanes("release", account, "0", *why)
+        assert given.output == f"top_up {account}:0 has failed, nothing of it was booked\n", given.output
+        again = await lanes("release", account, "0", *why)
+        assert (again.exit_code, "its attempts are replaced; nothing was changed" in again.output) == (1, True)
+        other.lies["eth_getTransactionCount"] = lambda _params, _honest: "0x63"
+        await desk.connection.execute("UPDATE lanes SET chain_nonce = 99")
+        opened = await lanes("resume", lane)
+        assert opened.output == f"{lane} is open\n", opened.output
+        assert (
+            await desk.connection.fetchval("SELECT next_nonce FROM lanes WHERE signer = $1", desk.signer.address)
+        ) == 1
+    assert await storm.status(asked) == ("failed", "nonce_taken")
+    listed = (await lanes("top-ups")).output
+    for said in (account, desk.signer.address, "4.500000", "failed", "nonce_taken"):
+        assert said in listed, (said, listed)
+    (row,) = json.loads((await lanes("top-ups", "--state", "failed", "--format", "json")).output)
+    assert (row["nonce"], row["amount"], row["attempts"]) == (0, "4.500000", 1)
+    assert json.loads((await lanes("top-ups", "--chain", "ETH", "--format", "json")).output) == []
+    assert (await tx("show", asked.id)).exit_code == 0
+    logs = await desk.connection.fetch("SELECT action, actor FROM audit_logs ORDER BY action")
+    assert [tuple(row) for row in logs] == [
+        ("lane.opened", "ann"),
+        ("top_up.released", "ann"),
+        ("withdrawal.released", "ann"),
+    ]
+    await assert_holds(desk.connection)

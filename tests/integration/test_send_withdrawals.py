@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,8 @@ from stablerail.dev.usdc import Usdc
 from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.ledger_rig import assert_holds, connect_to
-from tests.support.sending import COIN, USDC, Sending, accepted, messages, sending
+from tests.support.rpc_stub import LyingEndpoint
+from tests.support.sending import COIN, DEPTH, USDC, Sending, accepted, messages, sending
 from topics.catalog import TRANSACTIONS_BROADCAST
 from topics.events import TransactionBroadcast, TransactionSigned
 
@@ -211,7 +213,7 @@ async def test_a_nonce_that_somebody_else_used_pauses_the_lane_until_a_person_op
     assert await desk.lane() == (1, "paused", "foreign_nonce")
     await desk.anvil.mine()
     assert await desk.head(process) == []
-    assert await desk.lane() == (1, "paused", "foreign_nonce"), "not by itself"
+    assert await desk.lane() == (1, "paused", "foreign_nonce"), "not while the chain counts it"
     await open_lane(desk.connection, ("MATIC", desk.signer.address), desk.now, "ann")
     assert len(await desk.head(process)) == 1
     assert await desk.nonces() == [0, 3]
@@ -219,11 +221,43 @@ async def test_a_nonce_that_somebody_else_used_pauses_the_lane_until_a_person_op
     await assert_holds(desk.connection)
 
 
+@pytest.mark.parametrize("liars", [1, 2])
+async def test_a_nonce_that_endpoints_made_up_pauses_the_lane_until_they_take_it_back(
+    desk: Sending, liars: int
+) -> None:
+    """One of two, and two of three: nobody can tell them from the honest one. No nonce is skipped, and nobody need come."""
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(LyingEndpoint(desk.anvil.rpc_url)) for _ in range(liars)]
+        process = desk.process([desk.rpc(url) for url in (desk.anvil.rpc_url, *(proxy.url for proxy in proxies))])
+        asked = await desk.ask(4)
+        await desk.sent(process, await desk.signed(process, asked[0]))
+        await desk.anvil.mine()
+        for proxy in proxies:
+            proxy.lies["eth_getTransactionCount"] = lambda _params, _honest: "0x63"
+        for _ in range(DEPTH + 1):
+            await desk.anvil.mine()
+            await desk.head(process)
+            assert await desk.lane() == (1, "paused", "foreign_nonce")
+        assert await desk.signed(process, *asked[1:]) == []
+        proxies[0].lies.clear()  # the one that goes on lying is alone now
+        await desk.anvil.mine()
+        await desk.sent(process, await desk.head(process))
+        assert await desk.lane() == (4, "open", "")
+        assert await desk.nonces() == [0, 1, 2, 3]
+        chain_nonce = await desk.connection.fetchval("SELECT chain_nonce FROM lanes")
+        assert chain_nonce <= 4, "what was made up is forgotten"
+        for _ in range(DEPTH + 1):
+            await desk.anvil.mine()
+            await desk.head(process)
+        assert sorted(await desk.paid()) == sorted((one.recipient, USDC) for one in asked)
+        await assert_holds(desk.connection)
+
+
 async def test_a_lane_that_a_person_paused_signs_nothing_until_a_person_opens_it(desk: Sending) -> None:
     asked, process = await desk.ask(2), desk.process()
     await desk.signed(process, asked[0])
     key = ("MATIC", desk.signer.address)
-    for reason in ("", "low_gas", "two\nlines", "x" * 201):
+    for reason in ("", "low_gas", "foreign_nonce", "two\nlines", "x" * 201):
         with pytest.raises(ValueError):
             await pause_lane(desk.connection, key, reason, desk.now, "ann")
     with pytest.raises(LookupError):

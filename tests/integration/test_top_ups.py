@@ -10,11 +10,14 @@ from datetime import timedelta
 import pytest
 
 from agents.recovery import restoring
+from agents.withdrawals.errors import NonceNotTaken
+from agents.withdrawals.foreign import Released, release
 from agents.withdrawals.key_ring import KeyRing
 from agents.withdrawals.lanes import add_lane, drain_lane, open_lane, pause_lane
 from agents.withdrawals.look import RESEND_S
 from agents.withdrawals.top_ups import WEI, TopUpPolicy
 from chain.fees import GWEI
+from chain.rpc import Rpc
 from chain.signer import KeySigner, Signer
 from ledger.accounts import gas_coins
 from ledger.errors import Fenced
@@ -26,7 +29,7 @@ from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.ledger_rig import assert_holds, balance, connect_to
 from tests.support.rpc_stub import LyingEndpoint
-from tests.support.sending import CHAIN, COIN, DEPTH, USDC, Process, Sending, messages, sending
+from tests.support.sending import CHAIN, COIN, DEPTH, USDC, Process, Sending, messages, sending, use_nonce
 from tests.support.storm import BLOCKS, RULE
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -247,7 +250,7 @@ async def test_a_lane_that_a_person_or_a_restore_closed_or_that_drains_is_given_
         keys = [("MATIC", one.address) for one in signers(desk)]
         await pause_lane(desk.connection, keys[0], "the key moves", desk.now, "ann")
         await drain_lane(desk.connection, keys[1], desk.now, "ann")
-        await pause_lane(desk.connection, keys[2], "foreign_nonce", desk.now, "ann")
+        await pause_lane(desk.connection, keys[2], "nonce_taken", desk.now, "ann")
         process = desk.process()
         await blocks(desk, process, 2)
         assert await rows(desk) == []
@@ -277,6 +280,45 @@ async def test_the_account_s_key_signs_no_withdrawals_though_a_person_adds_it_as
         assert held.gives_gas
         await desk.signed(process, *await desk.ask(3))
         assert (await desk.nonces_of(desk.signer), await desk.nonces_of(gas)) == ([0, 1, 2], [])
+
+
+async def test_a_top_up_whose_nonce_a_stranger_used_is_ended_by_a_person_once_that_is_proven_and_given_anew(
+    lanes: MakeDesk,
+) -> None:
+    async with lanes(1, poor=1) as desk:
+        assert desk.gas is not None
+        gas, rpcs = ("MATIC", desk.gas.address), [desk.rpc(desk.anvil.rpc_url), desk.rpc(desk.anvil.rpc_url)]
+        process = desk.process(rpcs)
+        told = await block(desk, process, send=False)
+        await use_nonce(desk, desk.gas, 0)
+        await blocks(desk, process, DEPTH)
+
+        async def released(*others: Rpc) -> Released:
+            some = [rpcs[0], *others]
+            return await release(desk.connection, gas, 0, some, DEPTH, "who had the key", desk.now, "ann")
+
+        for others in ((rpcs[1],), ()):
+            with pytest.raises(NonceNotTaken):
+                await released(*others)  # not final yet; one endpoint is not enough
+        await blocks(desk, process, 2)
+        assert await desk.lane_of(desk.gas) == ("paused", "nonce_taken")
+        assert await rows(desk) == [(0, desk.signer.address, "open")]
+        async with LyingEndpoint(desk.anvil.rpc_url) as endpoint:
+            endpoint.lies["eth_getTransactionCount"] = lambda _params, _honest: "0x0"
+            with pytest.raises(NonceNotTaken):
+                await released(desk.rpc(endpoint.url))
+        assert (await released(rpcs[1])).about == "top_up"
+        with pytest.raises(NonceNotTaken):
+            await released(rpcs[1])
+        await desk.sent(process, told)  # the event comes again
+        await open_lane(desk.connection, gas, desk.now, "ann")
+        await blocks(desk, process, DEPTH + 3)
+        assert await rows(desk) == [(0, desk.signer.address, "failed"), (1, desk.signer.address, "done")]
+        assert await coins(desk, desk.signer) == 5 * COIN
+        assert await booked(desk, desk.signer) == 4_500_000
+        assert await desk.lane_of(desk.gas) == ("open", "")
+        assert await desk.connection.fetchval("SELECT count(*) FROM audit_logs WHERE action = 'top_up.released'") == 1
+        await assert_holds(desk.connection)
 
 
 async def test_a_top_up_that_no_block_takes_is_sped_up_and_given_once(lanes: MakeDesk) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.withdrawals.errors import NonceNotTaken
+from agents.withdrawals.foreign import release
 from ledger.rows import Connection
 from stablerail.dev.fetch import Tools
 from tests.support import ledger_rig
@@ -148,7 +150,55 @@ async def test_a_nonce_that_something_else_used_finally_goes_to_a_person_and_rel
     assert await desk.status(withdrawal) == ("manual_review", "nonce_taken")
     assert await desk.balances(withdrawal) == (0, AMOUNT)
     assert desk.settled() == []
+    lane = await desk.connection.fetchrow("SELECT status, reason FROM lanes WHERE signer = $1", desk.signer)
+    assert tuple(lane) == ("paused", "nonce_taken")
     await assert_holds(desk.connection)
+
+    async def released() -> None:
+        place, rpcs = ("MATIC", desk.signer), (desk.rpc, desk.liar)
+        await release(desk.connection, place, attempt.nonce, rpcs, DEPTH, "an old key", desk.now, "ann")
+
+    ours = {
+        **await desk.anvil.rpc("eth_getTransactionReceipt", await _some_hash(desk)),
+        "transactionHash": attempt.tx_hash,
+    }
+    desk.endpoint.lies["eth_getTransactionReceipt"] = lambda _params, _honest: ours
+    with pytest.raises(NonceNotTaken):
+        await released()  # one of two endpoints has it
+    desk.endpoint.lies.clear()
+    await released()
+    assert await desk.status(withdrawal) == ("failed", "nonce_taken")
+    assert await desk.balances(withdrawal) == (AMOUNT, 0)
+    assert await desk.attempt_status(attempt) == "replaced"
+    with pytest.raises(NonceNotTaken):
+        await released()
+    await desk.head(1)
+    assert await desk.status(withdrawal) == ("failed", "nonce_taken")
+    await assert_holds(desk.connection)
+
+
+async def test_a_lane_that_lost_a_nonce_opens_by_itself_when_ours_was_mined_with_it_after_all(desk: Payouts) -> None:
+    withdrawal, attempt = await desk.sent()
+    await desk.head()
+    foreign = {"from": desk.signer, "to": desk.signer, "value": "0x1", "nonce": hex(attempt.nonce)}
+    await desk.anvil.rpc("anvil_reorg", 1, [[foreign, 0]])
+    await desk.head(DEPTH)
+    assert await desk.status(withdrawal) == ("manual_review", "nonce_taken")
+    reasons = "SELECT status, reason FROM lanes WHERE signer = $1"
+    assert tuple(await desk.connection.fetchrow(reasons, desk.signer)) == ("paused", "nonce_taken")
+    await desk.anvil.rpc("anvil_reorg", DEPTH + 1, [["0x" + attempt.raw.hex(), 0]])
+    await desk.head()
+    assert tuple(await desk.connection.fetchrow(reasons, desk.signer)) == ("open", "")
+    await desk.head(DEPTH)
+    assert await desk.status(withdrawal) == ("completed", None)
+    assert await desk.paid_on_chain(withdrawal) == AMOUNT
+    await assert_holds(desk.connection)
+
+
+async def _some_hash(desk: Payouts) -> str:
+    block = await desk.anvil.rpc("eth_getBlockByNumber", "0x1", False)
+    found: str = block["transactions"][0]
+    return found
 
 
 async def test_a_payment_that_one_endpoint_does_not_show_waits_until_both_agree(desk: Payouts) -> None:

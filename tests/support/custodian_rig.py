@@ -183,11 +183,19 @@ def new_address() -> str:
 
 @asynccontextmanager
 async def custodian_rig(
-    dsn: str, bootstrap: str, prefix: str, anvil: Node, usdc: Usdc, *, webhooks: bool = True
+    dsn: str,
+    bootstrap: str,
+    prefix: str,
+    anvil: Node,
+    usdc: Usdc,
+    *,
+    webhooks: bool = True,
+    poll_s: float = 0.02,
+    rsa_bits: int = 2048,
 ) -> AsyncIterator[Rig]:
     """With 10,000 USDC in the wallet on MATIC, and 1,000 in the one on SOL."""
     config = SandboxConfig(
-        rsa_bits=2048, rate_limits=False, rpc_url=anvil.rpc_url, usdc_address=usdc.address, poll_s=0.02,
+        rsa_bits=rsa_bits, rate_limits=False, rpc_url=anvil.rpc_url, usdc_address=usdc.address, poll_s=poll_s,
         confirmations=DEPTH, retry_delays_s=(0.05,) * 100,
     )  # fmt: skip
     rig: Rig

@@ -317,6 +317,16 @@ class Sending:
             await one.close()
 
 
+async def use_nonce(desk: Sending, signer: Signer, nonce: int) -> None:
+    """As somebody who has the signer's key would; it is in the pool then, in place of what was there."""
+    await desk.anvil.rpc("anvil_impersonateAccount", signer.address)
+    fee = hex(2 * max(desk.fees.max_fee_cap, 1))
+    await desk.anvil.rpc("eth_sendTransaction", {
+        "from": signer.address, "to": "0x" + secrets.token_hex(20), "value": "0x1", "nonce": hex(nonce), "gas": "0x5208",
+        "maxFeePerGas": fee, "maxPriorityFeePerGas": fee,
+    })  # fmt: skip
+
+
 def messages(settled: Settled) -> list[Message]:
     return list(settled.sealed.messages) if settled.sealed is not None else []
 

@@ -231,6 +231,13 @@ class Story:
             assert answer.status < 300, await answer.text()
             return await answer.json()
 
+    async def look(self, path: str) -> Any:
+        """What Circle's sandbox shows under /_control."""
+        url = f"{self.stack.url('circle')}/_control/{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            assert answer.status == 200, await answer.text()
+            return await answer.json()
+
     async def inject(self, chain: Chain, address: str, amount: str, *states: str, **fields: Any) -> Any:
         """An inbound transaction at Circle on a chain that nobody reads."""
         blockchain = to_circle(chain, "testnet")
@@ -329,7 +336,9 @@ def story(kafka: Kafka, postgres: Postgres, anvil: Anvil, usdc: Usdc, scratch: P
     fuse = {"STABLERAIL_FUSE_RUN_EVENTS_MAX": "100000", "STABLERAIL_FUSE_RATIO_MAX": "1"}
     # nobody crashes here; on a busy machine a worker that was taken for dead would repeat a dead letter
     session = {"STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "30"}
-    stack = Stack(scratch / name, environment, settings=fuse | session)
+    # what becomes of a transfer at Circle comes by its webhooks alone
+    looks = {"STABLERAIL_CIRCLE_TRANSFER_POLL_S": "1h"}
+    stack = Stack(scratch / name, environment, settings=fuse | session | looks)
     try:
         apart(stack.up)
         yield Story(stack, usdc, dsn, kafka.bootstrap, prefix)

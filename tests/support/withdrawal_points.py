@@ -44,6 +44,7 @@ from topics.catalog import (
     TRANSACTIONS_BROADCAST,
     TRANSACTIONS_CONFIRMED,
     TRANSACTIONS_SIGNED,
+    TRANSFERS_NOTIFIED,
     WITHDRAWALS_ACCEPTED,
     WITHDRAWALS_REQUESTED,
     WITHDRAWALS_SETTLED,
@@ -57,7 +58,7 @@ SETTINGS = {
 }
 MARK = "UPDATE outbox SET journaled"
 
-FLOW: dict[str, tuple[Topic, Topic]] = {
+FLOW: dict[str, tuple[Topic, Topic | None]] = {
     "accept_withdrawals": (WITHDRAWALS_REQUESTED, WITHDRAWALS_ACCEPTED),
     "sign_transactions": (WITHDRAWALS_ACCEPTED, TRANSACTIONS_SIGNED),
     "broadcast_transactions": (TRANSACTIONS_SIGNED, TRANSACTIONS_BROADCAST),
@@ -69,6 +70,8 @@ FLOW: dict[str, tuple[Topic, Topic]] = {
     "settle_fills": (ORDERS_FILLED, ORDERS_SETTLED),
     "release_cancelled_orders": (ORDERS_CANCELLED, ORDERS_SETTLED),
     "release_expired_orders": (ORDERS_EXPIRED, ORDERS_SETTLED),
+    "transfer_by_custodian": (WITHDRAWALS_ACCEPTED, None),
+    "settle_transfers": (TRANSFERS_NOTIFIED, WITHDRAWALS_SETTLED),
 }
 """Stage -> (what it reads, what it tells)."""
 WOKEN_BY_BLOCKS = ("track_confirmations", "settle_withdrawals")
@@ -104,13 +107,18 @@ class Boundary:
         return hold
 
 
+_CHANGED = {
+    "track_confirmations": "attempts",
+    "top_up_lanes": "gas_top_ups",
+    "settle_transfers": "insert into entries",  # how a transfer goes on changes its withdrawal too
+}
+
+
 def commit_of(stage: str) -> Match:
-    """The commit of a batch of this stage that changes a withdrawal, an attempt or an order."""
+    """The commit of a batch of this stage that changes what it is there for."""
     name, at_work = stage.encode(), set[int]()
-    told = FLOW[stage][1]
-    changed = {"track_confirmations": "attempts", "top_up_lanes": "gas_top_ups"}.get(stage, "withdrawal_history")
-    if told in (ORDERS_RESERVED, ORDERS_SETTLED):
-        changed = "orders"
+    is_of_orders = FLOW[stage][1] in (ORDERS_RESERVED, ORDERS_SETTLED)
+    changed = "orders" if is_of_orders else _CHANGED.get(stage, "withdrawal_history")
 
     def match(frame: Frame) -> bool:
         if name in frame.raw and "inbox" in frame.name.lower():
@@ -137,6 +145,7 @@ def _boundaries(stage: str) -> Iterator[Boundary]:
         return produce(rig.topic(JOURNAL.name))
 
     def emit(rig: Behind) -> Match:
+        assert told is not None
         return produce(rig.topic(told.name))
 
     def ack(rig: Behind) -> Match:
@@ -164,8 +173,9 @@ def _boundaries(stage: str) -> Iterator[Boundary]:
     yield Boundary("before the relay's mark", stage, "postgres", "request", mark, True)
     yield Boundary("before the mark's commit", stage, "postgres", "request", mark_commit, True)
     yield Boundary("marked, the reply lost", stage, "postgres", "reply", mark_commit, True)
-    yield Boundary("before telling", stage, "kafka", "request", emit)
-    yield Boundary("told, the reply lost", stage, "kafka", "reply", emit)
+    if told is not None:
+        yield Boundary("before telling", stage, "kafka", "request", emit)
+        yield Boundary("told, the reply lost", stage, "kafka", "reply", emit)
     yield Boundary("before the acknowledgement", stage, "kafka", "request", ack, True)
     yield Boundary("acknowledged, the reply lost", stage, "kafka", "reply", ack, True)
 

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -46,7 +46,7 @@ from tests.support.payouts import store
 from tests.support.proxies import Hold, HttpProxy, KafkaProxy, PostgresProxy
 from topics.catalog import CHAIN_HEADS, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED
 from topics.envelope import headers_of, value_of
-from topics.events import Event, HeadSeen, WithdrawalRequested, WithdrawalSettled
+from topics.events import Event, HeadSeen, Rail, WithdrawalRequested, WithdrawalSettled
 
 PATIENCE_S = 100.0
 """Until a condition must hold on a machine that others load; a quiet one needs a tenth."""
@@ -63,8 +63,11 @@ STAGES = (
     "raise_fees",
     "top_up_lanes",
     "settle_withdrawals",
+    "transfer_by_custodian",
+    "settle_transfers",
 )
 PASSWORD = "correct horse battery staple"
+R = TypeVar("R", bound="WithdrawalRig")
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,14 @@ class Asked:
     user_id: str
     to: str
     amount: int
+    outcome: str = "completed"
+    """As it must end."""
 
 
 class WithdrawalRig:
     """`worker` is the one that runs now; every worker goes through the three proxies."""
+
+    rail = Rail.CHAIN.value
 
     def __init__(
         self, stack: Stack, prefix: str, anvil: Anvil, usdc: Usdc, proxies: tuple[PostgresProxy, KafkaProxy, HttpProxy]
@@ -122,9 +129,9 @@ class WithdrawalRig:
         """One more worker of the group; does not wait."""
         command = [sys.executable, "-m", "stablerail.cli", "worker", "withdrawals", "--port", str(free_port())]
         log = self._stack.directory / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(Child(command, log=log, env=self._environment()))
+        self.workers.append(Child(command, log=log, env=self.worker_environment()))
 
-    def _environment(self) -> dict[str, str]:
+    def worker_environment(self) -> dict[str, str]:
         dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
         head, _, database = dsn.rpartition("/")
         credentials = head.rpartition("@")[0]
@@ -154,23 +161,28 @@ class WithdrawalRig:
 
     async def ask(self, count: int = 3) -> list[Asked]:
         """Withdrawals of one customer as one record batch: one fetch, one run, one transaction."""
+        return await self.send([self.wanted(number) for number in range(count)])
+
+    def wanted(self, number: int, outcome: str = "completed") -> Asked:
+        """The next withdrawal but `number`."""
         user = self._users[len(self.asked) % len(self._users)]
-        made = []
+        to, amount = "0x" + secrets.token_hex(20), 1_000_000 + len(self.asked) + number
+        return Asked(secrets.token_hex(8), user, to, amount, outcome)
+
+    async def send(self, made: list[Asked]) -> list[Asked]:
         batch = self._producer.create_batch()
-        for number in range(count):
-            amount = 1_000_000 + len(self.asked) + number
-            one = Asked(secrets.token_hex(8), user, "0x" + secrets.token_hex(20), amount)
+        for one in made:
             event = WithdrawalRequested(
-                user_id=user,
+                user_id=one.user_id,
                 idempotency_key=one.key,
                 chain=CHAIN,
                 asset="USDC",
-                amount=f"{amount / 1e6:.6f}",
+                amount=f"{one.amount / 1e6:.6f}",
                 to=one.to,
+                rail=self.rail,
             )
             headers = headers_of(event.ce_type(), event_id=event.identity(), source="test", time=datetime.now(UTC))
-            batch.append(key=user.encode(), value=value_of(event), timestamp=None, headers=headers)
-            made.append(one)
+            batch.append(key=one.user_id.encode(), value=value_of(event), timestamp=None, headers=headers)
         await (await self._producer.send_batch(batch, WITHDRAWALS_REQUESTED.named(self.prefix), partition=0))
         self.asked += made
         return made
@@ -234,7 +246,7 @@ class WithdrawalRig:
     # -- judging -----------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """Everything that was ever asked for is paid, once, and told; ends quiet."""
+        """Everything that was ever asked for is paid once, or given back, as wanted, and told; ends quiet."""
         async with self.blocks():
             await self.until(self._all_told, "every withdrawal is told as settled")
             await self.ask(1)  # the next is served, and its turns of the relay clear what has left
@@ -244,12 +256,13 @@ class WithdrawalRig:
         for event in await self.told():
             told.setdefault(event.withdrawal_id, set()).add((event.user_id, event.to, event.amount, event.outcome))
         assert sorted(end for ends in told.values() for end in ends) == sorted(
-            (one.user_id, one.to, f"{one.amount / 1e6:.6f}", "completed") for one in self.asked
+            (one.user_id, one.to, f"{one.amount / 1e6:.6f}", one.outcome) for one in self.asked
         ), "each ended once, and every repeat says the same"
-        assert await self._paid() == Counter((one.to, one.amount) for one in self.asked), "the chain's Transfer logs"
-        await self._check_nonces()
+        paid = [one for one in self.asked if one.outcome == "completed"]
+        assert await self._paid() == Counter((one.to, one.amount) for one in paid), "the chain's Transfer logs"
+        await self.check_sender()
         spent = Counter[str]()
-        for one in self.asked:
+        for one in paid:
             spent[one.user_id] += one.amount
         rows = await self.database.fetch("SELECT owner, type, balance::text FROM accounts WHERE owner <> 'system'")
         balances = {(owner, type): int(balance) for owner, type, balance in rows if int(balance)}
@@ -273,10 +286,15 @@ class WithdrawalRig:
             logs = await rpc.logs(
                 self.usdc.address.lower(), {one.to for one in self.asked}, 0, (await rpc.head()).number
             )
-        assert {log.sender for log in logs} <= {self.signer}
+        assert {log.sender for log in logs} <= {self.payer}
         return Counter((log.to, log.amount) for log in logs)
 
-    async def _check_nonces(self) -> None:
+    @property
+    def payer(self) -> str:
+        """The address that withdrawals leave from."""
+        return self.signer
+
+    async def check_sender(self) -> None:
         rows = await self.database.fetch(
             "SELECT nonce, n FROM attempts WHERE signer = $1 ORDER BY nonce, n", self.signer
         )
@@ -347,8 +365,13 @@ class WithdrawalRig:
 
 @asynccontextmanager
 async def withdrawal_rig(
-    directory: Path, server: Postgres, broker: Kafka, tools: Tools, settings: Mapping[str, str]
-) -> AsyncIterator[WithdrawalRig]:
+    directory: Path,
+    server: Postgres,
+    broker: Kafka,
+    tools: Tools,
+    settings: Mapping[str, str],
+    kind: type[R] = WithdrawalRig,  # type: ignore[assignment]
+) -> AsyncIterator[R]:
     """A rig on a database, topics and a chain of its own, with a worker that is idle and owns everything."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     prefix = f"t{uuid.uuid4().hex[:10]}."
@@ -371,7 +394,7 @@ async def withdrawal_rig(
                 HttpProxy("127.0.0.1", anvil.port) as rpc,
             ):
                 stack = Stack(directory / name, parts, settings={**parts, **settings})
-                rig = WithdrawalRig(stack, prefix, anvil, usdc, (postgres, kafka, rpc))
+                rig = kind(stack, prefix, anvil, usdc, (postgres, kafka, rpc))
                 rig.raises = "STABLERAIL_WITHDRAWAL_SPEED_UP_BLOCKS" in settings  # a slow machine is enough then
                 await rig.open()
                 try:
