@@ -70,7 +70,9 @@ class History:
 
     def lines(self, keys: set[str], user: str = "") -> list[str]:
         """The smallest history of these: their inputs, in order, and the faults from the first of them on."""
-        mine = [one for one in self.inputs if one.key in keys] or [one for one in self.inputs if user and one.user == user]
+        mine = [one for one in self.inputs if one.key in keys] or [
+            one for one in self.inputs if user and one.user == user
+        ]
         if not mine:
             return ["no input of it: it came from nowhere"]
         first, last = mine[0].at_s, mine[-1].at_s + 60

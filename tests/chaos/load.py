@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,7 +30,15 @@ from tests.chaos.rig import Rig
 FUNDED: Final = 100_000 * 10**6
 FIRST: Final = 4
 """Customers that are funded before the faults begin."""
-ERRORS: Final = (aiohttp.ClientError, OSError, TimeoutError, KafkaError, RpcRefused, AssertionError, asyncpg.PostgresError)
+ERRORS: Final = (
+    aiohttp.ClientError,
+    OSError,
+    TimeoutError,
+    KafkaError,
+    RpcRefused,
+    AssertionError,
+    asyncpg.PostgresError,
+)
 WEIGHTS: Final = {
     "approve": 1, "deposit": 6, "twins": 2, "dust": 1, "inject": 4, "ghost": 1, "withdraw": 7, "by_kafka": 3, "by_circle": 4,
     "refused": 2, "cancelled": 2, "order": 6, "nonsense": 2,
@@ -59,8 +68,9 @@ class Customer:
 class Load:
     """`issue` makes one thing happen; what a faulty world does not take is asked again by a task until it does."""
 
-    def __init__(self, rig: Rig, history: History) -> None:
+    def __init__(self, rig: Rig, history: History, weights: Mapping[str, int]) -> None:
         self.rig, self.history = rig, history
+        self.weights = {**WEIGHTS, **weights}
         self.random = random.Random(f"load {history.seed}")
         self.customers: list[Customer] = []
         self.tasks: set[asyncio.Task[None]] = set()
@@ -110,7 +120,7 @@ class Load:
     # -- one thing ---------------------------------------------------------------------------------------------------
 
     async def issue(self) -> None:
-        kind = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = self.random.choices(list(self.weights), list(self.weights.values()))[0]
         rich = self.random.choice(self.customers[:FIRST])
         anyone = self.random.choice([one for one in self.customers if one.addresses])
         try:
@@ -190,7 +200,11 @@ class Load:
 
     def _ghost(self, customer: Customer) -> None:
         """A partner tells of a transfer that nobody ever made: what is credited for it is taken back."""
-        to, tx_hash, amount = customer.addresses["MATIC-AMOY"].lower(), "0x" + secrets.token_hex(32), self._amount(1, 50)
+        to, tx_hash, amount = (
+            customer.addresses["MATIC-AMOY"].lower(),
+            "0x" + secrets.token_hex(32),
+            self._amount(1, 50),
+        )
         self.history.add("ghost", customer.user, tx_hash, chain="MATIC", to=to, amounts=[amount])
         self._report(to, tx_hash, amount)
 
@@ -227,7 +241,9 @@ class Load:
         said = [("orders.placed", {"order_id": order, "user_id": customer.user, "amount": money(amount)})]
         for number, part in enumerate(fills):
             last = {"filled_total": total} if end == "filled" and number == len(fills) - 1 else {}
-            said.append(("orders.filled", {"order_id": order, "fill_id": f"{order}.{number}", "amount": money(part)} | last))
+            said.append(
+                ("orders.filled", {"order_id": order, "fill_id": f"{order}.{number}", "amount": money(part)} | last)
+            )
         if end != "filled":
             said.append((f"orders.{end}", {"order_id": order, "filled_total": total}))
         if self.random.random() < 0.3:
@@ -254,7 +270,14 @@ class Load:
             customer.spend(amount)
         if kind == "cancelled":
             expect = "either"
-        body = {"user_id": customer.user, "chain": chain, "asset": "USDC", "amount": money(amount), "to": to, "rail": rail}
+        body = {
+            "user_id": customer.user,
+            "chain": chain,
+            "asset": "USDC",
+            "amount": money(amount),
+            "to": to,
+            "rail": rail,
+        }
         about = {"chain": chain, "to": to, "amount": amount, "rail": rail, "expect": expect}
         made = self.history.add("withdraw", customer.user, key, **about)
         if kind == "by_kafka":
@@ -306,7 +329,9 @@ class Load:
                 await asyncio.sleep(0.5)
 
     def _nonsense(self, topic: str) -> None:
-        junk = self.random.choice((b"\x00\xff", b"{", b"[]", b'{"version": 7}', b"null", b'{"amount": "1e9"}', b"\xf0" * 50))
+        junk = self.random.choice(
+            (b"\x00\xff", b"{", b"[]", b'{"version": 7}', b"null", b'{"amount": "1e9"}', b"\xf0" * 50)
+        )
         value = junk + b" " + self._name("junk").encode()
         made = self.history.add("malformed", "", value.hex(), topic=topic)
 
@@ -353,6 +378,22 @@ class Load:
                     one.is_done = orders.get(one.key) in ("filled", "cancelled", "expired", "rejected")
                 case "malformed":
                     one.is_done = bytes.fromhex(one.key) in letters
+
+    async def settled(self) -> bool:
+        """Whether everything has come to its end; of what may have vanished the chain and Circle are asked."""
+        try:
+            await self.look()
+            for one in [one for one in self.history.inputs if not one.is_done]:
+                if one.kind == "deposit" and await self.rig.anvil.rpc("eth_getTransactionReceipt", one.key) is None:
+                    found = await self.rig.rows("SELECT status FROM deposits WHERE tx_hash = $1", one.key)
+                    pooled = await self.rig.anvil.rpc("eth_getTransactionByHash", one.key)
+                    one.is_done = pooled is None and {row[0] for row in found} <= {"reversed", "vanished"}
+                elif one.about.get("doubtful"):
+                    made = await self.rig.control("created")
+                    one.is_done = all(each.get("txHash") != one.key for each in made["transactions"])
+        except ERRORS:
+            return False
+        return not self.history.in_flight and all(task.done() for task in self.tasks)
 
     async def _look_for_wallets(self) -> None:
         if all(customer.addresses for customer in self.customers):

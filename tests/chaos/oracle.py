@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.chaos.inputs import Input
 
@@ -168,7 +167,9 @@ def _payments(inputs: list[Input], world: World, told: Told) -> Iterator[Differe
             yield Difference("a withdrawal ends", f"{one.key} is {status}; it must be {ends}", **who)
         due = [about["amount"]] if status == "completed" else []
         if payments != due:
-            yield Difference("paid once or not at all", f"{one.key} is {status}, and was paid {payments}, not {due}", **who)
+            yield Difference(
+                "paid once or not at all", f"{one.key} is {status}, and was paid {payments}, not {due}", **who
+            )
     for (user, key), _ in rows.items():
         yield Difference("a withdrawal was asked for", f"nobody asked for {key}", frozenset({key}), user)
     for to, amounts in paid.items():
@@ -242,7 +243,9 @@ def _said(told: Told) -> Iterator[Difference]:
     for order, (status, _) in told.orders.items():
         said = told.said_orders.get(order, set())
         if said != {status}:
-            yield Difference("told", f"{order} is {status}, and was told {sorted(said) or 'nowhere'}", frozenset({order}))
+            yield Difference(
+                "told", f"{order} is {status}, and was told {sorted(said) or 'nowhere'}", frozenset({order})
+            )
 
 
 def _letters(inputs: list[Input], told: Told) -> Iterator[Difference]:

@@ -40,6 +40,7 @@ from tests.support.rpc_stub import LyingEndpoint
 MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
 WORKERS: Final = tuple(f"{movement}-{number}" for number in (1, 2) for movement in MOVEMENTS)
 PROGRAMS: Final = ("bridge", "api", *WORKERS)
+ROOT: Final = Path(__file__).parents[2]
 DEPTH: Final = 4
 """Blocks until a deposit is final; reorganizations are less deep."""
 MINIMUM: Final = 1_000_000
@@ -75,9 +76,10 @@ SETTINGS: Final = {
 class Rig:
     """`name` -> process in `stack.children`. Those in `down` are left alone by the supervisor until whoever downed them lets go."""
 
-    def __init__(self, directory: Path, clock_offsets_s: dict[str, float] | None = None) -> None:
+    def __init__(self, directory: Path, clock_offsets_s: dict[str, float], product: Path = ROOT) -> None:
         self.directory = directory
-        self.offsets = clock_offsets_s or {}
+        self.offsets = clock_offsets_s
+        self.settings = {**SETTINGS, "PYTHONPATH": f"{product}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
         self.down: set[str] = set()
         self.restarts = 0
         self.ended: list[tuple[str, int, str]] = []
@@ -120,7 +122,7 @@ class Rig:
         self.usdc = await deploy(self.anvil, tools.contracts)
         await self._wire(stack)
         self.dsn = await asyncio.to_thread(self.postgres.create_database, "chaos")
-        self.stack = Stack(self.directory / "stack", self._parts(), settings=SETTINGS)
+        self.stack = Stack(self.directory / "stack", self._parts(), settings=self.settings)
         stack.callback(self._stop)
         said("schema, topics, sandboxes")
         await self.stack.prepare()
@@ -242,7 +244,9 @@ class Rig:
 
     async def rows(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Past the wires. Raises OSError and asyncpg's errors while the server is away."""
-        connection = await asyncpg.connect(self.dsn, timeout=10, server_settings={"search_path": "stablerail", "jit": "off"})
+        connection = await asyncpg.connect(
+            self.dsn, timeout=10, server_settings={"search_path": "stablerail", "jit": "off"}
+        )
         try:
             return [tuple(row) for row in await connection.fetch(query, *arguments, timeout=20)]
         finally:
@@ -256,7 +260,9 @@ class Rig:
             assert answer.status < 300, f"{path}: {await answer.text()}"
             return await answer.json()
 
-    async def until(self, condition: Callable[[], Any], what: str, *, limit_s: float = WAIT_S, pause_s: float = 0.2) -> None:
+    async def until(
+        self, condition: Callable[[], Any], what: str, *, limit_s: float = WAIT_S, pause_s: float = 0.2
+    ) -> None:
         deadline = time.monotonic() + limit_s
         while not await condition():
             assert time.monotonic() < deadline, f"waited {limit_s:g} s for {what}"
@@ -269,10 +275,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def running(clock_offsets_s: dict[str, float], said: Callable[[str], None]) -> AsyncIterator[Rig]:
-    """A rig that is ready; everything of it ends with the block."""
+async def running(
+    clock_offsets_s: dict[str, float], said: Callable[[str], None], product: Path = ROOT
+) -> AsyncIterator[Rig]:
+    """A rig that is ready; everything of it ends with the block. `product`: the folder that holds the packages."""
     os.environ.setdefault("SSL_CERT_FILE", os.devnull)  # as in tests/conftest.py
     async with AsyncExitStack() as stack:
-        rig = Rig(stack.enter_context(scratch_directory("stablerail-chaos-")), clock_offsets_s)
+        rig = Rig(stack.enter_context(scratch_directory("stablerail-chaos-")), clock_offsets_s, product)
         await rig.start(stack, said)
         yield rig

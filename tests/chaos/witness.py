@@ -4,7 +4,6 @@ what the product says by its API and by SQL. No code of the product is used here
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -53,7 +52,13 @@ async def world(at: Places) -> World:
             made = await answer.json()
         logs = await rpc("eth_getLogs", {"address": at.usdc, "fromBlock": "0x0", "topics": [TRANSFER]})
         moved = [
-            Transfer("MATIC", log["transactionHash"], _address(log["topics"][1]), _address(log["topics"][2]), int(log["data"], 16))
+            Transfer(
+                "MATIC",
+                log["transactionHash"],
+                _address(log["topics"][1]),
+                _address(log["topics"][2]),
+                int(log["data"], 16),
+            )
             for log in logs
         ]
         customers = [one for one in made["wallets"] if one.get("refId") not in (None, "treasury")]
@@ -66,7 +71,9 @@ async def world(at: Places) -> World:
             if one["blockchain"] == "MATIC-AMOY":
                 continue  # the chain itself was asked
             amount = int(Decimal(one["amounts"][0]) * SCALE)
-            went = Transfer("SOL", one.get("txHash") or "", one["sourceAddress"], _plain(one["destinationAddress"]), amount)
+            went = Transfer(
+                "SOL", one.get("txHash") or "", one["sourceAddress"], _plain(one["destinationAddress"]), amount
+            )
             if one["transactionType"] == "INBOUND" and went.to in owners:
                 inbound.append(went)
             elif one["transactionType"] == "OUTBOUND" and one["state"] == "COMPLETE":
@@ -177,33 +184,33 @@ async def _topics(at: Places) -> dict[str, Any]:
     await consumer.start()
     try:
         names = ("deposits.credited", "withdrawals.settled", "orders.settled", "orders.rejected")
-        for topic in [f"{at.prefix}{name}" for name in names]:
-            for record in await _records(consumer, topic):
-                event, name = json.loads(record.value), topic.removeprefix(at.prefix)
-                if name == "deposits.credited":
-                    credits.add((event["transaction_id"], int(Decimal(event["amount"]) * SCALE)))
-                elif name == "withdrawals.settled":
-                    ends[event["withdrawal_id"]].add(event["outcome"])
-                else:
-                    orders[event["order_id"]].add(event.get("outcome", "rejected"))
-        for topic in sorted(t for t in await consumer.topics() if t.startswith(at.prefix) and t.endswith(".dlq")):
-            for record in await _records(consumer, topic):
-                headers = dict(record.headers)
-                if "dlq_offset" not in headers:
-                    continue
-                source = topic.removeprefix(at.prefix).removesuffix(".dlq")
-                letters[source, int(headers["dlq_partition"]), int(headers["dlq_offset"]), record.value or b""] += 1
+        topics = [f"{at.prefix}{name}" for name in names]
+        topics += [t for t in await consumer.topics() if t.startswith(at.prefix) and t.endswith(".dlq")]
+        for record in await _records(consumer, topics):
+            name, headers = record.topic.removeprefix(at.prefix), dict(record.headers)
+            if name.endswith(".dlq"):
+                if "dlq_offset" in headers:
+                    place = int(headers["dlq_partition"]), int(headers["dlq_offset"])
+                    letters[name.removesuffix(".dlq"), *place, record.value or b""] += 1
+                continue
+            event = json.loads(record.value)
+            if name == "deposits.credited":
+                credits.add((event["transaction_id"], int(Decimal(event["amount"]) * SCALE)))
+            elif name == "withdrawals.settled":
+                ends[event["withdrawal_id"]].add(event["outcome"])
+            else:
+                orders[event["order_id"]].add(event.get("outcome", "rejected"))
     finally:
         await consumer.stop()
     return {"said_credits": credits, "said_ends": dict(ends), "said_orders": dict(orders), "letters": letters}
 
 
-async def _records(consumer: AIOKafkaConsumer, topic: str) -> list[Any]:
-    await consumer.topics()
-    parts = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-    consumer.assign(parts)
-    await consumer.seek_to_beginning(*parts)
-    ends = await consumer.end_offsets(parts)
+async def _records(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> list[Any]:
+    """Everything that they hold now."""
+    parts = [part for topic in topics for part in await _partitions(consumer, topic)]
+    ends = {part: end for part, end in (await consumer.end_offsets(parts)).items() if end}
+    consumer.assign(list(ends))
+    await consumer.seek_to_beginning(*ends)
     found: list[Any] = []
     while any([await consumer.position(part) < end for part, end in ends.items()]):
         for some in (await consumer.getmany(timeout_ms=300)).values():
@@ -261,8 +268,7 @@ async def lag(at: Places, groups: Iterable[str], topics: Iterable[str]) -> int:
         consumer = AIOKafkaConsumer(bootstrap_servers=at.bootstrap, group_id=group, enable_auto_commit=False)
         await consumer.start()
         try:
-            await consumer.topics()
-            parts = [TopicPartition(t, n) for t in topics for n in consumer.partitions_for_topic(t) or ()]
+            parts = [part for topic in topics for part in await _partitions(consumer, topic)]
             ends = await consumer.end_offsets(parts)
             for part, end in ends.items():
                 done = await consumer.committed(part)
@@ -270,5 +276,9 @@ async def lag(at: Places, groups: Iterable[str], topics: Iterable[str]) -> int:
                     waiting += max(0, end - done)
         finally:
             await consumer.stop()
-        await asyncio.sleep(0)
     return waiting
+
+
+async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    """An assigned consumer asks for no metadata by itself."""
+    return [TopicPartition(topic, number) for number in await consumer._client._wait_on_metadata(topic)]

@@ -1,0 +1,371 @@
+"""What breaks, drawn from a seed: each fault hits, lasts a while, and is healed again before it is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from typing import Any, Final
+
+import aiohttp
+
+from stablerail.dev.anvil import RpcRefused
+from stablerail.dev.errors import DevError
+from tests.chaos.inputs import Fault, History
+from tests.chaos.load import Load
+from tests.chaos.rig import FUSE_RUN, MOVEMENTS, PROGRAMS, Rig
+from tests.support.rpc_stub import LyingEndpoint
+
+GWEI: Final = 10**9
+SPIKE_WEI: Final = 120 * GWEI
+FUSED: Final = {"orders.filled": "investing", "deposits.notified": "deposits", "withdrawals.requested": "withdrawals"}
+HARD: Final = ("broker", "postgres", "fuse", "rolling")
+"""Each needs the rest of the world: never two of them at once."""
+
+
+class Faults:
+    """`work` breaks something every now and then until it is cancelled; `heal` mends whatever is still broken."""
+
+    def __init__(
+        self, rig: Rig, load: Load, history: History, pause_s: tuple[float, float], kinds: Collection[str] = ()
+    ) -> None:
+        """`kinds`: only these; empty: all of them."""
+        self.rig, self.load, self.history, self.pause_s = rig, load, history, pause_s
+        self.random = random.Random(f"faults {history.seed}")
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.last = ""
+        self._hard = asyncio.Lock()
+        self._endpoint = asyncio.Lock()
+        self._chain = asyncio.Lock()
+        self.kinds: dict[str, tuple[int, Callable[[Fault], Awaitable[None]]]] = {
+            "kill": (8, self._kill),
+            "freeze": (5, self._freeze),
+            "broker": (2, self._broker),
+            "postgres": (2, self._postgres),
+            "cut": (4, self._cut),
+            "delay": (3, self._delay),
+            "half": (3, self._half),
+            "rpc_down": (2, self._rpc_down),
+            "rpc_stale": (2, self._rpc_stale),
+            "rpc_lie": (2, self._rpc_lie),
+            "lost_reply": (2, self._lost_reply),
+            "lost_send": (3, self._lost_send),
+            "reorg": (4, self._reorg),
+            "fee_spike": (2, self._fee_spike),
+            "partner": (3, self._partner),
+            "fuse": (1, self._fuse),
+            "rolling": (1, self._rolling),
+        }
+        self.kinds = {kind: how for kind, how in self.kinds.items() if not kinds or kind in kinds}
+
+    async def work(self) -> None:
+        """First one of each kind in a drawn order, then at random by weight: a short run has all kinds too."""
+        waiting = list(self.kinds)
+        self.random.shuffle(waiting)
+        while True:
+            await asyncio.sleep(self.random.uniform(*self.pause_s))
+            free = [kind for kind in self.kinds if kind not in HARD or not self._hard.locked()]
+            first = next((kind for kind in waiting if kind in free), None)
+            if first is not None:
+                waiting.remove(first)
+            elif not free:
+                continue
+            kind = first or self.random.choices(free, [self.kinds[name][0] for name in free])[0]
+            task = asyncio.create_task(self._hit(kind))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _hit(self, kind: str) -> None:
+        fault = Fault(kind, "", 0)
+        try:
+            if kind in HARD:
+                async with self._hard:
+                    await self.kinds[kind][1](fault)
+            else:
+                await self.kinds[kind][1](fault)
+        except (aiohttp.ClientError, OSError, TimeoutError, RpcRefused, AssertionError) as error:
+            fault.target += f" ({type(error).__name__})"
+        finally:
+            fault.until_s = time.time()
+
+    def _hits(self, fault: Fault, target: str) -> None:
+        """From here on it counts."""
+        fault.target, fault.in_flight, fault.at_s = target, self.history.in_flight, time.time()
+        self.history.faults.append(fault)
+        self.last = f"{fault.kind} of {target}"
+
+    async def _last(self, least_s: float, most_s: float) -> None:
+        await asyncio.sleep(self.random.uniform(least_s, most_s))
+
+    async def heal(self) -> None:
+        """Waits for the faults at work to end as they do, then mends whatever is left."""
+        for task in list(self.tasks):
+            with suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(task, 60)
+        for wire in self.rig.wires:
+            wire.heal()
+        for endpoint in self.rig.endpoints:
+            _honest(endpoint)
+        for name, child in self.rig.stack.children.items():
+            child.send_signal(signal.SIGCONT)
+            if name in self.rig.down:
+                self.rig.restart(name)
+        await asyncio.to_thread(self.rig.postgres.start)
+        await asyncio.to_thread(self.rig.kafka.start)
+        await self.rig.control("weather", {})
+        await self.rig.control("deliveries", {"drop": 0, "duplicate": 0, "reorder": 0})
+
+    # -- processes ---------------------------------------------------------------------------------------------------
+
+    def _victim(self) -> str:
+        return self.random.choice([name for name in PROGRAMS if name not in self.rig.down])
+
+    async def _kill(self, fault: Fault) -> None:
+        name = self._victim()
+        self.rig.down.add(name)
+        self._hits(fault, name)
+        await asyncio.to_thread(self.rig.stack.children[name].kill)
+        await self._last(0, 4)
+        self.rig.restart(name)
+
+    async def _freeze(self, fault: Fault) -> None:
+        name = self.random.choice([self._victim(), self._victim(), "circle", "sumsub"])
+        self.rig.down.add(name)
+        child = self.rig.stack.children[name]
+        self._hits(fault, name)
+        child.send_signal(signal.SIGSTOP)
+        await self._last(1, 12)
+        child.send_signal(signal.SIGCONT)
+        self.rig.down.discard(name)
+
+    async def _rolling(self, fault: Fault) -> None:
+        """A new release: every worker is asked to end and started again, one after the other."""
+        number = self.random.choice((1, 2))
+        names = [f"{movement}-{number}" for movement in self.random.sample(MOVEMENTS, 4)]
+        self._hits(fault, ", ".join(names))
+        for name in names:
+            if name not in self.rig.down:
+                self.rig.down.add(name)
+                await asyncio.to_thread(self.rig.stack.children[name].stop, timeout_s=20)
+                self.rig.restart(name)
+
+    async def _fuse(self, fault: Fault) -> None:
+        """Nonsense in a row until a stage stops; an operator starts its workers again with a fuse that bears it."""
+        topic = self.random.choice(list(FUSED))
+        names = [f"{FUSED[topic]}-{number}" for number in (1, 2)]
+        self._hits(fault, topic)
+        await self.load.blow(topic, 2 * FUSE_RUN)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
+
+            async def blown() -> bool:
+                return any(["fuse" in (await self.rig.readiness(session, name))[1] for name in names])
+
+            with suppress(AssertionError):
+                await self.rig.until(blown, "a fuse is blown", limit_s=30)
+                fault.target += ", blown"
+        for name in names:
+            self.rig.over[name] = {"STABLERAIL_FUSE_RUN_EVENTS_MAX": "100000"}
+            self.rig.down.add(name)
+            await asyncio.to_thread(self.rig.stack.children[name].stop, timeout_s=20)
+            self.rig.restart(name)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    async def _broker(self, fault: Fault) -> None:
+        node = self.random.choice(list(self.rig.kafka.node_ids))
+        self._hits(fault, f"broker {node}")
+        await asyncio.to_thread(self.rig.kafka.kill, node)
+        await self._last(1, 6)
+        await asyncio.to_thread(self.rig.kafka.start, node)
+        await asyncio.sleep(
+            5
+        )  # it catches up; a second one down before that would be a cluster that has lost its minimum
+
+    async def _postgres(self, fault: Fault) -> None:
+        self._hits(fault, "the server")
+        await asyncio.to_thread(self.rig.postgres.stop_immediately)
+        await self._last(0.5, 5)
+        while True:
+            try:
+                await asyncio.to_thread(self.rig.postgres.start)
+                return
+            except DevError:
+                await asyncio.sleep(1)
+
+    def _wire(self) -> Any:
+        wire = self.random.choice(self.rig.wires)
+        return wire, f"{type(wire).__name__} {wire.upstream[1]}"
+
+    async def _cut(self, fault: Fault) -> None:
+        wire, name = self._wire()
+        self._hits(fault, name)
+        if self.random.random() < 0.5:
+            await asyncio.to_thread(wire.cut)
+        else:
+            await asyncio.to_thread(wire.refuse, True)
+            await self._last(0.5, 4)
+            await asyncio.to_thread(wire.refuse, False)
+
+    async def _delay(self, fault: Fault) -> None:
+        wire, name = self._wire()
+        self._hits(fault, name)
+        wire.delay_s = self.random.uniform(0.05, 0.6)
+        await self._last(1, 6)
+        wire.delay_s = 0.0
+
+    async def _half(self, fault: Fault) -> None:
+        wire, name = self._wire()
+        self._hits(fault, name)
+        wire.halves = self.random.randrange(1, 6)
+        await self._last(1, 4)
+        wire.halves = 0
+
+    # -- the chain ---------------------------------------------------------------------------------------------------
+
+    async def _rpc_down(self, fault: Fault) -> None:
+        async with self._endpoint:
+            endpoint = self.random.choice(self.rig.endpoints)
+            self._hits(fault, endpoint.url)
+            if self.random.random() < 0.5:
+                endpoint.hangs = True
+            else:
+                endpoint.whole = self.random.choice(((503, b""), (429, b""), (200, b"<html>"), (200, b"{")))
+            await self._last(2, 8)
+            _honest(endpoint)
+
+    async def _rpc_stale(self, fault: Fault) -> None:
+        """An endpoint that stands still: its head is this one, and nothing is newer."""
+        async with self._endpoint:
+            endpoint = self.random.choice(self.rig.endpoints)
+            head = int(await self.rig.anvil.rpc("eth_blockNumber"), 16)
+            self._hits(fault, endpoint.url)
+
+            async def block(params: list[Any], honest: Any) -> Any:
+                if params[0] in ("latest", "pending"):
+                    return await self.rig.anvil.rpc("eth_getBlockByNumber", hex(head), *params[1:])
+                return None if honest is None or int(honest["number"], 16) > head else honest
+
+            endpoint.lies = {
+                "eth_blockNumber": lambda _params, _honest: hex(head),
+                "eth_getBlockByNumber": block,
+                "eth_getTransactionReceipt": lambda _, r: None if r is None or int(r["blockNumber"], 16) > head else r,
+                "eth_getLogs": lambda _, logs: [log for log in logs or [] if int(log["blockNumber"], 16) <= head],
+            }
+            await self._last(3, 10)
+            _honest(endpoint)
+
+    async def _rpc_lie(self, fault: Fault) -> None:
+        """An endpoint that hides what is there, or says that a hash is another."""
+        async with self._endpoint:
+            endpoint = self.random.choice(self.rig.endpoints)
+            kind = self.random.choice(("hides receipts", "hides logs", "other hashes", "counts less"))
+            self._hits(fault, f"{endpoint.url} {kind}")
+            other = "0x" + "ab" * 32
+
+            def receipt(_params: list[Any], honest: Any) -> Any:
+                return honest and honest | {
+                    "blockHash": other,
+                    "logs": [log | {"blockHash": other} for log in honest["logs"]],
+                }
+
+            endpoint.lies = {
+                "hides receipts": {"eth_getTransactionReceipt": lambda _params, _honest: None},
+                "hides logs": {"eth_getLogs": lambda _params, _honest: []},
+                "other hashes": {"eth_getTransactionReceipt": receipt},
+                "counts less": {
+                    "eth_getTransactionCount": lambda _params, honest: hex(max(0, int(honest or "0x0", 16) - 1))
+                },
+            }[kind]
+            await self._last(3, 8)
+            _honest(endpoint)
+
+    async def _lost_reply(self, fault: Fault) -> None:
+        """Circle did what was asked, and nobody hears of it."""
+        path = self.random.choice(("/v1/w3s/developer/transactions/transfer", "/v1/w3s/developer/wallets"))
+        self._hits(fault, f"circle {path}")
+        body = {"path": path, "kind": "lost_reply", "method": "POST", "times": self.random.randrange(1, 4)}
+        await self.rig.control("faults", body)
+
+    async def _lost_send(self, fault: Fault) -> None:
+        """The nodes take the transactions that are sent, and do not answer."""
+        async with self._endpoint:
+            self._hits(fault, "eth_sendRawTransaction")
+
+            async def never(_params: list[Any], _honest: Any) -> Any:
+                await asyncio.sleep(20)
+
+            for endpoint in self.rig.endpoints:
+                endpoint.lies = {"eth_sendRawTransaction": never}
+            await self._last(2, 8)
+            for endpoint in self.rig.endpoints:
+                _honest(endpoint)
+
+    async def _fee_spike(self, fault: Fault) -> None:
+        async with self._chain:
+            self._hits(fault, f"{SPIKE_WEI // GWEI} gwei")
+            for _ in range(self.random.randrange(3, 9)):
+                await self.rig.anvil.rpc("anvil_setNextBlockBaseFeePerGas", hex(SPIKE_WEI))
+                await asyncio.sleep(1)
+            await self.rig.anvil.rpc("anvil_setNextBlockBaseFeePerGas", hex(GWEI))
+
+    async def _reorg(self, fault: Fault) -> None:
+        """The newest blocks are others. What was in them is mined again at once, or later, or (of the payer's) never."""
+        async with self._chain:
+            depth = self.random.randrange(1, 4)
+            lost = await self._transactions(depth)
+            signers = {tx["from"] for tx in lost}
+            if self.rig.wallets["MATIC"].address.lower() in signers:  # its sender cannot be made to send the same again
+                depth, lost = 1, await self._transactions(1)
+                if self.rig.wallets["MATIC"].address.lower() in {tx["from"] for tx in lost}:
+                    return
+            raws = [await self.rig.anvil.rpc("eth_getRawTransactionByHash", tx["hash"]) for tx in lost]
+            fate = self.random.choice(("again", "again", "later", "gone"))
+            again = [[raw, depth - 1] for raw in raws] if fate == "again" else []
+            self._hits(fault, f"{depth} blocks with {len(lost)} transactions, {fate}")
+            await self.rig.anvil.rpc("anvil_reorg", depth, again)
+            if fate == "again":
+                return
+            if fate == "later":
+                await self._last(0.5, 8)
+            for tx, raw in zip(lost, raws, strict=True):
+                if fate == "gone" and tx["from"] == self.rig.usdc.payer.lower():
+                    other = {"from": tx["from"], "to": tx["from"], "nonce": tx["nonce"], "gas": hex(21_000)}
+                    with suppress(RpcRefused):
+                        gone = await self.rig.anvil.rpc("eth_sendTransaction", other)
+                        self._is_gone(tx["hash"], gone)
+                        continue
+                with suppress(RpcRefused):  # known already: somebody sent it again
+                    await self.rig.anvil.rpc("eth_sendRawTransaction", raw)
+
+    async def _transactions(self, blocks: int) -> list[dict[str, Any]]:
+        head = int(await self.rig.anvil.rpc("eth_blockNumber"), 16)
+        found = []
+        for number in range(head - blocks + 1, head + 1):
+            found += (await self.rig.anvil.rpc("eth_getBlockByNumber", hex(number), True))["transactions"]
+        return found
+
+    def _is_gone(self, tx_hash: str, instead: str) -> None:
+        for one in self.history.inputs:
+            if one.key == tx_hash:
+                one.about["gone"] = instead
+
+    # -- partners ----------------------------------------------------------------------------------------------------
+
+    async def _partner(self, fault: Fault) -> None:
+        kind = self.random.choice(("weather", "hangs", "weather"))
+        self._hits(fault, f"circle {kind}")
+        if kind == "hangs":
+            await self.rig.control("faults", {"path": "*", "kind": "hang", "times": self.random.randrange(1, 6)})
+            return
+        weather = {"unavailable": 0.4, "lostReplies": 0.2, "limited": 0.3, "seed": self.random.randrange(10**6)}
+        await self.rig.control("weather", weather)
+        await self._last(3, 10)
+        await self.rig.control("weather", {})
+
+
+def _honest(endpoint: LyingEndpoint) -> None:
+    endpoint.lies, endpoint.whole = {}, None
+    endpoint.release()
