@@ -74,6 +74,24 @@ DEFECTS: Final = (
         seconds=20,
     ),
     Defect(
+        "no_fence",
+        "a worker that lost a partition commits in the epoch that it once had",
+        (
+            Change(
+                "ledger/commit.py",
+                "    if lost:\n        raise Fenced(stage, lost)\n    return owners\n",
+                "    if len(found) < len(epochs):\n        raise Fenced(stage, lost)\n"
+                "    return [o._replace(epoch=epochs[(o.topic, o.partition)]) for o in owners]\n",
+            ),
+            Change(
+                "ledger/sql/inbox.sql",
+                "    WHERE (SELECT count(*) FROM owned WHERE epoch = expected) = cardinality($2)\n",
+                "    WHERE (SELECT count(*) FROM owned WHERE epoch <> 0 OR expected <> 0) = cardinality($2)\n",
+            ),
+        ),
+        ("freeze",),
+    ),
+    Defect(
         "new_nonce_on_retry",
         "a payment whose sending was not answered is signed anew",
         (

@@ -16,7 +16,7 @@ from stablerail.dev.anvil import RpcRefused
 from stablerail.dev.errors import DevError
 from tests.chaos.inputs import Fault, History
 from tests.chaos.load import Load
-from tests.chaos.rig import FUSE_RUN, MOVEMENTS, PROGRAMS, Rig
+from tests.chaos.rig import FUSE_RUN, MOVEMENTS, PROGRAMS, SESSION_S, Rig
 from tests.support.rpc_stub import LyingEndpoint
 
 GWEI: Final = 10**9
@@ -137,7 +137,10 @@ class Faults:
         child = self.rig.stack.children[name]
         self._hits(fault, name)
         child.send_signal(signal.SIGSTOP)
-        await self._last(1, 12)
+        if self.random.random() < 0.5:
+            await self._last(1, 12)
+        else:  # it wakes when another is about to take its partitions
+            await self._last(SESSION_S, SESSION_S + 3)
         child.send_signal(signal.SIGCONT)
         self.rig.down.discard(name)
 
@@ -315,17 +318,18 @@ class Faults:
         """The newest blocks are others. What was in them is mined again at once, or later, or (of the payer's) never."""
         async with self._chain:
             depth = self.random.randrange(1, 4)
-            lost = await self._transactions(depth)
-            signers = {tx["from"] for tx in lost}
-            if self.rig.wallets["MATIC"].address.lower() in signers:  # its sender cannot be made to send the same again
-                depth, lost = 1, await self._transactions(1)
-                if self.rig.wallets["MATIC"].address.lower() in {tx["from"] for tx in lost}:
-                    return
-            raws = [await self.rig.anvil.rpc("eth_getRawTransactionByHash", tx["hash"]) for tx in lost]
             fate = self.random.choice(("again", "again", "later", "gone"))
-            again = [[raw, depth - 1] for raw in raws] if fate == "again" else []
-            self._hits(fault, f"{depth} blocks with {len(lost)} transactions, {fate}")
-            await self.rig.anvil.rpc("anvil_reorg", depth, again)
+            await self.rig.anvil.mine_every(0)  # no block comes between the look and the reorganization
+            try:
+                lost = await self._transactions(depth)
+                if self.rig.wallets["MATIC"].address.lower() in {tx["from"] for tx in lost}:
+                    return  # nobody can make Circle's sandbox send the same bytes again
+                raws = [await self.rig.anvil.rpc("eth_getRawTransactionByHash", tx["hash"]) for tx in lost]
+                again = [[raw, depth - 1] for raw in raws] if fate == "again" else []
+                self._hits(fault, f"{depth} blocks with {len(lost)} transactions, {fate}")
+                await self.rig.anvil.rpc("anvil_reorg", depth, again)
+            finally:
+                await self.rig.anvil.mine_every(1)
             if fate == "again":
                 return
             if fate == "later":

@@ -11,6 +11,7 @@ be seen by neither. `judge` is pure; `witness.py` brings what it judges.
 | nonces | the hot wallet has used as many as were signed for, each for one withdrawal |
 | everything ends | each withdrawal and order stands where its kind ends |
 | everything is told | each credit, each end is in its topic, and nothing that is not so |
+| who was replaced does nothing more | no commit of a partition has an epoch that is over; none is missing; the journal is in order |
 | nothing is dropped | each message that nobody can read is a dead letter with its bytes |
 | the books | every transaction sums to zero, every balance is the sum of its entries, the mirror is what our wallets hold |
 """
@@ -82,6 +83,8 @@ class Told:
     """By order, what was told of its end."""
     letters: Counter[tuple[str, int, int, bytes]]
     """(topic, partition, offset, value) of the dead letters"""
+    journal: list[tuple[int, str, str, int, int, int]] = field(default_factory=list)
+    """(number, stage, topic, partition, epoch, position) of each commit, in the topic's order, the first time that it is there"""
     left: dict[str, int] = field(default_factory=dict)
     """What still waits where nothing must: rows to be journaled, events to be acknowledged."""
 
@@ -107,6 +110,7 @@ def judge(inputs: Iterable[Input], world: World, told: Told) -> list[Difference]
         *_nonces(world, told),
         *_said(told),
         *_letters(inputs, told),
+        *_journal(told),
         *_books(world, told),
     ]
 
@@ -254,6 +258,23 @@ def _letters(inputs: list[Input], told: Told) -> Iterator[Difference]:
             place = (one.about["topic"], one.about["partition"], one.about["offset"], bytes.fromhex(one.key))
             if not told.letters[place]:
                 yield Difference("nothing is dropped", f"no dead letter of {place}", frozenset({one.key}))
+
+
+def _journal(told: Told) -> Iterator[Difference]:
+    last: dict[tuple[str, str, int], tuple[int, int]] = {}
+    before = 0
+    for number, stage, topic, partition, epoch, position in told.journal:
+        if number < before:
+            yield Difference("the journal is in order", f"{number} came after {before}")
+        before = max(before, number)
+        known_epoch, known_position = last.get((stage, topic, partition), (0, position - 1))
+        where = f"{stage} on {topic}[{partition}]"
+        if epoch < known_epoch:
+            text = f"{where} committed {number} in epoch {epoch}, after epoch {known_epoch} had begun"
+            yield Difference("who was replaced does nothing more", text)
+        if position != known_position + 1:
+            yield Difference("the journal is whole", f"{where}: {position} came after {known_position}")
+        last[stage, topic, partition] = (epoch, position)
 
 
 def _books(world: World, told: Told) -> Iterator[Difference]:

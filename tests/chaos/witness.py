@@ -13,6 +13,8 @@ from typing import Any
 
 import aiohttp
 import asyncpg
+import msgpack
+import zstandard
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests.chaos.oracle import Told, Transfer, World
@@ -180,14 +182,23 @@ async def _topics(at: Places) -> dict[str, Any]:
     ends: defaultdict[str, set[str]] = defaultdict(set)
     orders: defaultdict[str, set[str]] = defaultdict(set)
     letters: Counter[tuple[str, int, int, bytes]] = Counter()
+    journal: dict[int, list[tuple[int, str, str, int, int, int]]] = {}
+    parts: defaultdict[int, list[bytes]] = defaultdict(list)
     consumer = AIOKafkaConsumer(bootstrap_servers=at.bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        names = ("deposits.credited", "withdrawals.settled", "orders.settled", "orders.rejected")
+        names = ("deposits.credited", "withdrawals.settled", "orders.settled", "orders.rejected", "journal")
         topics = [f"{at.prefix}{name}" for name in names]
         topics += [t for t in await consumer.topics() if t.startswith(at.prefix) and t.endswith(".dlq")]
         for record in await _records(consumer, topics):
             name, headers = record.topic.removeprefix(at.prefix), dict(record.headers)
+            if name == "journal":
+                number = int.from_bytes(record.key)
+                if number not in journal:
+                    parts[number].append(record.value)
+                    if int(headers.get("part", b"0")) + 1 == int(headers.get("parts", b"1")):
+                        journal[number] = _owners(number, b"".join(parts.pop(number)))
+                continue
             if name.endswith(".dlq"):
                 if "dlq_offset" in headers:
                     place = int(headers["dlq_partition"]), int(headers["dlq_offset"])
@@ -202,7 +213,32 @@ async def _topics(at: Places) -> dict[str, Any]:
                 orders[event["order_id"]].add(event.get("outcome", "rejected"))
     finally:
         await consumer.stop()
-    return {"said_credits": credits, "said_ends": dict(ends), "said_orders": dict(orders), "letters": letters}
+    return {
+        "said_credits": credits, "said_ends": dict(ends), "said_orders": dict(orders), "letters": letters,
+        "journal": [row for rows in journal.values() for row in rows],
+    }  # fmt: skip
+
+
+def _owners(number: int, record: bytes) -> list[tuple[int, str, str, int, int, int]]:
+    """Who made a commit, by its record: zstd of msgpack, the owner rows among the last of its blocks. A column is a list of
+    PostgreSQL's, `{0,1}`, or one value for all rows, `=0`."""
+    *_, proof = msgpack.unpackb(zstandard.ZstdDecompressor().decompress(record, max_output_size=2**28))
+    found = []
+    for table, _, columns in proof:
+        if table == "owners":
+            lists = [column[1:-1].split(",") for column in columns if column.startswith("{")]
+            size = max(map(len, lists), default=1)
+            rows = zip(*(_values(column, size) for column in columns[:5]), strict=True)
+            found += [
+                (number, stage, topic, int(part), int(epoch), int(place)) for stage, topic, part, epoch, place in rows
+            ]
+    return found
+
+
+def _values(column: str, size: int) -> list[str]:
+    if column.startswith("{"):
+        return [value.strip('"') for value in column[1:-1].split(",")]
+    return [column.removeprefix("=")] * size
 
 
 async def _records(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> list[Any]:
