@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,7 +272,8 @@ def _is_found(defect: Defect, console: Console) -> bool:
         result = asyncio.run(run(plan, View(said=said)))
     took = time.monotonic() - (started[0] if started else time.monotonic())
     found = bool(result.differences)
-    what = f"{result.differences[0].rule}: {result.differences[0].text}" if found else "nothing was found"
+    rules = Counter(difference.rule for difference in result.differences)
+    what = f"{result.differences[0].text} {dict(rules)}" if found else "nothing was found"
     is_found = found and took <= FOUND_WITHIN_S
     mark = "[green]✓[/]" if is_found else "[red]✗[/]"
     console.print(f"{mark} {defect.name} ({defect.means}) {took:.0f} s: ", end="", highlight=False)
