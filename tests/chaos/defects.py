@@ -44,7 +44,8 @@ class Defect:
     changes: tuple[Change, ...]
     kinds: tuple[str, ...] = ()
     seconds: float = 60.0
-    seed: int = 1
+    workers: int = 1
+    """Of each movement: one shows most of them, and two take longer to start."""
     weights: dict[str, int] = field(default_factory=dict)
     """Of the load: more of what it is about."""
 
@@ -91,6 +92,7 @@ DEFECTS: Final = (
             ),
         ),
         ("freeze",),
+        workers=2,
     ),
     Defect(
         "new_nonce_on_retry",
@@ -260,7 +262,7 @@ def _is_found(defect: Defect, console: Console) -> bool:
     with tempfile.TemporaryDirectory(prefix="stablerail-defect-") as directory:
         product = patched(defect, Path(directory))
         plan = Plan(
-            defect.seed, defect.seconds, drain_s=45, product=product, kinds=defect.kinds, weights=defect.weights,
+            1, defect.seconds, workers=defect.workers, drain_s=45, product=product, kinds=defect.kinds, weights=defect.weights,
             pause_s=(0.5, 2),
         )  # fmt: skip
         started: list[float] = []

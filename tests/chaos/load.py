@@ -172,7 +172,8 @@ class Load:
                 except (*ERRORS, Exception):
                     await asyncio.sleep(1)
                     continue
-                await asyncio.sleep(20)
+                for _ in range(20):
+                    await asyncio.sleep(0 if made.is_done else 1)
 
         self._later(told())
 

@@ -38,8 +38,6 @@ from tests.support.parts import POSTGRES_SETTINGS
 from tests.support.rpc_stub import LyingEndpoint
 
 MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
-WORKERS: Final = tuple(f"{movement}-{number}" for number in (1, 2) for movement in MOVEMENTS)
-PROGRAMS: Final = ("bridge", "api", *WORKERS)
 ROOT: Final = Path(__file__).parents[2]
 DEPTH: Final = 4
 """Blocks until a deposit is final; reorganizations are less deep."""
@@ -78,8 +76,9 @@ SETTINGS: Final = {
 class Rig:
     """`name` -> process in `stack.children`. Those in `down` are left alone by the supervisor until whoever downed them lets go."""
 
-    def __init__(self, directory: Path, clock_offsets_s: dict[str, float], product: Path = ROOT) -> None:
+    def __init__(self, directory: Path, clock_offsets_s: dict[str, float], product: Path, workers: int) -> None:
         self.directory = directory
+        self.programs = ("bridge", "api", *(f"{name}-{n + 1}" for n in range(workers) for name in MOVEMENTS))
         self.offsets = clock_offsets_s
         self.settings = {**SETTINGS, "PYTHONPATH": f"{product}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
         self.down: set[str] = set()
@@ -135,8 +134,8 @@ class Rig:
         connection = await asyncpg.connect(self.dsn, server_settings={"search_path": "stablerail"})
         self.api_key = (await create_key(connection, (Scope.ADMIN,), "chaos")).token.get_secret_value()
         await connection.close()
-        said("sixteen programs")
-        for name in PROGRAMS:
+        said(f"{len(self.programs)} programs")
+        for name in self.programs:
             self.launch(name)
         stack.push_async_callback(_cancelled, asyncio.create_task(self._supervise()))
         await self.until_ready()
@@ -188,7 +187,7 @@ class Rig:
         await self.control("transfers", {"walletId": self.wallets["SOL"].id, "amount": "1000000"})
 
     def _stop(self) -> None:
-        self.down |= set(PROGRAMS)
+        self.down |= set(self.programs)
         for child in list(self.stack.children.values()):
             child.kill() if child.returncode is None else None
         self.stack.children.clear()
@@ -210,7 +209,7 @@ class Rig:
     async def _supervise(self) -> None:
         """As an orchestrator does: what ended is started again, whyever it ended."""
         while True:
-            for name in PROGRAMS:
+            for name in self.programs:
                 child = self.stack.children[name]
                 if name not in self.down and child.returncode is not None:
                     self.ended.append((name, child.returncode, tail(child.log, 3)))
@@ -225,7 +224,7 @@ class Rig:
     async def until_ready(self) -> None:
         """Until each program's /readyz says so."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            for name in PROGRAMS:
+            for name in self.programs:
                 try:
                     await self.until(partial(self._is_ready, session, name), f"{name} is ready", pause_s=0.3)
                 except AssertionError:
@@ -278,11 +277,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def running(
-    clock_offsets_s: dict[str, float], said: Callable[[str], None], product: Path = ROOT
+    clock_offsets_s: dict[str, float], said: Callable[[str], None], product: Path = ROOT, workers: int = 2
 ) -> AsyncIterator[Rig]:
-    """A rig that is ready; everything of it ends with the block. `product`: the folder that holds the packages."""
+    """A rig that is ready; everything of it ends with the block. `product`: the folder that holds the packages; `workers`: of
+    each movement."""
     os.environ.setdefault("SSL_CERT_FILE", os.devnull)  # as in tests/conftest.py
     async with AsyncExitStack() as stack:
-        rig = Rig(stack.enter_context(scratch_directory("stablerail-chaos-")), clock_offsets_s, product)
+        rig = Rig(stack.enter_context(scratch_directory("stablerail-chaos-")), clock_offsets_s, product, workers)
         await rig.start(stack, said)
         yield rig

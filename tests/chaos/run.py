@@ -46,6 +46,8 @@ class Plan:
     """Faults; empty: all of them."""
     weights: dict[str, int] = field(default_factory=dict)
     """Of what is in the load, over its own."""
+    workers: int = 2
+    """Of each movement."""
     product: Path = ROOT
     """The folder that holds the product's packages."""
 
@@ -85,7 +87,7 @@ async def run(plan: Plan, view: View) -> Result:
     """Raises PartFailed where the rig itself does not start."""
     history = History(plan.seed)
     result = Result(plan, history)
-    async with running(CLOCKS_S, view.say, plan.product) as rig, Load(rig, history, plan.weights) as load:
+    async with running(CLOCKS_S, view.say, plan.product, plan.workers) as rig, Load(rig, history, plan.weights) as load:
         view.history, view.rig = history, rig
         view.say("the first customers' money")
         await load.fund()
