@@ -43,7 +43,7 @@ class Defect:
     means: str
     changes: tuple[Change, ...]
     kinds: tuple[str, ...] = ()
-    seconds: float = 60.0
+    seconds: float = 45.0
     workers: int = 1
     """Of each movement: one shows most of them, and two take longer to start."""
     weights: dict[str, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ DEFECTS: Final = (
                 'group_of(chain, f"{canonical} {source}", address, asset, amount)',
             ),
         ),
-        seconds=20,
+        seconds=12,
     ),
     Defect(
         "no_fence",
@@ -149,7 +149,7 @@ DEFECTS: Final = (
                 "    return Step(ended, (), released=remains if back else 0)\n",
             ),
         ),
-        seconds=20,
+        seconds=12,
     ),
     Defect(
         "emit_lost_after_commit",
@@ -164,7 +164,7 @@ DEFECTS: Final = (
                 "                        await emitter.emit(sealed.messages, sealed.stage, sealed.at)\n",
             ),
         ),
-        seconds=20,
+        seconds=12,
     ),
     Defect(
         "key_per_attempt",
@@ -189,7 +189,7 @@ DEFECTS: Final = (
                 "    return _finalize(deposit, facts) if purses is not None else _reverse(deposit, facts, purses)\n",
             ),
         ),
-        seconds=20,
+        seconds=12,
         weights={"ghost": 4},
     ),
     Defect(
@@ -202,7 +202,7 @@ DEFECTS: Final = (
                 'event = WithdrawalRequested(idempotency_key=idempotency_key + __import__("secrets").token_hex(2), **wish',
             ),
         ),
-        seconds=20,
+        seconds=12,
     ),
     Defect(
         "mirror_forgotten",
@@ -214,7 +214,7 @@ DEFECTS: Final = (
                 "",
             ),
         ),
-        seconds=20,
+        seconds=12,
     ),
     Defect(
         "refusals_dropped",
@@ -226,7 +226,7 @@ DEFECTS: Final = (
                 "        elif isinstance(outcome, Rejected) and stage.reads is not None:\n",
             ),
         ),
-        seconds=20,
+        seconds=12,
     ),
 )
 
@@ -278,6 +278,6 @@ def _is_found(defect: Defect, console: Console) -> bool:
     what = f"{result.differences[0].text} {dict(rules)}" if found else "nothing was found"
     is_found = found and took <= FOUND_WITHIN_S
     mark = "[green]✓[/]" if is_found else "[red]✗[/]"
-    console.print(f"{mark} {defect.name} ({defect.means}) {took:.0f} s: ", end="", highlight=False)
+    console.print(f"{mark} {defect.name} ({defect.means}) {took:.0f} s:", end=" ", highlight=False, soft_wrap=True)
     console.print(what, markup=False, highlight=False, soft_wrap=True)
     return is_found

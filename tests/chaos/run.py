@@ -90,10 +90,11 @@ async def run(plan: Plan, view: View) -> Result:
     async with running(CLOCKS_S, view.say, plan.product, plan.workers) as rig, Load(rig, history, plan.weights) as load:
         view.history, view.rig = history, rig
         view.say("the first customers' money")
-        await load.fund()
+        funded = await load.fund()
         faults = view.faults = Faults(rig, load, history, plan.pause_s, plan.kinds)
         view.say("breaking")
-        await _break(plan, view, load, faults)
+        if funded:
+            await _break(plan, view, load, faults)
         view.say("faults end")
         await faults.heal()
         view.say("draining")
