@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -14,32 +13,27 @@ import aiohttp
 
 from stablerail.dev.anvil import RpcRefused
 from stablerail.dev.errors import DevError
+from tests.chaos.chain_faults import ChainFaults, honest
 from tests.chaos.inputs import Fault, History
 from tests.chaos.load import Load
 from tests.chaos.rig import FUSE_RUN, MOVEMENTS, SESSION_S, Rig
-from tests.support.rpc_stub import LyingEndpoint
 
-GWEI: Final = 10**9
-SPIKE_WEI: Final = 120 * GWEI
 FUSED: Final = {"orders.filled": "investing", "deposits.notified": "deposits", "withdrawals.requested": "withdrawals"}
 HARD: Final = ("broker", "postgres", "fuse", "rolling")
 """Each needs the rest of the world: never two of them at once."""
 
 
-class Faults:
+class Faults(ChainFaults):
     """`work` breaks something every now and then until it is cancelled; `heal` mends whatever is still broken."""
 
     def __init__(
         self, rig: Rig, load: Load, history: History, pause_s: tuple[float, float], kinds: Collection[str] = ()
     ) -> None:
         """`kinds`: only these; empty: all of them."""
-        self.rig, self.load, self.history, self.pause_s = rig, load, history, pause_s
-        self.random = random.Random(f"faults {history.seed}")
+        super().__init__(rig, history)
+        self.load, self.pause_s = load, pause_s
         self.tasks: set[asyncio.Task[None]] = set()
-        self.last = ""
         self._hard = asyncio.Lock()
-        self._endpoint = asyncio.Lock()
-        self._chain = asyncio.Lock()
         self.kinds: dict[str, tuple[int, Callable[[Fault], Awaitable[None]]]] = {
             "kill": (8, self._kill),
             "freeze": (5, self._freeze),
@@ -91,15 +85,6 @@ class Faults:
         finally:
             fault.until_s = time.time()
 
-    def _hits(self, fault: Fault, target: str) -> None:
-        """From here on it counts."""
-        fault.target, fault.in_flight, fault.at_s = target, self.history.in_flight, time.time()
-        self.history.faults.append(fault)
-        self.last = f"{fault.kind} of {target}"
-
-    async def _last(self, least_s: float, most_s: float) -> None:
-        await asyncio.sleep(self.random.uniform(least_s, most_s))
-
     async def heal(self) -> None:
         """Waits for the faults at work to end as they do, then mends whatever is left."""
         for task in list(self.tasks):
@@ -108,7 +93,7 @@ class Faults:
         for wire in self.rig.wires:
             wire.heal()
         for endpoint in self.rig.endpoints:
-            _honest(endpoint)
+            honest(endpoint)
         for name, child in self.rig.stack.children.items():
             child.send_signal(signal.SIGCONT)
             if name in self.rig.down:
@@ -227,138 +212,6 @@ class Faults:
         await self._last(1, 4)
         wire.halves = 0
 
-    # -- the chain ---------------------------------------------------------------------------------------------------
-
-    async def _rpc_down(self, fault: Fault) -> None:
-        async with self._endpoint:
-            endpoint = self.random.choice(self.rig.endpoints)
-            self._hits(fault, endpoint.url)
-            if self.random.random() < 0.5:
-                endpoint.hangs = True
-            else:
-                endpoint.whole = self.random.choice(((503, b""), (429, b""), (200, b"<html>"), (200, b"{")))
-            await self._last(2, 8)
-            _honest(endpoint)
-
-    async def _rpc_stale(self, fault: Fault) -> None:
-        """An endpoint that stands still: its head is this one, and nothing is newer."""
-        async with self._endpoint:
-            endpoint = self.random.choice(self.rig.endpoints)
-            head = int(await self.rig.anvil.rpc("eth_blockNumber"), 16)
-            self._hits(fault, endpoint.url)
-
-            async def block(params: list[Any], honest: Any) -> Any:
-                if params[0] in ("latest", "pending"):
-                    return await self.rig.anvil.rpc("eth_getBlockByNumber", hex(head), *params[1:])
-                return None if honest is None or int(honest["number"], 16) > head else honest
-
-            endpoint.lies = {
-                "eth_blockNumber": lambda _params, _honest: hex(head),
-                "eth_getBlockByNumber": block,
-                "eth_getTransactionReceipt": lambda _, r: None if r is None or int(r["blockNumber"], 16) > head else r,
-                "eth_getLogs": lambda _, logs: [log for log in logs or [] if int(log["blockNumber"], 16) <= head],
-            }
-            await self._last(3, 10)
-            _honest(endpoint)
-
-    async def _rpc_lie(self, fault: Fault) -> None:
-        """An endpoint that hides what is there, or says that a hash is another."""
-        async with self._endpoint:
-            endpoint = self.random.choice(self.rig.endpoints)
-            kind = self.random.choice(("hides receipts", "hides logs", "other hashes", "counts less"))
-            self._hits(fault, f"{endpoint.url} {kind}")
-            other = "0x" + "ab" * 32
-
-            def receipt(_params: list[Any], honest: Any) -> Any:
-                return honest and honest | {
-                    "blockHash": other,
-                    "logs": [log | {"blockHash": other} for log in honest["logs"]],
-                }
-
-            endpoint.lies = {
-                "hides receipts": {"eth_getTransactionReceipt": lambda _params, _honest: None},
-                "hides logs": {"eth_getLogs": lambda _params, _honest: []},
-                "other hashes": {"eth_getTransactionReceipt": receipt},
-                "counts less": {
-                    "eth_getTransactionCount": lambda _params, honest: hex(max(0, int(honest or "0x0", 16) - 1))
-                },
-            }[kind]
-            await self._last(3, 8)
-            _honest(endpoint)
-
-    async def _lost_reply(self, fault: Fault) -> None:
-        """Circle did what was asked, and nobody hears of it."""
-        path = self.random.choice(("/v1/w3s/developer/transactions/transfer", "/v1/w3s/developer/wallets"))
-        self._hits(fault, f"circle {path}")
-        body = {"path": path, "kind": "lost_reply", "method": "POST", "times": self.random.randrange(1, 4)}
-        await self.rig.control("faults", body)
-
-    async def _lost_send(self, fault: Fault) -> None:
-        """The nodes take the transactions that are sent, and do not answer."""
-        async with self._endpoint:
-            self._hits(fault, "eth_sendRawTransaction")
-
-            async def never(_params: list[Any], _honest: Any) -> Any:
-                await asyncio.sleep(20)
-
-            for endpoint in self.rig.endpoints:
-                endpoint.lies = {"eth_sendRawTransaction": never}
-            await self._last(2, 8)
-            for endpoint in self.rig.endpoints:
-                _honest(endpoint)
-
-    async def _fee_spike(self, fault: Fault) -> None:
-        async with self._chain:
-            self._hits(fault, f"{SPIKE_WEI // GWEI} gwei")
-            for _ in range(self.random.randrange(3, 9)):
-                await self.rig.anvil.rpc("anvil_setNextBlockBaseFeePerGas", hex(SPIKE_WEI))
-                await asyncio.sleep(1)
-            await self.rig.anvil.rpc("anvil_setNextBlockBaseFeePerGas", hex(GWEI))
-
-    async def _reorg(self, fault: Fault) -> None:
-        """The newest blocks are others. What was in them is mined again at once, or later, or (of the payer's) never."""
-        async with self._chain:
-            depth = self.random.randrange(1, 4)
-            fate = self.random.choice(("again", "again", "later", "gone"))
-            await self.rig.anvil.mine_every(0)  # no block comes between the look and the reorganization
-            try:
-                lost = await self._transactions(depth)
-                pool = await self.rig.anvil.rpc("txpool_content")  # which a reorganization empties
-                senders = {tx["from"] for tx in lost} | {one.lower() for part in pool.values() for one in part}
-                if self.rig.wallets["MATIC"].address.lower() in senders:
-                    return  # nobody can make Circle's sandbox send the same bytes again
-                raws = [await self.rig.anvil.rpc("eth_getRawTransactionByHash", tx["hash"]) for tx in lost]
-                again = [[raw, depth - 1] for raw in raws] if fate == "again" else []
-                self._hits(fault, f"{depth} blocks with {len(lost)} transactions, {fate}")
-                await self.rig.anvil.rpc("anvil_reorg", depth, again)
-            finally:
-                await self.rig.anvil.mine_every(1)
-            if fate == "again":
-                return
-            if fate == "later":
-                await self._last(0.5, 8)
-            for tx, raw in zip(lost, raws, strict=True):
-                if fate == "gone" and tx["from"] == self.rig.usdc.payer.lower():
-                    other = {"from": tx["from"], "to": tx["from"], "nonce": tx["nonce"], "gas": hex(21_000)}
-                    with suppress(RpcRefused):
-                        gone = await self.rig.anvil.rpc("eth_sendTransaction", other)
-                        self._is_gone(tx["hash"], gone)
-                        continue
-                with suppress(RpcRefused):  # known already: somebody sent it again
-                    await self.rig.anvil.rpc("eth_sendRawTransaction", raw)
-
-    async def _transactions(self, blocks: int) -> list[dict[str, Any]]:
-        head = int(await self.rig.anvil.rpc("eth_blockNumber"), 16)
-        found = []
-        for number in range(head - blocks + 1, head + 1):
-            found += (await self.rig.anvil.rpc("eth_getBlockByNumber", hex(number), True))["transactions"]
-        return found
-
-    def _is_gone(self, tx_hash: str, instead: str) -> None:
-        for one in self.history.inputs:
-            if one.key == tx_hash:
-                one.about["gone"] = instead
-
     # -- partners ----------------------------------------------------------------------------------------------------
 
     async def _partner(self, fault: Fault) -> None:
@@ -372,7 +225,9 @@ class Faults:
         await self._last(3, 10)
         await self.rig.control("weather", {})
 
-
-def _honest(endpoint: LyingEndpoint) -> None:
-    endpoint.lies, endpoint.whole = {}, None
-    endpoint.release()
+    async def _lost_reply(self, fault: Fault) -> None:
+        """Circle did what was asked, and nobody hears of it."""
+        path = self.random.choice(("/v1/w3s/developer/transactions/transfer", "/v1/w3s/developer/wallets"))
+        self._hits(fault, f"circle {path}")
+        body = {"path": path, "kind": "lost_reply", "method": "POST", "times": self.random.randrange(1, 4)}
+        await self.rig.control("faults", body)

@@ -2,43 +2,29 @@
 duplicates, disorder, nonsense. As many events are in flight as were asked for, not so many a second: a slow machine has a slow load.
 
 What becomes of each input must not depend on luck, or nobody could judge it: what a customer spends was funded before the faults
-began (`Purse`), and what must be refused is far beyond it. Where luck may decide (a cancellation), both ends are right and the
+began (`Customer.left`), and what must be refused is far beyond it. Where luck may decide (a cancellation), both ends are right and the
 chain says which it was.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
-import asyncpg
 import base58
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
-from stablerail.dev.anvil import RpcRefused
 from stablerail.dev.usdc import calldata
-from tests.chaos.inputs import History, Input
+from tests.chaos.asking import ERRORS, Asking
+from tests.chaos.inputs import History
 from tests.chaos.rig import Rig
 
 FUNDED: Final = 100_000 * 10**6
 FIRST: Final = 4
 """Customers that are funded before the faults begin."""
-ERRORS: Final = (
-    aiohttp.ClientError,
-    OSError,
-    TimeoutError,
-    KafkaError,
-    RpcRefused,
-    AssertionError,
-    asyncpg.PostgresError,
-)
 WEIGHTS: Final = {
     "approve": 1, "deposit": 6, "twins": 2, "dust": 1, "inject": 4, "ghost": 1, "withdraw": 7, "by_kafka": 3, "by_circle": 4,
     "refused": 2, "cancelled": 2, "order": 6, "nonsense": 2,
@@ -65,36 +51,15 @@ class Customer:
         return amount
 
 
-class Load:
+class Load(Asking):
     """`issue` makes one thing happen; what a faulty world does not take is asked again by a task until it does."""
 
     def __init__(self, rig: Rig, history: History, weights: Mapping[str, int]) -> None:
-        self.rig, self.history = rig, history
+        super().__init__(rig, history)
         self.weights = {**WEIGHTS, **weights}
         self.random = random.Random(f"load {history.seed}")
         self.customers: list[Customer] = []
-        self.tasks: set[asyncio.Task[None]] = set()
         self.number = 0
-        self.failure: BaseException | None = None
-        self._producer: AIOKafkaProducer
-        self._http: aiohttp.ClientSession
-
-    async def __aenter__(self) -> Load:
-        self._http = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self.rig.api_key}"}, timeout=aiohttp.ClientTimeout(total=15)
-        )
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self.rig.kafka.bootstrap, acks="all", enable_idempotence=True, request_timeout_ms=15_000
-        )
-        await self._producer.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self._http.close()
-        await self._producer.stop()
 
     # -- before the faults -------------------------------------------------------------------------------------------
 
@@ -153,16 +118,6 @@ class Load:
     def _name(self, kind: str) -> str:
         self.number += 1
         return f"{kind}-{self.history.seed}-{self.number}"
-
-    def _later(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.failure = task.exception()
 
     def _approve(self) -> None:
         customer = Customer(self._name("user"))
@@ -291,47 +246,7 @@ class Load:
         else:
             self._later(self._ask(made, body, self.random.choice((1, 1, 2)), cancel=kind == "cancelled"))
 
-    async def _ask(self, made: Input, body: dict[str, Any], times: int, *, cancel: bool) -> None:
-        """By the API, again and again until it answers; then as often as is asked for."""
-        url = f"{self.rig.stack.url('api')}/v1/withdrawals"
-        done, withdrawal = 0, ""
-        while done < times:
-            try:
-                headers = {"Idempotency-Key": made.key}
-                async with self._http.post(url, json=body, headers=headers) as answer:
-                    found = await answer.json(content_type=None)
-                    if answer.status == 202:
-                        done, withdrawal = done + 1, found["id"]
-                        continue
-                    if answer.status == 422 and made.about["expect"] == "refused":
-                        made.about["expect"], made.is_done = "unasked", True
-                        return
-                    assert answer.status >= 500, f"{made.key}: {answer.status} {found}"
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-                pass
-            await asyncio.sleep(0.5)
-        while cancel:
-            try:
-                async with self._http.post(f"{url}/{withdrawal}/cancel", json={}) as answer:
-                    if answer.status < 500:
-                        made.about["cancelled"] = answer.status
-                        return
-            except (aiohttp.ClientError, OSError, TimeoutError):
-                pass
-            await asyncio.sleep(0.5)
-
     # -- messages ----------------------------------------------------------------------------------------------------
-
-    def _say(self, topic: str, key: str, content: Any) -> None:
-        self._later(self._produce(topic, key.encode(), json.dumps(content).encode()))
-
-    async def _produce(self, topic: str, key: bytes, value: bytes) -> Any:
-        """Until a broker has it."""
-        while True:
-            try:
-                return await self._producer.send_and_wait(f"chaos.{topic}", value, key=key)
-            except KafkaError:
-                await asyncio.sleep(0.5)
 
     def _nonsense(self, topic: str) -> None:
         junk = self.random.choice(

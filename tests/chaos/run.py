@@ -13,9 +13,10 @@ from pathlib import Path
 import asyncpg
 
 from tests.chaos import oracle, witness
+from tests.chaos.asking import ERRORS
 from tests.chaos.faults import Faults
 from tests.chaos.inputs import History
-from tests.chaos.load import ERRORS, Load
+from tests.chaos.load import Load
 from tests.chaos.oracle import Difference
 from tests.chaos.rig import MOVEMENTS, ROOT, Rig, running
 from tests.chaos.witness import Places
