@@ -6,7 +6,10 @@ import asyncio
 import random
 import time
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
+
+from aiohttp import web
 
 from stablerail.dev.anvil import RpcRefused
 from tests.chaos.inputs import Fault, History
@@ -94,12 +97,15 @@ class ChainFaults:
             honest(endpoint)
 
     async def _lost_send(self, fault: Fault) -> None:
-        """The nodes take the transactions that are sent, and do not answer."""
+        """The nodes take the transactions that are sent, and do not answer, or something between breaks the answer."""
         async with self._endpoint:
             self._hits(fault, "eth_sendRawTransaction")
+            sent = count()
 
             async def never(_params: list[Any], _honest: Any) -> Any:
-                await asyncio.sleep(20)
+                if next(sent) % 3 == 0:
+                    await asyncio.sleep(20)
+                raise web.HTTPBadGateway
 
             for endpoint in self.rig.endpoints:
                 endpoint.lies = {"eth_sendRawTransaction": never}
