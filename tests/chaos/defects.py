@@ -114,6 +114,7 @@ DEFECTS: Final = (
             ),
         ),
         ("lost_send",),
+        seconds=25,
         weights={"withdraw": 20},
     ),
     Defect(
@@ -137,6 +138,7 @@ DEFECTS: Final = (
             ),
         ),
         ("lost_send",),
+        seconds=25,
         weights={"withdraw": 20},
     ),
     Defect(
@@ -262,7 +264,7 @@ def _is_found(defect: Defect, console: Console) -> bool:
     with tempfile.TemporaryDirectory(prefix="stablerail-defect-") as directory:
         product = patched(defect, Path(directory))
         plan = Plan(
-            1, defect.seconds, workers=defect.workers, drain_s=45, product=product, kinds=defect.kinds, weights=defect.weights,
+            1, defect.seconds, workers=defect.workers, drain_s=30, product=product, kinds=defect.kinds, weights=defect.weights,
             pause_s=(0.5, 2),
         )  # fmt: skip
         started: list[float] = []

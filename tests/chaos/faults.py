@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any, Final
@@ -27,11 +28,18 @@ class Faults(ChainFaults):
     """`work` breaks something every now and then until it is cancelled; `heal` mends whatever is still broken."""
 
     def __init__(
-        self, rig: Rig, load: Load, history: History, pause_s: tuple[float, float], kinds: Collection[str] = ()
+        self,
+        rig: Rig,
+        load: Load,
+        history: History,
+        pause_s: tuple[float, float],
+        counts: Callable[[list[int]], bool],
+        kinds: Collection[str] = (),
     ) -> None:
-        """`kinds`: only these; empty: all of them."""
+        """`counts`: whether such hits of a kind, by what was in flight, are enough. `kinds`: only these; empty: all of them."""
         super().__init__(rig, history)
-        self.load, self.pause_s = load, pause_s
+        self.load, self.pause_s, self.counts = load, pause_s, counts
+        self.at_work: Counter[str] = Counter()
         self.tasks: set[asyncio.Task[None]] = set()
         self._hard = asyncio.Lock()
         self.kinds: dict[str, tuple[int, Callable[[Fault], Awaitable[None]]]] = {
@@ -56,24 +64,24 @@ class Faults(ChainFaults):
         self.kinds = {kind: how for kind, how in self.kinds.items() if not kinds or kind in kinds}
 
     async def work(self) -> None:
-        """First one of each kind in a drawn order, then at random by weight: a short run has all kinds too."""
-        waiting = list(self.kinds)
-        self.random.shuffle(waiting)
+        """Mostly a kind that has not hit as often as it must for the run to count, until there is none; else at random by weight."""
         while True:
             await asyncio.sleep(self.random.uniform(*self.pause_s))
             free = [kind for kind in self.kinds if kind not in HARD or not self._hard.locked()]
-            first = next((kind for kind in waiting if kind in free), None)
-            if first is not None:
-                waiting.remove(first)
-            elif not free:
+            if not free:
                 continue
-            kind = first or self.random.choices(free, [self.kinds[name][0] for name in free])[0]
+            hits = self.history.hits()
+            wanted = [kind for kind in free if not self.at_work[kind] and not self.counts(hits.get(kind, []))]
+            if not wanted or self.random.random() < 0.3:
+                wanted = self.random.choices(free, [self.kinds[name][0] for name in free])
+            kind = self.random.choice(wanted)
             task = asyncio.create_task(self._hit(kind))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
     async def _hit(self, kind: str) -> None:
         fault = Fault(kind, "", 0)
+        self.at_work[kind] += 1
         try:
             if kind in HARD:
                 async with self._hard:
@@ -84,6 +92,7 @@ class Faults(ChainFaults):
             fault.target += f" ({type(error).__name__})"
         finally:
             fault.until_s = time.time()
+            self.at_work[kind] -= 1
 
     async def heal(self) -> None:
         """Waits for the faults at work to end as they do, then mends whatever is left."""

@@ -52,6 +52,10 @@ class Plan:
     product: Path = ROOT
     """The folder that holds the product's packages."""
 
+    def is_enough(self, hits: list[int]) -> bool:
+        """Of one kind of fault: how many events were in flight at each."""
+        return sum(number >= self.in_flight_min for number in hits) >= self.least
+
 
 @dataclass
 class Result:
@@ -92,7 +96,7 @@ async def run(plan: Plan, view: View) -> Result:
         view.history, view.rig = history, rig
         view.say("the first customers' money")
         funded = await load.fund()
-        faults = view.faults = Faults(rig, load, history, plan.pause_s, plan.kinds)
+        faults = view.faults = Faults(rig, load, history, plan.pause_s, plan.is_enough, plan.kinds)
         view.say("breaking")
         if funded:
             await _break(plan, view, load, faults)
@@ -111,8 +115,8 @@ async def run(plan: Plan, view: View) -> Result:
         for difference in result.differences[:5]:
             result.traces.append("\n".join(await _told_of(difference, history, at)))
         result.restarts, result.ended = rig.restarts, list(rig.ended)
-    counted = {kind: sum(n >= plan.in_flight_min for n in hits) for kind, hits in history.hits().items()}
-    result.short = [kind for kind in faults.kinds if counted.get(kind, 0) < plan.least]
+    hits = history.hits()
+    result.short = [kind for kind in faults.kinds if not plan.is_enough(hits.get(kind, []))]
     return result
 
 
