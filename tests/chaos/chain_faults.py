@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from contextlib import suppress
 from itertools import count
@@ -126,8 +127,13 @@ class ChainFaults:
         async with self._chain:
             depth = self.random.randrange(1, 4)
             fate = self.random.choice(("again", "again", "later", "gone"))
-            await self.rig.anvil.mine_every(0)  # no block comes between the look and the reorganization
+            circle = self.rig.stack.children["circle"]
+            circle.send_signal(
+                signal.SIGSTOP
+            )  # nothing of Circle's, and no block, comes between the look and the reorganization
             try:
+                await self.rig.anvil.mine_every(0)
+                await asyncio.sleep(0.3)
                 lost = await self._transactions(depth)
                 pool = await self.rig.anvil.rpc("txpool_content")  # which a reorganization empties
                 senders = {tx["from"] for tx in lost} | {one.lower() for part in pool.values() for one in part}
@@ -138,6 +144,7 @@ class ChainFaults:
                 self._hits(fault, f"{depth} blocks with {len(lost)} transactions, {fate}")
                 await self.rig.anvil.rpc("anvil_reorg", depth, again)
             finally:
+                circle.send_signal(signal.SIGCONT)
                 await self.rig.anvil.mine_every(1)
             if fate == "again":
                 return
