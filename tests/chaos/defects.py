@@ -259,18 +259,18 @@ def run_all(names: Sequence[str], console: Console) -> int:
 
 
 def _is_found(defect: Defect, console: Console) -> bool:
-    from tests.chaos.run import Plan, View, run
+    from tests.chaos.run import FIRST_MONEY, Plan, View, run
 
     with tempfile.TemporaryDirectory(prefix="stablerail-defect-") as directory:
         product = patched(defect, Path(directory))
         plan = Plan(
-            1, defect.seconds, workers=defect.workers, drain_s=30, product=product, kinds=defect.kinds, weights=defect.weights,
+            1, defect.seconds, workers=defect.workers, fund_s=60, drain_s=30, product=product, kinds=defect.kinds, weights=defect.weights,
             pause_s=(0.5, 2),
         )  # fmt: skip
         started: list[float] = []
 
         def said(phase: str) -> None:
-            if phase == "breaking":  # the seconds count from here
+            if phase == FIRST_MONEY:  # everything is ready: the seconds count from here
                 started.append(time.monotonic())
 
         result = asyncio.run(run(plan, View(said=said)))

@@ -63,15 +63,15 @@ class Load(Asking):
 
     # -- before the faults -------------------------------------------------------------------------------------------
 
-    async def fund(self) -> bool:
+    async def fund(self, limit_s: float) -> bool:
         """The first customers, each with money that is final. False: it does not come, though nothing was broken."""
         for _ in range(FIRST):
             self._approve()
         try:
-            await self.rig.until(self._all_have_wallets, "the first customers' wallets")
+            await self.rig.until(self._all_have_wallets, "the first customers' wallets", limit_s=limit_s)
             for customer in self.customers:
                 await self._pay(customer, [FUNDED], "deposit")
-            await self.rig.until(self._all_done, "the first customers' money is final")
+            await self.rig.until(self._all_done, "the first customers' money is final", limit_s=limit_s)
         except AssertionError:
             return False
         for customer in self.customers:

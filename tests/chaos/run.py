@@ -28,6 +28,7 @@ READ: dict[str, tuple[str, ...]] = {
     "investing": ("orders.placed", "orders.filled", "orders.cancelled", "orders.expired"),
 }
 """Topics whose every event is acknowledged in the end; heads of the chain never end."""
+FIRST_MONEY = "the first customers' money"
 CLOCKS_S = {"deposits-1": 7.0, "deposits-2": -7.0, "withdrawals-2": 11.0, "onboarding-1": -5.0, "investing-2": 20.0}
 """How far the clocks of these processes are from the others' (and from the database's)."""
 
@@ -41,6 +42,7 @@ class Plan:
     target: int = 30
     least: int = 1
     in_flight_min: int = 5
+    fund_s: float = 300.0
     drain_s: float = 300.0
     pause_s: tuple[float, float] = (0.3, 2.5)
     kinds: tuple[str, ...] = ()
@@ -94,8 +96,8 @@ async def run(plan: Plan, view: View) -> Result:
     result = Result(plan, history)
     async with running(CLOCKS_S, view.say, plan.product, plan.workers) as rig, Load(rig, history, plan.weights) as load:
         view.history, view.rig = history, rig
-        view.say("the first customers' money")
-        funded = await load.fund()
+        view.say(FIRST_MONEY)
+        funded = await load.fund(plan.fund_s)
         faults = view.faults = Faults(rig, load, history, plan.pause_s, plan.is_enough, plan.kinds)
         view.say("breaking")
         if funded:
