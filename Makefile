@@ -1,6 +1,7 @@
 # setup   .venv with the locked dependencies          demo    the whole story, live (ONCE=1: ends by itself)
 # test    everything, on real parts of its own        bench   tests/benchmarks (NAME=… for one)
 # lint    ruff, mypy, import-linter                   lock    the lock files, anew (needs uv)
+# chaos   break everything at random (SECONDS=…, SEED=…; DEFECTS=1: it must find every mistake made on purpose)
 # docs    what is made from the program: settings, events, topics, API; refuses what would break a reader
 
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ LOCKS := requirements.lock requirements-build.lock
 PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 
-.PHONY: setup demo test bench lint lock docs
+.PHONY: setup demo test bench chaos lint lock docs
 
 setup: .venv/installed
 
@@ -42,6 +43,11 @@ test: setup
 bench: setup
 	@.venv/bin/python -m stablerail.dev.fetch
 	@.venv/bin/python -m tests.benchmarks $(NAME)
+
+chaos: setup
+	@.venv/bin/python -m stablerail.dev.fetch
+	@.venv/bin/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(DEFECTS),--defects $(filter-out 1,$(DEFECTS)))
 
 lint: setup
 	@.venv/bin/ruff check .

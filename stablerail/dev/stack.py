@@ -74,6 +74,8 @@ class Stack:
             **(settings or {}),
         }
         self.children: dict[str, Child] = {}
+        self.program: Sequence[str] = ("stablerail.cli",)
+        """What a worker is run by: a module, and what stands before the command."""
         self.hot_wallet = ""
         """Its address, once prepared."""
         self.treasury = ""
@@ -96,7 +98,8 @@ class Stack:
         schema = self.environment.get("STABLERAIL_DATABASE_SCHEMA", "stablerail")
         await upgrade(self.environment["STABLERAIL_DATABASE_URL"], schema)
         async with admin(self.environment["STABLERAIL_KAFKA_BOOTSTRAP"]) as client:
-            await create_missing(client, self.environment.get("STABLERAIL_TOPIC_PREFIX", ""), 1)
+            copies = int(self.environment.get("STABLERAIL_KAFKA_REPLICATION_FACTOR", "1"))
+            await create_missing(client, self.environment.get("STABLERAIL_TOPIC_PREFIX", ""), copies)
 
     def start_sandboxes(self) -> None:
         """Circle on the chain of the parts, and Sumsub; both send to the bridge."""
@@ -112,12 +115,13 @@ class Stack:
         self._spawn("sumsub", [str(part) for part in sumsub], {"SUMSUB_WEBHOOK_SECRET": self._sumsub_secret})
 
     def start(self, names: Iterable[str] = PROGRAMS, environment: Mapping[str, str] | None = None) -> None:
-        """Starts programs; does not wait. `environment` goes over the stack's own."""
+        """Starts programs; does not wait. `environment` goes over the stack's own. `deposits-2`: one more worker of deposits."""
         for name in names:
             if name in ("bridge", "api"):
                 self._spawn(name, ["-m", "stablerail.cli", name], environment)
             else:
-                command = ["-m", "stablerail.cli", "worker", name, "--port", str(self.ports[name])]
+                port = self.ports.setdefault(name, free_port())
+                command = ["-m", *self.program, "worker", name.partition("-")[0], "--port", str(port)]
                 self._spawn(name, command, environment)
 
     def _spawn(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Brokers tell their address in Metadata, FindCoordinator and DescribeCluster replies; there the upstream's port is
 replaced by the proxy's, so that clients keep coming through it. In every version of these the port follows the host's
-bytes, so nothing has to be decoded and no length changes. One broker, whose advertised host is the one given here.
+bytes, so nothing has to be decoded and no length changes. The brokers' advertised host is the one given here.
 
 A client's own retry is one more request: on a topic that has just been made, a Produce may be answered NotLeader and sent
 again. Wait for the topic's leader before you count.
@@ -11,6 +11,7 @@ again. Wait for the topic's leader before you count.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from tests.support.proxies.base import Link, Proxy, until_either_ends
 from tests.support.proxies.hold import Frame, Hold, Match
@@ -67,6 +68,22 @@ def encodings(name: str) -> tuple[bytes, bytes]:
 
 
 class KafkaProxy(Proxy):
+    """`peers`: the proxies of the whole cluster, this one too, where there are several brokers."""
+
+    peers: Sequence[KafkaProxy] = ()
+
+    def readdressed(self, raw: bytes) -> bytes:
+        """A reply that tells addresses, with the proxies' in the brokers' place."""
+        for one in self.peers or (self,):
+            host = one.upstream[0].encode()
+            raw = raw.replace(host + one.upstream[1].to_bytes(4), host + one.port.to_bytes(4))
+        return raw
+
+    async def forward(self, raw: bytes, writer: asyncio.StreamWriter) -> None:
+        """A whole message, either way."""
+        writer.write(raw)
+        await writer.drain()
+
     async def serve(self, link: Link) -> None:
         reader, writer = await link.dial(self.upstream)
         waiting: dict[int, tuple[int, Frame, list[Hold]]] = {}  # by correlation id
@@ -85,22 +102,18 @@ class KafkaProxy(Proxy):
             requests, replies = self.note(frame)
             async with Hold.passing(requests, frame, link.writer):
                 waiting[correlation] = api, frame, replies
-                broker.write(raw)
-            await broker.drain()
+                await self.forward(raw, broker)
 
     async def _down(
         self, link: Link, broker: asyncio.StreamReader, waiting: dict[int, tuple[int, Frame, list[Hold]]]
     ) -> None:
-        host = self.upstream[0].encode()
-        theirs, ours = host + self.upstream[1].to_bytes(4), host + self.port.to_bytes(4)
         while True:
             raw = await read_message(broker)
             api, frame, holds = waiting.pop(int.from_bytes(raw[4:8]))
             if api in TELLS_ADDRESS:
-                raw = raw.replace(theirs, ours)
+                raw = self.readdressed(raw)
             async with Hold.passing(holds, frame, link.writer):
-                link.writer.write(raw)
-            await link.writer.drain()
+                await self.forward(raw, link.writer)
 
 
 async def read_message(reader: asyncio.StreamReader) -> bytes:
