@@ -11,8 +11,8 @@ accounts: accounts.py):
 A withdrawal that is held is still in pending_withdrawal and still on chain; its end moves both in one transaction. A reversal takes
 from the customer and, where nothing is left, from shortfall_usdc (which is then negative), and the deposit counts no more. The
 company's own is the USDC on customers' wallets that customers gave for something else: what orders and `moved_to_broker` took,
-less what was credited without a deposit, and what corrections moved between the two sides (DEALT). Buffer and treasury are the
-contra of all of it and have no place on chain; that everything sums to zero is invariant 2.
+less what was credited without a deposit (a backfill's openings too), and what corrections moved between the two sides (DEALT).
+Buffer and treasury are the contra of all of it and have no place on chain; that everything sums to zero is invariant 2.
 
 A run is one commit, made when it has ended: one that dies leaves nothing, and is due as before.
 """
@@ -49,7 +49,7 @@ DIFFERENCES_KEPT: Final = 1_000
 """Of a run, the first; all are counted, and the export has them all."""
 
 CORRECTION: Final = "correction"
-DEALT: Final = ("order_filled", "order_filled_late", "moved_to_broker", "credit", CORRECTION)
+DEALT: Final = ("order_filled", "order_filled_late", "moved_to_broker", "credit", "opening", CORRECTION)
 """Kinds of transactions that move one side of the second identity and not the other: what they moved is the company's own."""
 SOMEBODYS: Final = (
     AccountType.USDC_BALANCE,

@@ -29,6 +29,8 @@ from ledger.errors import LegacyUnusable
 from ledger.reconciling import Comparison, Difference, Found, Gap, GapCode, compare_mirror
 from ledger.reconciling_legacy import compare_legacy
 from ledger.rows import Connection
+from ledger.shadow import Phase
+from ledger.shadow_phases import state
 from ledger.sql import load
 from stablerail.config import PREFIX, Settings
 from stablerail.custody import Custody
@@ -81,7 +83,7 @@ async def _compare_legacy(
     settings: Settings, connection: Connection, elsewhere: Connection | None, found: Found, progress: Progress
 ) -> None:
     legacy = settings.legacy
-    if legacy is None:
+    if legacy is None or (await state(connection)).phase is Phase.CUT_OVER:  # nothing is written there any more
         return
     looks = 1 if elsewhere is None else LOOKS
     try:

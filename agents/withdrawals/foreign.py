@@ -17,8 +17,8 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from agents.withdrawals.attempts import lock_lanes, lock_nonces
-from agents.withdrawals.desks import LaneKey
 from agents.withdrawals.errors import NonceNotTaken
+from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.lanes import check_reason
 from agents.withdrawals.look import AGREE_MIN
 from agents.withdrawals.top_ups import FAILED, OPEN, TopUp

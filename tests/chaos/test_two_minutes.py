@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ SEED = 11
 SECONDS = 120
 
 
+# Not beside the other tests yet: it wants both cores for itself.
+@pytest.mark.skipif(not os.environ.get("STABLERAIL_TEST_CHAOS"), reason="only where STABLERAIL_TEST_CHAOS is set")
 @pytest.mark.timeout(900)
 def test_two_minutes_of_chaos_leave_every_balance_and_payment_as_it_must_be() -> None:
     command = [sys.executable, "-m", "tests.chaos", "--seconds", str(SECONDS), "--seed", str(SEED), "--target", "20"]

@@ -217,7 +217,7 @@ class Desk:
         """The first half of a head: the chain is read."""
         writer = ChainWriter(self.nodes, TOKEN, DEPTH)
 
-        async def attempts(seen: Sequence[str]) -> list[OpenAttempt]:
+        async def attempts(seen: Sequence[str], _lowest: int) -> list[OpenAttempt]:
             waiting = [a for a in self.attempts.values() if a.status in OPEN]
             lowest = sorted({a.nonce for a in waiting})[:LOWEST]
             found = [a for a in self.attempts.values() if a.status == AttemptStatus.MINED]
