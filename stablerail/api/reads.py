@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from agents.deposits.deposit import transaction_ids
-from ledger.accounts import USDC, AccountType, may_own
+from ledger.accounts import SYSTEM, USDC, AccountType, may_own
 from ledger.cursors import opaque, opened
 from ledger.reading import OwnerBalance, owner_balances
 from ledger.sql import load
@@ -44,7 +44,7 @@ async def snapshot(pool: Pool) -> AsyncGenerator[Connection]:
 
 async def balances(connection: Connection, user_id: str, read: Balances = owner_balances) -> models.Balances | None:
     """None when the user is not known. A known user without an account has zero."""
-    held = await read(connection, user_id)
+    held = {} if user_id == SYSTEM else await read(connection, user_id)
     if not held:
         if not await _known(connection, user_id):
             return None
