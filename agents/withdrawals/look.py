@@ -31,7 +31,7 @@ AGREE_MIN: Final = 2
 LOWEST: Final = 100
 """Nonces of a lane that are in no block, looked at under one head: the lowest."""
 LOWEST_MAX: Final = 500
-"""The same where blocks were missed, or where the chain leaves all of LOWEST waiting."""
+"""The same where blocks were missed or do not show what the chain counts, or where it leaves all of LOWEST waiting."""
 DUE_MAX: Final = 2_000
 """Attempts judged under one head; the rest follows under the next."""
 UNSEEN_MAX: Final = 500
@@ -109,12 +109,12 @@ async def look(
     walked = await walk(rpc, window, chain.depth_blocks)
     new = [tx_hash for block in walked.blocks for tx_hash in block.tx_hashes]
     some = await attempts(new, LOWEST_MAX if walked.gap else LOWEST)
-    if not walked.gap and _all_late(some, now):
-        some = await attempts(new, LOWEST_MAX)
     if not some:
         return None
     signers = sorted({attempt.signer for attempt in some})
     counts = dict(zip(signers, await rpc.ask([nonce(signer) for signer in signers]), strict=True))
+    if not walked.gap and (_all_late(some, now) or _withheld(some, counts)):
+        some = await attempts(new, LOWEST_MAX)
     by_nonce: dict[LaneNonce, list[OpenAttempt]] = {}
     for attempt in some:
         by_nonce.setdefault((attempt.signer, attempt.nonce), []).append(attempt)
@@ -175,6 +175,14 @@ def _all_late(some: Sequence[OpenAttempt], now: datetime) -> bool:
     waiting = [attempt for attempt in some if attempt.status != AttemptStatus.MINED]
     late = Counter(attempt.signer for attempt in waiting if _is_late(attempt, now))
     return any(number >= LOWEST for number in late.values())
+
+
+def _withheld(some: Sequence[OpenAttempt], counts: Mapping[str, int]) -> bool:
+    """The chain has counted more of a lane than its blocks showed us."""
+    looked_at: dict[str, int] = {}
+    for attempt in some:
+        looked_at[attempt.signer] = max(attempt.nonce, looked_at.get(attempt.signer, 0))
+    return any(counts[signer] > nonce + 1 for signer, nonce in looked_at.items())
 
 
 async def _places(

@@ -65,7 +65,7 @@ FIXED = {
     ("attempts", "kind"): "payment", ("attempts", "status"): "signed",
     ("gas_top_ups", "state"): "done", ("orders", "status"): "reserved", ("orders", "filled"): 0, ("orders", "code"): None,
     ("orders", "ends_as"): None, ("orders", "fills_due"): 10**30, ("orders", "ended_at"): None,
-    ("order_fills", "paid_from"): "hold",
+    ("order_fills", "paid_from"): "hold", ("shadow", "phase"): "shadow",
     ("attempt_wishes", "kind"): "cancel", ("attempt_wishes", "state"): "open",
     ("corrections", "kind"): "correction", ("corrections", "state"): "approved", ("corrections", "decided_by"): "bob",
 }  # fmt: skip

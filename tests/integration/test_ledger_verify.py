@@ -94,7 +94,7 @@ async def test_undamaged_books_hold_and_say_how_much_was_looked_at(books: Connec
     results = {result.number: result for result in await verify(books)}
     assert [number for number in results if not results[number].holds] == []
     assert {number: result.checked for number, result in results.items()} == {
-        1: 5, 2: 4, 3: 4, 5: 3, 6: 3, 7: 0, 8: 0, 9: 5, 10: 4, 11: 5, 13: 0,
+        1: 5, 2: 4, 3: 4, 5: 3, 6: 3, 7: 0, 8: 0, 9: 5, 10: 4, 11: 5, 13: 0, 14: 0,
     }  # fmt: skip
 
 
