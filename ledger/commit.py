@@ -32,7 +32,7 @@ from ledger.errors import Fenced, RecordTooLarge
 from ledger.proof import ledger_digest, logs_digest
 from ledger.record import Message, pack, pack_content
 from ledger.rows import Block, Connection, Op, block, write, write_then
-from ledger.shadow import Mirror
+from ledger.shadow import mirror_of
 from ledger.sql import load
 from ledger.tables import AUDIT, AUDIT_LOGS, OWNERS
 
@@ -157,7 +157,7 @@ async def seal(
     partitions = [owner.partition for owner in owners]
     last = [*late, *proof]
     seq: int = await write_then(connection, last, _sql.insert_record, stage, topic, partitions, at, record)
-    mirror: Mirror | None = getattr(connection, "mirror", None)
+    mirror = mirror_of(connection)
     if mirror is not None:  # never without a legacy table
         await mirror.follow(connection, made)
     return Sealed(seq, record, stage, at, said)

@@ -15,6 +15,7 @@ from typing import Any
 
 from agents.withdrawals import stored
 from agents.withdrawals.attempts import attempts_of
+from agents.withdrawals.in_flight import summed
 from agents.withdrawals.raise_fees import remembered
 from agents.withdrawals.raising import (
     IN_A_BLOCK,
@@ -45,7 +46,6 @@ from topics.events import Chain, Rail
 from topics.money import format_amount
 
 _sql = load("stablerail", "withdrawals.sql")
-_sending = load("agents.withdrawals", "sending.sql")
 
 BEHIND = "behind"
 """Another nonce of its lane is the next, or nothing was seen of it yet."""
@@ -105,12 +105,12 @@ async def page(connection: Connection, settings: Settings, id: str, at: datetime
     if look is not None:
         found["fees"] = _fees(look, policy)
     seen_at = look.block_number if look else 0
-    ((_, _, _, wei, _),) = await connection.fetch(_sending.in_flight, [withdrawal.chain], [signer], [seen_at])
+    wei = (await summed(connection, (withdrawal.chain, signer), seen_at)).wei
     known = (await remembered(connection, withdrawal.chain)).get(f"{signer}:{group[0].nonce}")
     waits = None if known is None else Waiting.of_plain(known)
     wished = wish is not None and wish.state == OPEN
     found["next"] = {"wish": "is taken up at the chain's next head"} if wished else {}
-    found["next"] |= _next(withdrawal, group, lane, look, waits, policy, rule, int(wei))
+    found["next"] |= _next(withdrawal, group, lane, look, waits, policy, rule, wei)
     return found
 
 

@@ -2,7 +2,7 @@
 
 Beside what the chain has counted the sum is kept, by nonce: what a nonce's first attempt costs never changes, so each is read
 once. A dearer attempt of the same nonce is rare and has an index of its own. Below the chain's count the rows are summed: they
-are of the last blocks. Wherever that line is drawn the sum is the same (`in_flight` in sending.sql says it in one statement).
+are of the last blocks. Wherever that line is drawn the sum is the same.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ class Sum(NamedTuple):
 
 
 NOTHING: Final = Sum(0, 0, 0)
+_NO_NONCE: Final = 2**63 - 1
+
+
+async def summed(connection: Connection, lane: LaneKey, block_number: int) -> Sum:
+    """All of it from the rows, as of a block; for who asks once. As dear as there are rows."""
+    columns = [[lane[0]], [lane[1]], [block_number], [_NO_NONCE], [_NO_NONCE]]
+    ((*_, unmined, wei, units),) = await connection.fetch(_sql.in_flight, *columns)
+    return Sum(unmined, int(wei), int(units))
 
 
 @dataclass
@@ -80,7 +88,7 @@ class InFlight:
         sums = dict.fromkeys(looks, NOTHING)
         raised: dict[tuple[LaneKey, int], int] = {}
         for chain, signer, part, nonce, unmined, wei, units in await connection.fetch(
-            _sql.in_flight_since, *map(list, zip(*asked, strict=True))
+            _sql.in_flight, *map(list, zip(*asked, strict=True))
         ):
             key = (chain, signer)
             if part == "counted":

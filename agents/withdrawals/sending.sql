@@ -11,26 +11,9 @@ LIMIT $3
 FOR UPDATE OF w
 
 -- name: in_flight
--- Of each nonce the dearest attempt counts. Behind a lane's block is what the chain's own balances may not show yet.
-SELECT x.chain, x.signer, f.*
-FROM unnest($1::text[], $2::text[], $3::bigint[]) AS x(chain, signer, block)
-CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE n.unmined), coalesce(sum(n.wei), 0)::text, coalesce(sum(n.units), 0)::text
-    FROM (
-        SELECT bool_and(a.status <> 'mined') AS unmined,
-               max(a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0)) AS wei, max(w.amount) AS units
-        FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
-        LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
-        WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
-          AND (a.status <> 'mined' OR a.block_number > x.block)
-        GROUP BY a.nonce
-    ) AS n
-) AS f
-ORDER BY x.chain, x.signer
-
--- name: in_flight_since
--- The same, in parts: the sum of what is below a nonce, and from there on the first attempts that the asker does not know
--- yet ($5) and those that were raised (in_flight.py).
+-- Of each nonce the dearest attempt counts. Behind a lane's block is what the chain's own balances may not show yet. In parts: the
+-- sum of what is below a nonce ($4), and from there on the first attempts that the asker does not know yet ($5) and those that
+-- were raised (in_flight.py).
 SELECT x.chain, x.signer, f.*
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS x(chain, signer, block, start, unknown)
 CROSS JOIN LATERAL (
