@@ -161,8 +161,9 @@ async def test_a_leader_that_lost_its_connection_stores_nothing_and_is_due_again
         tries += 1
         found.compared(Comparison.MIRROR)
         if tries == 1:
-            kill = (
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+            kill = (  # in this database only: other tests share the server
+                "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+                " WHERE locktype = 'advisory' AND datname = current_database() AND pid <> pg_backend_pid()"
             )
             await at.observer.fetch(kill)
 
