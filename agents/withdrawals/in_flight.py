@@ -38,7 +38,7 @@ _NO_NONCE: Final = 2**63 - 1
 async def summed(connection: Connection, lane: LaneKey, block_number: int) -> Sum:
     """All of it from the rows, as of a block; for who asks once. As dear as there are rows."""
     columns = [[lane[0]], [lane[1]], [block_number], [_NO_NONCE], [_NO_NONCE]]
-    ((*_, unmined, wei, units),) = await connection.fetch(_sql.in_flight, *columns)
+    ((*_, unmined, wei, units),) = await connection.fetch(_sql.in_flight, *columns, None)
     return Sum(unmined, int(wei), int(units))
 
 
@@ -88,7 +88,7 @@ class InFlight:
         sums = dict.fromkeys(looks, NOTHING)
         raised: dict[tuple[LaneKey, int], int] = {}
         for chain, signer, part, nonce, unmined, wei, units in await connection.fetch(
-            _sql.in_flight, *map(list, zip(*asked, strict=True))
+            _sql.in_flight, *map(list, zip(*asked, strict=True)), None
         ):
             key = (chain, signer)
             if part == "counted":

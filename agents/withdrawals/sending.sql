@@ -13,28 +13,38 @@ FOR UPDATE OF w
 -- name: in_flight
 -- Of each nonce the dearest attempt counts. Behind a lane's block is what the chain's own balances may not show yet. In parts: the
 -- sum of what is below a nonce ($4), and from there on the first attempts that the asker does not know yet ($5) and those that
--- were raised (in_flight.py).
+-- were raised (in_flight.py). How many rows lie beyond a nonce, a plan cannot know; a limit that it cannot know either ($6: none)
+-- has it read them by their index, whatever it guesses.
 SELECT x.chain, x.signer, f.*
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS x(chain, signer, block, start, unknown)
 CROSS JOIN LATERAL (
     SELECT 'counted', 0::bigint, count(*) FILTER (WHERE n.unmined), coalesce(sum(n.wei), 0)::text,
            coalesce(sum(n.units), 0)::text
     FROM (
-        SELECT bool_and(a.status <> 'mined') AS unmined,
-               max(a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0)) AS wei, max(w.amount) AS units
-        FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
-        LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
-        WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
-          AND (a.status <> 'mined' OR a.block_number > x.block) AND a.nonce < x.start
-        GROUP BY a.nonce
+        SELECT bool_and(o.status <> 'mined') AS unmined,
+               max(o.gas_limit * o.max_fee + coalesce(o.gas * 1000000000000, 0)) AS wei, max(o.amount) AS units
+        FROM (
+            SELECT a.nonce, a.status, a.gas_limit, a.max_fee,
+                   (SELECT w.amount FROM withdrawals w WHERE w.id = a.withdrawal_id) AS amount,
+                   (SELECT g.amount FROM gas_top_ups g
+                    WHERE a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce) AS gas
+            FROM attempts a
+            WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
+              AND (a.status <> 'mined' OR a.block_number > x.block) AND a.nonce < x.start
+            ORDER BY a.nonce LIMIT $6::bigint
+        ) AS o
+        GROUP BY o.nonce
     ) AS n
     UNION ALL
-    (SELECT 'first', a.nonce, 1, (a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0))::text,
-            coalesce(w.amount, 0)::text
-     FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
-     LEFT JOIN gas_top_ups g ON a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce
+    (SELECT 'first', a.nonce, 1,
+            (a.gas_limit * a.max_fee + coalesce(
+                (SELECT g.amount FROM gas_top_ups g
+                 WHERE a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce)
+                * 1000000000000, 0))::text,
+            coalesce((SELECT w.amount FROM withdrawals w WHERE w.id = a.withdrawal_id), 0)::text
+     FROM attempts a
      WHERE a.chain = x.chain AND a.signer = x.signer AND a.nonce >= x.unknown AND a.n = 1
-     ORDER BY a.nonce)
+     ORDER BY a.nonce LIMIT $6::bigint)
     UNION ALL
     SELECT 'raised', a.nonce, 1, max(a.gas_limit * a.max_fee + coalesce(g.amount * 1000000000000, 0))::text, '0'
     FROM attempts a

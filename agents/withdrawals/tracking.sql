@@ -4,26 +4,31 @@ SELECT EXISTS (SELECT FROM attempts WHERE chain = $1 AND status IN ('signed', 'b
 -- name: open_attempts
 -- What one look needs of the open attempts, however many there are: those in blocks, those of the hashes that were seen in new
 -- blocks ($2), and of each lane all those of the $3 lowest nonces that are in none: the chain takes no other before them.
-SELECT a.tx_hash, a.signer, a.nonce, a.n, a.status, a.block_hash, a.block_number, a.updated_at,
-       CASE w.status WHEN 'manual_review' THEN coalesce(w.code, '') END
+SELECT f.tx_hash, f.signer, f.nonce, f.n, f.status, f.block_hash, f.block_number, f.updated_at,
+       (SELECT coalesce(w.code, '') FROM withdrawals w WHERE w.id = f.withdrawal_id AND w.status = 'manual_review')
 FROM (
-    SELECT tx_hash FROM attempts WHERE chain = $1 AND status = 'mined'
+    SELECT tx_hash, signer, nonce, n, status, block_hash, block_number, updated_at, withdrawal_id
+    FROM attempts WHERE chain = $1 AND status = 'mined'
     UNION
-    SELECT tx_hash FROM attempts WHERE chain = $1 AND tx_hash = ANY ($2) AND status IN ('signed', 'broadcast')
+    SELECT tx_hash, signer, nonce, n, status, block_hash, block_number, updated_at, withdrawal_id
+    FROM attempts WHERE chain = $1 AND tx_hash = ANY ($2) AND status IN ('signed', 'broadcast')
     UNION
-    SELECT x.tx_hash
+    SELECT a.*
     FROM lanes l
     CROSS JOIN LATERAL (
         SELECT DISTINCT o.nonce FROM attempts o
         WHERE o.chain = l.chain AND o.signer = l.signer AND o.status IN ('signed', 'broadcast')
         ORDER BY o.nonce LIMIT $3
     ) AS n
-    JOIN attempts x ON x.chain = l.chain AND x.signer = l.signer AND x.nonce = n.nonce AND x.status IN ('signed', 'broadcast')
+    CROSS JOIN LATERAL (
+        SELECT tx_hash, signer, nonce, n, status, block_hash, block_number, updated_at, withdrawal_id
+        FROM attempts x
+        WHERE x.chain = l.chain AND x.signer = l.signer AND x.nonce = n.nonce AND x.status IN ('signed', 'broadcast')
+        OFFSET 0
+    ) AS a
     WHERE l.chain = $1
 ) AS f
-JOIN attempts a ON a.chain = $1 AND a.tx_hash = f.tx_hash
-LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
-ORDER BY a.nonce, a.signer, a.n
+ORDER BY f.nonce, f.signer, f.n
 
 -- name: hashes_of_nonces
 SELECT a.signer, a.nonce, a.tx_hash
