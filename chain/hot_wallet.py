@@ -39,6 +39,8 @@ class Look:
     """Base units."""
     history: FeeHistory
     """Of the endpoint in the middle."""
+    disputed: bool = False
+    """Two answered, and count its nonces differently: one is behind, or lies."""
 
 
 class HotWallet:
@@ -118,6 +120,7 @@ def _merged(looks: Sequence[Look]) -> Look | None:
         native=sorted(look.native for look in looks)[money],
         tokens=sorted(look.tokens for look in looks)[money],
         history=sorted((look.history for look in looks), key=lambda history: history.base_fee)[(len(looks) - 1) // 2],
+        disputed=len(looks) == QUORUM and len({(look.nonce, look.pending_nonce) for look in looks}) > 1,
     )
 
 

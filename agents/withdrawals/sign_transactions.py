@@ -347,14 +347,20 @@ class SignTransactions:
         flying = await self._desks.in_flight.of(connection, {key: looks[key] for key in desks}, stored)
         for key, desk in desks.items():
             lane = stored.get(key) or await first_lane(connection, key, looks[key], at)
+            if lane is None:
+                continue
             self._tell(lane, flying[key].unmined)
             facts.queues[key] = _queue(desk, looks[key], lane, flying[key], key in stored, key in prepared.away)
         return facts
 
 
-async def first_lane(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane:
-    """A signer that we have no lane of goes on where its chain counts. One that has sent something is not used unseen where a
-    database was restored: what it sent may have been ours."""
+async def first_lane(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane | None:
+    """A signer that we have no lane of goes on where its chain counts: None while that is disputed, since every nonce waits for
+    the ones before it. One that has sent something is not used unseen where a database was restored: what it sent may have been
+    ours."""
+    if look.disputed:
+        _log.warning("lane.disputed", chain=key[0], signer=key[1], nonce=look.nonce, pending_nonce=look.pending_nonce)
+        return None
     first = max(look.nonce, look.pending_nonce)
     if first and await connection.fetchval(_sql.any_restore):
         return Lane(*key, first, look.nonce, PAUSED, RESTORED, 0, at)

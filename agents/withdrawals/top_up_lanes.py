@@ -194,17 +194,21 @@ class TopUpLanes:
         facts = Facts(at)
         for key, look in sorted(prepared.looks.items()):
             desk = prepared.desks[key]
-            if desk.gives_gas:
-                facts.tanks[desk.chain] = await self._tank(connection, desk, look, prepared, at)
+            if desk.gives_gas and (tank := await self._tank(connection, desk, look, prepared, at)) is not None:
+                facts.tanks[desk.chain] = tank
         return facts
 
-    async def _tank(self, connection: Connection, desk: Desk, look: Look, prepared: Prepared, at: datetime) -> Tank:
+    async def _tank(
+        self, connection: Connection, desk: Desk, look: Look, prepared: Prepared, at: datetime
+    ) -> Tank | None:
         key, policy = desk.key, self._policies[desk.chain]
         stored = (await lock_lanes(connection, {key})).get(key)
         # asked under its lane's lock: nobody else signs for it meanwhile
         ended = [_ended(row) for row in await connection.fetch(_sql.on_their_way, key[0]) if row[9] is not None]
         flying = (await self._desks.in_flight.of(connection, {key: look}, {} if stored is None else {key: stored}))[key]
         lane = stored or await first_lane(connection, key, look, at)
+        if lane is None:
+            return None
         today = at.replace(hour=0, minute=0, second=0, microsecond=0)
         spent = int(await connection.fetchval(_sql.given, key[0], today))
         rows = await connection.fetch(_sql.lanes, key[0], sorted(CLEARS_ITSELF))

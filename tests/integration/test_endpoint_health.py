@@ -174,7 +174,8 @@ def test_one_of_three_endpoints_that_lies_of_a_signer_pauses_no_lane_and_makes_n
         for looks in ([lie, true, true], [true, lie, true], [true, true, lie]):
             assert _merged(looks) == true
     behind = Look(99, 6, 7, 10**18 - 5, 4_000_000, fees)
-    assert _merged([true, behind]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, fees)
+    assert _merged([true, behind]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, fees, disputed=True)
+    assert _merged([true, replace(behind, nonce=7, pending_nonce=9)]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, fees)
     assert _merged([true]) == true
     assert _merged([]) is None
 

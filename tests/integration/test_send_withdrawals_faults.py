@@ -168,6 +168,26 @@ async def test_a_payment_that_a_reorg_dropped_is_broadcasting_again_and_then_sen
     await assert_holds(desk.connection)
 
 
+async def test_a_lane_is_not_begun_where_two_endpoints_count_its_nonces_differently(
+    desk: Sending, liar: LyingEndpoint
+) -> None:
+    asked = await desk.ask(2)
+    liar.lies["eth_getTransactionCount"] = lambda _params, _honest: hex(1_000)
+    process = desk.process([desk.rpc(liar.url), desk.rpc(desk.anvil.rpc_url)])
+    with capture_logs() as logs:
+        assert await desk.signed(process, *asked) == []
+    assert "lane.disputed" in [line["event"] for line in logs]
+    assert (await desk.connection.fetchval("SELECT count(*) FROM lanes"), await desk.nonces()) == (0, [])
+    liar.lies.clear()
+    await desk.anvil.mine()
+    told = await desk.head(process)
+    await desk.sent(process, told)
+    await desk.anvil.mine()
+    assert [one for one, _ in await desk.paid()] == [one.recipient for one in asked]
+    assert await desk.nonces() == [0, 1]
+    await assert_holds(desk.connection)
+
+
 def refusing(endpoint: LyingEndpoint, text: str) -> None:
     def refuse(_params: object, _result: object) -> object:
         raise Refusal(-32000, text)
