@@ -277,7 +277,7 @@ async def catch_up(connection: Connection, mirror: Mirror, progress: Progress = 
             known = mark if mark is not None else balance if value else 0
             steps.append(Step(id, int(known), int(balance), version))
         async with connection.transaction():
-            await mirror.write(connection, steps, always=True)
+            await mirror.write(connection, steps)
         behind += len(steps)
         progress(len(rows))
 
