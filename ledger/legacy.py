@@ -76,7 +76,7 @@ class Legacy:
         if not 0 <= self.digits <= DIGITS:
             raise ValueError(f"digits must be 0 to {DIGITS}")
 
-    @property
+    @cached_property
     def step(self) -> int:
         """Base units of the ledger in the smallest amount that the table keeps."""
         return int(10 ** (DIGITS - self.digits))
@@ -85,7 +85,7 @@ class Legacy:
         """What the table has to show for a balance of the ledger, both in base units."""
         return balance // self.step * self.step
 
-    @property
+    @cached_property
     def types(self) -> tuple[AccountType, ...]:
         """In the order of the columns below."""
         return tuple(sorted(self.columns))

@@ -102,15 +102,17 @@ class Look:
     legacy: Mapping[str, Mapping[str, Decimal]]
 
     def differences(self, legacy: Legacy) -> list[Difference]:
-        return [
-            Difference(user, type, shown, there)
-            for user in sorted({*self.ledger, *self.legacy})
-            for type in legacy.types
-            if (shown := legacy.shown(self.ledger.get(user, {}).get(type.value, 0)))
-            != (there := self.legacy.get(user, {}).get(type.value, Decimal(0)))
-        ]
+        found: list[Difference] = []
+        for user in sorted({*self.ledger, *self.legacy}):
+            held, there = self.ledger.get(user, _NONE), self.legacy.get(user, _NONE)
+            for type in legacy.types:
+                shown, shows = legacy.shown(held.get(type, 0)), there.get(type, 0)
+                if shown != shows:
+                    found.append(Difference(user, type, shown, Decimal(shows)))
+        return found
 
 
+_NONE: Final[Mapping[str, Any]] = {}
 SAMPLE_EVERY: Final = 50
 """Comparing reads ask both in one statement; one in so many asks each alone too, so that their times can be compared."""
 

@@ -22,7 +22,7 @@ RUNS_PER_ROUND = {
     "ledger.growth": 2, "ledger.floor": 7, "withdrawals.send": 4, "withdrawals.latency": 2,
     "bridge.webhooks": 2, "deposits.growth": 2,
     "rebuild.speed": 2, "withdrawals.block_fill": 1, "withdrawals.growth": 2,
-    "provisioning.burst": 2, "provisioning.rate": 2,
+    "provisioning.burst": 2, "provisioning.rate": 2, "shadow.reads": 5, "shadow.writes": 1,
 }  # fmt: skip
 
 
@@ -32,7 +32,8 @@ async def run(names: list[str], plan: Plan, console: Console) -> tuple[list[Reco
     with (
         own_parts(
             kafka=any(
-                name.startswith(("deposits.", "bridge.", "withdrawals.", "provisioning.", "rebuild.")) for name in names
+                name.startswith(("deposits.", "bridge.", "withdrawals.", "provisioning.", "rebuild.", "shadow."))
+                for name in names
             )
         ) as parts,
         Progress(*columns, console=console) as progress,

@@ -17,6 +17,7 @@ from tests.benchmarks import (
     ledger_load,
     ledger_posting,
     ledger_reads,
+    ledger_shadow,
     provisioning,
     rebuild_speed,
     withdrawals_fill,
@@ -271,6 +272,8 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "rebuild.speed": lambda parts, plan, told: rebuild_speed.speed(
         parts, plan.events, plan.wallets, plan.repeats, told
     ),
+    "shadow.reads": lambda parts, plan, told: ledger_shadow.reads(parts, plan.reads, plan.repeats, told),
+    "shadow.writes": lambda parts, plan, told: ledger_shadow.writes(parts, plan.reads // 5, plan.repeats, told),
     "withdrawals.send": withdrawals_sent,
     "withdrawals.latency": withdrawals_in_the_pool,
     "withdrawals.block_fill": lambda parts, plan, told: withdrawals_fill.measure(
