@@ -123,8 +123,12 @@ class Legacy:
 
     @cached_property
     def _page(self) -> str:
-        after = f"WHERE $1::text IS NULL OR l.{self.user} > {self.key('$1::text')}"
-        return f"{self._select} {after} ORDER BY l.{self.user} LIMIT $2"
+        return f"{self._select} WHERE l.{self.user} > {self.key('$2::text')} ORDER BY l.{self.user} LIMIT $1"
+
+    @cached_property
+    def _first_page(self) -> str:
+        """A statement of its own: with "or there is none before", no plan could begin at a key."""
+        return f"{self._select} ORDER BY l.{self.user} LIMIT $1"
 
     async def read(self, connection: Reader, users: Iterable[str]) -> dict[str, Held]:
         """What the customers' rows show; who has none is left out. One statement."""
@@ -133,7 +137,10 @@ class Legacy:
 
     async def page(self, connection: Reader, after: str | None, limit: int) -> list[tuple[str, Held]]:
         """The next rows in the order of the key, after the customer `after`; fewer than `limit` are the last."""
-        rows = await connection.fetch(self._page, after, limit)
+        if after is None:
+            rows = await connection.fetch(self._first_page, limit)
+        else:
+            rows = await connection.fetch(self._page, limit, after)
         return [(user, self._held(values)) for user, *values in rows]
 
     def _held(self, values: Iterable[str]) -> Held:
