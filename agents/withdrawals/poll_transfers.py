@@ -1,8 +1,9 @@
 """Circle's transfers that have not ended here -> custodian_wallets -> transfers.notified
 
 Asks Circle how each of them stands, one by one, the older the rarer: what a lost webhook would have told arrives here. One poller
-in the whole deployment. What is known already is not said again; an end that is not settled is said anew every hour, so that it
-is looked at again. Remembers nothing: after a start it asks for all of them.
+in the whole deployment. Whichever was asked for least lately is next, so that neither many that stay as they are nor one for which
+Circle has no answer keep it from the others. What is known already is not said again; an end that is not settled is said anew
+every hour, so that it is looked at again. Remembers nothing: after a start it asks for all of them.
 
 Before that it looks, once, which address each wallet has that withdrawals leave from: what it holds is ours.
 """
@@ -10,7 +11,7 @@ Before that it looks, once, which address each wallet has that withdrawals leave
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -88,7 +89,10 @@ class PollTransfers:
         self._services = services
         self._lone = LoneWriter(WRITER, services)
         self._looked_at: dict[str, datetime] = {}
-        """By withdrawal."""
+        """By withdrawal: Circle answered."""
+        self._asked: dict[str, int] = {}
+        """By withdrawal: which question of this poller's was its last, answered or not."""
+        self._questions = 0
         self._told: dict[str, str] = {}
         """By withdrawal: the newest event's id."""
 
@@ -120,12 +124,32 @@ class PollTransfers:
         waiting = await open_transfers(connection)
         self._looked_at = {one.withdrawal_id: at for one in waiting if (at := self._looked_at.get(one.withdrawal_id))}
         self._told = {one.withdrawal_id: id for one in waiting if (id := self._told.get(one.withdrawal_id))}
-        due = [one for one in waiting if self._is_due(one, now)][:LOOKUPS_MAX]
-        messages = [said for one in due if (said := await self._look(one)) is not None]
+        self._asked = {one.withdrawal_id: self._asked.get(one.withdrawal_id, 0) for one in waiting}
+        due = [one for one in waiting if self._is_due(one, now)]
+        due.sort(key=lambda one: self._asked[one.withdrawal_id])  # the oldest of those that were not asked for yet
+        answered, messages, failure = await self._answers(due[:LOOKUPS_MAX])
         if messages:
             await self._lone.commit([], messages, {"told": len(messages)})
             self._told |= {(said.key or b"").decode(): said.id for said in messages}
-        self._looked_at |= {one.withdrawal_id: now for one in due}
+        self._looked_at |= dict.fromkeys(answered, now)
+        if failure is not None:
+            raise failure
+
+    async def _answers(self, due: Sequence[Transfer]) -> tuple[list[str], list[Message], ConnectorError | None]:
+        """The withdrawals for which Circle answered, what is to be told, and the failure that ended it before all were asked for."""
+        answered: list[str] = []
+        messages: list[Message] = []
+        for one in due:
+            self._questions += 1
+            self._asked[one.withdrawal_id] = self._questions
+            try:
+                said = await self._look(one)
+            except ConnectorError as error:
+                return answered, messages, error
+            answered.append(one.withdrawal_id)
+            if said is not None:
+                messages.append(said)
+        return answered, messages, None
 
     def _is_due(self, transfer: Transfer, now: datetime) -> bool:
         looked_at = self._looked_at.get(transfer.withdrawal_id)

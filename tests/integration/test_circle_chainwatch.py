@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 from uuid import uuid4
 
 import aiohttp
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 from connectors.circle.client import CircleClient, CircleWallet
 from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
+from connectors.circle.sandbox.rpc import Rpc
 from connectors.circle.sandbox.state import Transaction
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
@@ -104,6 +106,26 @@ async def test_a_transfer_that_vanished_is_never_complete(circle: CircleSandbox,
     await anvil.mine(3)
     await until(lambda: len(seen(circle)) == 2 and seen(circle)[1].state == "COMPLETE")
     assert [(t.tx_hash, t.state) for t in seen(circle)] == [(lost, "CONFIRMED"), (kept, "COMPLETE")]
+
+
+async def test_transfers_that_leave_a_wallet_at_once_are_all_mined_whatever_the_node_counts(
+    anvil: Anvil, usdc: Usdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, to = "0x" + uuid4().hex + "00000000", "0x" + uuid4().hex + "11111111"
+    await anvil.wait_mined(await usdc.transfer(sender, 100))
+    rpc = Rpc(anvil.rpc_url, usdc.address)
+    ask = rpc._ask
+
+    async def behind(method: str, params: list[Any], parse: Callable[[Any], Any]) -> Any:
+        return 0 if method == "eth_getTransactionCount" else await ask(method, params, parse)
+
+    monkeypatch.setattr(rpc, "_ask", behind)
+    try:
+        for tx_hash in await asyncio.gather(*(rpc.send_usdc(sender, to, 1) for _ in range(20))):
+            assert (await anvil.wait_mined(tx_hash))["status"] == "0x1"
+        assert await rpc.usdc_balance(to) == 20
+    finally:
+        await rpc.close()
 
 
 async def test_the_sandbox_runs_as_a_process_of_its_own(anvil: Anvil, usdc: Usdc) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import pytest
 from solders.pubkey import Pubkey
 
+from agents.sweeper import ABANDONED_S
 from agents.withdrawals.withdrawal import withdrawal_id
 from connectors.circle.sandbox.gate import Fault, Weather
 from connectors.circle.sandbox.state import Plan
@@ -127,8 +128,8 @@ async def test_a_thousand_transfers_under_random_faults_end_once_each_as_circle_
     try:
         async with rig.worker(policy):
             await until(lambda: _asked(rig, NUMBER // 3), "a third was asked for")
-        rig.at.clock.forward(120)  # the leases of the dead run out
-        async with rig.worker(policy):
+        rig.at.clock.forward(120)  # the leases of the dead run out, and what they had not told is told
+        async with rig.worker(policy, abandoned_s=ABANDONED_S) as services:
             await until(lambda: _asked(rig, NUMBER * 9 // 10), "most were asked for")
             day.cancel()
             await asyncio.gather(day, return_exceptions=True)
@@ -146,7 +147,8 @@ async def test_a_thousand_transfers_under_random_faults_end_once_each_as_circle_
             except AssertionError:
                 found = await withdrawals.statuses(rig.at)
                 wrong = {id: (found.get(id), end) for id, end in wanted.items() if found.get(id) != end}
-                raise AssertionError(wrong) from None
+                told = [await rig.standing(id) for id in [*wrong][:3]]
+                raise AssertionError("\n\n".join([f"{wrong}; stopped: {services.stop.reason}", *told])) from None
     finally:
         day.cancel()
         await asyncio.gather(day, return_exceptions=True)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import datetime
 from uuid import uuid4
 
 import orjson
 import pytest
 
 from agents.recovery import comparing, restoring
-from agents.sweeper import Sweeper
-from agents.withdrawals import requests
+from agents.sweeper import ABANDONED_S, Sweeper
+from agents.withdrawals import poll_transfers, requests, settle_transfers
 from agents.withdrawals.errors import NotCancellable
+from agents.withdrawals.withdrawal import withdrawal_id
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault, Weather
 from connectors.circle.sandbox.state import Plan
 from connectors.circle.sandbox.tokens import usdc_token_id
+from ledger.record import Message
 from stablerail.dev.anvil import Node
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.usdc import Usdc
@@ -154,6 +157,66 @@ async def test_what_lost_webhooks_would_have_told_is_asked_for(rig: Rig) -> None
     told = [d for d in rig.circle.sandbox.deliveries.records if d.notification_type == "transactions.outbound"]
     assert told
     assert all(delivery.dropped for delivery in told)
+    await assert_whole(rig.at)
+
+
+async def test_neither_what_stays_as_it_is_nor_what_circle_cannot_answer_keeps_the_poller_from_the_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll_transfers, "LOOKUPS_MAX", 1)
+    rig.circle.sandbox.deliveries.disorder.drop = 10**6
+    async with rig.worker(polls=False):
+        for number, (user, plan) in enumerate({"mute": None, "stays": Plan("SENT"), "paid": None}.items(), 1):
+            id = await rig.ask(user, plan)
+            await until(lambda count=number: _taken(rig, count), "Circle has it, and we know")  # type: ignore[misc]
+            if user == "mute":
+                (transfer,) = rig.at_circle()[id]
+                path = f"/v1/w3s/transactions/{transfer.id}"
+                rig.circle.sandbox.gate.faults.append(Fault(path, "status", status=500, times=10**9))
+    rig.at.clock.forward(120)
+    async with rig.worker():
+        await rig.became({"paid": ("completed", None)}, step_s=20)
+    assert (await rig.statuses())["mute"] == (await rig.statuses())["stays"] == ("broadcasting", None)
+
+
+async def _taken(rig: Rig, count: int) -> bool:
+    found = await rig.at.observer.fetchval("SELECT count(*) FROM custodian_transfers WHERE transfer_id IS NOT NULL")
+    return bool(found == count)
+
+
+async def test_what_a_worker_had_committed_and_not_told_when_it_died_is_told_by_another(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would: no poller is at work, and Circle tells of a transfer once."""
+    held: set[str] = set()
+
+    async def emit(messages: Sequence[Message], source: str, at: datetime) -> None:
+        if messages and source in ("sweeper", "transfer_by_custodian.conclude"):
+            held.add(source)
+            await asyncio.Event().wait()
+        await told(messages, source, at)
+
+    async def scheduled() -> bool:
+        return bool(await rig.at.observer.fetchval("SELECT count(*) FROM schedule WHERE code = 'not_final'"))
+
+    async def both() -> bool:
+        return len(held) == 2
+
+    async with rig.worker(polls=False) as services:
+        told = services.emitter.emit
+        monkeypatch.setattr(services.emitter, "emit", emit)
+        await rig.ask("nowhere", Plan("SENT", "FAILED", broadcast=False))
+        await until(scheduled, "it is looked for again, later")
+        rig.circle.sandbox.state.refused = {withdrawal_id("refused", "k")}
+        await rig.ask("refused")
+        rig.at.clock.forward(settle_transfers.ABSENT_S)
+        await until(both, "both are committed")
+    assert [row["code"] for row in await rig.at.observer.fetch("SELECT code FROM schedule")] == ["sent"]
+    rig.at.clock.forward(ABANDONED_S + 1)
+    async with rig.worker(polls=False, abandoned_s=ABANDONED_S):
+        wanted = {"nowhere": ("failed", "custodian_failed"), "refused": ("failed", "custodian_refused")}
+        await rig.became(wanted, step_s=20)
+    assert (await has(rig.at, "nowhere"), await has(rig.at, "refused")) == ((100, 0), (100, 0))
     await assert_whole(rig.at)
 
 

@@ -35,6 +35,7 @@ from connectors.circle.sandbox.state import Plan, Transaction
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.webhooks import translate
 from connectors.webhooks.source import Publish
+from ledger.record import unpack
 from stablerail.dev.anvil import Node
 from stablerail.dev.usdc import Usdc
 from tests.support import withdrawals
@@ -50,6 +51,10 @@ DEPTH = 1
 POLICY = CallPolicy(
     timeout_s=20, poll_s=0.05, rate_per_s=1_000, members_max=1, attempts_max=10**9, breaker_failures_max=10**9
 )
+
+
+NEVER_S = 10**8
+"""The tests move the time: what leaves just now is not to look abandoned."""
 
 
 @dataclass
@@ -80,8 +85,11 @@ class Rig:
     # -- a worker ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def worker(self, policy: CallPolicy = POLICY, *, polls: bool = True) -> AsyncIterator[Services]:
-        """A process of the movement, as far as this rail goes; leaving it is its end, whatever it was at."""
+    async def worker(
+        self, policy: CallPolicy = POLICY, *, polls: bool = True, abandoned_s: float = NEVER_S
+    ) -> AsyncIterator[Services]:
+        """A process of the movement, as far as this rail goes; leaving it is its end, whatever it was at. `abandoned_s`: of the
+        sweeper; without it nobody tells what a worker that died had committed and not told."""
         async with AsyncExitStack() as stack:
             services = await stack.enter_async_context(self.at.process())
             reader = ChainReader([self.rpc], self.usdc.address.lower(), DEPTH)
@@ -94,8 +102,7 @@ class Rig:
             deeds = TransferDeeds(CircleTransfers(self.client, services.clock), self.review_attempts)
             loops = [
                 Acting(ask, deeds, services, deliveries[1].wake, policy).work,
-                # the tests move the time: what leaves just now is not to look abandoned
-                Sweeper(services, interval_s=0.05, abandoned_s=10**8).work,
+                Sweeper(services, interval_s=0.05, abandoned_s=abandoned_s).work,
             ]
             if polls:
                 poller = PollTransfers(self.client, "testnet", USDC_TOKENS, self.sources, 0.2, services)
@@ -144,6 +151,32 @@ class Rig:
             "SELECT w.user_id, t.transfer_id, t.state FROM custodian_transfers t JOIN withdrawals w ON w.id = t.withdrawal_id"
         )
         return {user: (key, state) for user, key, state in rows}
+
+    async def standing(self, id: str) -> str:
+        """All that is known of a withdrawal, for a test that failed."""
+        asked = {
+            "withdrawal": "SELECT * FROM withdrawals WHERE id = $1::text::uuid",
+            "transfer": "SELECT * FROM custodian_transfer_history WHERE withdrawal_id = $1::text::uuid ORDER BY version",
+            "call": "SELECT c.*, l.holder, l.until, l.attempts AS takes, l.last_error FROM calls c"
+            " LEFT JOIN leases l ON l.call_id = c.id WHERE c.request ->> 'withdrawal_id' = $1",
+            "scheduled": "SELECT stage, event_id, attempt, code, available_at FROM schedule WHERE key = $1::text::bytea",
+        }
+        lines = [f"{id} at {self.at.clock().isoformat()}"]
+        for name, query in asked.items():
+            lines += [f"{name}: {dict(row)}" for row in await self.at.observer.fetch(query, id)]
+        for seq, at, journaled, packed in await self.at.observer.fetch("SELECT seq, at, journaled, record FROM outbox"):
+            record = unpack(packed)
+            keys = [message.topic for message in record.messages if message.key == id.encode()]
+            lines += [f"not told: {keys} of commit {seq}, {record.stage}, {at}, journaled {journaled}"] if keys else []
+        for one in self.at_circle().get(id, []):
+            lines.append(f"at circle: {one.shown()}")
+            told = [sent.shown() for sent in self.circle.sandbox.deliveries.records if sent.resource_id == one.id]
+            lines += [f"notification: {sent}" for sent in told]
+            if one.tx_hash is not None and one.blockchain == "MATIC-AMOY":
+                lines.append(f"on chain: {await self.anvil.rpc('eth_getTransactionByHash', one.tx_hash)}")
+                sent = await self.anvil.rpc("eth_getTransactionCount", one.source_address, "latest")
+                lines.append(f"mined of the wallet's transactions: {int(sent, 16)}")
+        return "\n".join(lines)
 
     # -- Circle ------------------------------------------------------------------------------------------------------
 

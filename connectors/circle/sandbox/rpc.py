@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,6 +16,9 @@ TRANSFER_TOPIC: Final = "0x" + keccak(text="Transfer(address,address,uint256)").
 _TRANSFER: Final = "0x" + keccak(text="transfer(address,uint256)")[:4].hex()
 _GAS: Final = 150_000
 _GAS_MONEY_WEI: Final = 10**18
+_BEHIND_S: Final = 2.0
+"""For so long at most the anvil's count of a sender's transactions lacks one that it took. Later it is right again, whatever a
+reorganisation left of them."""
 _BALANCE_OF: Final = "0x" + keccak(text="balanceOf(address)")[:4].hex()
 
 T = TypeVar("T")
@@ -47,6 +52,9 @@ class Rpc:
         self._url = url
         self._usdc = usdc_address.lower()
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s))
+        self._sending = asyncio.Lock()
+        self._next_nonces: dict[str, tuple[int, float]] = {}
+        """By sender: the nonce after the one that was sent last, and when."""
 
     async def close(self) -> None:
         await self._session.close()
@@ -67,12 +75,22 @@ class Rpc:
         return await self._ask("eth_call", [{"to": self._usdc, "data": data}, "latest"], lambda word: int(word, 16))
 
     async def send_usdc(self, sender: str, to: str, amount: int) -> str:
-        """The hash, also of a transaction that will revert. The anvil signs for any sender, and is made to give it gas."""
+        """The hash, also of a transaction that will revert. The anvil signs for any sender, and is made to give it gas.
+
+        Nonces are ours: of those that the anvil chooses, one that it takes while it mines a block of the same sender may be used
+        already, and that transaction, its hash given out, is in no block ever."""
         await self._ask("anvil_impersonateAccount", [sender], lambda _: None)
         await self._ask("anvil_setBalance", [sender, hex(_GAS_MONEY_WEI)], lambda _: None)
         data = _TRANSFER + to.removeprefix("0x").rjust(64, "0") + f"{amount:064x}"
         sent = {"from": sender, "to": self._usdc, "data": data, "gas": hex(_GAS)}
-        return await self._ask("eth_sendTransaction", [sent], str)
+        async with self._sending:
+            nonce = await self._ask("eth_getTransactionCount", [sender, "pending"], lambda word: int(word, 16))
+            following, at = self._next_nonces.get(sender, (0, 0.0))
+            if time.monotonic() - at < _BEHIND_S:
+                nonce = max(nonce, following)
+            tx_hash = await self._ask("eth_sendTransaction", [{**sent, "nonce": hex(nonce)}], str)
+            self._next_nonces[sender] = nonce + 1, time.monotonic()
+        return tx_hash
 
     async def mined(self, tx_hash: str) -> tuple[Block, bool] | None:
         """The transaction's block, and whether it succeeded; None while it is in none."""
