@@ -192,9 +192,21 @@ class Mirror:
                 found[source].setdefault(user, {})[type] = Decimal(value) if source == "legacy" else int(value)
         return Look(phase, found["ledger"], found["legacy"])
 
+    async def _look_at(self, connection: Reader, user: str) -> Look:
+        """As `look`, of one customer."""
+        (row,) = await connection.fetch(self._look_at_one, user)
+        phase, held, is_there, *values = row
+        ledger: dict[str, int] = {}
+        for type, _, balance in (one.partition(" ") for one in held):
+            ledger[type] = ledger.get(type, 0) + int(balance)
+        legacy: dict[str, Decimal] = {}
+        if is_there:
+            legacy.update(zip(self.legacy.types, map(Decimal, values), strict=True))
+        return Look(Phase(phase or Phase.OFF), {user: ledger}, {user: legacy})
+
     async def balances(self, connection: Reader, user: str) -> tuple[dict[str, OwnerBalance], Look, list[Difference]]:
         """What the phase says that the customer has, by asset; and what differs, where the phase compares."""
-        look = await self.look(connection, [user])
+        look = await self._look_at(connection, user)
         if look.phase.writes:
             self._reads += 1
             if self._reads % SAMPLE_EVERY == 1:
@@ -255,6 +267,17 @@ class Mirror:
             columns=", ".join(columns),
             values=", ".join(f"c.c{n}" for n in range(len(columns))),
         )
+
+    @cached_property
+    def _look_at_one(self) -> str:
+        legacy = self.legacy
+        values = ", ".join(
+            f"(coalesce(l.{legacy.column(type)}, 0) * {legacy.unit}::numeric)::text" for type in legacy.types
+        )
+        return _filled(
+            _sql.look_at_one, table=legacy.quoted, user=legacy.user, key=legacy.key("$1::text"), system=f"'{SYSTEM}'",
+            values=values,
+        )  # fmt: skip
 
     @cached_property
     def _look(self) -> str:
