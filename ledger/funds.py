@@ -140,7 +140,8 @@ async def check_available(
     if mirror is None:
         balances = await owner_balances(connection, user_id)
     else:
-        balances, look, differences = await mirror.balances(connection, user_id)
+        balances, look, suspects = await mirror.balances(connection, user_id)
+        differences = await mirror.confirmed(connection, suspects)
         mirror.tell(differences)
         await store_differences(connection, differences, at or datetime.now(UTC))
         if differences and look.phase is Phase.STRICT:

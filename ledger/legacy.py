@@ -112,9 +112,13 @@ class Legacy:
         return str(self.step if self.integer else 10**DIGITS)
 
     @cached_property
+    def shows(self) -> str:
+        """What a row shows of each type, in the ledger's base units and as text: the columns of a select from `l`."""
+        return ", ".join(f"(coalesce(l.{self.column(type)}, 0) * {self.unit}::numeric)::text" for type in self.types)
+
+    @cached_property
     def _select(self) -> str:
-        values = ", ".join(f"(coalesce(l.{self.column(type)}, 0) * {self.unit}::numeric)::text" for type in self.types)
-        return f"SELECT l.{self.user}::text, {values} FROM {self.quoted} l"  # noqa: S608  (checked names only)
+        return f"SELECT l.{self.user}::text, {self.shows} FROM {self.quoted} l"  # noqa: S608  (checked names only)
 
     @cached_property
     def _read(self) -> str:

@@ -34,7 +34,7 @@ import structlog
 
 from ledger.accounts import SYSTEM, AccountType, asset_of
 from ledger.folding import rows_of
-from ledger.legacy import DIGITS, Legacy
+from ledger.legacy import DIGITS, Held, Legacy
 from ledger.reading import OwnerBalance, Reader
 from ledger.rows import Block, Connection, numbers, uuids
 from ledger.sql import load
@@ -73,6 +73,7 @@ class Watcher(Protocol):
     def shadow_written(self, lag_ms: float, *, ok: bool) -> None: ...
     def shadow_read(self, source: str, took_ms: float) -> None: ...
     def shadow_differs(self, type: str) -> None: ...
+    def shadow_waiting(self, count: int) -> None: ...
 
 
 class Difference(NamedTuple):
@@ -117,7 +118,7 @@ SAMPLE_EVERY: Final = 50
 """Comparing reads ask both in one statement; one in so many asks each alone too, so that their times can be compared."""
 
 # What ends only the writing of the legacy table: it does not take the values, or is not there.
-_NOT_TAKEN: Final = (
+NOT_TAKEN: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.SyntaxOrAccessError,
@@ -128,6 +129,8 @@ _NOT_TAKEN: Final = (
 
 class Mirror:
     """A legacy table in the ledger's own database."""
+
+    _into = _sql.to_rows
 
     def __init__(self, legacy: Legacy, watcher: Watcher | None = None) -> None:
         self.legacy = legacy
@@ -147,7 +150,7 @@ class Mirror:
         ok = True
         try:
             await self._write_safely(connection, steps)
-        except _NOT_TAKEN as error:
+        except NOT_TAKEN as error:
             if self._overtaken(error):
                 raise
             await connection.execute(_BACK)
@@ -180,6 +183,25 @@ class Mirror:
     async def write(self, connection: Connection, steps: Sequence[Step]) -> None:
         """Brings the table to where the steps end, whatever the phase: the caller holds it."""
         await connection.execute(self._write, *_arrays(steps), list(Phase))
+
+    async def check(self, connection: Connection) -> None:
+        """Whether the table is as it is configured. Raises LegacyUnusable."""
+        await self.legacy.check(connection)
+
+    async def read(self, connection: Reader, users: Sequence[str]) -> dict[str, Held]:
+        """What the table shows of them. As the other readings of the table raises LegacyAway."""
+        return await self.legacy.read(connection, users)
+
+    async def page(self, connection: Reader, after: str | None, limit: int) -> list[str]:
+        """The table's next customers, in the order of its key."""
+        return [user for user, _ in await self.legacy.page(connection, after, limit)]
+
+    async def confirmed(self, _connection: Connection, differences: list[Difference]) -> list[Difference]:
+        """Those that are not merely of two moments: here both sides were seen in one."""
+        return differences
+
+    async def close(self) -> None:
+        """Whatever it has of its own."""
 
     async def look(self, connection: Reader, users: Sequence[str]) -> Look:
         """Both, in one statement."""
@@ -240,12 +262,16 @@ class Mirror:
         started = time.monotonic()
         await connection.fetch(_sql.ledger_alone, user)
         between = time.monotonic()
-        await self.legacy.read(connection, [user])
+        await self.read(connection, [user])
         self._watcher.shadow_read("ledger", (between - started) * 1_000)
         self._watcher.shadow_read("legacy", (time.monotonic() - between) * 1_000)
 
     @cached_property
     def _write(self) -> str:
+        return self._filled_for(f"{_sql.moved}\n{self._into}")
+
+    def _filled_for(self, statement: str) -> str:
+        """With the names, amounts and columns of the table that are written."""
         legacy = self.legacy
         columns = [legacy.column(type) for type in legacy.types]
         # an amount in base units as the table keeps it: a whole number, or a decimal one
@@ -255,8 +281,8 @@ class Mirror:
             for n, type in enumerate(legacy.types)
         )
         sets = ", ".join(f"{column} = coalesce(l.{column}, 0) + c.c{n}" for n, column in enumerate(columns))
-        return _filled(
-            _sql.write,
+        return filled(
+            statement,
             table=legacy.quoted,
             user=legacy.user,
             key=legacy.key("owner"),
@@ -271,12 +297,9 @@ class Mirror:
     @cached_property
     def _look_at_one(self) -> str:
         legacy = self.legacy
-        values = ", ".join(
-            f"(coalesce(l.{legacy.column(type)}, 0) * {legacy.unit}::numeric)::text" for type in legacy.types
-        )
-        return _filled(
+        return filled(
             _sql.look_at_one, table=legacy.quoted, user=legacy.user, key=legacy.key("$1::text"), system=f"'{SYSTEM}'",
-            values=values,
+            values=legacy.shows,
         )  # fmt: skip
 
     @cached_property
@@ -286,7 +309,7 @@ class Mirror:
             f"('{type.value}', (coalesce(l.{legacy.column(type)}, 0) * {legacy.unit}::numeric)::text)"
             for type in legacy.types
         )
-        return _filled(
+        return filled(
             _sql.look, table=legacy.quoted, user=legacy.user, key=legacy.key("x"), system=f"'{SYSTEM}'", values=values
         )
 
@@ -296,7 +319,7 @@ def whole(value: Decimal) -> int:
     return int(value // 1) if value.is_finite() else 0
 
 
-def _filled(statement: str, **parts: str) -> str:
+def filled(statement: str, **parts: str) -> str:
     """Checked names and numbers only."""
     for name, text in parts.items():
         statement = statement.replace(f"{{{name}}}", text)

@@ -65,7 +65,7 @@ async def backfill(
     customers = opened = refused = 0
     examples: list[Difference] = []
     while True:
-        users = [user for user, _ in await mirror.legacy.page(connection, after, PAGE)]
+        users = await mirror.page(connection, after, PAGE)
         page = await open_page(connection, mirror, users, at, actor=actor)
         customers, opened, refused = customers + len(users), opened + page.opened, refused + len(page.refused)
         examples += page.refused[: 10 - len(examples)]

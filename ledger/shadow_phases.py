@@ -166,18 +166,17 @@ async def scan(
     """Every difference there is, a page of customers in memory: the table's customers, then the ledger's own."""
     after: str | None = None
     while True:
-        page = await mirror.legacy.page(connection, after, PAGE)
-        users = [user for user, _ in page]
+        users = await mirror.page(connection, after, PAGE)
         for one in (await mirror.look(connection, users)).differences(mirror.legacy):
             yield one
         progress(len(users))
-        if len(page) < PAGE:
+        if len(users) < PAGE:
             break
         after = users[-1]
     owner = ""
     while True:
         owners = [row[0] for row in await connection.fetch(_sql.owners, owner, SYSTEM, PAGE)]
-        there = await mirror.legacy.read(connection, owners)
+        there = await mirror.read(connection, owners)
         alone = [user for user in owners if user not in there]
         for one in (await mirror.look(connection, alone)).differences(mirror.legacy):
             yield one

@@ -4,7 +4,7 @@ Declared outside (not journaled, not rebuilt): `outbox` and `relay` (the way to 
 calling a partner just now), `rate_limits` (when a partner may be asked next), `workers` and `worker_restarts` (the
 processes of the moment), `crashes` (how often an event stopped a process), `rebuild_checks` (what the last comparison
 with the journal found), `shadow_marks` (what a table that is no part of the journal has: it is lost or kept with that
-table), `api_keys` (credentials).
+table), `shadow_outbox` (what such a table elsewhere is still to be given), `api_keys` (credentials).
 """
 
 from __future__ import annotations

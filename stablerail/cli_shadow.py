@@ -139,12 +139,15 @@ def _with_mirror(
     given = settings or needed_settings("database_url", logs=False)
     mirror = mirror_for(given)
     if mirror is None:
-        fail(f"{PREFIX}LEGACY_TABLE: must name a table in the ledger's own database", EXIT_CONFIG)
+        fail(
+            f"{PREFIX}LEGACY_TABLE: must name a table, with {PREFIX}LEGACY_URL also {PREFIX}LEDGER_SHADOW_MODE",
+            EXIT_CONFIG,
+        )
 
     async def main() -> T:
         connection = await opener(given, None)()
         try:
-            await mirror.legacy.check(connection)
+            await mirror.check(connection)
             try:
                 return await action(connection, mirror, at.replace(tzinfo=UTC) if at else datetime.now(UTC))
             except PhaseRefused as refused:
@@ -152,6 +155,7 @@ def _with_mirror(
                     err.print(f"in the way: {reason}", markup=False, highlight=False, soft_wrap=True)
                 raise
         finally:
+            await mirror.close()
             await connection.close()
             if commits:
                 await journaled(given)

@@ -164,7 +164,8 @@ class Settings(BaseSettings):
         "legacy", description="first phase: where balances are read while the legacy table is written"
     )
     legacy_url: PostgresUrl | None = Field(
-        None, description="where the legacy table is, when not in the database of DATABASE_URL"
+        None,
+        description="where the legacy table is, when not in the database of DATABASE_URL; written there from an outbox",
     )
     legacy_table: str | None = Field(
         None, description="balances beside the ledger, schema.table; unset = there is none"
@@ -443,10 +444,6 @@ class Settings(BaseSettings):
             ) from None
         if self.ledger_shadow_mode and legacy is None:
             raise ValueError(f"{PREFIX}LEGACY_TABLE must name the table that LEDGER_SHADOW_MODE writes")
-        if self.ledger_shadow_mode and self.legacy_url is not None:
-            raise ValueError(
-                f"{PREFIX}LEGACY_URL must be unset for LEDGER_SHADOW_MODE: it writes in the ledger's database"
-            )
         return self
 
     @property

@@ -208,6 +208,11 @@ WRITE_SUCCESS = Metric(
     "ledger_write_success_rate", "gauge", "Share of the last 1,000 commits whose postings the legacy table took as well"
 )
 SHADOW_WRITE_MS = Metric("shadow_mode_write_lag_ms", "histogram", "What the legacy table adds to a commit", (), MILLIS)
+SHADOW_WAITING = Metric(
+    "stablerail_shadow_waiting",
+    "gauge",
+    "Differences that a legacy table in another server is still to be given; the worker that gives them says it",
+)
 
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))
@@ -472,6 +477,9 @@ class Metrics:
 
     def shadow_differs(self, type: str) -> None:
         self._add(SHADOW_DISCREPANCIES, 1, type)
+
+    def shadow_waiting(self, count: int) -> None:
+        self._set(SHADOW_WAITING, count)
 
     def chain_head(self, chain: str, number: int) -> None:
         self._set(CHAIN_HEAD, number, chain)

@@ -127,12 +127,13 @@ def run_bridge(settings: Settings) -> None:
 
 def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
     """The API with a pool of its own, opened when it starts."""
+    mirror = shadow.mirror_for(settings, metrics)
     pool = asyncpg.create_pool(
         settings.secret("database_url"),
         min_size=1,
         max_size=settings.database_connections_max,
         command_timeout=10,
-        connection_class=mirrored(shadow.mirror_for(settings, metrics)),
+        connection_class=mirrored(mirror),
         server_settings={
             "application_name": "stablerail-api",
             "search_path": settings.database_schema,
@@ -159,6 +160,8 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
                 yield
             finally:
                 await journal.stop()
+                if mirror is not None:
+                    await mirror.close()
 
     app.router.lifespan_context = lifespan
     return app

@@ -36,6 +36,7 @@ from agents.recovery.redrive_dead_letters import RedriveDeadLetters
 from agents.services import Services
 from agents.treasury import fund_broker
 from agents.treasury.reconcile_daily import ReconcileDaily
+from agents.treasury.tell_legacy import TellLegacy
 from agents.withdrawals import (
     accept_withdrawals,
     broadcast_transactions,
@@ -80,7 +81,7 @@ from stablerail.policies import (
     raise_policy,
     withdrawal_policy,
 )
-from stablerail.shadow import mirror_for
+from stablerail.shadow import elsewhere_for, mirror_for
 from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
 from topics.events import Chain
@@ -430,13 +431,18 @@ async def _treasury(settings: Settings, shared: Services, metrics: Metrics) -> M
     funded = fund_broker.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT))
     metrics.discrepancy_threshold(settings.discrepancy_alert_threshold)
     reconciles = ReconcileDaily(shared, partial(reconcile, settings), metrics.reconciled)
-    return Movement(
+    movement = Movement(
         "treasury",
         deliveries=[Delivery(funded, shared)],
         workers=[reconciles.work],
         mounts=[buffers.mount],
         measures=[buffers.measure],
     )
+    elsewhere = elsewhere_for(settings, metrics)
+    if elsewhere is not None:
+        movement.workers.append(TellLegacy(shared, elsewhere).work)
+        movement.closing.append(elsewhere.close)
+    return movement
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:

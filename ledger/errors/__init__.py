@@ -35,6 +35,7 @@ LedgerError (code)
  │    ├── OrderOverfilled      order_id, amount, filled
  │    ├── FillReused           order_id, fill_id, stored, given
  │    └── FillsDisagree        order_id, total, filled
+ ├── LegacyAway                the legacy table is in a server that does not answer
  ├── LegacyUnusable            setting: the legacy table is not as it is configured
  ├── PhaseRefused              phase, reasons: shadow mode does not move on
  ├── BalancesDisagree          accounts: strict, and ledger and legacy table differ
@@ -119,7 +120,7 @@ from ledger.errors.questions import (
     ReadRefused,
     TransactionNotFound,
 )
-from ledger.errors.shadow import BalancesDisagree, LegacyUnusable, PhaseRefused
+from ledger.errors.shadow import BalancesDisagree, LegacyAway, LegacyUnusable, PhaseRefused
 
 __all__ = [
     "ACopy",
@@ -150,6 +151,7 @@ __all__ = [
     "InsufficientFunds",
     "JournalBroken",
     "LedgerError",
+    "LegacyAway",
     "LegacyUnusable",
     "LimitExceeded",
     "NotOnAccount",

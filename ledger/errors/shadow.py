@@ -17,6 +17,12 @@ class LegacyUnusable(LedgerError):
         self.setting = setting
 
 
+class LegacyAway(LedgerError):
+    """The legacy table is in a server that does not answer."""
+
+    code = "legacy_away"
+
+
 class PhaseRefused(LedgerError):
     """The phase does not move; each reason says what stands in the way."""
 

@@ -1,5 +1,5 @@
--- name: write
--- What the accounts moved since their marks, to their owners' rows. All under the accounts' locks; rows are locked sorted.
+-- name: moved
+-- What the accounts moved since their marks; what follows says where it is written. All under the accounts' locks.
 -- The advisory lock is for its queue: row locks that can be shared would let us pass by who waits to move the phase, for ever.
 WITH queued AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(hashtextextended(current_schema(), 13))),
 phase AS MATERIALIZED (
@@ -25,14 +25,20 @@ first_marked AS (
     INSERT INTO shadow_marks (account_id, version, balance)
     SELECT id, version, after FROM moved WHERE id NOT IN (SELECT account_id FROM marked)
 ),
-changed AS MATERIALIZED (
-    SELECT key, {sums}
-    FROM (
-        SELECT {key} AS key, type,
-               floor(moved.after / {step}) - floor(coalesce(marked.balance, moved.before) / {step}) AS steps
-        FROM moved LEFT JOIN marked ON marked.account_id = moved.id
-    ) AS each
-    WHERE key IS NOT NULL AND steps <> 0 GROUP BY key
+each AS MATERIALIZED (
+    SELECT {key} AS key, owner, type,
+           floor(moved.after / {step}) - floor(coalesce(marked.balance, moved.before) / {step}) AS steps
+    FROM moved LEFT JOIN marked ON marked.account_id = moved.id
+)
+
+-- name: to_outbox
+INSERT INTO shadow_outbox (owner, type, amount)
+SELECT owner, type, sum(steps) * {step} FROM each WHERE key IS NOT NULL AND steps <> 0 GROUP BY owner, type ORDER BY owner, type
+
+-- name: to_rows
+-- To their owners' rows, which are locked sorted.
+, changed AS MATERIALIZED (
+    SELECT key, {sums} FROM each WHERE key IS NOT NULL AND steps <> 0 GROUP BY key
 ),
 locked AS MATERIALIZED (
     SELECT l.{user} AS key FROM {table} l JOIN changed ON changed.key = l.{user} ORDER BY l.{user} FOR UPDATE OF l
@@ -65,6 +71,54 @@ LEFT JOIN {table} l ON l.{user} = {key}
 
 -- name: ledger_alone
 SELECT asset, type, sum(balance)::text FROM accounts WHERE owner = $1 GROUP BY asset, type ORDER BY asset, type
+
+-- name: look_here
+-- Of a table elsewhere: our side, and what is still to be told there.
+SELECT 'phase', '', '', phase, NULL::uuid FROM shadow WHERE name = 'phase'
+UNION ALL
+SELECT 'ledger', owner, type, sum(balance)::text, NULL FROM accounts
+WHERE owner = ANY($1::text[]) AND owner <> {system} GROUP BY owner, type
+UNION ALL
+SELECT 'waiting', owner, type, amount::text, id FROM shadow_outbox WHERE owner = ANY($1::text[])
+ORDER BY 1, 2, 3, 5
+
+-- name: look_there
+-- What was told last, seen with the rows.
+SELECT (SELECT told FROM {ours}), x, l.{user} IS NOT NULL, {values}
+FROM unnest($1::text[]) x LEFT JOIN {table} l ON l.{user} = {key}
+
+-- name: make_ours
+CREATE TABLE IF NOT EXISTS {ours} (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL, told uuid[] NOT NULL
+)
+
+-- name: first_of_ours
+INSERT INTO {ours} (epoch, told) VALUES (0, '{}') ON CONFLICT DO NOTHING
+
+-- name: take_over
+UPDATE {ours} SET epoch = epoch + 1 RETURNING epoch, told
+
+-- name: fence
+SELECT epoch FROM {ours} FOR UPDATE
+
+-- name: told
+UPDATE {ours} SET told = $1
+
+-- name: untold
+SELECT id, owner, type, amount::text FROM shadow_outbox WHERE owner <> ALL($1::text[]) ORDER BY n LIMIT $2
+
+-- name: forget
+DELETE FROM shadow_outbox WHERE id = ANY($1::uuid[])
+
+-- name: waiting
+SELECT count(*) FROM shadow_outbox
+
+-- name: given
+-- In the table's server: amounts in the ledger's base units.
+WITH each AS MATERIALIZED (
+    SELECT {key} AS key, type, amount / {step} AS steps
+    FROM unnest($1::text[], $2::text[], $3::text[]::numeric[]) AS x(owner, type, amount)
+)
 
 -- name: phase
 SELECT phase, version, changed_at, changed_by, reason FROM shadow WHERE name = 'phase'

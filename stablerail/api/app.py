@@ -14,11 +14,11 @@ from fastapi_offline import FastAPIOffline
 
 from agents.recovery.errors import LetterRefused
 from agents.withdrawals.errors import RequestRefused
-from ledger.errors import BalancesDisagree, ReadRefused
+from ledger.errors import BalancesDisagree, LegacyAway, ReadRefused
 from stablerail import problems
 from stablerail.api import dlq_routes, ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
 from stablerail.api.bodies import SmallBodies
-from stablerail.api.compared import on_disagree
+from stablerail.api.compared import on_away, on_disagree
 from stablerail.api.detail import Broker
 from stablerail.api.journal import Journal
 from stablerail.api.observe import Observed
@@ -100,6 +100,7 @@ def create_api(
     for withdrawals in (withdrawal_routes.asking, withdrawal_routes.reading, withdrawal_routes.administering):
         app.include_router(withdrawals)
     app.add_exception_handler(BalancesDisagree, on_disagree)
+    app.add_exception_handler(LegacyAway, on_away)
     app.add_exception_handler(ReadRefused, ledger_routes.on_read_refused)
     app.add_exception_handler(LetterRefused, dlq_routes.on_letter_refused)
     app.add_exception_handler(RequestRefused, withdrawal_routes.on_request_refused)

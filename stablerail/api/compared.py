@@ -8,7 +8,7 @@ from typing import Any, cast
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from ledger.errors import BalancesDisagree
+from ledger.errors import BalancesDisagree, LegacyAway
 from ledger.reading import OwnerBalance, owner_balances
 from ledger.shadow import Difference, Phase, mirror_of
 from ledger.shadow_phases import store_differences
@@ -40,12 +40,18 @@ class Compared:
         async with pool.acquire(timeout=reads.ACQUIRE_TIMEOUT_S) as connection:
             mirror = mirror_of(connection)
             assert mirror is not None
-            mirror.tell(self._differences)
-            await store_differences(cast(Any, connection), self._differences, datetime.now(UTC))
-        if self._strict:
-            raise BalancesDisagree([one.type.value for one in self._differences])
+            differences = await mirror.confirmed(cast(Any, connection), self._differences)
+            mirror.tell(differences)
+            await store_differences(cast(Any, connection), differences, datetime.now(UTC))
+        if differences and self._strict:
+            raise BalancesDisagree([one.type.value for one in differences])
 
 
 async def on_disagree(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BalancesDisagree)
     return Problem(409, error.code, str(error)).response()
+
+
+async def on_away(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LegacyAway)
+    return Problem(503, error.code, str(error)).response()

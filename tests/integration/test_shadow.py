@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -21,6 +22,8 @@ from ledger.shadow_backfill import backfill
 from stablerail.metrics import Metrics
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to, owner
+from tests.support.proxies import PostgresProxy
+from tests.support.proxies.hold import Hold, Where
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
@@ -292,22 +295,24 @@ async def test_postings_while_phases_move_and_a_backfill_runs_are_in_both(beside
     )
     await backfill(beside.plain, beside.mirror, AT, actor="ann")
     writers = [await product_of(beside.dsn, beside.mirror) for _ in range(3)]
-    busy = True
+    busy, posted = True, 0
 
-    async def post(connection: Connection, writer: int) -> int:
+    async def post(connection: Connection, writer: int) -> None:
+        nonlocal posted
         n = 0
         while busy:
             await funds.credit_usdc(connection, f"w{writer}", f"u{n % 7}", 1_000_000, AT, reference=f"{writer} {n}")
-            n += 1
-        return n
+            n, posted = n + 1, posted + 1
 
     posting = [asyncio.create_task(post(one, n)) for n, one in enumerate(writers)]
     for by in (1, 1, 1, 1, -1, -1, -1, -1, 1):
         await beside.move(by, force="a drill")
-        await asyncio.sleep(0.05)
+        before = posted
+        async with asyncio.timeout(100):
+            while posted < before + 6 and not any(task.done() for task in posting):
+                await asyncio.sleep(0.01)
     busy = False
-    posted = sum(await asyncio.gather(*posting))
-    assert posted > 20
+    await asyncio.gather(*posting)
     await beside.move(1, force="a drill")
     await shadow_phases.catch_up(beside.plain, beside.mirror)
     assert await beside.differences() == []
@@ -371,3 +376,43 @@ async def test_a_page_begins_at_its_key_however_many_customers_are_before_it(bes
     await beside.admin.execute(f"PREPARE page (bigint, text) AS {statement}")
     plan = "".join(row[0] for row in await beside.admin.fetch("EXPLAIN EXECUTE page(500, '7')"))
     assert "Index Cond: (user_id >" in plan, plan
+
+
+def through(dsn: str, proxy: PostgresProxy) -> str:
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@{proxy.address}"))
+
+
+async def until_hit_or_done(hold: Hold, task: asyncio.Task[Any]) -> None:
+    async with asyncio.timeout(100):
+        while not (hold.is_hit or task.done()):
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("where", ["request", "reply"])
+async def test_a_death_between_any_two_statements_of_a_commit_leaves_both_written_or_neither(
+    beside: Beside, where: Where
+) -> None:
+    await beside.begin(Phase.SHADOW)
+    server, hits = urlsplit(beside.dsn), 0
+    with PostgresProxy(server.hostname or "", server.port or 0) as proxy:
+        for nth in range(1, 40):
+            dying = await product_of(through(beside.dsn, proxy), beside.mirror)
+            hold = proxy.hold(lambda _: True, where, nth)
+            dies = asyncio.create_task(funds.credit_usdc(dying, "w", "ada", 1_000_000, AT, reference=f"d{nth}"))
+            await until_hit_or_done(hold, dies)
+            if hold.is_hit:
+                hits += 1
+                hold.drop()
+            await asyncio.gather(dies, return_exceptions=True)
+            dying.terminate()
+            assert await beside.differences() == [], nth
+            await funds.credit_usdc(beside.product, "w", "ada", 1_000_000, AT, reference=f"d{nth}")
+            assert (await beside.row(), await beside.differences()) == ([nth, 0, 0], [])
+            if not hold.is_hit:
+                break
+    assert hits >= 8
+    marks = await beside.admin.fetchval(
+        "SELECT count(*) FROM shadow_marks m JOIN accounts a ON a.id = m.account_id AND a.balance = m.balance"
+    )
+    assert marks == 1

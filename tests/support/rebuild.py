@@ -31,6 +31,7 @@ OUTSIDE = frozenset(
         "crashes",
         "rebuild_checks",
         "shadow_marks",
+        "shadow_outbox",
         "api_keys",
         "alembic_version",
     }

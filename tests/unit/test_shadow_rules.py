@@ -16,6 +16,7 @@ import pytest
 from ledger.accounts import AccountType
 from ledger.legacy import Legacy
 from ledger.shadow import Mirror, Phase, mirror_of, mirrored, whole
+from ledger.shadow_elsewhere import Elsewhere
 from ledger.shadow_phases import State, clean_since, first_phase, in_the_way
 from stablerail import metrics
 from stablerail.config import ConfigError, load_settings
@@ -64,10 +65,11 @@ def test_settings_give_the_first_phase_and_a_wrong_one_stops_the_start() -> None
     assert mirror is not None
     assert mirror.legacy == legacy_of()
     assert mirror_for(load_settings(env_file=None)) is None
-    assert mirror_for(load_settings(env_file=None, legacy_url="postgresql://other/db", **table)) is None
+    elsewhere = {"legacy_url": "postgresql://other/db", **table}
+    assert mirror_for(load_settings(env_file=None, **elsewhere)) is None, "only reconciled"
+    assert isinstance(mirror_for(load_settings(env_file=None, ledger_shadow_mode=True, **elsewhere)), Elsewhere)
     for wrong, name in (
         ({"ledger_shadow_mode": True}, "LEGACY_TABLE"),
-        ({"ledger_shadow_mode": True, "legacy_url": "postgresql://other/db", **table}, "LEGACY_URL"),
         ({"legacy_table": "balances"}, "LEGACY_TABLE"),
         ({"balance_source": "both"}, "BALANCE_SOURCE"),
         ({"legacy_columns": "{"}, "LEGACY_COLUMNS"),
