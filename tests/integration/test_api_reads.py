@@ -438,5 +438,9 @@ async def test_a_database_without_our_tables_is_not_ready(database: str) -> None
 async def test_no_look_takes_a_connection_for_good(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
     await add_wallet(pool)
     answers = await asyncio.gather(*(client.get("/v1/users/user_42/balances") for _ in range(40)))
-    assert {answer.status_code for answer in answers} == {200}
+    # on a busy machine not all of them get one of four connections within two seconds; nor may those keep any
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert pool.get_idle_size() == pool.get_size()
+    for _ in range(2 * pool.get_max_size()):
+        assert (await client.get("/v1/users/user_42/balances")).status_code == 200
     assert pool.get_idle_size() == pool.get_size()

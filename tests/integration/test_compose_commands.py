@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,11 +33,12 @@ Translate = Callable[[str], str]
 USDC = SERVICES["usdc"]["command"][-1]
 
 
-def worker_ports() -> int:
-    """The first of as many free ports in a row as there are movements."""
+def worker_ports(taken: set[int]) -> int:
+    """The first of as many free ports in a row as there are movements, none of those that are to be another's."""
     while True:
         first = free_port()
-        if all(port_is_free(first + number) for number in range(1, len(MOVEMENTS))):
+        row = range(first, first + len(MOVEMENTS))
+        if taken.isdisjoint(row) and all(map(port_is_free, row)):
             return first
 
 
@@ -65,7 +67,7 @@ def environment(service: Mapping[str, Any], translate: Translate, prefix: str) -
 def translate(kafka: Kafka, database: str, tmp_path: Path, tools: Tools) -> Translate:
     """From what a container sees to what is here."""
     ports = {port: free_port() for port in ("7101", "7102", "8080", "8081")}
-    first = worker_ports()
+    first = worker_ports(set(ports.values()))
     here = {
         COMPOSE["x-settings"]["STABLERAIL_DATABASE_URL"]: database,
         "kafka:9093": kafka.bootstrap,
@@ -79,9 +81,9 @@ def translate(kafka: Kafka, database: str, tmp_path: Path, tools: Tools) -> Tran
     }
 
     def translated(text: str) -> str:
-        for there, now in here.items():
-            text = text.replace(there, now)
-        return text
+        # all at once: what one word became may hold another, as port 26066 does
+        there = "|".join(map(re.escape, sorted(here, key=len, reverse=True)))
+        return re.sub(there, lambda found: here[found[0]], text)
 
     translated.here = here  # type: ignore[attr-defined]
     return translated
@@ -107,6 +109,8 @@ async def running(name: str, translate: Translate, prefix: str, directory: Path)
         if not all(map(port_answers, ports)):
             return False  # for less than a process costs
         ran = await asyncio.to_thread(subprocess.run, check, capture_output=True, timeout=200)
+        if ran.returncode != 0:
+            await asyncio.sleep(1)  # a check is a process, and takes from the ones that it waits for
         return ran.returncode == 0
 
     try:

@@ -22,14 +22,14 @@ from agents.outcome import Stage
 from agents.services import Services
 from agents.transport import runs
 from ledger.journal import Relay
-from ledger.migrate import upgrade
 from ledger.roles import ROLE
 from ledger.rows import Connection
 from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, create_missing
+from tests.support import migrated
 from topics.catalog import BUFFERS_LEVELS, JOURNAL, Topic
 
-SCHEMA = "stablerail"
+SCHEMA = migrated.SCHEMA
 
 
 @dataclass
@@ -114,7 +114,7 @@ async def ground(
     dsn: str, bootstrap: str, prefix: str, topics: Sequence[Topic], plain: Sequence[Topic] = ()
 ) -> AsyncIterator[Ground]:
     """A migrated database, and these topics with their dead letters, `plain` ones without, and a journal."""
-    await upgrade(dsn, SCHEMA)
+    await migrated.migrate(dsn)
     async with admin(bootstrap) as client:
         await create_missing(
             client, prefix, 1, [*topics, *(topic.dlq for topic in topics), *plain, JOURNAL, BUFFERS_LEVELS]

@@ -28,7 +28,6 @@ from agents.services import Services
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.commit import claim_owners
 from ledger.journal import Relay
-from ledger.migrate import upgrade
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message, unpack
 from ledger.rows import Connection, write
@@ -39,6 +38,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.metrics import Metrics
 from stablerail.wiring import connector
 from tests.support.invariants import end_database, may_break
+from tests.support.migrated import template_of
 from topics.catalog import Topic
 from topics.envelope import Received, headers_of, value_of
 from topics.events import Event, Text
@@ -58,25 +58,13 @@ async def until(condition: Callable[[], Any], what: str = "it", timeout_s: float
 # -- databases ---------------------------------------------------------------------------------------------------------
 
 
-_migrated: dict[str, str] = {}
-
-
-def _template(postgres: Postgres) -> str:
-    """The name of a migrated database that others are copied from; made once per server."""
-    if postgres.dsn not in _migrated:
-        name = f"migrated_{uuid.uuid4().hex[:12]}"
-        made = postgres.create_database(name)
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, upgrade(made, "stablerail")).result()
-        _migrated[postgres.dsn] = name
-    return _migrated[postgres.dsn]
-
-
 @contextmanager
 def database_of(postgres: Postgres) -> Iterator[str]:
     """A migrated database, whose invariants hold at the end."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    yield postgres.create_database(name, template=_template(postgres))
+    with ThreadPoolExecutor(1) as pool:
+        template = pool.submit(asyncio.run, template_of(postgres.dsn)).result()
+    yield postgres.create_database(name, template=template)
     end_database(postgres, name)
 
 

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from ledger.assembly import Assembly
-from ledger.migrate import upgrade
 from ledger.rebuild import Restored
 from ledger.rebuild import rebuild as ledger_rebuild
 from ledger.rebuild_batch import Journaled
 from ledger.rows import Connection
 from ledger.tables import JOURNALED
 from stablerail.rebuild import alone_in, open_journal, rebuild_from
+from tests.support.migrated import migrate
 
 OUTSIDE = frozenset(
     {
@@ -41,7 +41,7 @@ OUTSIDE = frozenset(
 
 async def rebuild(bootstrap: str, prefix: str, dsn_empty: str, schema: str) -> Restored:
     """Migrates the empty database and brings it to the journal's end, as `stablerail rebuild` does. Raises LedgerError."""
-    await upgrade(dsn_empty, schema)
+    await migrate(dsn_empty, schema)
     async with alone_in(dsn_empty, schema) as connection, open_journal(bootstrap, prefix) as reader:
         return await rebuild_from(connection, reader, lambda *_: None)
 
@@ -60,7 +60,7 @@ def assemble(messages: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
 
 async def apply(records: Iterable[tuple[int, bytes]], dsn_empty: str, schema: str) -> Restored:
     """As `rebuild`, from these records."""
-    await upgrade(dsn_empty, schema)
+    await migrate(dsn_empty, schema)
     async with alone_in(dsn_empty, schema) as connection:
         return await ledger_rebuild(connection, in_order(records))
 
@@ -107,7 +107,7 @@ async def empty_database(beside: str) -> AsyncIterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     connection = await asyncpg.connect(beside)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.execute(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
         yield urlsplit(beside)._replace(path=f"/{name}").geturl()
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
