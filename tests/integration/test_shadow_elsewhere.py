@@ -301,6 +301,7 @@ async def test_a_table_that_is_not_there_stops_the_start_and_a_server_that_is_aw
         given = {"database_url": apart.dsn, "legacy_url": apart.dsn_there, "ledger_shadow_mode": True, **TABLE, **other}
         return load_settings(env_file=None, **given)
 
+    await shadow.start(settings(legacy_table=None, ledger_shadow_mode=False), apart.plain)
     with pytest.raises(LegacyUnusable, match="there is no table"):
         await shadow.start(settings(legacy_table="public.balance"), apart.plain)
     with capture_logs() as logs:
@@ -412,6 +413,14 @@ async def test_one_worker_gives_and_another_takes_over(apart: Apart, monkeypatch
     async def is_given(amount: int) -> bool:
         return await apart.row() == [amount, 0, 0] and not await apart.waiting()
 
+    give, away = apart.elsewhere.give, ["once"]
+
+    async def away_at_first(connection: Connection) -> int:
+        if away:
+            raise LegacyAway(away.pop())
+        return await give(connection)
+
+    monkeypatch.setattr(apart.elsewhere, "give", away_at_first)
     async with telling(apart, apart.elsewhere) as (first, _):
         await apart.credit("ada", 1_000_000, "d1")
         await until(lambda: is_given(1), "the first gives")
