@@ -83,7 +83,7 @@ DEFECTS: Final = (
                 "ledger/commit.py",
                 "    if lost:\n        raise Fenced(stage, lost)\n    return owners\n",
                 "    if len(found) < len(epochs):\n        raise Fenced(stage, lost)\n"
-                "    return [o._replace(epoch=epochs[(o.topic, o.partition)]) for o in owners]\n",
+                '    return [__import__("dataclasses").replace(o, epoch=epochs[(o.topic, o.partition)]) for o in owners]\n',
             ),
             Change(
                 "ledger/sql/inbox.sql",
