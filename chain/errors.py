@@ -7,6 +7,7 @@ ChainError (code, detail)
  ├── NoToken            no_token           no contract or mint is known for the asset on that network: configure it
  ├── BadLog             bad_log            a log that claims to be a Transfer and is not one
  ├── ChainMoved         chain_moved        the chain was reorganised while it was read: read again
+ ├── NoAgreement        no_agreement       no two endpoints say the same, where several are configured: ask again
  ├── KeystoreError
  │    ├── BadKeystore    bad_keystore      not there, or no key that we read
  │    ├── WrongPassword  wrong_password    the password does not open the keystore
@@ -64,6 +65,10 @@ class BadLog(ChainError):
 
 class ChainMoved(ChainError):
     code = "chain_moved"
+
+
+class NoAgreement(ChainError):
+    code = "no_agreement"
 
 
 class ReorgTooDeep(ChainError):

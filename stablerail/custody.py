@@ -1,4 +1,8 @@
-"""The custody mirror against the chain, at one height: what our wallets hold there, and what the ledger says they hold."""
+"""The custody mirror against the chain, at one height: what our wallets hold there, and what the ledger says they hold.
+
+What they hold is what two endpoints say alike, and more of them than say anything else; with one configured, its word. While no two
+agree nothing is compared, and nothing is told: an endpoint that lies or stands still must not ring for money that is there.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ from typing import Final, NamedTuple
 import asyncpg
 import structlog
 
-from chain.errors import ChainError
+from chain.endpoints import votes
+from chain.errors import ChainError, NoAgreement
+from chain.evidence import QUORUM
 from chain.heads import readable
 from chain.rpc import Rpc
 from ledger.commit import TRANSIENT
@@ -50,22 +56,30 @@ class Custody:
 
         Deposits at or below that block whose finality the ledger has not posted yet are added to the mirror, those above it
         that it has posted are taken off, and so it is with withdrawals the other way round: both sides speak of the same
-        height, whoever is ahead. Raises ChainError.
+        height, whoever is ahead. Raises ChainError: NoAgreement while endpoints differ.
         """
-        source = await readable(self.rpcs)
-        final = max(source.head.number - self.depth_blocks, 0)
+        final = max((await readable(self.rpcs)).head.number - self.depth_blocks, 0)
         wallets = held = 0
         last = ""
         while True:
             rows = await connection.fetch(_sql.wallets, self.chain.value, last, ADDRESSES_MAX)
             addresses = [row[0] for row in rows]
-            held += sum(await source.rpc.balances_of(self.token, addresses, final))
+            held += await self._held(addresses, final)
             wallets += len(addresses)
             if len(addresses) < ADDRESSES_MAX:
                 break
             last = addresses[-1]
         expected = int(await connection.fetchval(_sql.expected, self.chain.value, final))
         return Look(final, wallets, held - expected, held)
+
+    async def _held(self, addresses: Sequence[str], final: int) -> int:
+        async def word(rpc: Rpc) -> dict[int, int]:
+            return {final: sum(await rpc.balances_of(self.token, addresses, final))}
+
+        agreed = await votes(self.rpcs, min(QUORUM, len(self.rpcs)), [final], word)
+        if final not in agreed:
+            raise NoAgreement(f"no two endpoints of {self.chain} say the same of our wallets at block {final}")
+        return agreed[final]
 
 
 class CustodyCheck:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import replace
 
 import uvloop
 from rich.console import Console
@@ -21,7 +22,7 @@ RUNS_PER_ROUND = {
     "deposits.end_to_end": 5, "deposits.latency": 2, "ledger.reads": 6, "ledger.hot_batch": 3, "ledger.single": 3,
     "ledger.growth": 2, "ledger.floor": 7, "withdrawals.send": 4, "withdrawals.latency": 2,
     "bridge.webhooks": 2, "deposits.growth": 2,
-    "rebuild.speed": 2, "withdrawals.block_fill": 1, "withdrawals.growth": 2,
+    "growth.deposits": 3, "growth.memory": 1, "rebuild.speed": 2, "withdrawals.block_fill": 1, "withdrawals.growth": 2,
     "provisioning.burst": 2, "provisioning.rate": 2, "shadow.reads": 5, "shadow.writes": 1,
 }  # fmt: skip
 
@@ -32,7 +33,9 @@ async def run(names: list[str], plan: Plan, console: Console) -> tuple[list[Reco
     with (
         own_parts(
             kafka=any(
-                name.startswith(("deposits.", "bridge.", "withdrawals.", "provisioning.", "rebuild.", "shadow."))
+                name.startswith(
+                    ("deposits.", "growth.deposits", "bridge.", "withdrawals.", "provisioning.", "rebuild.", "shadow.")
+                )
                 for name in names
             )
         ) as parts,
@@ -73,12 +76,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS), help="one benchmark; all when it is not given")
     parser.add_argument("--quick", action="store_true", help="small and once: prints JSON, writes nothing")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="of growth.memory, which is a try then: with --quick"
+    )
     given = parser.parse_args()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells each retry on a topic that is just being made
     console = Console(stderr=True)
     started = time.monotonic()
     names = [given.name] if given.name else list(BENCHMARKS)
-    records, described = uvloop.run(run(names, QUICK if given.quick else FULL, console))
+    plan = QUICK if given.quick else FULL
+    if given.minutes is not None:
+        plan = replace(plan, memory_minutes=given.minutes)
+    records, described = uvloop.run(run(names, plan, console))
     show(records, console)
     plain = [record.plain(described) for record in records]
     if given.quick:

@@ -13,6 +13,8 @@ from tests.benchmarks import (
     bridge,
     end_to_end,
     growth,
+    growth_deposits,
+    growth_memory,
     latency,
     ledger_load,
     ledger_posting,
@@ -59,19 +61,20 @@ class Plan:
     blocks_skipped: int
     in_flight: int
     heads: int
+    memory_minutes: float
 
 
 FULL = Plan(
     events=100_000, wallets=5_000, latency_events=800, repeats=5, run_s_max=90, entries=5_000_000, reads=3_000,
     payments=3_000, posting=ledger_load.FULL, webhooks=20_000, approvals=5_000, single_calls=1_000,
     grown_entries=10_000_000, backlog=500_000, grown_s_max=600,
-    blocks=60, blocks_skipped=10, in_flight=10_000, heads=30,
+    blocks=60, blocks_skipped=10, in_flight=10_000, heads=30, memory_minutes=20,
 )  # fmt: skip
 QUICK = Plan(
     events=2_000, wallets=300, latency_events=50, repeats=1, run_s_max=60, entries=20_000, reads=250,
     payments=400, posting=ledger_load.QUICK, webhooks=500, approvals=300, single_calls=40,
     grown_entries=20_000, backlog=2_000, grown_s_max=60,
-    blocks=3, blocks_skipped=1, in_flight=200, heads=2,
+    blocks=3, blocks_skipped=1, in_flight=200, heads=2, memory_minutes=0.5,
 )  # fmt: skip
 
 
@@ -261,6 +264,10 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
     "deposits.end_to_end": deposits_end_to_end,
     "deposits.growth": deposits_growth,
     "deposits.latency": deposits_latency,
+    "growth.deposits": lambda parts, plan, told: growth_deposits.growth(
+        parts, plan.events, plan.wallets, plan.repeats, plan.run_s_max, told
+    ),
+    "growth.memory": lambda _parts, plan, told: growth_memory.memory(plan.memory_minutes, told),
     "bridge.webhooks": bridge_webhooks,
     "ledger.reads": reads,
     "ledger.hot_batch": _posting(ledger_posting.hot_batch),

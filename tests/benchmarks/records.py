@@ -92,6 +92,7 @@ def _plain(value: Any) -> Any:
 def save(records: Sequence[dict[str, Any]], directory: Path = DIRECTORY) -> None:
     """Puts the records among those that are there, and draws the figure anew."""
     from tests.benchmarks.figure import draw, draw_steps
+    from tests.benchmarks.growth_charts import draw_cores, draw_memory
 
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "results.json"
@@ -101,5 +102,6 @@ def save(records: Sequence[dict[str, Any]], directory: Path = DIRECTORY) -> None
     file.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
     (directory / "results.svg").write_text(draw(everything))
     for record in everything:
-        if "steps" in record["also"]:
-            (directory / f"{record['name'].replace('.', '_')}.svg").write_text(draw_steps(record))
+        for figure, drawn in (("steps", draw_steps), ("cores", draw_cores), ("rss_mb", draw_memory)):
+            if figure in record["also"]:
+                (directory / f"{record['name'].replace('.', '_')}.svg").write_text(drawn(record))

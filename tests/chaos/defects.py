@@ -83,7 +83,7 @@ DEFECTS: Final = (
                 "ledger/commit.py",
                 "    if lost:\n        raise Fenced(stage, lost)\n    return owners\n",
                 "    if len(found) < len(epochs):\n        raise Fenced(stage, lost)\n"
-                "    return [o._replace(epoch=epochs[(o.topic, o.partition)]) for o in owners]\n",
+                '    return [__import__("dataclasses").replace(o, epoch=epochs[(o.topic, o.partition)]) for o in owners]\n',
             ),
             Change(
                 "ledger/sql/inbox.sql",
@@ -264,7 +264,7 @@ def _is_found(defect: Defect, console: Console) -> bool:
     with tempfile.TemporaryDirectory(prefix="stablerail-defect-") as directory:
         product = patched(defect, Path(directory))
         plan = Plan(
-            1, defect.seconds, workers=defect.workers, fund_s=60, drain_s=30, product=product, kinds=defect.kinds, weights=defect.weights,
+            1, defect.seconds, workers=defect.workers, fund_s=110, drain_s=30, product=product, kinds=defect.kinds, weights=defect.weights,
             pause_s=(0.5, 2),
         )  # fmt: skip
         started: list[float] = []
@@ -277,7 +277,11 @@ def _is_found(defect: Defect, console: Console) -> bool:
     took = time.monotonic() - (started[0] if started else time.monotonic())
     found = bool(result.differences)
     rules = Counter(difference.rule for difference in result.differences)
-    what = f"{result.differences[0].text} {dict(rules)}" if found else "nothing was found"
+    what = (
+        f"{result.differences[0].text} {dict(rules)}"
+        if found
+        else f"nothing was found; {len(result.history.faults)} faults hit"
+    )
     is_found = found and took <= FOUND_WITHIN_S
     mark = "[green]✓[/]" if is_found else "[red]✗[/]"
     console.print(f"{mark} {defect.name} ({defect.means}) {took:.0f} s:", end=" ", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -12,12 +11,38 @@ from tests.chaos.rig import ROOT
 
 SEED = 11
 SECONDS = 120
+TARGET = 12
+"""Events in flight at once: beside two other processes of tests on two cores, a world that breaks with more drains for minutes. Each
+kind of fault must still hit while five are (exit code 2 otherwise)."""
+LIMIT_S = 540.0
+"""Start and drain depend on what else the machine does."""
+STOP_S = 60.0
 
 
-# Not beside the other tests yet: it wants both cores for itself.
-@pytest.mark.skipif(not os.environ.get("STABLERAIL_TEST_CHAOS"), reason="only where STABLERAIL_TEST_CHAOS is set")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LIMIT_S + STOP_S + 30)
 def test_two_minutes_of_chaos_leave_every_balance_and_payment_as_it_must_be() -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--seconds", str(SECONDS), "--seed", str(SEED), "--target", "20"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
-    assert ran.returncode == 0, f"exit code {ran.returncode}\n{ran.stdout[-20_000:]}\n{ran.stderr[-5_000:]}"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos",
+        "--seconds",
+        str(SECONDS),
+        "--seed",
+        str(SEED),
+        "--target",
+        str(TARGET),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as chaos:
+        try:
+            told, _ = chaos.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            chaos.terminate()  # it stops its parts
+            try:
+                told, _ = chaos.communicate(timeout=STOP_S)
+            finally:
+                chaos.kill()
+            pytest.fail(f"it did not end in {LIMIT_S:g} s\n{told[-20_000:]}")
+        except BaseException:
+            chaos.terminate()
+            raise
+    assert chaos.returncode == 0, f"exit code {chaos.returncode}\n{told[-20_000:]}"

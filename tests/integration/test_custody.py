@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from typing import Any
 
+import pytest
+
+from chain.errors import ChainError
 from chain.rpc import BALANCES_AT_ONCE, Rpc
 from ledger.rows import Connection
 from stablerail.config import load_settings
@@ -18,6 +22,7 @@ from tests.support import ledger_rig
 from tests.support.in_process import until
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import owner
+from tests.support.rpc_stub import LyingEndpoint
 from topics.events import Chain
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -62,6 +67,53 @@ async def test_money_on_our_wallets_that_the_ledger_does_not_know_is_told_once_i
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def test_an_endpoint_that_lies_or_stands_still_rings_for_nothing(
+    dsn: str, connection: Connection, anvil: Anvil, usdc: Usdc
+) -> None:
+    wallet = "0x" + secrets.token_hex(20)
+    database = await owner(dsn)
+    await database.execute(
+        "INSERT INTO wallets (chain, address, user_id, wallet_id, created_at) VALUES ('MATIC', $1, $1, $1, now())",
+        wallet,
+    )
+    await database.close()
+    await anvil.wait_mined(await usdc.transfer(wallet, DUST))
+    await anvil.mine(DEPTH)
+    async with AsyncExitStack() as stack:
+        liar, honest = [await stack.enter_async_context(LyingEndpoint(anvil.rpc_url)) for _ in range(2)]
+        first, *others = [
+            await stack.enter_async_context(Rpc(url, anvil.chain_id)) for url in (liar.url, honest.url, anvil.rpc_url)
+        ]
+
+        def custody(*rpcs: Rpc) -> Custody:
+            return Custody(Chain.MATIC, rpcs, usdc.address.lower(), DEPTH)
+
+        final = (await custody(*others).look(connection)).final
+        nothing = "0x" + "0" * 64
+        for lies in (
+            {"eth_call": lambda _params, _honest: nothing},
+            {"eth_call": lambda _params, _honest: None},
+            {"eth_getBlockByNumber": lambda _params, raw: raw | {"number": "0xffffff"}},
+        ):
+            liar.lies = lies
+            assert await custody(first, *others).look(connection) == (final, 1, DUST, DUST)
+        for lies in ({"eth_call": lambda _params, _honest: nothing}, {"eth_call": lambda _params, _honest: None}):
+            liar.lies = lies
+            with pytest.raises(ChainError):
+                await custody(first, others[0]).look(connection)
+        liar.lies = {"eth_call": lambda _params, _honest: nothing}
+        assert (await custody(first).look(connection)).held == 0, "of one its word is all there is"
+
+        def stands_still(params: list[Any], raw: Any) -> Any:
+            return raw | {"number": hex(final)} if params[0] == "latest" else raw
+
+        liar.lies = {"eth_getBlockByNumber": stands_still}
+        assert (await custody(first, others[0]).look(connection))[:1] == (final - DEPTH,), "both have that block"
+        honest.whole = (503, b"")
+        with pytest.raises(ChainError):
+            await custody(first, others[0]).look(connection)
 
 
 DEPOSIT = (
