@@ -34,10 +34,12 @@ demo: setup
 # What stands between a company's own balances and the ledger: its tests run every line and every branch.
 COVERED := ledger/legacy.py,ledger/shadow*.py,stablerail/shadow.py,agents/treasury/tell_legacy.py,ledger/funds.py,ledger/*orders.py,agents/investing/*
 
-# Three processes on two cores: much of the time a test waits for a broker, a block or a time-out.
+# Chaos first and alone: everything beside it would wait for it. Then three processes on two cores: much of the time a test
+# waits for a broker, a block or a time-out.
 test: setup
 	@.venv/bin/python -m stablerail.dev.fetch
-	@.venv/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --ignore=tests/benchmarks
+	@.venv/bin/python -m pytest -q -p no:cacheprovider tests/chaos/test_two_minutes.py
+	@.venv/bin/python -m pytest -n 3 --ignore=tests/chaos/test_two_minutes.py --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered --ignore=tests/benchmarks
 	@missed=$$(.venv/bin/coverage report -m --include="$(COVERED)" --fail-under=100) || { echo "$$missed"; exit 1; }
 
 bench: setup

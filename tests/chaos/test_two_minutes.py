@@ -1,4 +1,5 @@
-"""Two minutes of chaos with one seed. `make chaos SECONDS=… SEED=…` runs it for as long as anyone likes."""
+"""Two minutes of chaos with one seed: `make test` runs it first, alone. `make chaos SECONDS=… SEED=…` runs it for as long as anyone
+likes."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
@@ -28,10 +29,13 @@ from ledger.shadow_backfill import backfill
 from ledger.shadow_elsewhere import Elsewhere
 from stablerail import shadow
 from stablerail.config import load_settings
+from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.keys import Scope, create_key
 from stablerail.metrics import Metrics
+from stablerail.rebuild import rebuild_database
 from stablerail.servers import api_app
+from tests.integration.test_rebuild_kafka import postgres_tool
 from tests.integration.test_shadow import AT, MAKE, legacy_of, product_of, through, until_hit_or_done
 from tests.support import ledger_rig
 from tests.support.in_process import SCHEMA, ground, until
@@ -484,6 +488,50 @@ async def test_a_rebuilt_ledger_knows_its_phase_gives_nothing_twice_and_shows_wh
                 await one.close()
     assert [await apart.row(user) for user in ("ada", "bob", "eve")] == [[2, 0, 0], None, [1, 0, 0]]
     assert found == [("bob", "usdc_balance", 1_000_000, 0)]
+
+
+async def test_a_backup_that_takes_over_gives_nothing_twice_that_was_given_after_it_was_made(
+    apart: Apart, databases: Callable[[], str], kafka: Kafka, topic_prefix: str, tools: Tools, tmp_path: Path
+) -> None:
+    dump, kinds = str(tmp_path / "dump"), {"kafka_bootstrap": kafka.bootstrap, "topic_prefix": topic_prefix}
+    async with ground(databases(), kafka.bootstrap, topic_prefix, ()) as at:
+        lost, plain = await product_of(at.dsn, apart.elsewhere), await connect_to(at.dsn)()
+        await shadow_phases.begin(plain, Phase.SHADOW, AT, "tests")
+        await apart.credit("ada", 1_000_000, "d1", lost)
+        assert await apart.elsewhere.give(plain) == 1
+        await apart.credit("bob", 1_000_000, "d2", lost)
+        await asyncio.to_thread(postgres_tool, tools, "pg_dump", at.dsn, "-Fc", "--no-sync", "-f", dump)
+        assert await apart.elsewhere.give(plain) == 1
+        for number in range(4):
+            await apart.credit("ada", 1_000_000, f"late {number}", lost)
+            assert await apart.elsewhere.give(plain) == 1
+        async with at.process() as services:
+            await services.relay.journal()
+        await lost.close()
+        await plain.close()
+        async with empty_database(at.dsn) as backup:
+            await asyncio.to_thread(postgres_tool, tools, "pg_restore", backup, "--no-owner", dump)
+            settings = load_settings(
+                env_file=None,
+                database_url=backup,
+                legacy_url=apart.dsn_there,
+                ledger_shadow_mode=True,
+                **TABLE,
+                **kinds,
+            )
+            administrator = await owner(backup)
+            assert await administrator.fetchval("SELECT count(*) FROM shadow_outbox") == 1, "told since"
+            await administrator.close()
+            await rebuild_database(settings, lambda *_: None)
+            alive = apart.another()
+            product, plain = await product_of(backup, alive), await connect_to(backup)()
+            assert await alive.give(plain) == 0
+            await apart.credit("ada", 1_000_000, "after", product)
+            assert await alive.give(plain) == 1
+            found = [one async for one in shadow_phases.scan(plain, alive)]
+            for one in (alive, product, plain):
+                await one.close()
+    assert ([await apart.row(user) for user in ("ada", "bob")], found) == ([[6, 0, 0], [1, 0, 0]], [])
 
 
 def test_ids_are_what_the_table_of_ours_holds() -> None:
