@@ -51,7 +51,10 @@ SELECT replace(id::text, '-', '') FROM reconciliations ORDER BY started_at DESC,
 SELECT replace(run_id::text, '-', ''), n FROM reconciliation_differences WHERE run_id = ANY ($1::uuid[]) ORDER BY run_id, n
 
 -- name: balances
-SELECT owner, type, balance::text FROM accounts WHERE owner = ANY ($1::text[]) AND type = ANY ($2::text[])
+-- But for what a table elsewhere is still to be given.
+SELECT a.owner, a.type, (a.balance - coalesce(
+    (SELECT sum(o.amount) FROM shadow_outbox o WHERE o.owner = a.owner AND o.type = a.type), 0))::text
+FROM accounts a WHERE a.owner = ANY ($1::text[]) AND a.type = ANY ($2::text[])
 
 -- name: owners
 -- Customers who have anything on accounts of these types, at most $3, behind $1.

@@ -183,3 +183,7 @@ async def test_a_legacy_table_that_cannot_be_read_is_a_gap_and_the_rest_is_compa
     await reconcile(settings_of(dsn, legacy_url=elsewhere), found)
     assert found.kept == [Difference(Comparison.LEGACY, "ada", "ada.usdc_balance:USDC", 5, 4)]
     assert found.gaps == []
+    await connection.execute("INSERT INTO shadow_outbox (owner, type, amount) VALUES ('ada', 'usdc_balance', 1)")
+    found = Found()
+    await reconcile(settings_of(dsn, legacy_url=elsewhere), found)
+    assert found.kept == [], "on its way"
