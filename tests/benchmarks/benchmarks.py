@@ -280,7 +280,7 @@ BENCHMARKS: dict[str, Callable[[Parts, Plan, Told], Awaitable[Record]]] = {
         parts, plan.events, plan.wallets, plan.repeats, told
     ),
     "shadow.reads": lambda parts, plan, told: ledger_shadow.reads(parts, plan.reads, plan.repeats, told),
-    "shadow.writes": lambda parts, plan, told: ledger_shadow.writes(parts, plan.reads // 5, plan.repeats, told),
+    "shadow.writes": lambda parts, plan, told: ledger_shadow.writes(parts, plan.reads, plan.repeats, told),
     "withdrawals.send": withdrawals_sent,
     "withdrawals.latency": withdrawals_in_the_pool,
     "withdrawals.block_fill": lambda parts, plan, told: withdrawals_fill.measure(

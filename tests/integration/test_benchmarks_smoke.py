@@ -42,6 +42,7 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     sides += ["ours", "plain fold", "naive", "ours", "two rows", "journaled", "20,000 entries", "1,000 entries", *STEPS]
     sides += ["worker", "bare httpx", "worker", "bare httpx"]
     sides += ["rebuild", "COPY"]
+    sides += ["by HTTP, comparing", "by HTTP, legacy", "comparing", "legacy", "ledger", "dual write"]
     sides += ["ours", "bare send", "through Kafka", "signatures", "withdrawal", "hop and commit"]
     sides += ["filled", "200 in flight", "100 in flight"]
     assert [line.partition(":")[0] for line in told] == sides
@@ -56,7 +57,7 @@ async def test_each_benchmark_measures_every_side_and_loses_no_deposit(parts: Pa
     assert end_to_end["also"]["journal_bytes_per_event"]["median"] > 0
     assert (tmp_path / "docs" / "results.svg").read_text().count(
         "<rect class="
-    ) == 1 + 5 + 1 + 2 + 3 + 5 + 3 + 1 + 2 + 1 + 2
+    ) == 1 + 5 + 1 + 2 + 3 + 5 + 3 + 1 + 2 + 1 + 2 + 3 + 1
     assert "four together" in (tmp_path / "docs" / "growth_deposits.svg").read_text()
     floor = (tmp_path / "docs" / "ledger_floor.svg").read_text()
     assert [f">{step}<" in floor for step in STEPS] == [True] * len(STEPS)

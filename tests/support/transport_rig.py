@@ -120,6 +120,12 @@ class Rig:
         return await asyncio.wait_for(process.wait(), 100)
 
 
+async def _is_led(admin: AIOKafkaAdminClient, topic: str) -> bool:
+    (described,) = await admin.describe_topics([topic])
+    partitions = described["partitions"]
+    return len(partitions) == PARTITIONS and all(each["error_code"] == 0 and each["leader"] >= 0 for each in partitions)
+
+
 @asynccontextmanager
 async def rig(bootstrap: str, topic: str, directory: Path, **producer: Any) -> AsyncIterator[Rig]:
     """A fresh topic and everything on it; the workers end with the block."""
@@ -130,6 +136,9 @@ async def rig(bootstrap: str, topic: str, directory: Path, **producer: Any) -> A
     it = Rig(bootstrap, topic, directory, admin, sender)
     try:
         await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+        async with asyncio.timeout(100):  # a worker that starts before everybody sees it finds no partitions, for good
+            while not await _is_led(admin, topic):
+                await asyncio.sleep(0.05)
         yield it
     finally:
         for process in it.workers:
