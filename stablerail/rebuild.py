@@ -45,9 +45,7 @@ async def rebuild_database(settings: Settings, progress: Progress, after: After 
     async with _alone(settings) as connection, _reader(settings) as reader:
         restored = await rebuild_from(connection, reader, progress)
         await connection.execute("SET synchronous_commit = on")  # what follows is told
-        if (
-            settings.legacy_url is not None
-        ):  # what that table was given since a backup was made, no mark of the backup says
+        if settings.legacy_url is not None:  # a backup's marks do not say what that table was given since
             await connection.execute("DELETE FROM shadow_marks; DELETE FROM shadow_outbox")
         if after is None:
             await connection.execute("DELETE FROM relay")

@@ -1,6 +1,6 @@
 """shadow.reads and shadow.writes: what a company's own table of balances beside the ledger costs.
 
-Ten thousand customers have a row there and four accounts here, the table's amounts brought in by the backfill. Reads: customers'
+Ten thousand customers have a row there and three accounts here, the table's amounts brought in by the backfill. Reads: customers'
 balances by HTTP from the ledger, each compared with the table, against the same API when it reads the table alone; and both
 again without HTTP, over one connection. Writes: one posting at a time to a customer drawn at random, committed and on disk,
 with and without the table. The sides take turns.

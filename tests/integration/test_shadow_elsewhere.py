@@ -457,7 +457,7 @@ async def test_a_bug_stops_the_worker(apart: Apart) -> None:
     async with telling(apart, Broken()) as (task, stop):
         with pytest.raises(ZeroDivisionError):
             await task
-        assert stop
+        assert stop.reason is not None
 
 
 async def test_a_rebuilt_ledger_knows_its_phase_gives_nothing_twice_and_shows_what_was_not_given(
