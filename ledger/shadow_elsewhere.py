@@ -79,7 +79,6 @@ class Elsewhere(Mirror):
                             self._dsn, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S,
                             server_settings={"application_name": "stablerail", "lock_timeout": "5s"},
                         )  # fmt: skip
-                    self._epoch = 0
                     await self._make_ours(self._there)
                 yield self._there
             except AWAY as error:
@@ -190,24 +189,24 @@ class Elsewhere(Mirror):
             self._watcher.shadow_waiting(await connection.fetchval(_sql.waiting))
         now = asyncio.get_running_loop().time()
         self._refused = {owner: until for owner, until in self._refused.items() if until > now}
-        async with self.there() as there:
-            if not self._epoch:
+        if not self._epoch:
+            async with self.there() as there:
                 (row,) = await there.fetch(self._filled(_sql.take_over))
                 self._epoch, self._told = row
-            await connection.execute(_sql.forget, self._told)
-            rows = await connection.fetch(_sql.untold, list(self._refused), BATCH)
-            if not rows:
+        await connection.execute(_sql.forget, self._told)
+        rows = await connection.fetch(_sql.untold, list(self._refused), BATCH)
+        if not rows:
+            return 0
+        epoch, self._epoch = self._epoch, 0  # should this fail: whether it was done, the table says
+        async with self.there() as there, there.transaction():
+            if await there.fetchval(self._filled(_sql.fence)) != epoch:
+                _log.warning("shadow.overtaken", table=self.legacy.table)
                 return 0
-            epoch, self._epoch = self._epoch, 0  # should this fail: whether it was done, the table says
-            async with there.transaction():
-                if await there.fetchval(self._filled(_sql.fence)) != epoch:
-                    _log.warning("shadow.overtaken", table=self.legacy.table)
-                    return 0
-                told = await self._give(there, rows, now + REFUSED_S)
-                await there.execute(self._filled(_sql.told), told)
-            self._epoch, self._told = epoch, told
-            await connection.execute(_sql.forget, told)
-            return len(told)
+            told = await self._give(there, rows, now + REFUSED_S)
+            await there.execute(self._filled(_sql.told), told)
+        self._epoch, self._told = epoch, told
+        await connection.execute(_sql.forget, told)
+        return len(told)
 
     async def _give(self, there: Connection, rows: Sequence[Any], again_at: float) -> list[UUID]:
         """All together; where the table does not take that, each customer alone. The ids of what it took."""
