@@ -1,7 +1,8 @@
 # setup   .venv with the locked dependencies          demo    the whole story, live (ONCE=1: ends by itself)
 # test    everything, on real parts of its own        bench   tests/benchmarks (NAME=… for one)
 # lint    ruff, mypy, import-linter                   lock    the lock files, anew (needs uv)
-# chaos   break everything at random (SECONDS=…, SEED=…; DEFECTS=1: it must find every mistake made on purpose)
+# chaos   break everything at random (SECONDS=…, SEED=…; DEFECTS=1: it must find every mistake made on purpose; CONTROL=1: none
+#         where there is none)
 # docs    what is made from the program: settings, events, topics, API; refuses what would break a reader
 
 SHELL := /bin/bash
@@ -49,7 +50,7 @@ bench: setup
 chaos: setup
 	@.venv/bin/python -m stablerail.dev.fetch
 	@.venv/bin/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(DEFECTS),--defects $(filter-out 1,$(DEFECTS)))
+		$(if $(DEFECTS),--defects $(filter-out 1,$(DEFECTS))) $(if $(CONTROL),--control)
 
 lint: setup
 	@.venv/bin/ruff check .

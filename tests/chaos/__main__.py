@@ -1,4 +1,4 @@
-"""python -m tests.chaos [--seconds N] [--seed N] [--defects [NAME …]]; `make chaos SECONDS=… SEED=…`.
+"""python -m tests.chaos [--seconds N] [--seed N] [--defects [NAME …] | --control]; `make chaos SECONDS=… SEED=…`.
 
 Exit code 0: everything is as it must be, and the run counts. 1: it is not; the seed, the smallest history and the trace of the
 money are printed. 2: nothing is wrong, but too few faults hit while enough was in flight.
@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stablerail.dev.errors import DevError
+from tests.chaos.defects import run_all, run_controls
 from tests.chaos.run import Plan, Result, View, run
 
 LINE_S = 10.0
@@ -40,12 +41,13 @@ def main() -> int:
     parser.add_argument(
         "--defects", nargs="*", default=None, help="of tests/chaos/defects.py, each of which must be found"
     )
+    parser.add_argument("--control", action="store_true", help="the hunts for defects in a copy that has none")
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)  # clients of brokers that were killed
     console = Console()
+    if given.control:
+        return run_controls(console)
     if given.defects is not None:
-        from tests.chaos.defects import run_all
-
         return run_all(given.defects, console)
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     least = given.least if given.least is not None else max(1, int(given.seconds // 240))

@@ -1,7 +1,8 @@
 """Mistakes made on purpose in a copy of the product: chaos must find each within three minutes, or it proves nothing about the product.
 
 A defect is a few replaced lines. An anchor that is gone, or is there twice, stops it: the defect has to be written anew then.
-`make chaos DEFECTS=1` runs them all, `DEFECTS="release_on_timeout"` one.
+`make chaos DEFECTS=1` runs them all, `DEFECTS="release_on_timeout"` one. `make chaos CONTROL=1` is the same hunts in a copy without a
+mistake: they must find nothing, or what they find with one says little.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
 from tests.chaos.rig import ROOT
+from tests.chaos.run import FIRST_MONEY, Plan, Result, View, run
 
 PACKAGES: Final = ("agents", "chain", "connectors", "ledger", "stablerail", "topics")
 FOUND_WITHIN_S: Final = 180.0
@@ -258,9 +260,35 @@ def run_all(names: Sequence[str], console: Console) -> int:
     return 1 if missed else 0
 
 
-def _is_found(defect: Defect, console: Console) -> bool:
-    from tests.chaos.run import FIRST_MONEY, Plan, View, run
+def run_controls(console: Console) -> int:
+    """0 when no hunt finds anything in a copy without a mistake. Hunts that are alike are run once."""
+    hunts: dict[str, list[Defect]] = {}
+    for defect in DEFECTS:
+        alike = replace(defect, name="", means="", changes=())
+        hunts.setdefault(repr(alike), []).append(defect)
+    wrong = 0
+    for alike in hunts.values():
+        result, took_s = _hunt(replace(alike[0], changes=()))
+        wrong += bool(result.differences)
+        told = f"the hunt for {', '.join(defect.name for defect in alike)}, {took_s:.0f} s"
+        console.print(f"{_mark(not result.differences)} {told}:", end=" ", highlight=False, soft_wrap=True)
+        console.print(_what(result), markup=False, highlight=False, soft_wrap=True)
+    told = f"{wrong} of {len(hunts)} hunts found what is not there" if wrong else f"{len(hunts)} hunts found nothing"
+    console.print(told, style="red" if wrong else "green")
+    return 1 if wrong else 0
 
+
+def _is_found(defect: Defect, console: Console) -> bool:
+    result, took_s = _hunt(defect)
+    is_found = bool(result.differences) and took_s <= FOUND_WITHIN_S
+    told = f"{_mark(is_found)} {defect.name} ({defect.means}) {took_s:.0f} s:"
+    console.print(told, end=" ", highlight=False, soft_wrap=True)
+    console.print(_what(result), markup=False, highlight=False, soft_wrap=True)
+    return is_found
+
+
+def _hunt(defect: Defect) -> tuple[Result, float]:
+    """What a run finds, and the seconds that it took from when everything was ready."""
     with tempfile.TemporaryDirectory(prefix="stablerail-defect-") as directory:
         product = patched(defect, Path(directory))
         plan = Plan(
@@ -274,16 +302,15 @@ def _is_found(defect: Defect, console: Console) -> bool:
                 started.append(time.monotonic())
 
         result = asyncio.run(run(plan, View(said=said)))
-    took = time.monotonic() - (started[0] if started else time.monotonic())
-    found = bool(result.differences)
+    return result, time.monotonic() - (started[0] if started else time.monotonic())
+
+
+def _mark(right: bool) -> str:
+    return "[green]✓[/]" if right else "[red]✗[/]"
+
+
+def _what(result: Result) -> str:
+    if not result.differences:
+        return f"nothing was found; {len(result.history.faults)} faults hit"
     rules = Counter(difference.rule for difference in result.differences)
-    what = (
-        f"{result.differences[0].text} {dict(rules)}"
-        if found
-        else f"nothing was found; {len(result.history.faults)} faults hit"
-    )
-    is_found = found and took <= FOUND_WITHIN_S
-    mark = "[green]✓[/]" if is_found else "[red]✗[/]"
-    console.print(f"{mark} {defect.name} ({defect.means}) {took:.0f} s:", end=" ", highlight=False, soft_wrap=True)
-    console.print(what, markup=False, highlight=False, soft_wrap=True)
-    return is_found
+    return f"{result.differences[0].text} {dict(rules)}"
