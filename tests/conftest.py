@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.accepting import close_what_a_closed_server_accepted
 from tests.support.parts import (
     anvil,
     database,
@@ -32,6 +33,8 @@ __all__ = ["anvil", "database", "kafka", "postgres", "scratch", "shared_parts", 
 # All that tests and their processes talk to is on loopback without TLS, yet aiohttp reads the machine's hundred
 # certificate authorities whenever it is imported: a twelfth of the time that a worker takes to start.
 os.environ.setdefault("SSL_CERT_FILE", os.devnull)
+
+close_what_a_closed_server_accepted()
 
 # The same examples in every run, however slow the machine: a run that failed fails again.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
