@@ -7,11 +7,14 @@ commit and emission, the sweeper finishes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, NoReturn
+
+import asyncpg
 
 from agents.services import Services
-from ledger.commit import lock_writer, seal
+from ledger.commit import TRANSIENT, lock_writer, seal
 from ledger.record import Message
 from ledger.rows import Block, Connection
 from ledger.sql import load
@@ -20,6 +23,8 @@ _sql = load("agents", "lone_writer.sql")
 
 STANDBY_S = 2.0
 """Between two tries of who stands by."""
+AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+"""What a round may fail with and be tried again, whatever it does: its connection is lost, or the database is away."""
 
 
 class LoneWriter:
@@ -38,6 +43,33 @@ class LoneWriter:
         if not self.leads:
             self.leads = bool(await self._connection.fetchval(_sql.lead, self.name))
         return self._connection if self.leads else None
+
+    async def rounds(
+        self,
+        round: Callable[[Connection], Awaitable[float]],
+        failed: Callable[[Exception], float],
+        again: tuple[type[Exception], ...] = (),
+        standing_by: Callable[[], None] = lambda: None,
+    ) -> NoReturn:
+        """`round` again and again while this process leads, `standing_by` while another does.
+
+        `round` answers the seconds until the next one, `failed` those until another try, for an error of AGAIN or of `again`.
+        Any other error stops the process.
+        """
+        while True:
+            try:
+                connection = await self.lead()
+                if connection is None:
+                    pause_s = STANDBY_S
+                    standing_by()
+                else:
+                    pause_s = await round(connection)
+            except (*AGAIN, *again) as error:
+                pause_s = failed(error)
+            except Exception as error:
+                self._services.stop(f"{self.name}: {error!r}", error)
+                raise
+            await asyncio.sleep(pause_s)
 
     async def commit(self, blocks: Iterable[Block], messages: Sequence[Message], summary: dict[str, Any]) -> None:
         """Commits, journals and emits. For who leads."""

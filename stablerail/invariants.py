@@ -12,7 +12,6 @@ Nothing is written: a look that dies is made again by the next leader, from the 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -24,7 +23,6 @@ from agents.lone_writer import STANDBY_S, LoneWriter
 from agents.services import Services
 from chain.errors import ChainError
 from ledger.checkpoint import BEGINNING
-from ledger.commit import TRANSIENT
 from ledger.rows import Connection
 from ledger.verify import Result, together, verify_since
 from stablerail.config import Settings
@@ -40,8 +38,6 @@ PAUSE_RATIO: Final = 19.0
 LEDGER: Final = frozenset({1, 2, 3, 11})
 """A checkpoint may be kept when these hold."""
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError, asyncpg.PostgresError)
-
 
 class Invariants:
     """`work` never returns."""
@@ -54,21 +50,16 @@ class Invariants:
         self._whole_at = -WHOLE_S
 
     async def work(self) -> None:
-        while True:
-            pause_s = STANDBY_S
-            try:
-                connection = await self._writer.lead()
-                if connection is None:
-                    self._checkpoint = BEGINNING
-                    self._tell(())
-                else:
-                    started = time.monotonic()
-                    self._tell(await self.look(connection))
-                    took_s = time.monotonic() - started
-                    pause_s = max(self._settings.verify_interval_s, PAUSE_RATIO * took_s)
-            except _AGAIN as error:
-                _log.warning("invariants.retry", error=type(error).__name__)
-            await asyncio.sleep(pause_s)
+        await self._writer.rounds(self._work, _failed, (asyncpg.PostgresError,), self._stand_by)
+
+    def _stand_by(self) -> None:
+        self._checkpoint = BEGINNING
+        self._tell(())
+
+    async def _work(self, connection: Connection) -> float:
+        started = time.monotonic()
+        self._tell(await self.look(connection))
+        return max(self._settings.verify_interval_s, PAUSE_RATIO * (time.monotonic() - started))
 
     async def look(self, connection: Connection) -> list[Result]:
         """The results of one look, those that could be looked at."""
@@ -91,3 +82,8 @@ class Invariants:
             if not result.holds:
                 _log.error("invariant.broken", number=result.number, name=result.name, rows=result.offending[:5])
         return results
+
+
+def _failed(error: Exception) -> float:
+    _log.warning("invariants.retry", error=type(error).__name__)
+    return STANDBY_S

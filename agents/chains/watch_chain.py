@@ -7,16 +7,14 @@ whole deployment, held by an advisory lock; the others stand by.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import asyncpg
 import orjson
 import structlog
 
-from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.lone_writer import LoneWriter
 from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.head_news import HeadNews
@@ -24,7 +22,6 @@ from chain.heads import readable
 from chain.rpc import Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
 from chain.scanner import Pass, scan_once
-from ledger.commit import TRANSIENT
 from ledger.record import Message
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
@@ -35,8 +32,6 @@ from topics.events import Chain, DepositNotified, Evidence, HeadSeen
 
 _log = structlog.get_logger()
 _sql = load("agents.chains", "chains.sql")
-
-_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 
 WAIT_S_MAX = 30.0
 
@@ -69,6 +64,7 @@ class WatchChain:
         self._writer = f"watch_chain.{watched.chain.value}"
         self._lone = LoneWriter(self._writer, services)
         self._log = _log.bind(stage=self._writer)
+        self._wait_s = watched.interval_s
         self._rpc: Rpc | None = None
         self._left_out: tuple[tuple[str, str], ...] = ()
 
@@ -77,33 +73,29 @@ class WatchChain:
         return self._lone.leads
 
     async def work(self) -> None:
-        wait_s = self._watched.interval_s
-        while True:
-            try:
-                connection = await self._lone.lead()
-                if connection is None:
-                    await asyncio.sleep(STANDBY_S)
-                    continue
-                caught_up = await self.look(connection)
-                self._services.unready.pop(self._writer, None)
-                wait_s = self._watched.interval_s if caught_up else 0.0
-                await self._news.wait(wait_s)
-                continue
-            except ChainMoved:
-                wait_s = self._watched.interval_s
-            except (ReorgTooDeep, WrongChainId) as error:
-                # a person must look: a new start block, or the right endpoint
-                self._log.critical("chain.stands", error=error.code, reason=str(error))
-                self._services.unready[self._writer] = error.code
-                wait_s = WAIT_S_MAX
-            except _AGAIN as error:
-                self._log.warning("chain.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
-                self._rpc = None
-                wait_s = min(max(wait_s, 0.1) * 2, WAIT_S_MAX)
-            except Exception as error:
-                self._services.stop(f"{self._writer}: {error!r}", error)
-                raise
-            await asyncio.sleep(wait_s)
+        await self._lone.rounds(self._work, self._failed, (ChainError,))
+
+    async def _work(self, connection: Connection) -> float:
+        """Looks, and waits for a new head."""
+        caught_up = await self.look(connection)
+        self._services.unready.pop(self._writer, None)
+        self._wait_s = self._watched.interval_s if caught_up else 0.0
+        await self._news.wait(self._wait_s)
+        return 0.0
+
+    def _failed(self, error: Exception) -> float:
+        if isinstance(error, ChainMoved):
+            self._wait_s = self._watched.interval_s
+        elif isinstance(error, ReorgTooDeep | WrongChainId):
+            # a person must look: a new start block, or the right endpoint
+            self._log.critical("chain.stands", error=error.code, reason=str(error))
+            self._services.unready[self._writer] = error.code
+            self._wait_s = WAIT_S_MAX
+        else:
+            self._log.warning("chain.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
+            self._rpc = None
+            self._wait_s = min(max(self._wait_s, 0.1) * 2, WAIT_S_MAX)
+        return self._wait_s
 
     async def look(self, connection: Connection) -> bool:
         """One pass; whether everything up to the head was read."""

@@ -10,25 +10,22 @@ remembered and looked up one by one, the older the rarer. What `credit_deposits`
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
-import asyncpg
 import orjson
 import structlog
 
 from agents.deposits.deposit import report_id
-from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.lone_writer import LoneWriter
 from agents.services import Services
 from connectors.circle.chains import Network
 from connectors.circle.transactions import ENDED, SOURCE, created_at, notified
 from connectors.errors import ConnectorError, Refused
 from connectors.webhooks.source import NotUnderstood
-from ledger.commit import TRANSIENT
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block
 from ledger.sql import load
@@ -41,7 +38,6 @@ _log = structlog.get_logger()
 _sql = load("agents.deposits", "poll_circle.sql")
 
 WRITER: Final = "poll_circle"
-_AGAIN: Final[tuple[type[Exception], ...]] = (ConnectorError, *TRANSIENT, asyncpg.InterfaceError)
 RETRY_FIRST_S: Final = 1.0
 """Then doubled up to the interval: a look that failed is never waited for longer than one that did not."""
 LOOKUPS_MAX: Final = 20
@@ -155,34 +151,26 @@ class PollCircle:
         self._services = services
         self._lone = LoneWriter(WRITER, services)
         self._log = _log.bind(stage=WRITER)
+        self._failures = 0
 
     async def work(self) -> None:
-        failures = 0
-        while True:
-            try:
-                connection = await self._lone.lead()
-                if connection is None:
-                    await asyncio.sleep(STANDBY_S)
-                    continue
-                await self.round(connection)
-                self._services.unready.pop(WRITER, None)
-                failures = 0
-            except _AGAIN as error:
-                failures += 1
-                self._failed(error)
-            except Exception as error:
-                self._services.stop(f"{WRITER}: {error!r}", error)
-                raise
-            pause_s = self._polled.interval_s
-            await asyncio.sleep(min(pause_s, RETRY_FIRST_S * 2 ** min(failures, 20)) if failures else pause_s)
+        await self._lone.rounds(self._work, self._failed, (ConnectorError,))
 
-    def _failed(self, error: Exception) -> None:
+    async def _work(self, connection: Connection) -> float:
+        await self.round(connection)
+        self._services.unready.pop(WRITER, None)
+        self._failures = 0
+        return self._polled.interval_s
+
+    def _failed(self, error: Exception) -> float:
+        self._failures += 1
         if isinstance(error, Refused):
             # a person must look: the API key, most likely
             self._log.critical("circle.refuses_the_list", status=error.status, reason=str(error))
             self._services.unready[WRITER] = error.code
         else:
             self._log.warning("circle.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
+        return min(self._polled.interval_s, RETRY_FIRST_S * 2.0 ** min(self._failures, 20))
 
     async def round(self, connection: Connection) -> None:
         """The list to its end, then single look-ups. For who leads."""

@@ -14,7 +14,6 @@ at again under it. It may stop at any point, or run twice at once.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -22,23 +21,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 
-from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.lone_writer import AGAIN, LoneWriter
 from agents.recovery.retention import kept, longest
 from agents.services import Services
 from agents.withdrawals.limits import DAY_COUNTER
 from ledger.audit_logs import Log
-from ledger.commit import OVERTAKEN, TRANSIENT, Sealed, Unchanged, lock_writer, seal
+from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
 from ledger.rows import Block, Connection, Op, Table, block
 from ledger.sql import load
 from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, DEAD_LETTERS, INBOX
 
 _log = structlog.get_logger()
 _sql = load("agents.recovery", "maintain.sql")
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError, KafkaError)
 
 WRITER: Final = "maintain"
 EVERY: Final = timedelta(days=1)
@@ -88,21 +85,13 @@ class Maintain:
         self._writer = LoneWriter(WRITER, services)
 
     async def work(self) -> None:
-        while True:
-            pause_s = LOOK_S
-            try:
-                connection = await self._writer.lead()
-                if connection is None:
-                    pause_s = STANDBY_S
-                elif await self.due(connection):
-                    gone = await self.run(connection, WRITER)
-                    _log.info("database.maintained", **gone)
-            except _AGAIN as error:
-                _log.warning("maintain.retry", error=type(error).__name__)
-            except Exception as error:
-                self._services.stop(f"{WRITER}: {error!r}", error)
-                raise
-            await asyncio.sleep(pause_s)
+        await self._writer.rounds(self._work, _failed, (KafkaError,))
+
+    async def _work(self, connection: Connection) -> float:
+        if await self.due(connection):
+            gone = await self.run(connection, WRITER)
+            _log.info("database.maintained", **gone)
+        return LOOK_S
 
     async def due(self, connection: Connection) -> bool:
         last: datetime | None = await connection.fetchval(_sql.last_run, WRITER)
@@ -171,7 +160,7 @@ class Maintain:
                 while rows := await cursor.fetch(ROWS_MAX):
                     yield [tuple(row) for row in rows]
         finally:
-            with suppress(*_AGAIN):
+            with suppress(*AGAIN):
                 await reader.close()
 
     async def _forget(self, connection: Connection, rule: Rule, keys: list[tuple[Any, ...]]) -> dict[str, int]:
@@ -211,6 +200,11 @@ class Maintain:
     async def _journal(self, sealed: Sealed) -> None:
         await self._services.relay.journal([(sealed.seq, sealed.record)])
         self._services.relay.emitted([sealed.seq])
+
+
+def _failed(error: Exception) -> float:
+    _log.warning("maintain.retry", error=type(error).__name__)
+    return LOOK_S
 
 
 def _columns(keys: list[tuple[Any, ...]]) -> list[list[Any]]:

@@ -11,7 +11,6 @@ So it may be sent twice, by whomever: what was settled is a repeat. Row, log and
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,16 +18,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-import asyncpg
 import structlog
 
-from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.lone_writer import LoneWriter
 from agents.recovery.errors import BadReason, LetterEnded, LetterRefused, NotRedrivable, UnknownLetter
 from agents.recovery.letters import Letter, State, again, bytes_of, plain, readable_as, with_event
 from agents.recovery.store_dead_letters import letter_of_row, lock
 from agents.services import Services
 from ledger.audit_logs import Log
-from ledger.commit import TRANSIENT, Sealed, lock_writer, seal
+from ledger.commit import Sealed, lock_writer, seal
 from ledger.cursors import opaque, opened
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block, uuids
@@ -39,7 +37,6 @@ from topics.codes import Whose, nature
 
 _log = structlog.get_logger()
 _sql = load_sql("agents.recovery", "letters.sql")
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 WRITER: Final = "dead_letters"
 REASON_LENGTH_MAX: Final = 500
@@ -256,20 +253,16 @@ class RedriveDeadLetters:
         self._look_s = look_s
 
     async def work(self) -> None:
-        while True:
-            busy = False
-            try:
-                connection = await self._writer.lead()
-                if connection is None:
-                    self._counted(None)
-                    await asyncio.sleep(STANDBY_S)
-                    continue
-                busy = await self.look(connection)
-                self._counted(await open_by_class(connection))
-            except _AGAIN as error:
-                _log.warning("dead_letters.retry", error=type(error).__name__)
-            if not busy:
-                await asyncio.sleep(self._look_s)
+        await self._writer.rounds(self._work, self._failed, standing_by=lambda: self._counted(None))
+
+    async def _work(self, connection: Connection) -> float:
+        busy = await self.look(connection)
+        self._counted(await open_by_class(connection))
+        return 0.0 if busy else self._look_s
+
+    def _failed(self, error: Exception) -> float:
+        _log.warning("dead_letters.retry", error=type(error).__name__)
+        return self._look_s
 
     async def look(self, connection: Connection) -> bool:
         """Redrives what is due, notes what is settled; whether there may be more."""

@@ -7,23 +7,19 @@ the lock stores nothing, and who takes over begins anew.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
-import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 
-from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.lone_writer import LoneWriter
 from agents.services import Services
-from ledger.commit import TRANSIENT
 from ledger.reconciling import WRITER, Found, Run, commit, last_whole, newest
 from ledger.rows import Connection
 
 _log = structlog.get_logger()
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError, KafkaError)
 
 LOOK_S: Final = 60.0
 
@@ -40,21 +36,12 @@ class ReconcileDaily:
         self._writer = LoneWriter(WRITER, services)
 
     async def work(self) -> None:
-        while True:
-            pause_s = LOOK_S
-            try:
-                connection = await self._writer.lead()
-                if connection is None:
-                    pause_s = STANDBY_S
-                    self._tell(None, None)
-                elif await self.due(connection):
-                    await self.run(connection)
-            except _AGAIN as error:
-                _log.warning("reconcile.retry", error=type(error).__name__)
-            except Exception as error:
-                self._services.stop(f"{WRITER}: {error!r}", error)
-                raise
-            await asyncio.sleep(pause_s)
+        await self._writer.rounds(self._work, _failed, (KafkaError,), lambda: self._tell(None, None))
+
+    async def _work(self, connection: Connection) -> float:
+        if await self.due(connection):
+            await self.run(connection)
+        return LOOK_S
 
     async def due(self, connection: Connection) -> bool:
         runs = await newest(connection)
@@ -75,3 +62,8 @@ class ReconcileDaily:
         log = _log.error if run.differences else _log.info
         log("ledger.reconciled", run=run.id, differences=run.differences, gaps=len(run.gaps))
         return run
+
+
+def _failed(error: Exception) -> float:
+    _log.warning("reconcile.retry", error=type(error).__name__)
+    return LOOK_S

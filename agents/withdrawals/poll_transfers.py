@@ -10,15 +10,13 @@ Before that it looks, once, which address each wallet has that withdrawals leave
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
-import asyncpg
 import structlog
 
-from agents.lone_writer import STANDBY_S, LoneWriter
+from agents.lone_writer import LoneWriter
 from agents.services import Services
 from agents.withdrawals.custodian import ENDS, Source, Transfer, open_transfers, rank
 from chain.addresses import check_address
@@ -27,7 +25,6 @@ from connectors.circle.chains import Network, from_circle
 from connectors.circle.client import CircleWallet
 from connectors.circle.transactions import SOURCE, transferred
 from connectors.errors import ConnectorError, Refused
-from ledger.commit import TRANSIENT
 from ledger.record import Message
 from ledger.rows import Connection, Op, block
 from ledger.sql import load
@@ -38,7 +35,6 @@ from topics.events import TransferNotified
 
 _log = structlog.get_logger()
 _sql = load("agents.withdrawals", "custodian.sql")
-_AGAIN: Final[tuple[type[Exception], ...]] = (ConnectorError, *TRANSIENT, asyncpg.InterfaceError)
 
 WRITER: Final = "poll_transfers"
 LOOKUPS_MAX: Final = 20
@@ -97,24 +93,20 @@ class PollTransfers:
         """By withdrawal: the newest event's id."""
 
     async def work(self) -> None:
-        while True:
-            pause_s = self._interval_s
-            try:
-                connection = await self._lone.lead()
-                if connection is None:
-                    pause_s = STANDBY_S
-                else:
-                    await self.round(connection)
-            except Refused as error:
-                # a person must look: the API key, or a wallet of the settings that Circle does not know
-                _log.critical("circle.refuses_a_look", status=error.status, reason=str(error))
-                self._services.unready[WRITER] = error.code
-            except _AGAIN as error:
-                _log.warning("transfers.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
-            except Exception as error:
-                self._services.stop(f"{WRITER}: {error!r}", error)
-                raise
-            await asyncio.sleep(pause_s)
+        await self._lone.rounds(self._work, self._failed, (ConnectorError,))
+
+    async def _work(self, connection: Connection) -> float:
+        await self.round(connection)
+        return self._interval_s
+
+    def _failed(self, error: Exception) -> float:
+        if isinstance(error, Refused):
+            # a person must look: the API key, or a wallet of the settings that Circle does not know
+            _log.critical("circle.refuses_a_look", status=error.status, reason=str(error))
+            self._services.unready[WRITER] = error.code
+        else:
+            _log.warning("transfers.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
+        return self._interval_s
 
     async def round(self, connection: Connection) -> None:
         """The wallets, then what is due. For who leads."""

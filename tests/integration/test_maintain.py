@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agents import lone_writer
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.recovery import maintain as maintaining
 from agents.recovery.maintain import Maintain
@@ -235,7 +236,7 @@ async def test_a_topic_that_the_broker_keeps_longer_keeps_its_rows(full: Ground)
 
 async def test_one_worker_forgets_once_a_day(full: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintaining, "LOOK_S", 0.02)
-    monkeypatch.setattr(maintaining, "STANDBY_S", 0.02)
+    monkeypatch.setattr(lone_writer, "STANDBY_S", 0.02)
     days = 0
     ends: list[datetime] = []
     full.clock = lambda: NOW + days * DAY  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agents import lone_writer
 from agents.treasury import reconcile_daily
 from agents.treasury.reconcile_daily import ReconcileDaily
 from ledger import reconciling
@@ -84,8 +85,8 @@ async def runs(at: Ground) -> list[Run]:
 async def test_the_days_run_is_made_once_whoever_dies_in_the_middle_of_it(
     at: Ground, databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOOK_S", "STANDBY_S"):
-        monkeypatch.setattr(reconcile_daily, name, 0.02)
+    monkeypatch.setattr(reconcile_daily, "LOOK_S", 0.02)
+    monkeypatch.setattr(lone_writer, "STANDBY_S", 0.02)
     moment = NOW
     at.clock = lambda: moment  # type: ignore[assignment]
     began: list[str] = []
@@ -153,7 +154,7 @@ async def test_a_leader_that_lost_its_connection_stores_nothing_and_is_due_again
     at: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconcile_daily, "LOOK_S", 0.02)
-    monkeypatch.setattr(reconcile_daily, "STANDBY_S", 0.02)
+    monkeypatch.setattr(lone_writer, "STANDBY_S", 0.02)
     tries = 0
 
     async def compare(found: Found) -> None:

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from agents import lone_writer
 from agents.crash import Stop
 from agents.lone_writer import LoneWriter
 from agents.treasury import tell_legacy
@@ -397,7 +398,7 @@ async def telling(apart: Apart, elsewhere: Any) -> AsyncIterator[tuple[asyncio.T
 
 
 async def test_one_worker_gives_and_another_takes_over(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tell_legacy, "STANDBY_S", 0.02)
+    monkeypatch.setattr(lone_writer, "STANDBY_S", 0.02)
     monkeypatch.setattr(tell_legacy, "AWAY_S", 0.02)
     await shadow_phases.begin(apart.plain, Phase.SHADOW, AT, "tests")
     other, administrator = apart.another(), await owner(apart.dsn)
