@@ -155,6 +155,7 @@ async def test_a_leader_that_lost_its_connection_stores_nothing_and_is_due_again
 ) -> None:
     monkeypatch.setattr(reconcile_daily, "LOOK_S", 0.02)
     monkeypatch.setattr(lone_writer, "STANDBY_S", 0.02)
+    killer = await ledger_rig.owner(at.dsn)  # not the observer, which is asking at that moment
     tries = 0
 
     async def compare(found: Found) -> None:
@@ -166,7 +167,7 @@ async def test_a_leader_that_lost_its_connection_stores_nothing_and_is_due_again
                 "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
                 " WHERE locktype = 'advisory' AND datname = current_database() AND pid <> pg_backend_pid()"
             )
-            await at.observer.fetch(kill)
+            await killer.fetch(kill)
 
     async with at.process() as services:
         task = asyncio.create_task(ReconcileDaily(services, compare, lambda *_: None).work())
@@ -174,6 +175,7 @@ async def test_a_leader_that_lost_its_connection_stores_nothing_and_is_due_again
         assert tries == 2
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+    await killer.close()
 
 
 async def test_a_bug_stops_the_worker(at: Ground) -> None:
