@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.accepting import close_what_a_closed_server_accepted
+from tests.support.memory import keep_files_in_memory
 from tests.support.parts import (
     anvil,
     database,
@@ -35,6 +36,7 @@ __all__ = ["anvil", "database", "kafka", "postgres", "scratch", "shared_parts", 
 os.environ.setdefault("SSL_CERT_FILE", os.devnull)
 
 close_what_a_closed_server_accepted()
+keep_files_in_memory()
 
 # The same examples in every run, however slow the machine: a run that failed fails again.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
