@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -41,7 +42,10 @@ class Rig:
         job = {"bootstrap": self.bootstrap, "topic": self.topic, "journal": str(self.journal), **job}
         with (self.directory / f"worker-{len(self.workers)}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.support.transport_worker", json.dumps(job), cwd=ROOT, stderr=log
+                *(sys.executable, "-m", "tests.support.transport_worker", json.dumps(job)),
+                cwd=ROOT,
+                env={**os.environ, "TMPDIR": str(self.directory)},  # a worker that is killed leaves its files there
+                stderr=log,
             )
         self.workers.append(process)
         return process
