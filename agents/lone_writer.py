@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import asyncpg
 
 from agents.services import Services
-from ledger.commit import TRANSIENT, lock_writer, seal
+from ledger.commit import TRANSIENT, lock_writer, lost_not_cancelled, seal
 from ledger.record import Message
 from ledger.rows import Block, Connection
 from ledger.sql import load
@@ -58,12 +58,13 @@ class LoneWriter:
         """
         while True:
             try:
-                connection = await self.lead()
-                if connection is None:
-                    pause_s = STANDBY_S
-                    standing_by()
-                else:
-                    pause_s = await round(connection)
+                with lost_not_cancelled():
+                    connection = await self.lead()
+                    if connection is None:
+                        pause_s = STANDBY_S
+                        standing_by()
+                    else:
+                        pause_s = await round(connection)
             except (*AGAIN, *again) as error:
                 pause_s = failed(error)
             except Exception as error:
