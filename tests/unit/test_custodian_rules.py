@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents.withdrawals import custodian, settle_transfers, transfer_by_custodian
-from stablerail import metrics
+from stablerail import metric_list
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "custodian.rules.yml"
 TESTS = RULES.with_name("custodian.rules.test.yml")
@@ -19,7 +19,7 @@ TESTS = RULES.with_name("custodian.rules.test.yml")
 def test_alerts_are_about_stages_and_codes_that_we_have() -> None:
     code = re.sub(r"#.*|(?:summary|description): .*", "", RULES.read_text())
     named = {name.removesuffix("_total") for name in re.findall(r"\bstablerail_[a-z_]+", code)}
-    assert named == {metrics.STAGE_ALERTS.name}
+    assert named == {metric_list.STAGE_ALERTS.name}
     codes = {word for found in re.findall(r'code=~?"([\w|]+)"', code) for word in found.split("|")}
     assert codes == {settle_transfers.CONTRADICTED, settle_transfers.SHORT, custodian.SECOND_TRANSFER}
     stages = {word for found in re.findall(r'stage=~?"([\w|]+)"', code) for word in found.split("|")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stablerail import metrics
+from stablerail import metric_list
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "onboarding.rules.yml"
 TESTS = RULES.with_name("onboarding.rules.test.yml")
@@ -26,7 +26,7 @@ NAMES = {
 
 
 def served() -> dict[str, tuple[str, ...]]:
-    return {f"{m.name}_total" if m.kind == "counter" else m.name: m.labels for m in metrics.ALL}
+    return {f"{m.name}_total" if m.kind == "counter" else m.name: m.labels for m in metric_list.ALL}
 
 
 def test_the_seven_metrics_have_the_names_and_labels_that_dashboards_know() -> None:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from connectors.webhooks.bridge import Metrics as BridgeMetrics
-from stablerail import metrics
+from stablerail import metric_list
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "stablerail.rules.yml"
 TESTS = RULES.with_name("stablerail.rules.test.yml")
@@ -23,7 +23,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
     registry = CollectorRegistry()
     BridgeMetrics(registry)
     bridge = {f"{family.name}_total" if family.type == "counter" else family.name for family in registry.collect()}
-    ours = {f"{metric.name}_total" if metric.kind == "counter" else metric.name for metric in metrics.ALL}
+    ours = {f"{metric.name}_total" if metric.kind == "counter" else metric.name for metric in metric_list.ALL}
     code = re.sub(r"#.*|description: .*", "", RULES.read_text() + WITHDRAWALS.read_text() + ORDERS.read_text())
     named = set(re.findall(r"\bstablerail_[a-z_]+", code))
     assert named <= ours | bridge

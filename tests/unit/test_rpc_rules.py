@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chain.health import OK, OUTVOTED, STATES
-from stablerail import metrics
+from stablerail import metric_list, metrics
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "rpc.rules.yml"
 TESTS = RULES.with_name("rpc.rules.test.yml")
@@ -18,7 +18,7 @@ TESTS = RULES.with_name("rpc.rules.test.yml")
 
 def test_alerts_are_about_metrics_and_states_that_we_have() -> None:
     code = re.sub(r"#.*|(?:summary|description): .*", "", RULES.read_text())
-    assert set(re.findall(r"\bstablerail_[a-z_]+", code)) <= {metric.name for metric in metrics.ALL}
+    assert set(re.findall(r"\bstablerail_[a-z_]+", code)) <= {metric.name for metric in metric_list.ALL}
     states = {one for matched in re.findall(r'state=~?"([^"]+)"', code) for one in matched.split("|")}
     assert states <= set(STATES)
 
@@ -38,7 +38,7 @@ def test_an_endpoint_is_in_one_state_at_a_time() -> None:
         told.rpc_endpoint("MATIC", "1 https://a.example", state)
         shown = {
             one: told.registry.get_sample_value(
-                metrics.RPC_ENDPOINT_STATE.name, {"chain": "MATIC", "endpoint": "1 https://a.example", "state": one}
+                metric_list.RPC_ENDPOINT_STATE.name, {"chain": "MATIC", "endpoint": "1 https://a.example", "state": one}
             )
             for one in STATES
         }
