@@ -257,7 +257,7 @@ class Delivery:
             started = clock()
             records = [(s.seq, s.record) for batch in batches for s in batch.sealed]
             if records:
-                await relay.journal(records)
+                await relay.journal(records, marked=False)
             journal_s = clock() - started
             for batch in batches:
                 started = clock()

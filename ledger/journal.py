@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | lock | the relay row | one publisher at a time; whoever waited finds its records done |
 | read | all visible records that are not journaled, in sequence | what is journaled is closed under dependency |
-| publish | acks=all, awaited | nothing is told to anyone before the journal has it |
+| publish | acks=all, awaited | nothing is told to anyone before the journal has it; from here on it may be |
 | mark | journaled, and rows whose messages have left are deleted | one statement for both; a lost mark only repeats a record |
 
 The relay's connection runs with synchronous_commit off: a mark lost in a crash repeats a record, and readers drop
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import asyncpg
 import structlog
@@ -39,6 +40,9 @@ LastJournaled = Callable[[], Awaitable[Journaled | None]]
 """The highest record at the journal's end."""
 
 RETRY_WAIT_S_MAX = 2.0
+_LOCK: Final = f"BEGIN; {_sql.lock_relay}"
+"""One round trip; what comes back of it is what the last statement did."""
+_LOCKED: Final = "SELECT 1"
 
 
 class _Floor:
@@ -82,26 +86,37 @@ class Relay:
         self._lock = asyncio.Lock()
         self._fresh: dict[int, bytes] = {}
         self._emitted: list[int] = []
+        self._marking: asyncio.Task[None] | None = None
+        """The end of a turn whose records are in the journal. It has the connection until then, and the relay row."""
         self._floor = _Floor()
         self.group_sizes: deque[int] = deque(maxlen=1_000)
         """Records per turn, the last thousand."""
 
-    async def journal(self, records: Sequence[tuple[int, bytes]] = ()) -> None:
-        """Returns when these records (just committed by the caller) and all before them are in the journal."""
+    async def journal(self, records: Sequence[tuple[int, bytes]] = (), *, marked: bool = True) -> None:
+        """Returns when these records (just committed by the caller) and all before them are in the journal; with `marked` also
+        marked: who then asks the database what is journaled needs that, who only tells does not."""
         self._fresh.update(records)
         wait_s = 0.05
         async with self._lock:
+            # along with another caller's turn
+            taken = bool(records) and not any(seq in self._fresh for seq, _ in records)
             while True:
-                if records and not any(seq in self._fresh for seq, _ in records):
-                    return  # another caller's turn took ours along
+                if taken and not marked:
+                    return
                 try:
                     with lost_not_cancelled():
+                        await self._settled()
+                        if taken:
+                            return
                         await self.check()
                         await self._turn()
+                        if marked:
+                            await self._settled()
                     for seq, _ in records:  # visible and not waiting: another process's relay may have taken them
                         self._fresh.pop(seq, None)
                     return
                 except self._retry_on as error:
+                    taken = False  # what was published and not marked goes again
                     _log.warning("journal.retry", error=type(error).__name__)
                     await self._disconnect()
                     await asyncio.sleep(wait_s)
@@ -139,6 +154,7 @@ class Relay:
         if not self._emitted:
             return
         async with self._lock:
+            await self._settled()
             connection = await self._connected()
             gone = list(self._emitted)
             await connection.execute(_sql.delete, gone)
@@ -148,13 +164,16 @@ class Relay:
         """Deletes what has been emitted and closes the connection."""
         if self._emitted:
             await self.journal()
+        elif self._marking is not None:
+            await asyncio.gather(self._marking, return_exceptions=True)
         await self._disconnect()
 
     async def _turn(self) -> None:
+        """Until the records are published. `_settled` waits for the rest of it."""
         connection = await self._connected()
         gone = list(self._emitted)
-        async with connection.transaction():
-            if await connection.fetchval(_sql.lock_relay) is None:
+        try:
+            if await connection.execute(_LOCK) != _LOCKED:
                 raise ACopy
             rows = await connection.fetch(_sql.waiting, self._floor.seq, gone)
             seqs = [row[0] for row in rows]
@@ -167,12 +186,29 @@ class Relay:
                 untold = seqs[0] if oldest is None else min(seqs[0], oldest)
                 self._floor.look(untold, xmin, xmax)
                 await self._publish([(seq, self._fresh.get(seq) or found[seq]) for seq in seqs], untold)
-            if seqs or gone:
-                await connection.execute(_sql.mark, seqs, gone)
-        del self._emitted[: len(gone)]
+        except BaseException:
+            await self._disconnect()
+            raise
         for seq in seqs:
             self._fresh.pop(seq, None)
         self.group_sizes.append(len(seqs))
+        self._marking = asyncio.create_task(self._mark(connection, seqs, gone))
+
+    async def _mark(self, connection: Connection, seqs: Sequence[int], gone: Sequence[int]) -> None:
+        try:
+            if seqs or gone:
+                await connection.execute(_sql.mark, seqs, gone)
+            await connection.execute("COMMIT")
+        except BaseException:
+            connection.terminate()
+            raise
+        del self._emitted[: len(gone)]
+
+    async def _settled(self) -> None:
+        """When the turn before has marked what it published, or failed to, which is raised."""
+        marking, self._marking = self._marking, None
+        if marking is not None:
+            await marking
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():

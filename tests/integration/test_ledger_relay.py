@@ -199,13 +199,8 @@ async def test_a_publish_that_fails_is_done_again(what: str, dsn: str, connectio
     await relay.close()
 
 
-async def test_a_connection_killed_during_the_turn_repeats_the_records(dsn: str, connection: Connection) -> None:
-    broker = Broker()
-    relay = relay_of(dsn, broker)
-    sealed = await commit(connection)
-    broker.gate.clear()
-    call = asyncio.create_task(relay.journal([(sealed.seq, sealed.record)]))
-    await broker.asked.wait()  # its transaction is open and holds the relay row
+async def kill_turn(dsn: str) -> None:
+    """Its transaction is open and holds the relay row."""
     watching = await owner(dsn)
     killed = await watching.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
@@ -213,10 +208,60 @@ async def test_a_connection_killed_during_the_turn_repeats_the_records(dsn: str,
     )
     await watching.close()
     assert [tuple(row) for row in killed] == [(True,)]
+
+
+async def test_a_connection_killed_during_the_turn_repeats_the_records(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    sealed = await commit(connection)
+    broker.gate.clear()
+    call = asyncio.create_task(relay.journal([(sealed.seq, sealed.record)]))
+    await broker.asked.wait()
+    await kill_turn(dsn)
     broker.gate.set()
     await call
     assert broker.seqs() == [sealed.seq, sealed.seq], "the mark was lost with the connection"
     assert await left(connection) == [(sealed.seq, True)]
+    await relay.close()
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_is_journaled_may_be_told_before_it_is_marked_and_the_mark_may_be_lost(
+    told: bool, dsn: str, connection: Connection
+) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    sealed = await commit(connection)
+    broker.gate.clear()
+    call = asyncio.create_task(relay.journal([(sealed.seq, sealed.record)], marked=False))
+    await broker.asked.wait()
+    await kill_turn(dsn)
+    broker.gate.set()
+    await call  # does not wait for the mark, which fails
+    assert await left(connection) == [(sealed.seq, False)]
+    if told:
+        relay.emitted([sealed.seq])
+    await relay.journal()
+    assert broker.seqs() == ([sealed.seq] if told else [sealed.seq, sealed.seq]), "what was told needs no mark any more"
+    assert await left(connection) == ([] if told else [(sealed.seq, True)])
+    await relay.close()
+
+
+async def test_whoever_wants_it_marked_waits_also_where_another_call_published_it(
+    dsn: str, connection: Connection
+) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    sealed = await commit(connection)
+    records = [(sealed.seq, sealed.record)]
+    broker.gate.clear()
+    calls = [asyncio.create_task(relay.journal(records, marked=marked)) for marked in (False, True)]
+    await broker.asked.wait()
+    await kill_turn(dsn)
+    broker.gate.set()
+    await asyncio.gather(*calls)
+    assert await left(connection) == [(sealed.seq, True)]
+    assert broker.seqs() == [sealed.seq, sealed.seq]
     await relay.close()
 
 
