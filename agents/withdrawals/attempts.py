@@ -11,6 +11,7 @@ from ledger.rows import Connection
 from ledger.sql import load as load_sql
 
 _sql = load_sql("agents.withdrawals", "tracking.sql")
+_sending = load_sql("agents.withdrawals", "sending.sql")
 
 
 async def lock_nonces(
@@ -48,6 +49,16 @@ async def read_attempts(connection: Connection, keys: Collection[tuple[str, str]
     """By (chain, hash); not locked."""
     rows = await connection.fetch(_sql.attempts_by_hash, *_columns(sorted(keys))) if keys else []
     return {(attempt.chain, attempt.tx_hash): attempt for attempt in map(_attempt, rows)}
+
+
+async def read_to_send(
+    connection: Connection, keys: Collection[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], Attempt], set[tuple[str, str]]]:
+    """As `read_attempts`, and those of them whose lane was restored and sends nothing."""
+    rows = await connection.fetch(_sending.to_send, *_columns(sorted(keys))) if keys else []
+    found = [(_attempt(row), held) for *row, held in rows]
+    attempts = {(attempt.chain, attempt.tx_hash): attempt for attempt, _ in found}
+    return attempts, {(attempt.chain, attempt.tx_hash) for attempt, held in found if held}
 
 
 async def attempts_of(connection: Connection, withdrawal_id: str) -> list[Attempt]:

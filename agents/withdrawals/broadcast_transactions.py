@@ -27,19 +27,17 @@ import structlog
 
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import stored
-from agents.withdrawals.attempts import lock_attempts, read_attempts
+from agents.withdrawals.attempts import lock_attempts, read_to_send
 from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal, attempt_row, moved
 from chain.answers import Answer, Verdict
 from chain.broadcaster import Broadcaster, Bytes
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection, Row, Table
-from ledger.sql import load as load_sql
 from topics.catalog import TRANSACTIONS_BROADCAST, TRANSACTIONS_SIGNED
 from topics.envelope import Received
 from topics.events import TransactionBroadcast, TransactionSigned
 
 _log = structlog.get_logger()
-_sql = load_sql("agents.withdrawals", "sending.sql")
 
 NAME: Final = "broadcast_transactions"
 SENDABLE: Final = frozenset({AttemptStatus.SIGNED, AttemptStatus.BROADCAST})
@@ -157,12 +155,12 @@ class BroadcastTransactions:
             assert isinstance(event, TransactionSigned)
             keys.add((event.chain.value, event.tx_hash))
         attempts, held = await self._stored(keys)
-        answers = {key: HELD for key, one in attempts.items() if (one.chain, one.signer) in held}
+        answers = dict.fromkeys(held, HELD)
         for chain in sorted({chain for chain, _ in attempts} & self._chains.keys()):
             ours = [
                 one
                 for one in attempts.values()
-                if one.chain == chain and one.status in SENDABLE and (chain, one.signer) not in held
+                if one.chain == chain and one.status in SENDABLE and (chain, one.tx_hash) not in held
             ]
             ours.sort(key=lambda one: (one.signer, one.nonce, one.n))
             sent = await self._chains[chain].send([Bytes(one.tx_hash, one.raw) for one in ours])
@@ -171,15 +169,14 @@ class BroadcastTransactions:
         return Sent(attempts, answers)
 
     async def _stored(self, keys: set[Key]) -> tuple[Mapping[Key, Attempt], set[Key]]:
-        """The attempts, and the lanes (chain, signer) that send nothing."""
+        """The attempts, and those of a lane that sends nothing."""
         wait_s = 0.05
         while True:
             try:
                 with lost_not_cancelled():
                     if self._connection is None or self._connection.is_closed():
                         self._connection = await self._connect()
-                    held = {(chain, signer) for chain, signer in await self._connection.fetch(_sql.restored)}
-                    return await read_attempts(self._connection, keys), held
+                    return await read_to_send(self._connection, keys)
             except _AGAIN as error:
                 if self._connection is not None:
                     self._connection.terminate()
