@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import asyncpg
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from agents.crash import EXIT_BUG
 from connectors.alpaca.client import AlpacaClient
 from connectors.circle import mint_webhooks
 from connectors.circle.client import CircleClient
@@ -29,6 +31,8 @@ from connectors.webhooks.guard import guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
+from ledger.commit import TRANSIENT
+from ledger.errors import RoleRefused
 from ledger.shadow import mirrored
 from stablerail import shadow
 from stablerail.api.app import create_api
@@ -36,9 +40,12 @@ from stablerail.api.journal import Journal
 from stablerail.config import Settings
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
+from stablerail.wiring import opener
 
 CONNECTIONS_MAX = 500
 """Of the API."""
+START_WAIT_S_MAX = 5.0
+_log = structlog.get_logger()
 
 
 def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
@@ -179,15 +186,34 @@ def alpaca_client(settings: Settings) -> AlpacaClient | None:
     )
 
 
+async def until_up(settings: Settings) -> None:
+    """Waits for PostgreSQL, as a worker does: the API may start before it. Raises RoleRefused."""
+    wait_s = 0.2
+    while True:
+        try:
+            connection = await opener(settings, None)()
+            await connection.close()
+            return
+        except TRANSIENT as error:
+            _log.warning("api.waits", error=type(error).__name__)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, START_WAIT_S_MAX)
+
+
 def run_api(settings: Settings) -> None:
     """Serves until SIGTERM."""
     import uvloop
 
     async def main() -> None:
+        await until_up(settings)
         app = api_app(settings, Metrics())
         await _server(app, settings.api_host, settings.api_port, settings).serve()
 
-    uvloop.run(main())
+    try:
+        uvloop.run(main())
+    except RoleRefused as error:  # nothing was done
+        _log.critical("api.stops", code=error.code, reason=str(error))
+        raise SystemExit(EXIT_BUG) from None
 
 
 def _server(app: FastAPI, host: str, port: int, settings: Settings, **more: Any) -> uvicorn.Server:

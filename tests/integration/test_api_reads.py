@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from agents.deposits.deposit import transaction_ids
 from ledger.accounts import Account, buffer, spendable
@@ -20,11 +22,13 @@ from ledger.posting import Balance, Marks
 from ledger.rows import Op, block, write
 from ledger.store import account_row
 from ledger.tables import ACCOUNTS, DEPOSIT_REPORTS, DEPOSITS, ENTRIES, TRANSACTIONS, WALLET_REQUESTS, WALLETS
+from stablerail import servers
 from stablerail.api import create_api, reads
 from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
 from tests.support.invariants import end_database, may_break
+from tests.support.proxies.postgres import PostgresProxy
 
 SCHEMA = "stablerail"
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -444,3 +448,20 @@ async def test_no_look_takes_a_connection_for_good(pool: asyncpg.Pool, client: h
     for _ in range(2 * pool.get_max_size()):
         assert (await client.get("/v1/users/user_42/balances")).status_code == 200
     assert pool.get_idle_size() == pool.get_size()
+
+
+async def test_the_api_may_start_before_its_database(postgres: Postgres, migrated: str) -> None:
+    dsn = postgres.dsn_of(migrated)
+    server = urlsplit(dsn)
+    with PostgresProxy(server.hostname or "", server.port or 0) as proxy, capture_logs() as logs:
+        proxy.refuse(True)
+        url = dsn.replace(f"{server.hostname}:{server.port}", proxy.address)
+        settings = load_settings(env_file=None, database_url=url)
+        up = asyncio.create_task(servers.until_up(settings))
+        async with asyncio.timeout(60):
+            while not logs:
+                await asyncio.sleep(0.01)
+            assert not up.done()
+            proxy.refuse(False)
+            await up
+    assert {one["event"] for one in logs} == {"api.waits"}
