@@ -57,17 +57,17 @@ class Run:
 
 
 async def run(
-    parts: Parts, side: Side, load: Workload, limit_s: float, *, grown: str = "", freeze_s_max: float = FREEZE_S_MAX
+    parts: Parts, side: Side, load: Workload, limit_s: float, *, kept: str = "", freeze_s_max: float = FREEZE_S_MAX
 ) -> Run:
-    """Raises TimeoutError, RuntimeError when a process ended, AssertionError when anything was lost or repeated. `grown`: the
+    """Raises TimeoutError, RuntimeError when a process ended, AssertionError when anything was lost or repeated. `kept`: the
     database to run in, left as it then is."""
-    async with asyncio.timeout(limit_s), place(parts, grown) as here:
+    async with asyncio.timeout(limit_s), place(parts, kept) as here:
         await sides.start(here, side)
         reader = AIOKafkaConsumer(bootstrap_servers=here.bootstrap, auto_offset_reset="earliest", fetch_max_wait_ms=50)
         await reader.start()
         database = await asyncpg.connect(here.dsn)
         try:
-            return await _Measured(here, side, load, reader, database, freeze_s_max, bool(grown)).run()
+            return await _Measured(here, side, load, reader, database, freeze_s_max, bool(kept)).run()
         finally:
             await reader.stop()
             await database.close()
@@ -76,7 +76,7 @@ async def run(
 class _Measured:
     def __init__(
         self, here: Place, side: Side, load: Workload, reader: AIOKafkaConsumer, database: asyncpg.Connection,
-        freeze_s_max: float, grown: bool,
+        freeze_s_max: float, kept: bool,
     ) -> None:  # fmt: skip
         self._here = here
         self._side = side
@@ -84,14 +84,14 @@ class _Measured:
         self._reader = reader
         self._database = database
         self._freeze_s_max = freeze_s_max
-        self._grown = grown
+        self._kept = kept
         self._notified = DEPOSITS_NOTIFIED.named(here.prefix)
         self._credited = DEPOSITS_CREDITED.named(here.prefix)
         self._journal = JOURNAL.named(here.prefix)
 
     async def run(self) -> Run:
         here, load = self._here, self._load
-        there = await self._database.fetchval(self._side.count) if self._grown else 0
+        there = await self._database.fetchval(self._side.count) if self._kept else 0
         await preload(here.bootstrap, self._notified, load.warm_up)
         await self._until(self._acked_all)
         assert await self._emitted() == len(load.warm_up)

@@ -28,8 +28,14 @@ from topics.catalog import DEPOSITS_CREDITED, TOPICS, TRANSACTIONS_BROADCAST
 
 SCHEMA = "stablerail"
 TEMPLATE = "benchmark_template"
-POSTGRES_SETTINGS = {"fsync": "on", "synchronous_commit": "on"}
-"""PostgreSQL's own defaults, written down: everything else is default too."""
+POSTGRES_SETTINGS = {
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "shared_buffers": "4GB",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "15min",
+}
+"""As docs/operations.md says that a server is set up; everything else is PostgreSQL's default."""
 SHOWN_SETTINGS = (
     "fsync", "synchronous_commit", "full_page_writes", "wal_level", "wal_compression", "wal_sync_method",
     "shared_buffers", "max_wal_size", "checkpoint_timeout", "autovacuum", "max_connections",
@@ -117,14 +123,14 @@ class Place:
 
 
 @asynccontextmanager
-async def place(parts: Parts, grown: str = "") -> AsyncIterator[Place]:
-    """Everything in it starts from the same state: empty topics, a copy of the template, a checkpoint just made. `grown`: a
-    database that stays and is used as it is, because copying it takes longer than the run."""
+async def place(parts: Parts, kept: str = "") -> AsyncIterator[Place]:
+    """Everything in it starts from the same state: empty topics, a copy of the template, a checkpoint just made. `kept`: a
+    database that stays and is used as it is, and between two checkpoints; making a database or dropping one is a third."""
     unique = f"bench_{uuid.uuid4().hex[:12]}"
-    name = grown or unique
-    if not grown:
+    name = kept or unique
+    if not kept:
         parts.postgres.create_database(name, template=TEMPLATE)
-    parts.postgres.execute("CHECKPOINT")
+        parts.postgres.execute("CHECKPOINT")
     async with admin(parts.kafka.bootstrap) as client:
         prefix = f"{unique}."
         await create_missing(client, prefix, 1, STAMPED)
@@ -136,7 +142,7 @@ async def place(parts: Parts, grown: str = "") -> AsyncIterator[Place]:
             for child in here.children:
                 child.kill()  # all it did is checked; a graceful end would only take time
             await client.delete_topics([topic.named(prefix) for topic in STAMPED])
-            if not grown:
+            if not kept:
                 parts.postgres.drop_database(name)
 
 

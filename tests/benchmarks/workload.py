@@ -57,7 +57,7 @@ class Workload:
         """All deposits, a part at a time."""
         if self.deposits:
             yield self.deposits
-        draw, now = random.Random(self.seed + 1), datetime.now(UTC)
+        draw, now = random.Random(f"backlog {self.seed}"), datetime.now(UTC)  # of no other workload's warm-up
         for first in range(0, self.backlog, BACKLOG_AT_ONCE):
             numbers = [draw.randrange(len(self.addresses)) for _ in range(min(BACKLOG_AT_ONCE, self.backlog - first))]
             yield [_deposit(draw, number, self.addresses[number], now) for number in numbers]
