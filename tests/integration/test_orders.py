@@ -53,13 +53,13 @@ async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Gr
 
 
 async def settled(at: Ground, count: int) -> dict[str, tuple[str, int, int]]:
-    """(outcome, filled, released) that was told of each order, once of each."""
+    """(outcome, filled, released) that was told of each order: one event of each, as often as it may have been told again."""
 
-    async def so_many() -> list[Any]:
-        found = await at.told(ORDERS_SETTLED)
-        return found if len(found) >= count else []
+    async def so_many() -> set[tuple[bytes, bytes]]:
+        found = {(dict(record.headers)["ce_id"], record.value) for record in await at.told(ORDERS_SETTLED)}
+        return found if len(found) >= count else set()
 
-    events = [OrderSettled.model_validate_json(record.value) for record in await until(so_many, "told")]
+    events = [OrderSettled.model_validate_json(value) for _, value in await until(so_many, "told")]
     assert len({event.order_id for event in events}) == len(events) == count
     return {event.order_id: (event.outcome, event.filled, event.released) for event in events}
 

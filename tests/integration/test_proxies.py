@@ -293,7 +293,7 @@ async def test_an_idempotent_producer_that_lost_its_connection_writes_one_copy(
     await hold.wait_hit_async()
     hold.drop()
     await sending
-    assert hold.seen == 2
+    assert hold.seen >= 2
     assert await values(kafka, topic) == [b"1", b"2"]
 
 
@@ -419,8 +419,11 @@ async def test_a_client_that_gave_up_is_not_asked_for_and_a_dropped_reply_is_los
     asked, proxy = sandbox
     async with aiohttp.ClientSession() as session:
         hold = proxy.hold(http_request(path="/slow"))
-        with pytest.raises(TimeoutError):
-            await fetch(session, "POST", f"{proxy.url}/slow", timeout=aiohttp.ClientTimeout(total=0.05))
+        asking = asyncio.create_task(fetch(session, "POST", f"{proxy.url}/slow"))
+        await hold.wait_hit_async()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
         await asyncio.sleep(0)  # the turn of the loop in which the client closes its socket
         assert not hold.release()
         hold = proxy.hold(http_request(path="/lost", body_contains="key-1"), "reply")

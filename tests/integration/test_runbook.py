@@ -18,7 +18,7 @@ from ledger.migrate import upgrade
 from stablerail.cli import app
 from stablerail.dev.kafka import Kafka
 from tests.integration.test_dead_letters import at, credited, deposit, provision, stored_all, tell, worker
-from tests.support.in_process import SCHEMA, Ground
+from tests.support.in_process import SCHEMA, Ground, until
 from tests.support.invariants import may_break
 from tests.support.rebuild import empty_database
 
@@ -112,10 +112,7 @@ async def test_a_broken_invariant_is_shown_and_corrected_by_two(at: Ground, sett
     async with worker(at):
         await provision(at)
         await tell(at, deposit("t1"))
-        for _ in range(200):
-            if await credited(at):
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: credited(at), "the deposit is credited")
     await at.observer.execute("UPDATE accounts SET balance = balance + 5 WHERE owner = 'ada'")
     settings.setenv("LIVE", at.dsn)
     await follow(day("An invariant is broken"), {}, settings)
@@ -128,10 +125,7 @@ async def test_a_copy_is_compared_and_a_lost_database_comes_back_closed(
     async with worker(at):
         await provision(at)
         await tell(at, deposit("t1"))
-        for _ in range(200):
-            if await credited(at):
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: credited(at), "the deposit is credited")
     async with empty_database(at.dsn) as copy, empty_database(at.dsn) as new:
         settings.setenv("LIVE", at.dsn)
         settings.setenv("COPY", copy)

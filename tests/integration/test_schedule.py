@@ -86,10 +86,15 @@ async def settled(at: Ground, expected: dict[str, tuple[int, str]]) -> None:
     await until(same, f"the inbox holds {expected}")
 
 
-async def sweep(services: Services) -> None:
-    """One round of a worker's sweeper, at the clock's time."""
-    await services.relay.tidy()
+async def sweep(services: Services, at: Ground) -> None:
+    """One round of a worker's sweeper, at the clock's time. What was settled before has left by then: the clock makes it old."""
+    await until(lambda: everything_left(services, at), "what was settled has left")
     await Sweeper(services).sweep()
+
+
+async def everything_left(services: Services, at: Ground) -> bool:
+    await services.relay.tidy()
+    return not await at.observer.fetchval("SELECT count(*) FROM outbox")
 
 
 async def clean(at: Ground) -> None:
@@ -108,16 +113,16 @@ async def test_an_event_for_later_waits_in_the_schedule_until_it_is_due_and_come
         await settled(at, {uid: (1, "retry")})
         assert await scheduled(at) == {uid: (2, "not_yet")}
 
-        await sweep(services)
+        await sweep(services, at)
         assert await scheduled(at) == {uid: (2, "not_yet")}, "it is not due yet"
 
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {uid: (2, "retry")})
         assert await scheduled(at) == {uid: (3, "not_yet")}
 
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {uid: (3, "done")})
     assert await scheduled(at) == {}
     assert await answers(at) == ["one 3"]
@@ -139,7 +144,7 @@ async def test_a_redelivery_of_the_original_changes_nothing_while_its_repeat_wai
         await settled(at, {uid: (1, "retry"), other: (1, "retry")})
         assert await at.observer.fetchval("SELECT min(available_at) FROM schedule") == due
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {uid: (2, "done"), other: (2, "done")})
         assert len(delivery.positions) == 1
 
@@ -163,7 +168,7 @@ async def test_key_value_and_headers_of_any_bytes_come_back_as_they_were(at: Gro
         await settled(at, {uid: (1, "retry")})
         await clean(at)
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {uid: (2, "done")})
     records = await at.told(SOURCE)
     original = next(record for record in records if "attempt" not in dict(record.headers))
@@ -189,12 +194,12 @@ async def test_events_of_a_key_wait_in_their_order_behind_the_one_that_is_parked
         assert await scheduled(at) == {a1: (2, "not_yet"), a2: (2, "parked"), a3: (2, "parked")}
 
         at.clock.forward(61)
-        await sweep(services)  # all three are due: the first wants to wait again, and the others behind it
+        await sweep(services, at)  # all three are due: the first wants to wait again, and the others behind it
         await settled(at, {a1: (2, "retry"), a2: (2, "retry"), b1: (1, "done"), a3: (2, "retry")})
         assert await scheduled(at) == {a1: (3, "not_yet"), a2: (3, "parked"), a3: (3, "parked")}
 
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {a1: (3, "done"), a2: (3, "done"), b1: (1, "done"), a3: (3, "done")})
     assert await answers(at) == ["b1 1", "a1 3", "a2 3", "a3 3"]
     assert await scheduled(at) == {}
@@ -211,6 +216,7 @@ async def test_an_event_that_comes_while_the_parked_ones_are_on_their_way_again_
     async with at.process() as services, running(answer_things(rule, ordered=True), services, at):
         a1, a2 = await ask(at, "a1"), await ask(at, "a2")
         await settled(at, {a1: (1, "retry"), a2: (1, "retry")})
+        await until(lambda: everything_left(services, at), "what was settled has left")
         at.clock.forward(61)
         async with at.process() as sweeping:
             emit = sweeping.emitter.emit
@@ -226,7 +232,7 @@ async def test_an_event_that_comes_while_the_parked_ones_are_on_their_way_again_
         assert (await inbox(at))[late[0]][0] == 1
         await until(lambda: in_inbox(at, a2, 2), "the parked ones are settled")
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await until(lambda: in_inbox(at, late[0], 2), "the newcomer's repeat is settled")
     assert await answers(at) == ["a1 2", "a2 2", "a3 2"]
 
@@ -243,7 +249,7 @@ async def test_unordered_stages_let_later_events_of_a_key_pass(at: Ground) -> No
         one, two = await ask(at, "one"), await ask(at, "two")
         await settled(at, {one: (1, "retry"), two: (1, "done")})
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {one: (2, "done"), two: (1, "done")})
     assert await answers(at) == ["two 1", "one 2"]
 
@@ -256,7 +262,7 @@ async def test_a_repeat_may_end_as_a_dead_letter_that_tells_its_attempts(at: Gro
         uid = await ask(at, "one")
         await settled(at, {uid: (1, "retry")})
         at.clock.forward(61)
-        await sweep(services)
+        await sweep(services, at)
         await settled(at, {uid: (2, "rejected")})
     (letter,) = await at.told(SOURCE.dlq)
     headers = dict(letter.headers)
@@ -270,7 +276,7 @@ async def test_two_sweepers_at_once_send_what_is_due_once(at: Ground) -> None:
         uids = [await ask(at, f"n{number}") for number in range(10)]
         await settled(at, dict.fromkeys(uids, (1, "retry")))
         at.clock.forward(61)
-        await services.relay.tidy()
+        await until(lambda: everything_left(services, at), "what was settled has left")
         async with at.process() as one, at.process() as two:
             await asyncio.gather(Sweeper(one).sweep(), Sweeper(two).sweep())
         await settled(at, dict.fromkeys(uids, (2, "done")))

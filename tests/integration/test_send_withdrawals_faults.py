@@ -271,7 +271,7 @@ async def cancel(connection: Connection, withdrawal: Withdrawal, at_commit: asyn
 
 async def comes(connection: Connection, query: str, *arguments: object) -> None:
     """Until the query has an answer that is true."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         while not await connection.fetchval(query, *arguments):
             await asyncio.sleep(0.01)
 

@@ -293,7 +293,7 @@ async def test_a_lost_connection_or_no_endpoint_at_all_only_puts_the_look_off(de
     mine = desk.connection.get_server_pid()
     killed = await administrator.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid NOT IN ($1, pg_backend_pid())",
+        " WHERE datname = current_database() AND pid NOT IN ($1, pg_backend_pid()) AND backend_type = 'client backend'",
         mine,
     )
     await administrator.close()

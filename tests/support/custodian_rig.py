@@ -39,7 +39,7 @@ from ledger.record import unpack
 from stablerail.dev.anvil import Node
 from stablerail.dev.usdc import Usdc
 from tests.support import withdrawals
-from tests.support.in_process import Ground, ground, running, until
+from tests.support.in_process import NEVER_S, Ground, ground, running, until
 from topics.catalog import TRANSFERS_NOTIFIED, WITHDRAWALS_ACCEPTED, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED
 from topics.envelope import headers_of, value_of
 from topics.money import SCALE
@@ -51,10 +51,6 @@ DEPTH = 1
 POLICY = CallPolicy(
     timeout_s=20, poll_s=0.05, rate_per_s=1_000, members_max=1, attempts_max=10**9, breaker_failures_max=10**9
 )
-
-
-NEVER_S = 10**8
-"""The tests move the time: what leaves just now is not to look abandoned."""
 
 
 @dataclass
@@ -89,7 +85,8 @@ class Rig:
         self, policy: CallPolicy = POLICY, *, polls: bool = True, abandoned_s: float = NEVER_S
     ) -> AsyncIterator[Services]:
         """A process of the movement, as far as this rail goes; leaving it is its end, whatever it was at. `abandoned_s`: of the
-        sweeper; without it nobody tells what a worker that died had committed and not told."""
+        sweeper; without it nobody tells what a worker that died had committed and not told: the tests move the time, and what
+        leaves just now is not to look abandoned."""
         async with AsyncExitStack() as stack:
             services = await stack.enter_async_context(self.at.process())
             reader = ChainReader([self.rpc], self.usdc.address.lower(), DEPTH)

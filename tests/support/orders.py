@@ -14,7 +14,7 @@ from agents.outcome import Stage
 from agents.sweeper import Sweeper
 from ledger.accounts import fiat_exposure, pending_investment, spendable
 from ledger.orders import Shards
-from tests.support.in_process import Ground, running, until
+from tests.support.in_process import NEVER_S, Ground, running, until
 from tests.support.withdrawals import balance
 from topics.catalog import (
     ORDERS_CANCELLED,
@@ -63,7 +63,8 @@ async def investing(at: Ground, *some: Stage[Any]) -> AsyncIterator[None]:
         services = await stack.enter_async_context(at.process())
         for stage in some or stages():
             await stack.enter_async_context(running(stage, services, at))
-        sweeper = asyncio.create_task(Sweeper(services, interval_s=0.02).work())
+        # the tests move the time: what leaves just now is not to look abandoned
+        sweeper = asyncio.create_task(Sweeper(services, interval_s=0.02, abandoned_s=NEVER_S).work())
         try:
             yield
         finally:

@@ -109,6 +109,8 @@ class _Checked(InFlight):
         for key, look in looks.items():
             ((_, _, unmined, wei, units),) = await connection.fetch(SUMMED, [key[0]], [key[1]], [look.block_number])
             summed = Sum(unmined, int(wei), int(units))
+            if key not in lanes:
+                continue  # nobody can hold its lock: another may have made it between the two statements
             assert all(one >= other for one, other in zip(found[key], summed, strict=True)), (key, found[key], summed)
             ahead = await connection.fetchval(
                 "SELECT EXISTS (SELECT FROM attempts WHERE (chain, signer) = ($1, $2) AND nonce >= $3"

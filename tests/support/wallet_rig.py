@@ -74,7 +74,7 @@ class Rig:
     ) -> AsyncIterator[Acting]:
         """The performers alone."""
         key, secret = SecretStr(TEST_API_KEY), SecretStr(TEST_ENTITY_SECRET)
-        async with CircleClient(self.circle.base_url, key, secret) as client:
+        async with CircleClient(self.circle.base_url, key, secret, timeout_s=POLICY.timeout_s) as client:
             circle = CircleWallets(client, "testnet", None, services.connect, services.clock)
             metrics = services.observer
             assert isinstance(metrics, Metrics)

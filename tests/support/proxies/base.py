@@ -21,7 +21,7 @@ from tests.support.proxies.hold import Dropped, Frame, Hold, Match, Where
 
 T = TypeVar("T")
 
-HAND_OVER_TIMEOUT_S = 10.0
+HAND_OVER_TIMEOUT_S = 60.0
 LOG_FRAMES_MAX = 100_000
 READ_BYTES_MAX = 65_536
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from tests.support.proxies.base import Proxy
 
+PATIENCE_S = 100.0
+"""What is held may come from a process that has yet to start, on a machine that others load."""
 Where = Literal["request", "reply"]
 Verdict = Literal["go", "go even if gone", "drop"]
 
@@ -66,14 +68,14 @@ class Hold:
     def is_hit(self) -> bool:
         return self._hit.done()
 
-    def wait_hit(self, timeout_s: float = 10.0) -> Frame:
+    def wait_hit(self, timeout_s: float = PATIENCE_S) -> Frame:
         """The frame that is being held. Of a reply: the whole of it has arrived from the server."""
         try:
             return self._hit.result(timeout_s)
         except TimeoutError:
             raise self._missed(timeout_s) from None
 
-    async def wait_hit_async(self, timeout_s: float = 10.0) -> Frame:
+    async def wait_hit_async(self, timeout_s: float = PATIENCE_S) -> Frame:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(self._hit), timeout_s)
         except TimeoutError:
