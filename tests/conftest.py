@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from stablerail.dev import processes
 from tests.support.accepting import close_what_a_closed_server_accepted
 from tests.support.memory import keep_files_in_memory
 from tests.support.parts import (
@@ -41,6 +42,15 @@ keep_files_in_memory()
 # The same examples in every run, however slow the machine: a run that failed fails again.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process of a run draws ports from a share of its own: what was drawn by one is free to the others until something listens."""
+    if (given := getattr(config, "workerinput", None)) is not None:
+        share = len(processes.PORTS) // given["workercount"]
+        first = int(given["workerid"].removeprefix("gw")) % given["workercount"] * share
+        processes.PORTS = processes.PORTS[first : first + share]
+
 
 _run = ExitStack()
 _shared_parts: list[Path] = []

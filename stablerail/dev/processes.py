@@ -21,13 +21,18 @@ GUARD = Path(__file__).with_name("guard.py")
 
 # Below the kernel's ephemeral range, so that no outgoing connection takes a port between the draw and the bind.
 PORTS = range(20_000, 32_000)
+_given: set[int] = set()
+"""By this process: whoever is to listen there may still be starting."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    """A TCP port of 127.0.0.1 that nothing listens on now, and that this process has given to nobody else."""
+    if len(_given) > len(PORTS) // 2:
+        _given.clear()
     for _ in range(200):
         port = random.choice(PORTS)  # noqa: S311
-        if port_is_free(port):
+        if port not in _given and port_is_free(port):
+            _given.add(port)
             return port
     raise PartFailed("no free TCP port between 20000 and 31999")
 

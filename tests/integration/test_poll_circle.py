@@ -103,7 +103,7 @@ async def town(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[
     async with (
         ground(database, kafka.bootstrap, topic_prefix, topics, [WEBHOOKS_DLQ]) as at,
         CircleSandbox(SandboxConfig(rsa_bits=2048, rate_limits=False)) as circle,
-        CircleClient(circle.base_url, SecretStr(TEST_API_KEY), SecretStr(TEST_ENTITY_SECRET), timeout_s=2) as client,
+        CircleClient(circle.base_url, SecretStr(TEST_API_KEY), SecretStr(TEST_ENTITY_SECRET), timeout_s=20) as client,
     ):
         wallet_set = await client.create_wallet_set(str(uuid4()), "customers")
         (wallet,) = await client.create_wallets(str(uuid4()), wallet_set, ["SOL-DEVNET"], [(ADA, ADA)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +11,11 @@ import pytest
 
 from stablerail.dev.kafka import Kafka
 from tests.support.transport_rig import PARTITIONS, Rig, rig
+
+LONG_S = 60
+"""A session that no stall of a busy machine outlasts: where nobody may take over, a rebalance would be a repeat."""
+GAPS_MAX = 8
+"""Of a second without anything new: some are the machine's."""
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ async def trickle(bench: Rig, count: int) -> None:
 
 async def test_every_record_is_processed_once_in_order_and_committed(bench: Rig) -> None:
     await bench.produce(2500)
-    worker = await bench.worker()
+    worker = await bench.worker(session_s=LONG_S)
     await bench.until_all_processed()
     await bench.produce(2500)
     await bench.until_all_processed()
@@ -37,18 +41,15 @@ async def test_every_record_is_processed_once_in_order_and_committed(bench: Rig)
     assert await bench.end(worker) == 0
 
 
-@pytest.mark.parametrize(("partition", "limit_s"), [(0, 10.0), (None, 60.0)], ids=["one_full", "all_full"])
-async def test_a_full_buffer_neither_loses_records_nor_waits_a_second(
-    bench: Rig, partition: int | None, limit_s: float
-) -> None:
+@pytest.mark.parametrize("partition", [0, None], ids=["one_full", "all_full"])
+async def test_a_full_buffer_neither_loses_records_nor_waits_a_second(bench: Rig, partition: int | None) -> None:
     await bench.produce(40_000, b"x" * 400, partition)
-    await bench.worker(buffer=4, delay_s=0.005)
-    await bench.until(lambda: bool(bench.lines("R")), "the first record")
-    started = time.monotonic()
+    await bench.worker(buffer=4, delay_s=0.005, session_s=LONG_S)
     await bench.until_all_processed()
     # 16 fetches of a megabyte, each more than the buffer takes: Faust alone sleeps a second after each. All partitions
     # together are four fetches, too few seconds to tell from a busy machine: there it is that nothing gets lost.
-    assert time.monotonic() - started < limit_s
+    gaps = bench.lines("G")
+    assert partition is None or len(gaps) < GAPS_MAX, gaps
     assert bench.repeats() == 0
 
 

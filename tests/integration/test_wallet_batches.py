@@ -15,6 +15,7 @@ from stablerail.metrics import Metrics
 from tests.support.in_process import SCHEMA, until
 from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.wallet_rig import CHAINS, Rig, wallet_rig, with_policy
+from topics.catalog import WALLETS_PROVISIONED
 
 PATH = "/v1/w3s/developer/wallets"
 MINUTE_S = 60.0
@@ -49,6 +50,7 @@ async def test_a_rush_of_customers_is_one_call_and_each_gets_their_own_wallets(r
     await queued(rig, 150)
     async with rig.at.process() as services, rig.performing(services):
         await rig.ended(Counter(completed=150), "all have wallets")
+        await until(lambda: rig.at.told(WALLETS_PROVISIONED), "it is told, and counted before")
         created = {chain: figure(services, "wallets_created_total", chain=chain) for chain in CHAINS}
         assert created == dict.fromkeys(CHAINS, 150)
         assert figure(services, "jobs_processed_total", status="success") == 150
@@ -128,7 +130,7 @@ async def test_five_attempts_without_an_answer_are_the_end_with_growing_pauses_a
             waits.append((job["next_attempt_at"] - job["updated_at"]).total_seconds() / MINUTE_S)
             rig.at.clock.forward(MINUTE_S * 1.15 * 2 ** (attempt - 1))
         await rig.ended(Counter(failed=2), "the jobs are failed")
-        await until(lambda: rig.letters(), "the dead letters")
+        await until(lambda: rig.letters(), "the dead letters, and what is counted before")
         assert figure(services, "jobs_processed_total", status="failed") == 2
         assert figure(services, "job_errors_total", error_type="partner_unavailable") == 2 * 5
         assert figure(services, "job_retries_total") == 2 * 4

@@ -11,8 +11,9 @@ from opentelemetry import trace
 from stablerail.dev.kafka import Kafka
 from stablerail.tracing import Exported
 from tests.support.collector import collector
+from tests.support.in_process import until
 from tests.support.wallet_rig import CHAINS, wallet_rig
-from topics.catalog import KYC_APPROVED
+from topics.catalog import KYC_APPROVED, WALLETS_PROVISIONED
 from topics.envelope import headers_of, value_of
 from topics.events import KycApproved
 
@@ -37,6 +38,7 @@ async def test_a_job_is_exported_in_the_trace_of_its_approval_with_its_chains_an
         await rig.at.send(KYC_APPROVED, b"kim", value_of(event), headers)
         async with rig.worker():
             await rig.ended(Counter(completed=1), "kim has wallets")
+            await until(lambda: rig.at.told(WALLETS_PROVISIONED), "it is told: the span ended before")
         await asyncio.to_thread(exported.close)
     spans = heard.of(TRACE)
     (job,) = [span for span in spans if span.name == "ProcessWalletProvisioningJob"]

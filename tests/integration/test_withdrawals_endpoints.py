@@ -148,6 +148,6 @@ async def test_a_bad_day_of_one_endpoint_holds_no_payment_up_and_of_all_fails_no
         await path.until_ended(len(paid))
         assert await path.paid() == paid
         ends = await settled(path.at, len(paid))
-        await assert_whole(path.at)
+    await assert_whole(path.at)
     assert {(end.outcome, end.code) for end in ends.values()} == {("completed", None)}
     assert await path.rows("SELECT count(*), max(nonce), max(n) FROM attempts") == [(len(paid), len(paid) - 1, 1)]

@@ -187,7 +187,7 @@ async def test_a_request_becomes_a_payment_or_its_money_comes_back(path: Payer) 
         await path.until_ended(5)
         ends = await settled(path.at, 5)
         assert await has(path.at, "bob") == (WHOLE, 0)
-        await assert_whole(path.at)
+    await assert_whole(path.at)
     assert {id: (end.outcome, end.code) for id, end in ends.items()} == {
         **{id: ("completed", None) for id, _ in asked},
         back: ("failed", "blacklisted"),
@@ -220,7 +220,7 @@ async def test_reorgs_that_drop_move_and_conflict_end_each_withdrawal_once(path:
             paid |= {to for _, to in trio[:2]}
             assert await path.paid() == dict.fromkeys(paid, 1)
         ends = await settled(path.at, len(wanted))
-        await assert_whole(path.at)
+    await assert_whole(path.at)
     assert {id: (end.outcome, end.code) for id, end in ends.items()} == wanted
     assert await path.rows("SELECT count(*), count(DISTINCT nonce), max(nonce) FROM attempts") == [(15, 15, 14)]
 

@@ -107,7 +107,7 @@ class Rig:
         await self.until(lambda: sum(map(len, self.processed().values())) >= count, f"{count} records processed")
         assert self.processed() == self.produced
         last = {partition: offsets[-1] + 1 for partition, offsets in self.produced.items()}
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while await self.check_commits() != last:
             assert time.monotonic() < deadline, f"committed {await self.committed()}, expected {last}\n{self.logs()}"
             await asyncio.sleep(0.05)

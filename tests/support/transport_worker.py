@@ -5,6 +5,7 @@
     A <pid> <partition> ...               what it is assigned now
     R <pid> <partition> <offset> <value>  a record it processed
     L <pid> <milliseconds>                time from produce to here, when "latency" is set
+    G <pid> <seconds>                     so long nothing came, after what came before: GAP_S or more
 
 and acknowledges a run after writing it. With "bug" set, a record of that value raises. Exit code 0 after SIGTERM, 70 after
 a crash.
@@ -30,6 +31,7 @@ from agents.transport import Run, ack, batched_topic, register
 
 EXIT_CRASHED = 70
 FAUST_STOP_S = 8.0
+GAP_S = 0.9
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Job:
     latency: bool = False
     table: bool = False
     buffer: int = 16
+    session_s: int = 3
+    """How long its heart may be silent before another takes over."""
 
 
 def build(job: Job, datadir: str) -> faust.App:
@@ -52,7 +56,7 @@ def build(job: Job, datadir: str) -> faust.App:
         broker=f"kafka://{broker}",
         broker_consumer=f"batched://{broker}",
         broker_producer=f"kafka://{broker}",
-        broker_session_timeout=3,
+        broker_session_timeout=job.session_s,
         broker_heartbeat_interval=0.5,
         broker_commit_interval=0.5,
         agent_supervisor=CrashingSupervisor,
@@ -71,8 +75,12 @@ def build(job: Job, datadir: str) -> faust.App:
     table = app.Table(f"{job.topic}-seen", default=int, partitions=4) if job.table else None
 
     async def stage(stream: Any) -> None:
+        last_s = time.monotonic()
         async for event in stream.noack().events():
             run: Run = event.value
+            gap_s = time.monotonic() - last_s
+            if gap_s >= GAP_S:
+                os.write(journal, f"G {pid} {gap_s:.1f}\n".encode())
             if job.bug and any(record.value == job.bug.encode() for record in run.records):
                 raise RuntimeError(f"a bug in the stage meets {job.bug}")
             await asyncio.sleep(job.delay_s)
@@ -84,6 +92,7 @@ def build(job: Job, datadir: str) -> faust.App:
                 lines = [f"R {pid} {run.partition} {r.offset} {(r.value or b'').decode()}" for r in run.records]
             os.write(journal, ("\n".join(lines) + "\n").encode())
             ack(app, event)
+            last_s = time.monotonic()
 
     async def assigned(app: faust.App, **_: Any) -> None:
         partitions = sorted(tp.partition for tp in app.consumer.assignment() if tp.topic == job.topic)
