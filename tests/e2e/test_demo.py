@@ -105,6 +105,17 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def worker_of(demo: Demo, movement: bytes) -> list[int]:
+    """The pid of a movement's worker, once there is one; not its guard's."""
+    found = []
+    for pid in descendants(demo.child.pid):
+        with suppress(OSError):  # it has ended meanwhile
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if {movement, b"worker"} <= {*words} and not any(word.endswith(b"guard.py") for word in words):
+                found.append(pid)
+    return found
+
+
 def still_running(before: dict[int, str]) -> set[int]:
     return {pid for pid, (_, started) in processes().items() if before.get(pid) == started}
 
@@ -127,8 +138,8 @@ def test_ctrl_c_ends_a_staying_demo_and_all_it_started(demos: tuple[Demo, Demo])
     # Kafka, PostgreSQL, anvil, two sandboxes, bridge, API, the workers, a guard each
     assert len(before) >= 2 * 11, stay.said()
     stay.child.send_signal(signal.SIGINT)
-    assert stay.child.wait(60) == 0, stay.said()
-    assert still_running(before) == set()
+    assert stay.child.wait(PATIENCE_S) == 0, stay.said()
+    stay.until(lambda: still_running(before) == set(), "the end of all it started")
     said = stay.said()
     assert "Traceback" not in said
     for promised in ("/docs", "/flow", "/metrics", "deposit.sh"):
@@ -139,16 +150,11 @@ def test_a_program_that_ends_by_itself_ends_the_demo_with_its_name_and_log(scrat
     demo = start(scratch / "demo-failed")
     try:
         demo.until(lambda: "a worker per movement" in demo.said(), "the start")
+        demo.until(lambda: bool(worker_of(demo, b"deposits")), "the worker")
         below = descendants(demo.child.pid)
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in below}
-        worker = next(
-            pid
-            for pid, words in commands.items()
-            if b"deposits" in words and b"worker" in words and not any(word.endswith(b"guard.py") for word in words)
-        )
-        os.kill(worker, signal.SIGKILL)
-        assert demo.child.wait(60) == 1, demo.said()
-        assert still_running(below) == set()
+        os.kill(worker_of(demo, b"deposits")[0], signal.SIGKILL)
+        assert demo.child.wait(PATIENCE_S) == 1, demo.said()
+        demo.until(lambda: still_running(below) == set(), "the end of all it started")
     finally:
         demo.child.stop(timeout_s=100)
     assert "deposits ended by itself with 137" in demo.said()
@@ -164,7 +170,7 @@ def test_a_machine_that_lacks_something_is_told_so_before_anything_starts(scratc
     command = ["/usr/bin/env", "--chdir", directory, sys.executable, "-m", "stablerail.cli", "demo", "--once"]
     child = Child(command, log=directory / "said", env={"PYTHONPATH": str(ROOT), "PATH": str(toolchain.postgres_bin)})
     try:
-        assert child.wait(60) == 1
+        assert child.wait(PATIENCE_S) == 1
     finally:
         child.stop()
     said = (directory / "said").read_text()

@@ -135,7 +135,7 @@ async def _overheard(story: Story, http: aiohttp.ClientSession, address: str) ->
         async with http.post(subscriptions, json=body, headers=authorization) as answer:
             subscription = (await answer.json())["data"]["id"]
         await story.inject(Chain.SOL, address, "7", "COMPLETE")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while True:
                 content, headers = await heard.get()
                 if address.encode() in content:

@@ -25,7 +25,7 @@ from agents.stage import Settled, settle
 from ledger.commit import claim_owners
 from ledger.migrate import upgrade
 from ledger.record import Message
-from tests.support.story import Story, message, report, until
+from tests.support.story import Sent, Story, message, report, until
 from topics.catalog import BUFFERS_LEVELS, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, DEPOSITS_PARKED
 from topics.envelope import headers_of
 from topics.events import Chain
@@ -59,12 +59,17 @@ async def test_a_deposit_told_by_webhook_three_times_by_scanner_and_by_an_outsid
         return {source for (source,) in await story.rows(query, address)} == {"circle", "scanner", "partner"}
 
     await until(all_reported, "three reporters")
-    notified = [event for _, event in await story.events(DEPOSITS_NOTIFIED) if event.get("to") == address]
-    assert Counter(event["source"] for event in notified) >= Counter({"circle": 4, "scanner": 1, "partner": 2})
+
+    async def all_told() -> bool:
+        notified = [event for _, event in await story.events(DEPOSITS_NOTIFIED) if event.get("to") == address]
+        return Counter(event["source"] for event in notified) >= Counter({"circle": 4, "scanner": 1, "partner": 2})
+
+    await until(all_told, "everybody tells of it, Circle twice over")
+    await story.settled(DEPOSITS_NOTIFIED, await _all_sent(story, address))
     assert await story.deposits(address) == [("finalized", 25_000_000, 0, 1)]
     assert await story.balance(user) == 25_000_000
-    assert await _told(story, DEPOSITS_CREDITED, user) == [25_000_000]
-    assert await _told(story, DEPOSITS_FINALIZED, user) == [25_000_000]
+    await _until_told(story, DEPOSITS_CREDITED, user, [25_000_000])
+    await _until_told(story, DEPOSITS_FINALIZED, user, [25_000_000])
 
 
 async def test_three_transfers_of_one_transaction_two_of_them_equal_are_three_credits(story: Story) -> None:
@@ -84,7 +89,7 @@ async def test_three_transfers_of_one_transaction_two_of_them_equal_are_three_cr
         ("finalized", NINE, 0, 1),
     ]
     assert await story.balance(user) == 2 * FIVE + NINE
-    assert sorted(await _told(story, DEPOSITS_CREDITED, user)) == [FIVE, FIVE, NINE]
+    await _until_told(story, DEPOSITS_CREDITED, user, [FIVE, FIVE, NINE])
 
 
 async def test_where_we_do_not_read_the_chain_completion_credits_equal_transfers_and_posts_the_mirror(
@@ -175,8 +180,28 @@ async def test_circles_native_coin_is_a_dead_letter_and_dust_is_kept_in_suspense
     assert await until(code, "the coin's dead letter") == "unsupported_token"
     await until(parked, "the dust in suspense")
     assert await story.balance(user) == 0
-    told = [event for _, event in await story.events(DEPOSITS_PARKED) if event["user_id"] == user]
-    assert [(event["amount"], event["reason"]) for event in told] == [("0.990000", "below_minimum")]
+
+    async def told() -> list[tuple[str, str]]:
+        events = [event for _, event in await story.events(DEPOSITS_PARKED) if event["user_id"] == user]
+        return [(event["amount"], event["reason"]) for event in events]
+
+    assert await until(told, "the news of it") == [("0.990000", "below_minimum")]
+
+
+async def _all_sent(story: Story, address: str) -> list[Sent]:
+    """Where everything stands that was said of the address."""
+    told = await story.events(DEPOSITS_NOTIFIED)
+    return [Sent(record.partition, record.offset) for record, event in told if event.get("to") == address]
+
+
+async def _until_told(story: Story, topic: Any, user: str, wanted: list[int]) -> None:
+    """A commit is told a moment after it can be seen."""
+
+    async def all_of_them() -> list[int]:
+        found = sorted(await _told(story, topic, user))
+        return found if len(found) >= len(wanted) else []
+
+    assert await until(all_of_them, f"{topic.name} of {user}") == wanted
 
 
 async def _told(story: Story, topic: Any, user: str) -> list[int]:
