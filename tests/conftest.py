@@ -44,16 +44,24 @@ settings.register_profile("suite", derandomize=True, deadline=None, suppress_hea
 settings.load_profile("suite")
 
 
+_run = ExitStack()
+_shared_parts: list[Path] = []
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Each process of a run draws ports from a share of its own: what was drawn by one is free to the others until something listens."""
-    if (given := getattr(config, "workerinput", None)) is not None:
+    """A run has a directory of its own, and each of its processes a share of the ports.
+
+    At the end of a run that keeps nothing pytest removes the directories of all runs of this user, also of those that go on. And a
+    port that was drawn by one process is free to the others until something listens.
+    """
+    given = getattr(config, "workerinput", None)
+    if given is None:
+        own = _run.enter_context(processes.scratch_directory("pytest-"))
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(own)
+    else:
         share = len(processes.PORTS) // given["workercount"]
         first = int(given["workerid"].removeprefix("gw")) % given["workercount"] * share
         processes.PORTS = processes.PORTS[first : first + share]
-
-
-_run = ExitStack()
-_shared_parts: list[Path] = []
 
 
 @pytest.hookimpl(optionalhook=True)
