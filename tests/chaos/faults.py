@@ -88,7 +88,7 @@ class Faults(ChainFaults):
                     await self.kinds[kind][1](fault)
             else:
                 await self.kinds[kind][1](fault)
-        except (aiohttp.ClientError, OSError, TimeoutError, RpcRefused, AssertionError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, RpcRefused, AssertionError, DevError) as error:
             fault.target += f" ({type(error).__name__})"
         finally:
             fault.until_s = time.time()
@@ -107,8 +107,8 @@ class Faults(ChainFaults):
             child.send_signal(signal.SIGCONT)
             if name in self.rig.down:
                 self.rig.restart(name)
-        await asyncio.to_thread(self.rig.postgres.start)
-        await asyncio.to_thread(self.rig.kafka.start)
+        for part in (self.rig.postgres, self.rig.kafka):
+            await _started(part)
         await self.rig.control("weather", {})
         await self.rig.control("deliveries", {"drop": 0, "duplicate": 0, "reorder": 0})
 
@@ -186,12 +186,7 @@ class Faults(ChainFaults):
         self._hits(fault, "the server")
         await asyncio.to_thread(self.rig.postgres.stop_immediately)
         await self._last(0.5, 5)
-        while True:
-            try:
-                await asyncio.to_thread(self.rig.postgres.start)
-                return
-            except DevError:
-                await asyncio.sleep(1)
+        await _started(self.rig.postgres)
 
     def _wire(self) -> Any:
         wire = self.random.choice(self.rig.wires)
@@ -240,3 +235,13 @@ class Faults(ChainFaults):
         self._hits(fault, f"circle {path}")
         body = {"path": path, "kind": "lost_reply", "method": "POST", "times": self.random.randrange(1, 4)}
         await self.rig.control("faults", body)
+
+
+async def _started(part: Any) -> None:
+    """One that was just killed may need more than one try."""
+    for _ in range(10):
+        with suppress(DevError):
+            await asyncio.to_thread(part.start)
+            return
+        await asyncio.sleep(1)
+    await asyncio.to_thread(part.start)

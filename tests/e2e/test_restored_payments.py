@@ -63,11 +63,13 @@ async def pay(rig: WithdrawalRig) -> None:
             return await rig.ended() == before + COMPLETED
 
         await rig.until(told, "the first are paid")
+    await rig.until(rig.heads_settled, "no head is left that could find the next ones mined")
     await rig.ask(MINED)
     await until_attempts("broadcast", MINED)
     await rig.anvil.mine()
     await rig.head()
     await until_attempts("mined", MINED)
+    await rig.until(rig.heads_settled, "nor this one")
     await rig.ask(MINED_UNSEEN)
     await until_attempts("broadcast", MINED_UNSEEN)
     await rig.anvil.mine()

@@ -31,6 +31,7 @@ from ledger.verify import verify
 from stablerail.dev.postgres import Postgres
 from stablerail.rebuild import alone_in
 from tests.support import ledger_rig
+from tests.support.in_process import until
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import AT, connect_to, owner
 
@@ -38,6 +39,10 @@ databases = ledger_rig.databases
 
 SCHEMA = "stablerail"
 STAGE, TOPIC = "credit", "test.moves"
+NOBODY_ELSE = (
+    "SELECT count(*) = 0 FROM pg_stat_activity"
+    " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
 PENDING = Account("ada", AccountType.PENDING_WITHDRAWAL)
 
 
@@ -201,6 +206,7 @@ async def test_a_rebuild_that_was_interrupted_anywhere_goes_on(
         with pytest.raises((Interrupted, asyncpg.PostgresError, ConnectionError)):
             async with alone_in(dsn, SCHEMA) as connection:
                 await rebuild(connection, until_cut(connection, count))
+        await until(lambda: ask(dsn, NOBODY_ELSE), "the server has ended the session, and its lock")
         applied.append(await ask(dsn, "SELECT count(DISTINCT digest) FROM audit"))
         check = await owner(dsn)
         assert not [result for result in await verify(check) if not result.holds and result.number != 9], (

@@ -66,6 +66,8 @@ STAGES = (
     "transfer_by_custodian",
     "settle_transfers",
 )
+WOKEN = ("sign_waiting", "track_confirmations", "raise_fees", "top_up_lanes")
+"""By a head."""
 PASSWORD = "correct horse battery staple"
 R = TypeVar("R", bound="WithdrawalRig")
 
@@ -97,6 +99,8 @@ class WithdrawalRig:
         self.asked: list[Asked] = []
         self.workers: list[Child] = []
         self.holds: list[Hold] = []
+        self.heads = 0
+        """That were told."""
         self.raises = False
         """Whether transactions are lost here, and sped up."""
         self.is_quiet = True
@@ -196,6 +200,14 @@ class WithdrawalRig:
             timestamp_s=int(block["timestamp"], 16),
         )  # fmt: skip
         await self._tell(event)
+        self.heads += 1
+
+    async def heads_settled(self) -> bool:
+        """Whether every head so far was settled by every stage that it wakes: none of them meets what is asked for next."""
+        settled = await self.database.fetch(
+            "SELECT stage, count(*) FROM inbox WHERE stage = ANY($1) GROUP BY stage", list(WOKEN)
+        )
+        return {stage for stage, count in settled if count >= self.heads} == set(WOKEN)
 
     async def _tell(self, event: Event) -> None:
         headers = headers_of(event.ce_type(), event_id=event.identity(), source="test", time=datetime.now(UTC))
@@ -206,9 +218,10 @@ class WithdrawalRig:
     @asynccontextmanager
     async def blocks(self) -> AsyncIterator[None]:
         """Blocks come while this lasts."""
+        ended = asyncio.Event()
 
         async def come() -> None:
-            while True:
+            while not ended.is_set():
                 await self.head()
                 await asyncio.sleep(BLOCK_S)
 
@@ -216,7 +229,7 @@ class WithdrawalRig:
         try:
             yield
         finally:
-            coming.cancel()
+            ended.set()
             await asyncio.gather(coming, return_exceptions=True)
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -251,6 +264,7 @@ class WithdrawalRig:
             await self.until(self._all_told, "every withdrawal is told as settled")
             await self.ask(1)  # the next is served, and its turns of the relay clear what has left
             await self.until(self._all_told, "the next withdrawal is told as settled")
+        await self.until(self.heads_settled, "every head is settled")
         await self.until(self.is_idle, "the journal has everything")
         told: dict[str, set[tuple[Any, ...]]] = {}
         for event in await self.told():
