@@ -7,6 +7,7 @@ for every stage (the files beside this one), and where the next owner finds what
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -213,7 +214,7 @@ async def test_a_worker_killed_where_lost_webhooks_are_asked_for_settles_each_on
     rig.circle.sandbox.deliveries.disorder.drop = 10**6
     if not rig.polls:
         rig.polls = True
-        rig.worker.stop(timeout_s=PATIENCE_S)
+        await asyncio.to_thread(rig.worker.stop, timeout_s=PATIENCE_S)  # Circle answers it in this loop
         rig.start_worker()
     first = armed(rig, point)
     await rig.ask_for(*point.kinds)
