@@ -64,14 +64,16 @@ JOURNALED = Found(committed=True, journaled=True)
 MARKED = Found(committed=True, journaled=True, marked=True)
 TOLD = Found(committed=True, journaled=True, marked=True, told=True)
 ACKED = Found(committed=True, journaled=True, marked=True, told=True, acked=True)
+UNMARKED = Found(committed=True, journaled=True, marked=False, told=True, acked=True)
+"""What is in the journal is told beside the mark."""
 
 COMMIT_REQUEST = Boundary("before the commit", "postgres", "request", commit, Found(), "COMMIT")
 COMMIT_REPLY = Boundary("committed, the reply lost", "postgres", "reply", commit, COMMITTED, "COMMIT")
 JOURNAL_REQUEST = Boundary("before the journal", "kafka", "request", journal, COMMITTED, "Produce")
 JOURNAL_REPLY = Boundary("journaled, the reply lost", "kafka", "reply", journal, JOURNALED, "Produce")
-MARK_REQUEST = Boundary("before the relay's mark", "postgres", "request", _mark, JOURNALED, "WITH")
-MARK_COMMIT_REQUEST = Boundary("before the mark's commit", "postgres", "request", _mark_commit, JOURNALED, "COMMIT")
-MARK_COMMIT_REPLY = Boundary("marked, the reply lost", "postgres", "reply", _mark_commit, MARKED, "COMMIT")
+MARK_REQUEST = Boundary("before the relay's mark", "postgres", "request", _mark, UNMARKED, "WITH")
+MARK_COMMIT_REQUEST = Boundary("before the mark's commit", "postgres", "request", _mark_commit, UNMARKED, "COMMIT")
+MARK_COMMIT_REPLY = Boundary("marked, the reply lost", "postgres", "reply", _mark_commit, ACKED, "COMMIT")
 EMIT_REQUEST = Boundary("before telling", "kafka", "request", _emit, MARKED, "Produce")
 EMIT_REPLY = Boundary("told, the reply lost", "kafka", "reply", _emit, TOLD, "Produce")
 ACK_REQUEST = Boundary("before the acknowledgement", "kafka", "request", _ack, TOLD, "OffsetCommit")
@@ -106,6 +108,11 @@ async def held_at(rig: CrashRig, boundary: Boundary) -> tuple[Hold, list[Sent], 
         await rig.until(second_batch, "another batch is in flight behind the held one")
     if boundary.kind != "OffsetCommit":
         await rig.time_to_acknowledge()
+
+    async def as_far_as_it_goes() -> bool:
+        return await rig.is_at(boundary.leaves, batch)
+
+    await rig.until(as_far_as_it_goes, f"{boundary} leaves what it must")
     return hold, batch, frame
 
 
@@ -197,6 +204,12 @@ async def test_a_worker_killed_while_it_finishes_what_another_left_loses_nothing
     rig.start_worker()
     await hold.wait_hit_async(PATIENCE_S)
     after = await rig.epochs()
+    if second.where == "request":
+
+        async def as_far_as_it_goes() -> bool:
+            return await rig.is_at(second.leaves, batch)
+
+        await rig.until(as_far_as_it_goes, f"{second} leaves what it must")
     rig.worker.kill()
     hold.release()
 

@@ -16,7 +16,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -191,6 +191,18 @@ class CrashRig:
     async def found(self, sent: Sequence[Sent]) -> Found:
         """How far these are; all of them must be equally far."""
         wanted = {each.tx_hash for each in sent}
+        steps = await self._steps(sent)
+        assert all(step in (set(), wanted) for step in steps), f"not one batch: {steps}"
+        return Found(*map(bool, steps))
+
+    async def is_at(self, found: Found, sent: Sequence[Sent]) -> bool:
+        """Whether all of them are just so far."""
+        wanted = {each.tx_hash for each in sent}
+        return await self._steps(sent) == [wanted if reached else set() for reached in astuple(found)]
+
+    async def _steps(self, sent: Sequence[Sent]) -> list[set[str]]:
+        """Those that have done each step of `Found`."""
+        wanted = {each.tx_hash for each in sent}
         committed = {hash_ for (hash_,) in await self.database.fetch("SELECT tx_hash FROM deposits")} & wanted
         left = await self.database.fetch("SELECT record FROM outbox WHERE NOT journaled")
         unmarked = _about(wanted, [message for (record,) in left for message in unpack(record).messages])
@@ -198,9 +210,7 @@ class CrashRig:
         told = {event.tx_hash for events in (await self.told()).values() for event in events} & wanted
         offsets = await self.acknowledged()
         acked = {each.tx_hash for each in sent if offsets.get(each.partition, 0) > each.offset}
-        steps = [committed, journaled, committed - unmarked, told, acked]
-        assert all(step in (set(), wanted) for step in steps), f"not one batch: {steps}"
-        return Found(*map(bool, steps))
+        return [committed, journaled, committed - unmarked, told, acked]
 
     async def committed(self, sent: Sequence[Sent]) -> int:
         """How many of these are in the database."""
