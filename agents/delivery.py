@@ -346,6 +346,7 @@ class Delivery:
                 self._log.critical("stage.fuse_blown", reason=str(error))
                 self._services.observer.fuse(self.stage.name, blown=True)
                 self._services.unready[self.stage.name] = f"fuse: {error}"
+                self._slots.release()  # nothing of it is committed: who ends the worker need not wait for it
                 await asyncio.Event().wait()  # consumes no more; an operator restarts the worker
             except Exception as error:
                 if len(part) > 1 and not self._services.stop.stopping:

@@ -255,6 +255,8 @@ async def test_a_fuse_stops_the_stage_before_it_commits(bench: Bench) -> None:
     assert worker.acked == [(0, 4)]
     assert await bench.outcomes() == ["rejected"] * 5
     assert not worker.services.stop.stopping
+    async with asyncio.timeout(100):
+        await worker.delivery.drained()  # a graceful stop has nothing to wait for
     assert worker.services.observer.registry.get_sample_value("stablerail_fuse_blown", {"stage": "test_stage"}) == 1  # type: ignore[attr-defined]
 
 

@@ -162,9 +162,7 @@ async def test_the_runbooks_day_of_a_blown_fuse(
 ) -> None:
     async with admin(kafka.bootstrap) as client:
         await create_missing(client, topic_prefix, 1)
-    # what is behind a blown fuse is not drained: an end waits for it as long as it may
-    limits = {"STABLERAIL_FUSE_RUN_EVENTS_MAX": "5", "STABLERAIL_WORKER_SHUTDOWN_TIMEOUT_S": "15"}
-    worker = start("deposits", **limits)
+    worker = start("deposits", STABLERAIL_FUSE_RUN_EVENTS_MAX="5")
     await worker.until_assigned()
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
     await producer.start()
