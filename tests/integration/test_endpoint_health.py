@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chain import heads
+from chain import heads, health
 from chain.endpoints import Hedged, hedged, ranked
 from chain.errors import RpcRateLimited, RpcTimeout, RpcUnavailable, WrongChainId
 from chain.fees import FeeHistory
@@ -123,6 +123,7 @@ async def test_a_head_that_stands_still_is_behind_and_one_that_runs_away_is_apar
     liar: LyingEndpoint, third: Rpc, honest: Rpc, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads, "GRACE_S", PATIENT_S)  # all three are waited for
+    monkeypatch.setattr(health, "SLOW_S", PATIENT_S)  # of two that are right, the one that is not slow is read
     other = Rpc(anvil.rpc_url, anvil.chain_id)
     stale = await anvil.rpc("eth_getBlockByNumber", "latest", False)
     liar.lies["eth_getBlockByNumber"] = lambda _params, _honest: stale

@@ -19,6 +19,7 @@ from ledger.accounts import buffer, spendable
 from ledger.book import post
 from ledger.posting import Transaction, credit, debit
 from ledger.verify import Result
+from stablerail import invariants
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.invariants import Invariants
@@ -56,7 +57,10 @@ class Looks:
         await until(seen, f"a look that finds {found}")
 
 
-async def test_one_worker_looks_and_the_next_one_goes_on_when_it_is_gone(at: Ground) -> None:
+async def test_one_worker_looks_and_the_next_one_goes_on_when_it_is_gone(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invariants, "PAUSE_RATIO", 0.0)  # after a look of seconds nobody would look for minutes
     async with at.process() as one, at.process() as other:
         first, second = Looks(at, one), Looks(at, other)
         leading = asyncio.create_task(first.invariants.work())

@@ -39,6 +39,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.topics_admin import admin, create_missing
 from stablerail.verify import verify_all
 from tests.support.deposit_rig import USDC, Shore, Till, now
+from tests.support.in_process import until
 from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to, owner, unguard
 from tests.support.payouts import DEPTH, Payouts, payouts
@@ -91,6 +92,7 @@ async def whole(postgres: Postgres, kafka: Kafka, scratch: Path, tools: Tools) -
             await journal(dsn, kafka.bootstrap, prefix)
             for one in opened:  # what is copied has nobody in it
                 await one.close()
+            await until(lambda: deserted(postgres.dsn, name), "the server has ended every session in it")
             settings = {
                 "kafka_bootstrap": kafka.bootstrap, "topic_prefix": prefix, "rpc_urls": {"MATIC": [desk.anvil.rpc_url]},
                 "usdc_contracts": {"MATIC": desk.usdc.address}, "chain_ids": {"MATIC": desk.anvil.chain_id},
@@ -99,6 +101,16 @@ async def whole(postgres: Postgres, kafka: Kafka, scratch: Path, tools: Tools) -
             yield Whole(postgres, name, settings)
     finally:
         end_database(postgres, name)
+
+
+async def deserted(server: str, name: str) -> bool:
+    """A session ends a moment after its connection, and no database is copied before."""
+    connection = await owner(server)
+    try:
+        query = "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
+        return bool(await connection.fetchval(query, name))
+    finally:
+        await connection.close()
 
 
 async def happen(desk: Payouts, dsn: str) -> None:

@@ -117,6 +117,7 @@ async def test_a_thousand_in_flight_on_four_lanes_are_each_paid_once_under_fault
         told: list[Message] = []
         process = desk.process()
         for _ in range(ROUNDS_MAX):  # before the first block
+            await answering(desk)
             told += messages(await desk.run(process, process.wait, await desk.newest()))
             if len(told) == len(asked):
                 break

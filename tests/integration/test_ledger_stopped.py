@@ -45,9 +45,8 @@ async def test_a_server_stopped_at_once_keeps_what_was_acknowledged_and_nothing_
         for n in range(WRITERS)
     ]
 
-    async def write(number: int) -> None:
+    async def write(number: int, connection: Connection) -> None:
         """Until the server is gone. What got no answer is asked again by the next connection."""
-        connection: Connection = await connect_to(server.dsn)()
         while True:
             wishes = [writers[number].next() for _ in range(8)]
             requests: list[Request] = [Atomic((wishes[0], wishes[1])), *wishes[2:]]
@@ -69,7 +68,8 @@ async def test_a_server_stopped_at_once_keeps_what_was_acknowledged_and_nothing_
         return True
 
     for stop in range(1, STOPS + 1):
-        tasks = [asyncio.create_task(write(number)) for number in range(WRITERS)]
+        connections = [await connect_to(server.dsn)() for _ in range(WRITERS)]  # each before the server is gone
+        tasks = [asyncio.create_task(write(number, each)) for number, each in enumerate(connections)]
         wanted = stop * WRITERS * BATCHES_BEFORE_STOP
         await until(lambda wanted=wanted: answers >= wanted, "enough batches")
         await asyncio.to_thread(server.stop_immediately)
