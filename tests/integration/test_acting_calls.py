@@ -126,6 +126,7 @@ async def test_a_reply_that_lacks_a_chain_is_no_failure_and_asked_for_again(
     async with at.process() as services, performing(services, partner):
         await until(lambda: has_error(at, "wallet_missing"), "the first reply is judged")
         assert await at.observer.fetchval("SELECT count(*) FROM wallets") == 0
+        await until(lambda: journaled(at), "the journal has it, a moment after its commit")
         async with empty_database(at.dsn) as empty:
             await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
             assert await differences(at.dsn, empty) == {}
@@ -136,23 +137,27 @@ async def test_a_reply_that_lacks_a_chain_is_no_failure_and_asked_for_again(
     await check(at, partner)
 
 
+async def journaled(at: Ground) -> bool:
+    return bool(await at.observer.fetchval("SELECT count(*) = 0 FROM outbox WHERE NOT journaled"))
+
+
 async def has_error(at: Ground, error: str) -> bool:
     row = await lease(at)
     return row is not None and row[2] == error
 
 
 async def test_a_partner_that_says_when_is_not_asked_before(at: Ground) -> None:
-    partner = Partner(RateLimited(retry_after_s=120.0), BOTH)
+    partner = Partner(RateLimited(retry_after_s=1_200.0), BOTH)
     await intend(at)
     async with at.process() as services, performing(services, partner):
         await until(lambda: has_error(at, "partner_rate_limited"), "the refusal is noted")
         due, attempts, _ = await lease(at)
-        assert (due - at.clock()).total_seconds() > 110
+        assert (due - at.clock()).total_seconds() > 1_100
         assert attempts == 1
-        at.clock.forward(100)
+        at.clock.forward(1_000)  # minutes are left: no stall of ours makes it due
         await asyncio.sleep(4 * POLICY.poll_s)
         assert len(partner.heard) == 1
-        at.clock.forward(30)
+        at.clock.forward(330)
         await until(lambda: concluded(at), "the conclusion")
         await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
     await check(at, partner)

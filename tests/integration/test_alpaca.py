@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import asyncpg
 import httpx
 import pytest
@@ -44,6 +45,13 @@ async def alpaca() -> AsyncIterator[AlpacaSandbox]:
 
 def client_of(alpaca: AlpacaSandbox, secret: str = TEST_SECRET, timeout_s: float = 100.0) -> AlpacaClient:
     return AlpacaClient(alpaca.base_url, TEST_KEY_ID, SecretStr(secret), timeout_s)
+
+
+async def hasten(client: AlpacaClient) -> None:
+    """It is connected, and waits for no answer from here on: without a connection nothing would be unknown."""
+    await client.positions(BOB)
+    assert client._session is not None
+    client._session._timeout = aiohttp.ClientTimeout(total=0.1)
 
 
 async def test_alpacas_own_sdk_reads_the_sandbox(alpaca: AlpacaSandbox) -> None:
@@ -92,7 +100,8 @@ async def test_positions_are_read_as_they_are_written_and_each_failure_has_its_n
             await stranger.positions(ADA)
     assert refused.value.status == 401
     assert "another secret" not in repr(refused.value)
-    async with client_of(alpaca, timeout_s=0.1) as hasty:
+    async with client_of(alpaca) as hasty:
+        await hasten(hasty)
         alpaca.state.faults[:] = [0]
         with pytest.raises(Unknown):
             await hasty.positions(ADA)
@@ -195,7 +204,8 @@ async def test_whatever_the_broker_does_the_rest_of_the_view_is_told_with_the_ga
             gaps[name] = answer.json()
     async with view_of(dsn, None) as view:
         gaps["not_configured"] = (await view(alpaca_account_id=ADA)).json()
-    async with client_of(alpaca, timeout_s=0.1) as hasty, view_of(dsn, hasty) as view:
+    async with client_of(alpaca) as hasty, view_of(dsn, hasty) as view:
+        await hasten(hasty)
         alpaca.state.faults[:] = [0]
         gaps["partner_outcome_unknown"] = (await view(alpaca_account_id=ADA)).json()
     for name, found in gaps.items():

@@ -43,7 +43,7 @@ async def endpoint(anvil: Anvil, usdc: Usdc) -> AsyncIterator[LyingEndpoint]:
 
 @pytest.fixture
 async def rpc(endpoint: LyingEndpoint, anvil: Anvil) -> AsyncIterator[Rpc]:
-    async with Rpc(f"{endpoint.url}/v3/{KEY}", anvil.chain_id, timeout_s=5) as client:
+    async with Rpc(f"{endpoint.url}/v3/{KEY}", anvil.chain_id, timeout_s=100) as client:
         yield client
 
 

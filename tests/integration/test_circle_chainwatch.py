@@ -40,7 +40,7 @@ async def wallet_of(base_url: str) -> CircleWallet:
         return (await client.create_wallets(str(uuid4()), wallet_set, ["MATIC-AMOY"], [("alice", "user_1")]))[0]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 100) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -134,11 +134,11 @@ async def test_the_sandbox_runs_as_a_process_of_its_own(anvil: Anvil, usdc: Usdc
     child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env={**os.environ})
     try:
         assert child.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             base_url = json.loads(await child.stdout.readline())["base_url"]
         wallet = await wallet_of(base_url)
         tx_hash = await usdc.transfer(wallet.address, 1_000_000)
-        async with aiohttp.ClientSession() as http, asyncio.timeout(15):
+        async with aiohttp.ClientSession() as http, asyncio.timeout(100):
             found: list[str] = []
             while found != [tx_hash]:
                 await asyncio.sleep(0.05)
@@ -146,7 +146,7 @@ async def test_the_sandbox_runs_as_a_process_of_its_own(anvil: Anvil, usdc: Usdc
                     made = (await reply.json())["transactions"]
                 found = [t["txHash"] for t in made if t["state"] == "COMPLETE"]
         child.terminate()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(100):
             assert await child.wait() == 0
     finally:
         if child.returncode is None:

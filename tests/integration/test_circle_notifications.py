@@ -74,7 +74,7 @@ class Setup:
         return transaction
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 100) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -108,7 +108,10 @@ async def subscribe(http: aiohttp.ClientSession, base_url: str, endpoint: str) -
 
 @pytest.fixture
 async def setup() -> AsyncIterator[Setup]:
-    async with running(SandboxConfig(rsa_bits=2048, rate_limits=False, retry_delays_s=(0.02,) * 10)) as made:
+    config = SandboxConfig(  # an attempt that a busy machine cuts off would be one more, and would come later
+        rsa_bits=2048, rate_limits=False, retry_delays_s=(0.02,) * 10, delivery_timeout_s=100
+    )
+    async with running(config) as made:
         yield made
 
 

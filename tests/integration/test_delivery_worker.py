@@ -21,6 +21,7 @@ from tests.support.ledger_rig import (
     MOVES,
     POOL,
     STAGE,
+    WAIT_S,
     Bench,
     Worker,
     assert_holds,
@@ -43,11 +44,10 @@ async def commits(bench: Bench) -> int:
 
 
 async def until_rows(bench: Bench, query: str, wanted: int) -> None:
-    for _ in range(3_000):
-        if await bench.connection.fetchval(query) == wanted:
-            return
+    deadline = asyncio.get_running_loop().time() + WAIT_S
+    while await bench.connection.fetchval(query) != wanted:
+        assert asyncio.get_running_loop().time() < deadline, f"{query} is not {wanted}"
         await asyncio.sleep(0.01)
-    raise AssertionError(f"{query} is not {wanted}")
 
 
 def told(bench: Bench) -> list[str]:
@@ -404,16 +404,18 @@ async def test_a_fenced_worker_writes_nothing_acknowledges_nothing_and_stops(ben
 
 
 async def test_a_fenced_worker_that_is_assigned_again_goes_on(bench: Bench) -> None:
-    worker = await bench.start(fenced_s_max=1.0)
+    worker = await bench.start()
     await worker.feed(record(0))
     await worker.until_acked((0, 0))
     await own(bench.connection)
     await worker.feed(record(1))
     await until(lambda: worker.delivery._fenced is not None, "the fence")
+    stops = worker.delivery._fenced
     worker.delivery.assigned({(MOVES.name, 0)})
+    assert stops is not None
+    assert stops.cancelled(), "what would stop the process, had no assignment come"
     await worker.feed(record(1))
     await worker.until_acked((0, 1))
-    await asyncio.sleep(1.2)
     assert not worker.services.stop.stopping
     assert worker.acked == [(0, 0), (0, 1)]
 

@@ -189,7 +189,7 @@ async def _until_waiting(dsn: str) -> None:
     looker = await owner(dsn)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while not await looker.fetchval(waiting):
                 await asyncio.sleep(0.01)
     finally:

@@ -44,7 +44,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 100) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -68,7 +68,7 @@ async def produce(bootstrap: str, topic: str, *values: bytes) -> None:
 
 async def consume(bootstrap: str, topic: str, count: int) -> list[bytes]:
     options = {"auto_offset_reset": "earliest", "fetch_max_bytes": 2 * TEN_MB, "max_partition_fetch_bytes": 2 * TEN_MB}
-    async with AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, **options) as consumer, asyncio.timeout(30):
+    async with AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, **options) as consumer, asyncio.timeout(100):
         return [(await consumer.getone()).value for _ in range(count)]
 
 
@@ -160,7 +160,7 @@ async def test_the_chain_mines_on_request_and_on_a_timer(scratch: Path, tools: T
     with Anvil(scratch / "anvil-timed", tools, chain_id=137, block_time_s=0.2) as chain:
         assert int(await chain.rpc("eth_chainId"), 16) == 137
         head = await chain.mine(12)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(100):
             while int(await chain.rpc("eth_blockNumber"), 16) < head + 2:
                 await asyncio.sleep(0.05)
 
@@ -171,7 +171,7 @@ def test_a_child_started_by_a_thread_outlives_the_thread(scratch: Path) -> None:
     thread.start()
     thread.join()
     assert is_alive(children[0].pid)
-    assert children[0].stop() == 128 + signal.SIGTERM
+    assert children[0].stop(timeout_s=100) == 128 + signal.SIGTERM
     assert not is_alive(children[0].pid)
 
 
@@ -184,7 +184,7 @@ def test_a_child_that_will_not_hear_is_killed(scratch: Path) -> None:
 
 def test_a_program_that_does_not_exist_is_named_in_the_log(scratch: Path) -> None:
     child = Child(["/no/such/program"], log=scratch / "absent.log")
-    assert child.wait(5) == 127
+    assert child.wait(100) == 127
     assert "cannot run /no/such/program" in (scratch / "absent.log").read_text()
 
 
@@ -245,8 +245,8 @@ def test_up_prints_its_settings_and_down_stops_it_from_another_process(scratch: 
         assert "parts already run in" in again.stderr
         pids = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _names(pid, directory)]
         assert len(pids) >= 3
-        dev_down(directory)
-        assert up.wait(10) == 0
+        dev_down(directory, timeout_s=100)
+        assert up.wait(100) == 0
     wait_until(lambda: not any(map(is_alive, pids)))
     with pytest.raises(NotRunning):
         dev_down(directory)
