@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agents.withdrawals import settle_transfers
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault
 from connectors.circle.sandbox.state import Plan
@@ -55,7 +56,11 @@ def show(rig: Rig, run: Callable[..., Result], clean: None, monkeypatch: pytest.
     return show
 
 
-async def test_a_person_sees_what_circle_was_asked_told_and_says_now_and_what_comes_next(rig: Rig, show: Show) -> None:
+async def test_a_person_sees_what_circle_was_asked_told_and_says_now_and_what_comes_next(
+    rig: Rig, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NOT_FINAL_S", "NOT_FINAL_S_MAX"):  # the next look comes after the last page that shows this one
+        monkeypatch.setattr(settle_transfers, name, 3_600.0)
     to = {name: new_address() for name in ("paid", "denied", "silent", "nowhere")}
     rig.circle.sandbox.gate.faults.append(Fault(PATH, "status", status=503, times=1))
     async with rig.worker(replace(POLICY, retry_first_s=3_600, retry_max_s=3_600)):
