@@ -1,4 +1,4 @@
-"""Looking at the database again and again, on a connection of one's own that may be lost."""
+"""Looking at the database again and again, on a connection of one's own that may be lost; waiting for what a process needs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ from ledger.rows import Connection
 
 _log = structlog.get_logger()
 _AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+START_WAIT_S_MAX: Final = 5.0
+
+
+async def until_up(
+    reach: Callable[[], Awaitable[None]], waits: str, away: tuple[type[Exception], ...] = TRANSIENT
+) -> None:
+    """Returns when `reach` has: what a process needs may start after it. `waits`: the log's word while one of `away` comes; whatever
+    else comes is raised."""
+    wait_s = 0.2
+    while True:
+        try:
+            return await reach()
+        except away as error:
+            _log.warning(waits, error=type(error).__name__)
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 2, START_WAIT_S_MAX)
 
 
 async def look_again_and_again(

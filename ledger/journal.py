@@ -196,9 +196,10 @@ class Relay:
 
     async def _mark(self, connection: Connection, seqs: Sequence[int], gone: Sequence[int]) -> None:
         try:
-            if seqs or gone:
-                await connection.execute(_sql.mark, seqs, gone)
-            await connection.execute("COMMIT")
+            with lost_not_cancelled():
+                if seqs or gone:
+                    await connection.execute(_sql.mark, seqs, gone)
+                await connection.execute("COMMIT")
         except BaseException:
             connection.terminate()
             raise
@@ -206,9 +207,14 @@ class Relay:
 
     async def _settled(self) -> None:
         """When the turn before has marked what it published, or failed to, which is raised."""
-        marking, self._marking = self._marking, None
-        if marking is not None:
-            await marking
+        marking = self._marking
+        if marking is None:
+            return
+        try:
+            await asyncio.shield(marking)  # others wait for it too: it does not end with whoever is cancelled
+        finally:
+            if marking.done():
+                self._marking = None
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():

@@ -7,6 +7,7 @@ import gc
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import asyncpg
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from agents.crash import EXIT_BUG
+from agents.looking import until_up
 from connectors.alpaca.client import AlpacaClient
 from connectors.circle import mint_webhooks
 from connectors.circle.client import CircleClient
@@ -31,7 +33,6 @@ from connectors.webhooks.guard import guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
-from ledger.commit import TRANSIENT
 from ledger.errors import RoleRefused
 from ledger.shadow import mirrored
 from stablerail import shadow
@@ -44,7 +45,6 @@ from stablerail.wiring import opener
 
 CONNECTIONS_MAX = 500
 """Of the API."""
-START_WAIT_S_MAX = 5.0
 _log = structlog.get_logger()
 
 
@@ -186,18 +186,10 @@ def alpaca_client(settings: Settings) -> AlpacaClient | None:
     )
 
 
-async def until_up(settings: Settings) -> None:
-    """Waits for PostgreSQL, as a worker does: the API may start before it. Raises RoleRefused."""
-    wait_s = 0.2
-    while True:
-        try:
-            connection = await opener(settings, None)()
-            await connection.close()
-            return
-        except TRANSIENT as error:
-            _log.warning("api.waits", error=type(error).__name__)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, START_WAIT_S_MAX)
+async def reach(settings: Settings) -> None:
+    """PostgreSQL, as the API's role. Raises RoleRefused."""
+    connection = await opener(settings, None)()
+    await connection.close()
 
 
 def run_api(settings: Settings) -> None:
@@ -205,7 +197,7 @@ def run_api(settings: Settings) -> None:
     import uvloop
 
     async def main() -> None:
-        await until_up(settings)
+        await until_up(partial(reach, settings), "api.waits")
         app = api_app(settings, Metrics())
         await _server(app, settings.api_host, settings.api_port, settings).serve()
 

@@ -26,6 +26,7 @@ from opentelemetry import trace
 
 from agents.crash import EXIT_BUG, Stop, Watchdog, exit_now
 from agents.delivery import Delivered, Delivery
+from agents.looking import until_up
 from agents.services import Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
@@ -43,7 +44,6 @@ from topics.catalog import Topic
 
 _log = structlog.get_logger()
 
-START_WAIT_S_MAX = 5.0
 FAUST_STOP_S = 8.0
 """For Faust to leave its group and commit once our part is done."""
 
@@ -84,7 +84,7 @@ class _Worker:
     async def run(self) -> NoReturn:
         settings = self._settings
         shared = services(settings, self._metrics, Stop(), self._spans)
-        await _until_up(shared)
+        await until_up(partial(_reach, shared), "worker.waits", (KafkaError, *TRANSIENT))
         await _beside(settings)
         movement = await build(self._name, settings, shared, self._metrics)
         app = faust_app(self._name, settings, self._port)
@@ -236,18 +236,13 @@ async def _beside(settings: Settings) -> None:
         await connection.close()
 
 
-async def _until_up(shared: Services) -> None:
-    """Waits for Kafka and PostgreSQL: a worker may start before them. Raises ACopy and DatabaseBehind."""
-    wait_s = 0.2
-    while True:
-        try:
-            await shared.emitter.start()
-            connection = await shared.connect()
-            await connection.close()
-            await shared.relay.check()
-            return
-        except (KafkaError, *TRANSIENT) as error:
-            _log.warning("worker.waits", error=type(error).__name__)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, START_WAIT_S_MAX)
-            await shared.emitter.stop()
+async def _reach(shared: Services) -> None:
+    """Kafka and PostgreSQL. Raises ACopy and DatabaseBehind."""
+    try:
+        await shared.emitter.start()
+        connection = await shared.connect()
+        await connection.close()
+        await shared.relay.check()
+    except BaseException:
+        await shared.emitter.stop()
+        raise

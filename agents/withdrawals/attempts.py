@@ -11,7 +11,6 @@ from ledger.rows import Connection
 from ledger.sql import load as load_sql
 
 _sql = load_sql("agents.withdrawals", "tracking.sql")
-_sending = load_sql("agents.withdrawals", "sending.sql")
 
 
 async def lock_nonces(
@@ -47,15 +46,14 @@ async def lock_lanes(connection: Connection, keys: Collection[tuple[str, str]]) 
 
 async def read_attempts(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Attempt]:
     """By (chain, hash); not locked."""
-    rows = await connection.fetch(_sql.attempts_by_hash, *_columns(sorted(keys))) if keys else []
-    return {(attempt.chain, attempt.tx_hash): attempt for attempt in map(_attempt, rows)}
+    return (await read_to_send(connection, keys))[0]
 
 
 async def read_to_send(
     connection: Connection, keys: Collection[tuple[str, str]]
 ) -> tuple[dict[tuple[str, str], Attempt], set[tuple[str, str]]]:
     """As `read_attempts`, and those of them whose lane was restored and sends nothing."""
-    rows = await connection.fetch(_sending.to_send, *_columns(sorted(keys))) if keys else []
+    rows = await connection.fetch(_sql.attempts_by_hash, *_columns(sorted(keys))) if keys else []
     found = [(_attempt(row), held) for *row, held in rows]
     attempts = {(attempt.chain, attempt.tx_hash): attempt for attempt, _ in found}
     return attempts, {(attempt.chain, attempt.tx_hash) for attempt, held in found if held}

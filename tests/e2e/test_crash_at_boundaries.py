@@ -108,11 +108,7 @@ async def held_at(rig: CrashRig, boundary: Boundary) -> tuple[Hold, list[Sent], 
         await rig.until(second_batch, "another batch is in flight behind the held one")
     if boundary.kind != "OffsetCommit":
         await rig.time_to_acknowledge()
-
-    async def as_far_as_it_goes() -> bool:
-        return await rig.is_at(boundary.leaves, batch)
-
-    await rig.until(as_far_as_it_goes, f"{boundary} leaves what it must")
+    await rig.until_at(boundary.leaves, batch, f"{boundary} leaves what it must")
     return hold, batch, frame
 
 
@@ -205,11 +201,7 @@ async def test_a_worker_killed_while_it_finishes_what_another_left_loses_nothing
     await hold.wait_hit_async(PATIENCE_S)
     after = await rig.epochs()
     if second.where == "request":
-
-        async def as_far_as_it_goes() -> bool:
-            return await rig.is_at(second.leaves, batch)
-
-        await rig.until(as_far_as_it_goes, f"{second} leaves what it must")
+        await rig.until_at(second.leaves, batch, f"{second} leaves what it must")
     rig.worker.kill()
     hold.release()
 

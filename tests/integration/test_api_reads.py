@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agents.deposits.deposit import transaction_ids
+from agents.looking import until_up
 from ledger.accounts import Account, buffer, spendable
 from ledger.migrate import upgrade
 from ledger.posting import Balance, Marks
@@ -457,7 +459,7 @@ async def test_the_api_may_start_before_its_database(postgres: Postgres, migrate
         proxy.refuse(True)
         url = dsn.replace(f"{server.hostname}:{server.port}", proxy.address)
         settings = load_settings(env_file=None, database_url=url)
-        up = asyncio.create_task(servers.until_up(settings))
+        up = asyncio.create_task(until_up(partial(servers.reach, settings), "api.waits"))
         async with asyncio.timeout(60):
             while not logs:
                 await asyncio.sleep(0.01)

@@ -268,6 +268,29 @@ async def test_whoever_wants_it_marked_waits_also_where_another_call_published_i
     await relay.close()
 
 
+async def test_who_is_cancelled_while_it_is_marked_takes_the_mark_from_nobody(dsn: str, connection: Connection) -> None:
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    sealed = await commit(connection)
+    records = [(sealed.seq, sealed.record)]
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    holding, watching = await owner(dsn), await owner(dsn)
+    async with asyncio.timeout(100), holding.transaction():
+        await holding.fetch("SELECT FROM outbox FOR UPDATE")
+        cancelled = asyncio.create_task(relay.journal(records))
+        other = asyncio.create_task(relay.journal(records))
+        while not await watching.fetchval(waits):
+            await asyncio.sleep(0.01)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+    await other
+    assert broker.seqs() == [sealed.seq]
+    assert await left(connection) == [(sealed.seq, True)]
+    await relay.close()
+    await holding.close()
+    await watching.close()
+
+
 async def test_a_lost_mark_repeats_a_record_and_loses_none(dsn: str, connection: Connection) -> None:
     broker = Broker()
     relay = relay_of(dsn, broker)

@@ -195,10 +195,15 @@ class CrashRig:
         assert all(step in (set(), wanted) for step in steps), f"not one batch: {steps}"
         return Found(*map(bool, steps))
 
-    async def is_at(self, found: Found, sent: Sequence[Sent]) -> bool:
-        """Whether all of them are just so far."""
+    async def until_at(self, found: Found, sent: Sequence[Sent], what: str) -> None:
+        """Until all of them are just so far."""
         wanted = {each.tx_hash for each in sent}
-        return await self._steps(sent) == [wanted if reached else set() for reached in astuple(found)]
+        steps = [wanted if reached else set() for reached in astuple(found)]
+
+        async def there() -> bool:
+            return await self._steps(sent) == steps
+
+        await self.until(there, what)
 
     async def _steps(self, sent: Sequence[Sent]) -> list[set[str]]:
         """Those that have done each step of `Found`."""
