@@ -1,7 +1,9 @@
-"""What tests/support/accepting.py mends: whenever a server is closed, no connection that it accepted stays open."""
+"""What tests/support/accepting.py mends: whenever a server is closed or its loop ends, no connection that it accepted stays open."""
 
 import asyncio
 import gc
+import socket
+from contextlib import suppress
 
 import pytest
 
@@ -29,3 +31,25 @@ async def test_a_connection_accepted_as_its_server_closes_is_closed(turns: int) 
             writer.close()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_accepted_as_its_loop_ends_is_closed(turns: int) -> None:
+    loop = asyncio.SelectorEventLoop()
+    server = loop.run_until_complete(asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0))
+    with socket.create_connection(server.sockets[0].getsockname(), timeout=10) as client:
+        for _ in range(turns):
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        gc.disable()  # which would close it in the end
+        try:
+            server.close()
+            if cancelled := asyncio.all_tasks(loop):
+                for task in cancelled:
+                    task.cancel()
+                loop.run_until_complete(asyncio.wait(cancelled))
+            loop.close()
+            with suppress(ConnectionError):
+                assert client.recv(1) == b""
+        finally:
+            gc.enable()

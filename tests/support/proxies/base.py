@@ -142,6 +142,8 @@ class Proxy(ABC):
 
     async def _shut(self) -> None:
         await self._refuse()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:  # connections accepted just before
+            await asyncio.wait(others)
         for writer in list(self._writers):
             writer.transport.abort()
         await asyncio.sleep(0)  # one turn of the loop, in which the aborted transports close their sockets
