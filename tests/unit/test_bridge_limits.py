@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
 
 import pytest
 import structlog
@@ -17,9 +17,11 @@ from connectors.webhooks import guard
 from connectors.webhooks.guard import GuardedProtocol, guarded
 from connectors.webhooks.limits import LINE_S, LargeBodies, Refusals
 from connectors.webhooks.problems import Problem
-from stablerail.dev.processes import free_port
+from tests.support.ledger_rig import until
 
 GET = b"GET / HTTP/1.1\r\nHost: b\r\n\r\n"
+NEVER_S = 100_000.0
+"""For a limit that is not what the test is about: a machine that stands still must not reach it."""
 
 
 def test_large_bodies_have_so_many_places_and_give_them_back() -> None:
@@ -61,8 +63,8 @@ class Served:
     def __init__(self, protocol: type[GuardedProtocol]) -> None:
         self.answering = asyncio.Event()
         self.requests = 0
-        self.port = free_port()
         self.protocol = protocol
+        self.socket = socket.create_server(("127.0.0.1", 0))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
@@ -71,7 +73,7 @@ class Served:
         await send({"type": "http.response.body", "body": b""})
 
     async def connect(self, stack: AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection(*self.socket.getsockname())
         stack.callback(writer.close)
         return reader, writer
 
@@ -79,16 +81,11 @@ class Served:
 @asynccontextmanager
 async def served(protocol: type[GuardedProtocol]) -> AsyncIterator[Served]:
     app = Served(protocol)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=app.port, http=protocol, ws="none", lifespan="off", log_level="critical",
-        timeout_graceful_shutdown=1,
-    )  # fmt: skip
+    config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_level="critical")
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve([app.socket]))
     try:
-        while not server.started:
-            assert not serving.done()
-            await asyncio.sleep(0.01)
+        await until(lambda: server.started or serving.done(), "the start")
         yield app
     finally:
         app.answering.set()
@@ -96,14 +93,8 @@ async def served(protocol: type[GuardedProtocol]) -> AsyncIterator[Served]:
         await serving
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_new_connection_is_refused_only_when_every_other_is_being_answered() -> None:
-    protocol = guarded(2)
+    protocol = guarded(2, head_s=NEVER_S)
     protocol.hard_max = 2
     async with served(protocol) as app, AsyncExitStack() as stack:
         busy = [await app.connect(stack) for _ in range(2)]
@@ -123,7 +114,7 @@ async def test_a_new_connection_is_refused_only_when_every_other_is_being_answer
 
 async def test_who_has_said_least_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "GRACE_S", 0.0)
-    async with served(guarded(2)) as app, AsyncExitStack() as stack:
+    async with served(guarded(2, head_s=NEVER_S)) as app, AsyncExitStack() as stack:
         oldest, _ = await app.connect(stack)
         second, writer = await app.connect(stack)
         writer.write(GET)
@@ -137,8 +128,9 @@ async def test_who_has_said_least_for_longest_makes_room(monkeypatch: pytest.Mon
         await until(lambda: app.requests == 2)
 
 
-async def test_within_its_grace_nobody_makes_room_for_another() -> None:
-    async with served(guarded(1)) as app, AsyncExitStack() as stack:
+async def test_within_its_grace_nobody_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "GRACE_S", NEVER_S)
+    async with served(guarded(1, head_s=NEVER_S)) as app, AsyncExitStack() as stack:
         app.answering.set()
         several = [await app.connect(stack) for _ in range(20)]
         for _, writer in several:
@@ -148,10 +140,13 @@ async def test_within_its_grace_nobody_makes_room_for_another() -> None:
 
 
 async def test_a_kept_connection_that_says_nothing_more_or_too_little_is_ended() -> None:
-    async with served(guarded(10, head_s=0.2)) as app, AsyncExitStack() as stack:
-        app.answering.set()
+    protocol = guarded(10, head_s=NEVER_S)
+    async with served(protocol) as app, AsyncExitStack() as stack:
         reader, writer = await app.connect(stack)
         writer.write(GET + GET + GET[:-5])
+        await until(lambda: app.requests == 1)
+        protocol.head_s = 0.2  # only now, when all bytes are there: they come on no slow machine too late
+        app.answering.set()
         answers = await reader.read()
         assert answers.count(b"HTTP/1.1 204 ") == 2
         assert answers.count(b"HTTP/1.1 408 ") == 1
