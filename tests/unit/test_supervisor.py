@@ -28,7 +28,9 @@ with open("starts", "a") as log:
     log.write(f"{command} {movement} {option} {port} {os.getpid()} {born_s}\\n")
 if movement == "crashing":
     sys.exit(70)
-time.sleep(60)
+supervisor = os.getppid()
+while os.getppid() == supervisor:
+    time.sleep(0.05)
 """
 
 
@@ -47,7 +49,7 @@ def lines(starts: Path, movement: str) -> list[list[str]]:
     return [line.split() for line in starts.read_text().splitlines() if line.split()[1] == movement]
 
 
-def run(*movements: str, wait_s_max: float = 0.6, shutdown_timeout_s: float = 5) -> asyncio.Task[int]:
+def run(*movements: str, wait_s_max: float = 0.6, shutdown_timeout_s: float = 100) -> asyncio.Task[int]:
     return asyncio.create_task(
         supervise(movements, 7000, restart_wait_s_max=wait_s_max, shutdown_timeout_s=shutdown_timeout_s)
     )
