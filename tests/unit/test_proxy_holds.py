@@ -49,12 +49,8 @@ class Echo:
     def __init__(self) -> None:
         self.heard: list[str] = []
         self.something = asyncio.Event()
-        self.clients: set[asyncio.Task[None]] = set()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.clients.add(task)
         with suppress(ConnectionError):
             while line := await reader.readline():
                 self.heard.append(line.decode().strip())
@@ -72,8 +68,9 @@ async def echo() -> AsyncIterator[tuple[Echo, LineProxy]]:
     with LineProxy(*server.sockets[0].getsockname()) as proxy:
         yield upstream, proxy
     server.close()
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:  # also of connections accepted just before
+        await asyncio.wait(others)
     await server.wait_closed()
-    await asyncio.gather(*upstream.clients)
 
 
 def is_b(frame: Frame) -> bool:
