@@ -14,7 +14,6 @@ from ledger.commit import lock_writer, seal
 from ledger.limits import set_limits
 from ledger.rows import Op, block
 from ledger.tables import DENIED_ADDRESSES, KYC_STANDINGS, LANES, WALLETS
-from stablerail.api import auth, journal, reads
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import Ground, ground, running, until
 from tests.support.invariants import may_break
@@ -78,13 +77,6 @@ async def own_addresses(at: Ground) -> None:
         ]
         await seal(connection, "tests", owners, blocks=blocks, messages=[], at=now, actor="tests", summary={})
     await connection.close()
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dozen who ask at once on a busy machine wait for a connection, and for the journal, instead of being told to come again."""
-    for module, name in ((reads, "ACQUIRE_TIMEOUT_S"), (auth, "ACQUIRE_TIMEOUT_S"), (journal, "ANSWER_S_MAX")):
-        monkeypatch.setattr(module, name, 60.0)
 
 
 async def rejected(at: Ground, user: str) -> None:

@@ -20,6 +20,7 @@ from stablerail.topics_admin import admin, inspect
 from tests.support import ledger_rig
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import connect_to
+from tests.support.patience import ENVIRONMENT
 from topics.catalog import KYC_APPROVED
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
@@ -30,7 +31,7 @@ SECRET = "s3cret-of-nobody"
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No settings but the test's own, room for whole lines; logging as before afterwards: its stream is the runner's."""
-    for name in list(os.environ):
+    for name in os.environ.keys() - ENVIRONMENT.keys():
         if name.startswith("STABLERAIL_") and not name.startswith("STABLERAIL_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "250")
