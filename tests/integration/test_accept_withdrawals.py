@@ -91,6 +91,7 @@ async def rejected(at: Ground, user: str) -> None:
 
 
 async def test_each_refusal_is_an_answer_with_its_code_and_moves_no_money(at: Ground) -> None:
+    at.clock.to_noon()
     await own_addresses(at)
     await fund(at, "ada", 1_000 * SCALE)
     await fund(at, "poor", 25 * SCALE - 1)
@@ -139,6 +140,7 @@ async def test_of_two_withdrawals_that_together_exceed_the_balance_one_is_accept
 
 async def test_limits_are_exact_across_two_workers(at: Ground) -> None:
     """Each worker has two partitions; everybody's day of the network is one counter, ada's is another."""
+    at.clock.to_noon()
     stage = accept_withdrawals.stage(
         policy_of(at, withdrawal_network_day_maximum="150", withdrawal_user_day_maximum="50")
     )

@@ -46,6 +46,11 @@ class Clock:
     def forward(self, seconds: float) -> None:
         self.offset += timedelta(seconds=seconds)
 
+    def to_noon(self) -> None:
+        """Forward to noon in UTC: no day ends while the test goes on."""
+        now = self()
+        self.offset += (now.replace(hour=12, minute=0, second=0, microsecond=0) - now) % timedelta(days=1)
+
 
 @dataclass
 class Ground:
