@@ -28,7 +28,7 @@ from tests.benchmarks.records import Comparison, Record, Spread
 from topics.catalog import DEPOSITS_NOTIFIED
 
 CONNECTIONS: Final = 256
-START_S_MAX: Final = 60
+START_S_MAX: Final = 100
 PATH: Final = "/webhooks/circle/transfers"
 
 

@@ -187,7 +187,7 @@ async def _server(here: Place, arguments: Sequence[str], token: str) -> AsyncIte
 
 
 async def _until_ready(here: Place, get: Get) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         while True:
             here.check_running()
             with suppress(aiohttp.ClientError):

@@ -105,7 +105,7 @@ class Place:
             "STABLERAIL_DATADIR": str(self.parts.directory / "data"),
             "STABLERAIL_LOG_FORMAT": "json",
             # a side is frozen while its events are loaded, and must stay in its group
-            "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "12",
+            "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "50",
             **settings,
         }
 

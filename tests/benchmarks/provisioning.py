@@ -37,7 +37,7 @@ CHAINS = (Chain.ETH, Chain.SOL, Chain.APTOS, Chain.MATIC)
 BATCH = 200
 CONCURRENCY = 5
 CALLS_PER_S = 10
-START_S_MAX = 60
+START_S_MAX = 100
 RUN_S_MAX = 120
 POLL_S = 0.02
 DONE = "SELECT count(*) FROM stablerail.wallet_provisioning_jobs WHERE state = 'completed'"

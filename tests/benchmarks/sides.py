@@ -12,7 +12,7 @@ import aiohttp
 from stablerail.dev.processes import free_port
 from tests.benchmarks.parts import Place
 
-START_S_MAX = 60
+START_S_MAX = 100
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from ledger.commit import lock_writer, seal
 from ledger.limits import set_limits
 from ledger.rows import Op, block
 from ledger.tables import DENIED_ADDRESSES, KYC_STANDINGS, LANES, WALLETS
-from stablerail.api import auth, journal, reads
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import Ground, ground, running, until
 from tests.support.invariants import may_break
@@ -80,13 +79,6 @@ async def own_addresses(at: Ground) -> None:
     await connection.close()
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dozen who ask at once on a busy machine wait for a connection, and for the journal, instead of being told to come again."""
-    for module, name in ((reads, "ACQUIRE_TIMEOUT_S"), (auth, "ACQUIRE_TIMEOUT_S"), (journal, "ANSWER_S_MAX")):
-        monkeypatch.setattr(module, name, 60.0)
-
-
 async def rejected(at: Ground, user: str) -> None:
     """What the stage `freeze_wallets` stores."""
     connection = await at.connect()
@@ -99,6 +91,7 @@ async def rejected(at: Ground, user: str) -> None:
 
 
 async def test_each_refusal_is_an_answer_with_its_code_and_moves_no_money(at: Ground) -> None:
+    at.clock.to_noon()
     await own_addresses(at)
     await fund(at, "ada", 1_000 * SCALE)
     await fund(at, "poor", 25 * SCALE - 1)
@@ -147,6 +140,7 @@ async def test_of_two_withdrawals_that_together_exceed_the_balance_one_is_accept
 
 async def test_limits_are_exact_across_two_workers(at: Ground) -> None:
     """Each worker has two partitions; everybody's day of the network is one counter, ada's is another."""
+    at.clock.to_noon()
     stage = accept_withdrawals.stage(
         policy_of(at, withdrawal_network_day_maximum="150", withdrawal_user_day_maximum="50")
     )

@@ -22,10 +22,13 @@ from stablerail.dev.kafka import Kafka
 from stablerail.keys import Scope, create_key
 from stablerail.metrics import Metrics
 from stablerail.workers import tell
+from tests.integration import test_cli
 from tests.support.in_process import SCHEMA, until
 from tests.support.wallet_rig import Rig, wallet_rig
 from topics.catalog import WALLETS_FROZEN
 from topics.events import WalletsFrozen
+
+clean = test_cli.clean
 
 
 @pytest.fixture
@@ -187,7 +190,7 @@ async def test_the_command_line_says_and_does_the_same(rig: Rig, monkeypatch: py
 
         async def command(*words: str) -> tuple[int, str]:
             result = await asyncio.to_thread(CliRunner().invoke, app, list(words))
-            return result.exit_code, result.output
+            return result.exit_code, result.stdout
 
         code, said = await command("wallets", "status", "kim")
         assert (code, "partner_refused" in said) == (0, True)

@@ -30,6 +30,7 @@ from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
 from tests.support.invariants import end_database, may_break
+from tests.support.patience import PATIENCE_S
 from tests.support.proxies.postgres import PostgresProxy
 
 SCHEMA = "stablerail"
@@ -460,7 +461,7 @@ async def test_the_api_may_start_before_its_database(postgres: Postgres, migrate
         url = dsn.replace(f"{server.hostname}:{server.port}", proxy.address)
         settings = load_settings(env_file=None, database_url=url)
         up = asyncio.create_task(until_up(partial(servers.reach, settings), "api.waits"))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not logs:
                 await asyncio.sleep(0.01)
             assert not up.done()

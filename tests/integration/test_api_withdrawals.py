@@ -25,6 +25,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.keys import Scope
 from tests.support.in_process import Ground, ground, running, until
 from tests.support.invariants import may_break
+from tests.support.patience import PATIENCE_S
 from tests.support.withdrawals import (
     OUTSIDE,
     TOPICS,
@@ -134,7 +135,7 @@ async def test_without_kafka_the_caller_is_told_to_ask_again_and_then_gets_the_o
         assert problem(await ask(client, "k2")) == (503, "journal_unavailable")
     id = withdrawal_id("ada", "k1")
     assert await statuses(at) == {id: ("pending", None)}, "the third was not taken at all"
-    monkeypatch.setattr(journal, "ANSWER_S_MAX", 30.0)
+    monkeypatch.setattr(journal, "ANSWER_S_MAX", PATIENCE_S)
     async with api_of(at) as client:
         again = await ask(client, "k1")
         assert (again.status_code, again.json()["id"]) == (202, id)

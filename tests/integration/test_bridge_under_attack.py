@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -23,10 +24,12 @@ from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.keys import NotificationKey
 from connectors.circle.sandbox.tokens import usdc_token_id
+from connectors.webhooks.guard import GRACE_S, HEAD_S
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.processes import Child, free_port, tail
 from stablerail.topics_admin import admin, create_missing
 from tests.support.in_process import read_topic, until
+from tests.support.patience import PATIENCE_S
 from topics.catalog import DEPOSITS_NOTIFIED, WEBHOOKS_DLQ
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -35,8 +38,10 @@ PATH = "/webhooks/circle"
 GROWTH_BYTES_MAX = 250_000_000
 """Generous: 500 connections with what each may hold, and 32 large bodies. Unbounded, the attacks below take gigabytes."""
 GOOD_DURING_ATTACK = 30
-ANSWER_S_MAX = 60
+ANSWER_S_MAX = PATIENCE_S
 """Of a busy machine; a vendor waits 5 s."""
+LOG_BYTES_MAX, LOG_BYTES_PER_S_MAX = 100_000, 2_000
+"""A line a second of each kind of refusal."""
 
 
 @dataclass
@@ -51,18 +56,34 @@ class Bridge:
     """Before any attack."""
     sent: list[str] = field(default_factory=list)
 
-    async def good(self, **headers: str) -> int:
-        """A genuine webhook, on a connection of its own as vendors' often are; its answer."""
-        transfer = str(uuid.uuid4())
+    async def good(self, **headers: str) -> None:
+        """A genuine webhook that is taken, each try on a connection of its own as vendors' often are. One that is quick is taken at
+        once; a try that took so long that the bridge was right to end it is repeated, as vendors do, and so is one whose
+        broker stood still."""
+        transfer, ends = str(uuid.uuid4()), time.monotonic() + PATIENCE_S
         body = inbound(transfer)
+        while True:
+            begun = time.monotonic()
+            status, said = await self._post(body, headers)
+            if status == 200:
+                self.sent.append(transfer)
+                return
+            now = time.monotonic()
+            assert now - begun >= GRACE_S or "broker_unavailable" in said, (status, said)
+            assert now < ends, (status, said)
+            await asyncio.sleep(0.1)
+
+    async def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+        """The answer; 0 where the bridge has ended the connection."""
         signed = {"X-Circle-Key-Id": self.key.id, "X-Circle-Signature": self.key.sign(body), "Connection": "close"}
         url = f"http://127.0.0.1:{self.port}{PATH}"
-        async with self.http.post(
-            url, data=body, headers={"Content-Type": "application/json"} | signed | headers
-        ) as answer:
-            if answer.status == 200:
-                self.sent.append(transfer)
-            return answer.status
+        try:
+            async with self.http.post(
+                url, data=body, headers={"Content-Type": "application/json"} | signed | headers
+            ) as answer:
+                return answer.status, await answer.text()
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            return 0, repr(error)
 
     def rss(self) -> int:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -71,8 +92,22 @@ class Bridge:
         return self.process.log.stat().st_size
 
     async def raw(self) -> Raw:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        return Raw(reader, writer)
+        begun = time.monotonic()
+        return Raw(*await asyncio.open_connection("127.0.0.1", self.port), begun, begun)
+
+    async def talked(self, talk: Callable[[Raw], Awaitable[None]]) -> None:
+        """On a connection; on another where a request came so late that the bridge was right to end the first."""
+        ends = time.monotonic() + PATIENCE_S
+        while True:
+            raw = await self.raw()
+            try:
+                await talk(raw)
+                return
+            except (AssertionError, OSError, EOFError):
+                if not raw.since + HEAD_S <= time.monotonic() < ends:
+                    raise
+            finally:
+                raw.close()
 
 
 @dataclass
@@ -81,9 +116,13 @@ class Raw:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    since: float
+    """Not after the moment from which the bridge waits for a request."""
+    asked: float
 
     async def send(self, data: bytes) -> bool:
         """False when the bridge has ended the connection."""
+        self.asked = time.monotonic()
         try:
             self.writer.write(data)
             await self.writer.drain()
@@ -97,7 +136,10 @@ class Raw:
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             body = await self.reader.readexactly(int(headers.get("content-length", "0")))
-        return int(head[0].split()[1]), headers, json.loads(body) if body else None
+        status = int(head[0].split()[1])
+        if status != 408:  # what was late is the request before
+            self.since = self.asked
+        return status, headers, json.loads(body) if body else None
 
     async def ended(self) -> None:
         async with asyncio.timeout(ANSWER_S_MAX):
@@ -159,7 +201,7 @@ async def bridge(kafka: Kafka, scratch: Path, descriptors: None) -> AsyncIterato
                 key = circle.sandbox.state.notification_key
                 found = Bridge(process, port, key, kafka, topic_prefix, http)
                 await until(lambda: _ready(found), "the bridge is ready")
-                assert await found.good() == 200
+                await found.good()
                 found.idle_bytes = found.rss()
                 yield found
                 assert process.returncode is None, tail(log)
@@ -252,22 +294,22 @@ async def bad_signatures(bridge: Bridge, under_way: asyncio.Event, over: asyncio
     async def one(number: int) -> None:
         body = inbound("forged")
         signature = base64.b64encode(os.urandom(70)).decode() if number % 3 else bridge.key.sign(body + b" ")
+
+        async def talk(raw: Raw) -> None:
+            for _ in range(50):
+                key_id = str(uuid.uuid4()) if number % 2 else bridge.key.id
+                request = head(len(body), X_Circle_Key_Id=key_id, X_Circle_Signature=signature) + body
+                assert await raw.send(request)
+                status, _, problem = await raw.answer()
+                assert (status, problem["code"]) in (
+                    (401, "bad_signature"), (401, "unknown_key"), (503, "key_unavailable"),
+                )  # fmt: skip
+                under_way.set()
+                if over.is_set():
+                    break
+
         while not over.is_set():
-            raw = await bridge.raw()
-            try:
-                for _ in range(50):
-                    key_id = str(uuid.uuid4()) if number % 2 else bridge.key.id
-                    request = head(len(body), X_Circle_Key_Id=key_id, X_Circle_Signature=signature) + body
-                    assert await raw.send(request)
-                    status, _, problem = await raw.answer()
-                    assert (status, problem["code"]) in (
-                        (401, "bad_signature"), (401, "unknown_key"), (503, "key_unavailable"),
-                    )  # fmt: skip
-                    under_way.set()
-                    if over.is_set():
-                        break
-            finally:
-                raw.close()
+            await bridge.talked(talk)
 
     await asyncio.gather(*(one(number) for number in range(30)))
 
@@ -280,25 +322,25 @@ Attack = Callable[[Bridge, asyncio.Event, asyncio.Event], Awaitable[None]]
 async def test_a_vendors_webhooks_are_answered_and_memory_is_bounded_while_it_goes_on(
     bridge: Bridge, attack: Attack
 ) -> None:
-    logged, under_way, over = bridge.log_bytes(), asyncio.Event(), asyncio.Event()
+    logged, begun, under_way, over = bridge.log_bytes(), time.monotonic(), asyncio.Event(), asyncio.Event()
     attacking = asyncio.ensure_future(attack(bridge, under_way, over))
-    peak, answers = 0, []
+    peak = 0
     try:
         async with asyncio.timeout(ANSWER_S_MAX):
             await asyncio.wait({attacking, asyncio.ensure_future(under_way.wait())}, return_when="FIRST_COMPLETED")
         for _ in range(GOOD_DURING_ATTACK):
             assert not attacking.done(), "the attack ended"
-            answers.append(await bridge.good())
+            await bridge.good()
             peak = max(peak, bridge.rss())
     finally:
         over.set()
         await attacking
-    assert answers == [200] * GOOD_DURING_ATTACK
     assert peak - bridge.idle_bytes < GROWTH_BYTES_MAX
     told = await read_topic(bridge.kafka.bootstrap, DEPOSITS_NOTIFIED, bridge.prefix)
     assert {dict(record.headers)["ce_id"].decode() for record in told} == set(bridge.sent)
     assert await read_topic(bridge.kafka.bootstrap, WEBHOOKS_DLQ, bridge.prefix) == []
-    assert bridge.log_bytes() - logged < 100_000, "an attacker does not write our log"
+    may_log = LOG_BYTES_MAX + LOG_BYTES_PER_S_MAX * (time.monotonic() - begun)
+    assert bridge.log_bytes() - logged < may_log, "an attacker does not write our log"
 
 
 async def test_who_is_refused_is_told_why_in_one_form(bridge: Bridge) -> None:
@@ -316,19 +358,18 @@ async def test_who_is_refused_is_told_why_in_one_form(bridge: Bridge) -> None:
     ]
 
     async def one(data: bytes, status: int, code: str) -> None:
-        raw = await bridge.raw()
-        try:
+        async def talk(raw: Raw) -> None:
             await raw.send(data)
             answered, headers, problem = await raw.answer()
             assert (answered, problem["status"], problem["code"]) == (status, status, code)
             assert headers["content-type"] == "application/problem+json"
             if status in (400, 408, 413):
                 await raw.ended()
-        finally:
-            raw.close()
+
+        await bridge.talked(talk)
 
     await asyncio.gather(*(one(*case) for case in cases))
-    assert await bridge.good() == 200
+    await bridge.good()
 
 
 @pytest.mark.parametrize(
@@ -336,14 +377,14 @@ async def test_who_is_refused_is_told_why_in_one_form(bridge: Bridge) -> None:
     ["text/plain; charset=UTF-8", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "{}"],
 )
 async def test_what_a_body_calls_itself_is_of_no_matter_when_it_is_signed(bridge: Bridge, content_type: str) -> None:
-    assert await bridge.good(**{"Content-Type": content_type}) == 200
+    await bridge.good(**{"Content-Type": content_type})
     body = inbound("forged")
-    raw = await bridge.raw()
-    try:
+
+    async def talk(raw: Raw) -> None:
         await raw.send(head(len(body), Content_Type=content_type, Content_Encoding="gzip") + body)
         assert (await raw.answer())[0] == 401
         # a connection that was kept serves the next request
         await raw.send(head(len(body)) + body)
         assert (await raw.answer())[0] == 401
-    finally:
-        raw.close()
+
+    await bridge.talked(talk)

@@ -251,8 +251,8 @@ async def test_a_transaction_that_reverts_after_a_reorg_is_missing_only_when_fin
     log = await net.paid(ours, 5)
     raw = await net.anvil.rpc("eth_getRawTransactionByHash", log.tx_hash)
     await net.reorg(1)
-    await net.usdc.blacklist(ours)
-    await net.anvil.rpc("eth_sendRawTransaction", raw)
+    await net.anvil.wait_mined(await net.usdc.blacklist(ours))
+    await net.anvil.wait_mined(await net.anvil.rpc("eth_sendRawTransaction", raw))
     undecided = await net.find(log)
     assert isinstance(undecided, Undecided)
     assert undecided.reason is Doubt.NOT_FINAL

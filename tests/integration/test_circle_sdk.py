@@ -20,6 +20,7 @@ from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.control import InjectedTransfer, inject_transfer
 from connectors.circle.sandbox.tokens import usdc_token_id
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,8 @@ def fresh_sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 async def circle() -> AsyncIterator[CircleSandbox]:
-    async with CircleSandbox(SandboxConfig(entity_secret=None, retry_delays_s=(0.01,))) as sandbox:
+    config = SandboxConfig(entity_secret=None, retry_delays_s=(0.01,), delivery_timeout_s=PATIENCE_S)
+    async with CircleSandbox(config) as sandbox:
         yield sandbox
 
 

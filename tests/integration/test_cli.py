@@ -20,6 +20,7 @@ from stablerail.topics_admin import admin, inspect
 from tests.support import ledger_rig
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import connect_to
+from tests.support.patience import ENVIRONMENT
 from topics.catalog import KYC_APPROVED
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
@@ -29,10 +30,12 @@ SECRET = "s3cret-of-nobody"
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No settings but the test's own, room for whole lines; logging as before afterwards: its stream is the runner's."""
-    for name in list(os.environ):
+    """No settings but the test's own, and no broker that somebody happens to run here; room for whole lines; logging as before
+    afterwards: its stream is the runner's."""
+    for name in os.environ.keys() - ENVIRONMENT.keys():
         if name.startswith("STABLERAIL_") and not name.startswith("STABLERAIL_TEST_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("STABLERAIL_KAFKA_BOOTSTRAP", "127.0.0.1:1")
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()

@@ -22,6 +22,7 @@ from stablerail.cli import app
 from tests.support import ledger_rig
 from tests.support.books import BUFFER, CUSTODY, Books, some_books, spendable
 from tests.support.ledger_rig import connect_to
+from tests.support.patience import ENVIRONMENT
 from topics.money import format_amount
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
@@ -45,7 +46,7 @@ def books(dsn: str) -> Books:
 
 @pytest.fixture
 def run(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in list(os.environ):
+    for name in os.environ.keys() - ENVIRONMENT.keys():
         if name.startswith("STABLERAIL_") and not name.startswith("STABLERAIL_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("STABLERAIL_DATABASE_URL", dsn)

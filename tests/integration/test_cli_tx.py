@@ -24,6 +24,7 @@ from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.in_process import SCHEMA
 from tests.support.ledger_rig import assert_holds, connect_to
+from tests.support.patience import PATIENCE_S
 from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.rpc_stub import LyingEndpoint
 from tests.support.sending import COIN, DEPTH, sending, use_nonce
@@ -69,6 +70,7 @@ async def tx(
         "USDC_CONTRACTS": json.dumps({"MATIC": storm.desk.usdc.address}),
         "WITHDRAWAL_SPEED_UP_BLOCKS": str(BLOCKS),
         "WITHDRAWAL_SPEED_UPS_MAX": str(RULE.attempts_max - 1),
+        "RPC_TIMEOUT_S": f"{PATIENCE_S:g}",  # the endpoint is served by this process
         "ACTOR": "ann",
     }
 

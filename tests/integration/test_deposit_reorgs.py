@@ -164,7 +164,9 @@ async def test_a_deposit_whose_sender_pays_another_one_instead_is_taken_back_and
     till = shore.till
     user, address = await shore.wallet()
     other, elsewhere = await shore.wallet()
-    raw = await shore.anvil.rpc("eth_getRawTransactionByHash", await shore.usdc.transfer(address, PAID))
+    tx_hash = await shore.usdc.transfer(address, PAID)
+    await shore.anvil.wait_mined(tx_hash)
+    raw = await shore.anvil.rpc("eth_getRawTransactionByHash", tx_hash)
     if depth > 1:
         await shore.anvil.mine(depth - 1)
     await shore.scan()

@@ -24,6 +24,7 @@ from stablerail.servers import api_app
 from tests.integration.test_shadow import AT, MAKE, legacy_of, product_of
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to, owner
+from tests.support.patience import ENVIRONMENT
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
@@ -88,7 +89,7 @@ async def test_the_api_tells_what_the_phase_says_and_strict_refuses(dsn: str, ad
 
 @pytest.fixture
 def run(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in list(os.environ):
+    for name in os.environ.keys() - ENVIRONMENT.keys():
         if name.startswith("STABLERAIL_") and not name.startswith("STABLERAIL_TEST_"):
             monkeypatch.delenv(name)
     given = {"database_url": dsn, "kafka_bootstrap": "127.0.0.1:1", "actor": "ann", **TABLE}

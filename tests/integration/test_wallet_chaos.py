@@ -87,6 +87,7 @@ async def test_whatever_fails_and_dies_each_customer_has_one_wallet_per_chain_he
     assert len(rig.circle.sandbox.state.wallet_sets) == 1
     assert rig.calls > CALLS_LEAST
     assert await rig.letters() == []
+    await rig.at.journaled()
     assert not [result for result in await verify(rig.at.observer) if not result.holds]
     async with empty_database(rig.at.dsn) as empty:
         await rebuild(rig.at.bootstrap, rig.at.prefix, empty, SCHEMA)

@@ -46,6 +46,11 @@ class Clock:
     def forward(self, seconds: float) -> None:
         self.offset += timedelta(seconds=seconds)
 
+    def to_noon(self) -> None:
+        """Forward to noon in UTC: no day ends while the test goes on."""
+        now = self()
+        self.offset += (now.replace(hour=12, minute=0, second=0, microsecond=0) - now) % timedelta(days=1)
+
 
 @dataclass
 class Ground:
@@ -99,6 +104,19 @@ class Ground:
             await emitter.stop()
             for connection in opened:  # a process's end closes them
                 await connection.close()
+
+    async def journaled(self) -> None:
+        """Everything that was committed is in the journal, also what a worker that ended had no time for. Nobody else may be at
+        work: whoever claims a partition or asks once more commits that, whenever it likes."""
+        others = (  # a process that was killed may still commit what it had sent
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL"
+        )
+        await until(lambda: self._none(others), "nobody is at a commit")
+        async with self.process() as services:
+            await services.relay.journal()
+
+    async def _none(self, count: str) -> bool:
+        return not await self.observer.fetchval(count)
 
     async def send(
         self, topic: Topic, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = (), partition: int = 0

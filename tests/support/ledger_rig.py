@@ -90,8 +90,10 @@ def dsn(databases: Callable[[], str]) -> str:
 
 
 def connect_to(dsn: str, *, lock_timeout_s: float = 10.0, **server: str) -> Callable[[], Any]:
-    """The product's own way to connect."""
-    settings = load_settings(env_file=None, database_url=dsn, database_lock_timeout_s=lock_timeout_s)
+    """The product's own way to connect, but a test's process that stands still loses no transaction."""
+    settings = load_settings(
+        env_file=None, database_url=dsn, database_lock_timeout_s=lock_timeout_s, database_idle_timeout_s=WAIT_S
+    )
     return connector(settings, **server)
 
 

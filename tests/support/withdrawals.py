@@ -144,8 +144,7 @@ async def settled(at: Ground, count: int) -> dict[str, WithdrawalSettled]:
 
 async def assert_whole(at: Ground) -> None:
     """Every invariant holds (9 apart: what is on its way), and the journal rebuilds all of it."""
-    async with at.process() as services:
-        await services.relay.journal()
+    await at.journaled()
     assert not [result for result in await verify(at.observer) if not result.holds and result.number != 9]
     async with empty_database(at.dsn) as empty:
         await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)

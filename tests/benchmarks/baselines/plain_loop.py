@@ -168,7 +168,7 @@ async def main(loop: type[Plain] = Plain) -> None:
         group_id=f"{prefix}baseline",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        session_timeout_ms=12_000,
+        session_timeout_ms=50_000,
     )
     await producer.start()
     await consumer.start()
