@@ -27,18 +27,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, cast
 
-import uvloop
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as KafkaConsumer
 from faust.transport.drivers.aiokafka import Transport as KafkaTransport
 from faust.types import TP, ConsumerMessage
 from faust.types.tuples import ack_lock
+from mode.utils.futures import maybe_async
 
 from agents import lenient_records
 
@@ -128,26 +128,46 @@ def _run(records: Sequence[Record], size_bytes: int) -> Run:
     return Run(last.topic, last.partition, list(records), first.offset, last.offset, size_bytes)
 
 
+class _InTheLoop:
+    """What Faust takes for the consumer's thread: a task of the loop that everything else runs in.
+
+    A hop between two loops, there and back, is a twelfth of a deposit's way to its balance. The thread would also send heartbeats
+    for a worker whose loop stands still: such a one is to lose its partitions.
+    """
+
+    def __init__(self, service: ConsumerThread) -> None:
+        self._service = service
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._service._serve())
+
+    def stop(self) -> None:
+        """It has ended when its service says so."""
+
+
 class ConsumerThread(AIOKafkaConsumerThread):
-    """Faust's thread around aiokafka, with a shorter fetch: Faust has no setting for it."""
+    """Faust's thread around aiokafka without the thread, and with a shorter fetch: Faust has no setting for either."""
+
+    async def call_thread(self, fun: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        return await maybe_async(fun(*args, **kwargs))
+
+    async def _gather_remaining_tasks(self) -> None:
+        """The loop has others'."""
 
     def _create_worker_consumer(self, transport: KafkaTransport) -> Any:
         consumer: Any = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
-    async def seek_assigned(self, positions: Mapping[TP, int]) -> None:
+    def seek_assigned(self, positions: Mapping[TP, int]) -> None:
         """Moves those of the partitions that are still ours. Faust's own seek then waits for positions, a minute and a half of
         one that goes away meanwhile."""
-
-        async def seek() -> None:
-            consumer = self._ensure_consumer()
-            assigned = consumer.assignment()
-            for tp, offset in positions.items():
-                if tp in assigned:
-                    consumer.seek(tp, offset)
-
-        await self.call_thread(seek)
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        for tp, offset in positions.items():
+            if tp in assigned:
+                consumer.seek(tp, offset)
 
     def fetch_wait(self, wait_ms: int) -> None:
         """How long the broker may hold the next fetch that finds nothing."""
@@ -171,11 +191,12 @@ class Consumer(KafkaConsumer):
         self.callback = self._deliver
 
     def _new_consumer_thread(self) -> ConsumerThread:
-        # Faust gives the thread the standard loop, which costs every hop to it twice
-        return ConsumerThread(self, loop=self.loop, beacon=self.beacon, thread_loop=uvloop.new_event_loop())
+        return ConsumerThread(
+            self, loop=self.loop, beacon=self.beacon, thread_loop=self.loop, Worker=cast(Any, _InTheLoop)
+        )
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
-        # A copy: Faust hands its live set to the consumer's thread, where an emptied set means "every partition", and
+        # A copy: Faust hands its live set to the consumer, where an emptied set means "every partition", and
         # then drops what came from a paused one although its position has moved.
         wanted = set(active_partitions or ())
         if self.app.rebalancing:
@@ -270,7 +291,7 @@ class Consumer(KafkaConsumer):
         # aiokafka does not move a partition that has no committed offset, and Faust drops what it fetched around a rebalance
         assigned = self.assignment()
         if unmoved := {tp: at for tp, at in self._began.items() if tp in assigned and not self._committed_offset[tp]}:
-            await cast(ConsumerThread, self._thread).seek_assigned(unmoved)
+            cast(ConsumerThread, self._thread).seek_assigned(unmoved)
             self._read_offset.update({tp: at or None for tp, at in unmoved.items()})
 
 

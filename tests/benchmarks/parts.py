@@ -38,8 +38,11 @@ POSTGRES_SETTINGS = {
 """As docs/operations.md says that a server is set up; everything else is PostgreSQL's default."""
 SHOWN_SETTINGS = (
     "fsync", "synchronous_commit", "full_page_writes", "wal_level", "wal_compression", "wal_sync_method",
-    "shared_buffers", "max_wal_size", "checkpoint_timeout", "autovacuum", "max_connections",
+    "shared_buffers", "huge_pages_status", "max_wal_size", "checkpoint_timeout", "autovacuum", "max_connections",
 )  # fmt: skip
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+HUGE_PAGES_NEEDED = 2_200
+"""Of 2 MB: what `postgres -C shared_memory_size_in_huge_pages` says of these settings, and a little more."""
 # The broker's own time of an append says when a message was in Kafka, without anybody polling for it.
 STAMPED = tuple(
     replace(topic, config={**topic.config, "message.timestamp.type": "LogAppendTime"})
@@ -69,11 +72,28 @@ def own_parts(*, kafka: bool) -> Iterator[Parts]:
     where it is needed."""
     tools: Tools = fetch()
     with scratch_directory("stablerail-bench-") as directory, ExitStack() as stack:
+        stack.enter_context(_huge_pages())
         broker = Kafka(directory / "kafka", tools, heap="512m", jvm=())
         if kafka:
             stack.enter_context(broker)
         postgres = stack.enter_context(Postgres(directory / "postgres", tools, POSTGRES_SETTINGS))
         yield Parts(broker, postgres, directory)
+
+
+@contextmanager
+def _huge_pages() -> Iterator[None]:
+    """For PostgreSQL, which takes them by itself, as long as it runs. Without the right to reserve any (root's) it goes on without;
+    the records say which it was."""
+    try:
+        before = HUGE_PAGES.read_text()
+        HUGE_PAGES.write_text(str(int(before) + HUGE_PAGES_NEEDED))
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        HUGE_PAGES.write_text(before)
 
 
 @dataclass

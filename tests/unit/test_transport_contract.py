@@ -24,6 +24,7 @@ from faust.transport.drivers.aiokafka import Transport as KafkaTransport
 from faust.types import TP, ConsumerMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mode.threads import QueueServiceThread, ServiceThread
 
 from agents import transport
 from agents.transport import FETCH_WAIT_MS, Consumer, Run, Transport, batched_topic, register, runs
@@ -72,6 +73,13 @@ BODIES = {
     ThreadDelegateConsumer._getmany: "f9d47aa901",
     KafkaConsumer._new_consumer_thread: "0870ec53de",
     AIOKafkaConsumerThread._create_worker_consumer: "c2701bfc3e",
+    ServiceThread.__init__: "8297987899",
+    ServiceThread.start: "f11841038a",
+    ServiceThread.stop: "32d026539c",
+    ServiceThread._serve: "67809eae09",
+    ServiceThread._shutdown_thread: "d7377862e7",
+    ServiceThread._gather_remaining_tasks: "6f65b92dd1",
+    QueueServiceThread.call_thread: "479edda75b",
     AIOKafkaConsumer.__init__: "01506f3161",
     AIOKafkaConsumer.seek_to_committed: "f6cd85c8b7",
     AIOKafkaConsumerThread._fetch_records: "39a2c6c79f",
@@ -136,7 +144,7 @@ async def test_an_event_carries_its_run_through_the_topics_decoder() -> None:
 
 
 class Broker:
-    """A group of one on a log with holes: what the consumer's thread would do, and what an agent did."""
+    """A group of one on a log with holes: what aiokafka would do, and what an agent did."""
 
     def __init__(self, app: Any) -> None:
         app.consumer_generation_id = 1
@@ -151,7 +159,6 @@ class Broker:
         self.consumer = app.transport.create_consumer(
             callback=self.enqueue, on_partitions_revoked=self.revoked, on_partitions_assigned=self.revoked
         )
-        self.consumer._thread.thread_loop.close()  # its thread never starts
         self.consumer.assignment = lambda: {A, B}
         self.consumer._commit = self.commit
         self.consumer.seek_to_committed = self.seek_to_committed
@@ -175,11 +182,11 @@ class Broker:
         self.position.update(self.committed)
         return {tp: self.committed.get(tp) for tp in (A, B)}
 
-    async def seek_assigned(self, partitions: Mapping[TP, int]) -> None:
+    def seek_assigned(self, partitions: Mapping[TP, int]) -> None:
         self.position.update(partitions)
 
     async def getmany(self, wanted: set[TP], timeout: float) -> dict[TP, list[Any]]:
-        """What the thread's next fetch brings: `self.want` records of one partition."""
+        """What the next fetch brings: `self.want` records of one partition."""
         (tp,) = wanted
         offsets = [o for o in self.log[tp] if o >= self.position[tp]][: self.want]
         if offsets:
