@@ -28,7 +28,7 @@ import structlog
 
 from agents.crash import Crashes
 from agents.fuse import Fuse, FuseBlown
-from agents.item import Item, read_item
+from agents.item import Item, is_for, read_item
 from agents.outcome import Rejected, Stage
 from agents.services import Services
 from agents.stage import REUSED, Settled, SplitBatch, settle
@@ -159,6 +159,7 @@ class Delivery:
             if start:
                 await asyncio.sleep(0)
             delivered.items += [read_item(self.stage, record) for record in records[start : start + READ_AT_ONCE]]
+        delivered.items = [item for item in delivered.items if is_for(self.stage, item)]
         await self._incoming.put(delivered)
 
     def _expect_rebalance(self) -> None:
@@ -239,9 +240,12 @@ class Delivery:
         started = asyncio.get_running_loop().time()
         sealed = await self._settle_all(items, gathered.prepared)
         commit_s = asyncio.get_running_loop().time() - started
-        positions = {(item.topic, item.partition): item.offset for item in items}
+        positions = {(d.run.topic, d.run.partition): d.run.records[-1].offset for d in runs}
         # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere
         acks = [d.ack for d in runs if self._is_ours(d)]
+        read = sum(len(d.run.records) for d in runs)
+        if read > len(items):
+            self._services.observer.event_settled(self.stage.name, "skipped", read - len(items))
         return _Batch(sealed, acks, positions, len(items), commit_s)
 
     def _is_ours(self, delivered: Delivered) -> bool:

@@ -49,6 +49,11 @@ class Item:
         return position_uid(self.record)
 
 
+def is_for(stage: Stage[Any], item: Item) -> bool:
+    """Whether the stage settles it. What cannot be read is everybody's."""
+    return item.received is None or stage.takes(item.received.event)
+
+
 def position_uid(record: Record) -> str:
     event_id, source = _position(record)
     return event_uid(source, event_id)

@@ -93,6 +93,10 @@ def _unfolded(_facts: Any, _done: Done) -> None: ...
 def _unread(_received: Received) -> None: ...
 
 
+def _all(_event: Any) -> bool:
+    return True
+
+
 async def _as_decided(_prepared: Any, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
     return outcomes
 
@@ -118,6 +122,9 @@ class Stage(Generic[F]):
     reads: Callable[[Any], Event] | None = None
     """Of a stage whose source are messages that need not be events (dead letters): any Kafka record as what `decide` is given,
     whatever its bytes. Its id is its position; such a stage has no dead letters."""
+    takes: Callable[[Any], bool] = _all
+    """Which events of a topic that several stages share are this one's, by the event alone. Of the others, which are another
+    stage's, nothing is read, decided or stored: they are acknowledged. `stablerail verify --kafka` must know of it."""
     ahead: Callable[[Received], None] = _unread
     """What can be worked out of an event alone, and is remembered: done while the batch before is in PostgreSQL."""
     prepare: Callable[[Sequence[Received]], Awaitable[Any]] = _nothing

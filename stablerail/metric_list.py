@@ -34,7 +34,7 @@ class Metric:
 STAGE_EVENTS = Metric(
     "stablerail_stage_events",
     "counter",
-    "Events by outcome: done, rejected, retry, repeat, reused",
+    "Events by outcome: done, rejected, retry, repeat, reused, skipped (another stage's)",
     ("stage", "outcome"),
 )
 STAGE_REFUSALS = Metric("stablerail_stage_refusals", "counter", "Refused events by code", ("stage", "code"))

@@ -93,7 +93,7 @@ from stablerail.metric_list import (
 from topics.codes import Whose
 from topics.money import SCALE
 
-Outcome = Literal["done", "rejected", "retry", "repeat", "reused"]
+Outcome = Literal["done", "rejected", "retry", "repeat", "reused", "skipped"]
 
 
 class Metrics:

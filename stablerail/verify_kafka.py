@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | journal | a record that cannot be read, a sequence number with two contents, a chain's position that is missing, repeated or not as the database has it | 9 |
 | messages | a message of a record that is not in its topic, or that was told in another order than its owner's commits say | 9 |
-| inputs | an event below the offset that every group has committed, without a row in the inbox | 10 |
+| inputs | an event below the offset that every group has committed, without a row in the inbox of a stage whose event it is | 10 |
 | lag | events that a group has left in its topic for too long | 13 |
 
 Nothing that is older than the window is read, so it may be asked of a deployment of any age while it works: commits of the last minute,
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents import lenient_records
 from agents.item import position_uid
+from agents.withdrawals import sign_transactions, transfer_by_custodian
 from ledger.commit import NO_TOPIC
 from ledger.errors import JournalBroken
 from ledger.links import links_of
@@ -36,7 +37,7 @@ from stablerail.config import Settings
 from stablerail.topics_admin import admin
 from stablerail.wiring import MOVEMENTS
 from topics.catalog import JOURNAL, TOPICS, Topic, by_name
-from topics.envelope import read
+from topics.envelope import Received, read
 from topics.errors import EventRefused
 
 _sql = load("stablerail", "verify_kafka.sql")
@@ -54,6 +55,12 @@ FETCH_BYTES_MAX: Final = 16 * 1024 * 1024
 """Above a batch of the journal."""
 ASKED_MAX: Final = 5_000
 """Ids in one question to the inbox."""
+
+TAKES: Final[Mapping[str, Callable[[Any], bool]]] = {
+    sign_transactions.NAME: sign_transactions.takes,
+    transfer_by_custodian.NAME: transfer_by_custodian.takes,
+}
+"""Of the stages that do not take every event of their topic (`Stage.takes`)."""
 
 ChainKey = tuple[str, str, int]
 Place = tuple[str, int, str, str, bytes | None]
@@ -221,7 +228,7 @@ class _Checks:
     # -- 10, 13 --------------------------------------------------------------------------------------------------------
 
     async def settled(self, consumer: Any, committed: dict[str, Any]) -> None:
-        """Every event below what all groups of the topic have committed is in the inbox of each of its stages."""
+        """Every event below what all groups of the topic have committed is in the inbox of each of the stages that take it."""
         stages: dict[str, list[str]] = defaultdict(list)
         for stage, name in await self._connection.fetch(_sql.consumers):
             stages[name].append(stage)
@@ -229,22 +236,30 @@ class _Checks:
             topic = _declared(name.removeprefix(self._prefix))
             if topic is None:
                 continue
-            asked: dict[str, tuple[str, str]] = {}
+            asked: dict[str, tuple[Received | None, str]] = {}
             async for record in self._read(consumer, topic.name):
                 ends = _committed(committed, TopicPartition(name, record.partition))
                 if ends and record.offset < min(ends):
-                    asked[f"{name}[{record.partition}] offset {record.offset}"] = _uids(topic, record)
+                    place = f"{name}[{record.partition}] offset {record.offset}"
+                    asked[place] = (_received(topic, record), position_uid(record))
                 if len(asked) == ASKED_MAX:
                     await self._ask(readers, asked)
                     asked = {}
             await self._ask(readers, asked)
 
-    async def _ask(self, stages: list[str], asked: dict[str, tuple[str, str]]) -> None:
-        uids = [uid for pair in asked.values() for uid in pair]
+    async def _ask(self, stages: list[str], asked: dict[str, tuple[Received | None, str]]) -> None:
+        """`asked`: place -> what can be read there, and the id that it has of its place. The inbox knows an event by either id."""
         for stage in stages:
+            takes = TAKES.get(stage)
+            wanted = {
+                place: {own, own if received is None else received.uid}
+                for place, (received, own) in asked.items()
+                if received is None or takes is None or takes(received.event)
+            }
+            uids = [uid for pair in wanted.values() for uid in pair]
             known = {row[0] for row in await self._connection.fetch(_sql.known, stage, uids)}
-            self.inputs.checked += len(asked)
-            for place, pair in asked.items():
+            self.inputs.checked += len(wanted)
+            for place, pair in wanted.items():
                 if known.isdisjoint(pair):
                     self.inputs.add(f"{stage} has no outcome of {place}")
 
@@ -317,13 +332,11 @@ def _committed(committed: dict[str, Any], place: TopicPartition) -> list[int]:
     return [offsets[place].offset for offsets in committed.values() if place in offsets and offsets[place].offset >= 0]
 
 
-def _uids(topic: Topic, record: Any) -> tuple[str, str]:
-    """The ids by which the inbox may know it: its own, and its place."""
-    place = position_uid(record)
+def _received(topic: Topic, record: Any) -> Received | None:
     try:
-        return read(topic, record.value, record.headers).uid, place
+        return read(topic, record.value, record.headers)
     except EventRefused:
-        return place, place
+        return None
 
 
 def _declared(name: str) -> Topic | None:

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from agents.item import Item, read_item
+from agents.item import Item, is_for, read_item
 from agents.outcome import Done, Outcome, Rejected, Stage
 from agents.stage import Settled, settle
 from ledger.audit_logs import Log
@@ -116,6 +116,9 @@ class Replay:
         told: dict[int, Told] = {}
         live: list[tuple[int, Item]] = []
         for index, item in enumerate(items):
+            if not is_for(self.stage, item):
+                told[index] = _told(item, Done())
+                continue
             verdict, code = self._looked(item, rows.get(item.uid))
             if verdict is not None:
                 told[index] = Told(item, verdict, code)

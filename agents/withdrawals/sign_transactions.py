@@ -1,5 +1,6 @@
 """withdrawals.accepted, chain.heads -> withdrawals, attempts, lanes -> transactions.signed
 
+Takes:    of accepted withdrawals those of the rail `chain`.
 Decides:  which of the withdrawals that wait are signed now, and by which lane: the oldest first, each by the open lane with the
           most room that has gas and USDC for it.
 Key:      the chain.
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ from ledger.sql import load as load_sql
 from ledger.tables import ATTEMPTS, LANES
 from topics.catalog import CHAIN_HEADS, TRANSACTIONS_SIGNED, WITHDRAWALS_ACCEPTED
 from topics.envelope import Received
-from topics.events import Chain, HeadSeen, WithdrawalAccepted
+from topics.events import Chain, HeadSeen, Rail, WithdrawalAccepted
 
 _log = structlog.get_logger()
 _sql = load_sql("agents.withdrawals", "sending.sql")
@@ -284,6 +285,10 @@ def fold(facts: Facts, done: Done) -> None:
             queue.lane, queue.stored = row, True
 
 
+def takes(event: WithdrawalAccepted) -> bool:
+    return event.rail == Rail.CHAIN
+
+
 Seen = Callable[[str, str, str, int], None]
 """Is told a lane's chain and signer, why it is paused ("" = it is open), and how many of its transactions are in no block."""
 
@@ -400,4 +405,4 @@ def stages(desks: Desks, seen: Seen = unseen) -> tuple[Stage[Any], Stage[Any]]:
         for name, source in ((NAME, WITHDRAWALS_ACCEPTED), (NAME_WAITING, CHAIN_HEADS))
     )
     first, second = woken
-    return first, second
+    return replace(first, takes=takes), second

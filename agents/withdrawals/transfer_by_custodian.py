@@ -1,5 +1,6 @@
 """withdrawals.accepted -> calls to Circle, one for each -> custodian_transfers, withdrawals -> transfers.notified
 
+Takes:    those of the rail `circle`.
 Decides:  which accepted withdrawals of the rail `circle` are asked of Circle now. From here on nothing but what becomes of the
           transfer ends it: it can be cancelled no more.
 Key:      the chain.
@@ -47,8 +48,6 @@ class Facts:
 def decide(received: Received, facts: Facts) -> Outcome:
     event = received.event
     assert isinstance(event, WithdrawalAccepted)
-    if event.rail != Rail.CIRCLE:
-        return Done()
     withdrawal = facts.withdrawals.get(event.withdrawal_id)
     if withdrawal is None:
         return Rejected("unknown_withdrawal", event.withdrawal_id)
@@ -85,15 +84,20 @@ def fold(facts: Facts, done: Done) -> None:
             facts.withdrawals[row[0]] = Withdrawal(*row)
 
 
+def takes(event: WithdrawalAccepted) -> bool:
+    return event.rail == Rail.CIRCLE
+
+
 def stage(sources: Mapping[str, Source]) -> Stage[Facts]:
     async def load(connection: Connection, events: Sequence[Received], _prepared: Any, at: datetime) -> Facts:
         named = [received.event for received in events if isinstance(received.event, WithdrawalAccepted)]
-        ids = {event.withdrawal_id for event in named if event.rail == Rail.CIRCLE and is_ours(event.withdrawal_id)}
+        ids = {event.withdrawal_id for event in named if is_ours(event.withdrawal_id)}
         return Facts(at, sources, await stored.lock(connection, ids) if ids else {})
 
     return Stage(
         name=NAME,
         source=WITHDRAWALS_ACCEPTED,
+        takes=takes,
         load=load,
         decide=decide,
         fold=fold,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.outcome import Done, Outcome, Rejected, Retry
+from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import transfer_by_custodian
 from agents.withdrawals.custodian import ASKED, Source, Transfer
 from agents.withdrawals.settle_transfers import ABSENT_LOOKS, Facts, decide, fold
@@ -18,6 +18,8 @@ from agents.withdrawals.withdrawal import Withdrawal
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.transactions import transferred
 from connectors.webhooks.source import NotUnderstood
+from stablerail import verify_kafka
+from stablerail.docs import asyncapi
 from topics.envelope import Received
 from topics.events import Chain, Rail, TransferNotified, WithdrawalAccepted, WithdrawalSettled
 from topics.money import SCALE
@@ -169,11 +171,14 @@ def test_a_word_that_we_do_not_know_leaves_the_transfer_on_its_way(word: str, st
 # -- asking ---------------------------------------------------------------------------------------------------------------
 
 
-def accept(known: transfer_by_custodian.Facts, rail: Rail = Rail.CIRCLE) -> Outcome:
-    event = WithdrawalAccepted(
+def accepted(rail: Rail) -> WithdrawalAccepted:
+    return WithdrawalAccepted(
         withdrawal_id=ID, user_id="ada", rail=rail, chain=Chain.MATIC, asset="USDC", amount=25 * SCALE, to=TO
     )
-    outcome = transfer_by_custodian.decide(Received(ID, "test", event, 1, None), known)
+
+
+def accept(known: transfer_by_custodian.Facts) -> Outcome:
+    outcome = transfer_by_custodian.decide(Received(ID, "test", accepted(Rail.CIRCLE), 1, None), known)
     if isinstance(outcome, Done):
         transfer_by_custodian.fold(known, outcome)
     return outcome
@@ -195,10 +200,20 @@ def test_a_withdrawal_is_asked_for_once_with_what_was_accepted() -> None:
 
 def test_what_is_not_ours_to_ask_is_left_alone_and_without_a_wallet_it_waits() -> None:
     source = {"MATIC": Source("w1", "token", "LOW")}
-    assert accept(transfer_by_custodian.Facts(NOW, source, facts("signing").withdrawals), Rail.CHAIN) == Done()
     assert accept(transfer_by_custodian.Facts(NOW, source, facts("cancelled").withdrawals)) == Done()
     assert isinstance(accept(transfer_by_custodian.Facts(NOW, source)), Rejected)
     assert isinstance(accept(transfer_by_custodian.Facts(NOW, {}, facts("signing").withdrawals)), Retry)
+
+
+async def test_each_rail_has_a_stage_of_its_own_and_verify_knows_which() -> None:
+    """An event without an outcome in a stage that takes it is a lost one; of a stage that does not, it is none."""
+    taking: dict[Rail, set[str]] = {
+        rail: {name for name, takes in verify_kafka.TAKES.items() if takes(accepted(rail))} for rail in Rail
+    }
+    assert taking == {Rail.CHAIN: {"sign_transactions"}, Rail.CIRCLE: {"transfer_by_custodian"}}
+    stages, _ = await asyncapi.wired(asyncapi.everything())
+    everything = Stage.__dataclass_fields__["takes"].default
+    assert {stage.name: stage.takes for _, stage in stages if stage.takes is not everything} == verify_kafka.TAKES
 
 
 # -- Circle's words -------------------------------------------------------------------------------------------------------
