@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -160,7 +160,16 @@ class Delivery:
                 await asyncio.sleep(0)
             delivered.items += [read_item(self.stage, record) for record in records[start : start + READ_AT_ONCE]]
         delivered.items = [item for item in delivered.items if is_for(self.stage, item)]
-        await self._incoming.put(delivered)
+        if others := len(records) - len(delivered.items):
+            self._services.observer.event_settled(self.stage.name, "skipped", others)
+        if delivered.items:
+            await self._incoming.put(delivered)
+        else:
+            delivered.ack()  # the transport commits no offset before all that was delivered earlier is acknowledged
+            self._passed({(delivered.run.topic, delivered.run.partition): records[-1].offset})
+
+    def _passed(self, positions: Mapping[Key, int]) -> None:
+        self.positions.update({key: max(offset, self.positions.get(key, offset)) for key, offset in positions.items()})
 
     def _expect_rebalance(self) -> None:
         """Fenced means that the group has moved on without us; if Kafka does not tell us so soon, start afresh."""
@@ -243,9 +252,6 @@ class Delivery:
         positions = {(d.run.topic, d.run.partition): d.run.records[-1].offset for d in runs}
         # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere
         acks = [d.ack for d in runs if self._is_ours(d)]
-        read = sum(len(d.run.records) for d in runs)
-        if read > len(items):
-            self._services.observer.event_settled(self.stage.name, "skipped", read - len(items))
         return _Batch(sealed, acks, positions, len(items), commit_s)
 
     def _is_ours(self, delivered: Delivered) -> bool:
@@ -271,7 +277,7 @@ class Delivery:
                 emit_s = clock() - started
                 for ack in batch.acks:
                     ack()
-                self.positions.update(batch.positions)
+                self._passed(batch.positions)
                 self.messages_emitted += sum(len(sealed.messages) for sealed in batch.sealed)
                 self._slots.release()
                 if batch.sealed:

@@ -1,14 +1,31 @@
--- name: waiting
--- Whoever locks several that wait locks them in this order. What a customer asked for who was rejected since then waits.
-SELECT replace(w.id::text, '-', ''), w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', ''), w.rail,
-       w.chain, w.asset, w.amount::text, w.recipient, w.status, w.code, replace(w.hold_id::text, '-', ''),
-       w.requested_at, w.updated_at, w.settled_at, w.version
-FROM withdrawals w
-WHERE w.chain = $1 AND w.status = 'signing' AND w.rail = 'chain' AND w.asset = $2
-  AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')
-ORDER BY w.requested_at, w.id
-LIMIT $3
-FOR UPDATE OF w
+-- name: to_sign
+-- What waits of each chain ($1), at most so many of each ($2), and the lanes ($4, $5), locked in this order: who locks several that
+-- wait locks them as they are here, and a lane after them. What a customer asked for who was rejected since then waits.
+WITH waiting AS MATERIALIZED (
+    SELECT one.*
+    FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS x(chain, most, place)
+    CROSS JOIN LATERAL (
+        SELECT replace(w.id::text, '-', '') AS id, w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', '') AS fingerprint,
+               w.rail, w.chain, w.asset, w.amount::text AS amount, w.recipient, w.status, w.code,
+               replace(w.hold_id::text, '-', '') AS hold_id, w.requested_at, w.updated_at, w.settled_at, w.version
+        FROM withdrawals w
+        WHERE w.chain = x.chain AND w.status = 'signing' AND w.rail = 'chain' AND w.asset = $3
+          AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')
+        ORDER BY w.requested_at, w.id
+        LIMIT x.most
+        FOR UPDATE OF w
+    ) AS one
+), locked AS MATERIALIZED (
+    SELECT l.chain, l.signer, l.next_nonce, l.chain_nonce, l.status, l.reason, l.version, l.updated_at
+    FROM unnest($4::text[], $5::text[]) AS x(chain, signer)
+    JOIN lanes l ON l.chain = x.chain AND l.signer = x.signer
+    WHERE (SELECT count(*) FROM waiting) >= 0
+    ORDER BY l.chain, l.signer
+    FOR UPDATE OF l
+)
+SELECT w.*, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::bigint, NULL::timestamptz FROM waiting w
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, l.* FROM locked l
 
 -- name: in_flight
 -- Of each nonce the dearest attempt counts. Behind a lane's block is what the chain's own balances may not show yet. In parts: the

@@ -32,7 +32,7 @@ Two stages are made here: `sign_transactions` is woken by an accepted withdrawal
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -40,7 +40,6 @@ from typing import Any, Final
 import structlog
 
 from agents.outcome import Done, Outcome, Stage
-from agents.withdrawals.attempts import lock_lanes
 from agents.withdrawals.desks import Desk, Desks, Prepared
 from agents.withdrawals.in_flight import LaneKey, Sum
 from agents.withdrawals.withdrawal import (
@@ -73,6 +72,8 @@ NAME: Final = "sign_transactions"
 NAME_WAITING: Final = "sign_waiting"
 SIGNED_MAX: Final = 2_000
 """Under one event; the rest under the next."""
+
+_WITHDRAWAL: Final = len(Withdrawal._fields)
 
 OPEN: Final = "open"
 PAUSED: Final = "paused"
@@ -339,15 +340,14 @@ class SignTransactions:
         facts, looks = Facts(at), prepared.looks
         accepted = Counter(one.event.chain for one in events if isinstance(one.event, WithdrawalAccepted))
         desks = {key: prepared.desks[key] for key in sorted(looks) if not prepared.desks[key].gives_gas}
-        for chain in sorted({desk.chain for desk in desks.values()}):
-            # a block wakes all that there may be room for, an accepted withdrawal as many as there are events
-            room_max = sum(desk.in_flight_max for desk in desks.values() if desk.chain == chain)
-            rows = await connection.fetch(_sql.waiting, chain.value, USDC, min(accepted[chain] or SIGNED_MAX, room_max))
-            found = (Withdrawal(*row) for row in rows)
-            facts.waiting[chain] = {one.id: one._replace(amount=int(one.amount)) for one in found}
         if not desks:
             return facts
-        stored = await lock_lanes(connection, desks.keys())
+        # a block wakes all that there may be room for, an accepted withdrawal as many as there are events
+        room: Counter[Chain] = Counter()
+        for desk in desks.values():
+            room[desk.chain] += desk.in_flight_max
+        most = {chain: min(accepted[chain] or SIGNED_MAX, room[chain]) for chain in sorted(room)}
+        facts.waiting, stored = await _locked(connection, most, desks)
         # asked under the lanes' locks: nobody else signs for them meanwhile
         flying = await self._desks.in_flight.of(connection, {key: looks[key] for key in desks}, stored)
         for key, desk in desks.items():
@@ -357,6 +357,25 @@ class SignTransactions:
             self._tell(lane, flying[key].unmined)
             facts.queues[key] = _queue(desk, looks[key], lane, flying[key], key in stored, key in prepared.away)
         return facts
+
+
+async def _locked(
+    connection: Connection, most: Mapping[Chain, int], lanes: Iterable[LaneKey]
+) -> tuple[dict[Chain, dict[str, Withdrawal]], dict[LaneKey, Lane]]:
+    """What waits of each chain, the oldest first, at most so many; and those of the lanes that are stored."""
+    chains, signers = zip(*lanes, strict=True)
+    waiting: dict[Chain, dict[str, Withdrawal]] = {chain: {} for chain in most}
+    stored: dict[LaneKey, Lane] = {}
+    columns = [[chain.value for chain in most], [*most.values()], USDC, [*chains], [*signers]]
+    for row in await connection.fetch(_sql.to_sign, *columns):
+        values = tuple(row)
+        if values[0] is None:
+            lane = Lane(*values[_WITHDRAWAL:])
+            stored[(lane.chain, lane.signer)] = lane
+        else:
+            one = Withdrawal(*values[:_WITHDRAWAL])
+            waiting[Chain(one.chain)][one.id] = one._replace(amount=int(one.amount))
+    return waiting, stored
 
 
 async def first_lane(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane | None:
