@@ -3,7 +3,7 @@
 -- wait locks them as they are here, and a lane after them. What a customer asked for who was rejected since then waits.
 WITH waiting AS MATERIALIZED (
     SELECT one.*
-    FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS x(chain, most, place)
+    FROM unnest($1::text[], $2::bigint[]) AS x(chain, most)
     CROSS JOIN LATERAL (
         SELECT replace(w.id::text, '-', '') AS id, w.user_id, w.idempotency_key, replace(w.fingerprint::text, '-', '') AS fingerprint,
                w.rail, w.chain, w.asset, w.amount::text AS amount, w.recipient, w.status, w.code,
