@@ -86,7 +86,8 @@ def _huge_pages() -> Iterator[None]:
     the records say which it was."""
     try:
         before = HUGE_PAGES.read_text()
-        HUGE_PAGES.write_text(str(int(before) + HUGE_PAGES_NEEDED))
+        # not so many more: one that was killed has left its own
+        HUGE_PAGES.write_text(str(max(int(before), HUGE_PAGES_NEEDED)))
     except OSError:
         yield
         return
