@@ -169,6 +169,7 @@ class Delivery:
             self._passed({(delivered.run.topic, delivered.run.partition): records[-1].offset})
 
     def _passed(self, positions: Mapping[Key, int]) -> None:
+        """An earlier batch may end after a run of others' events was acknowledged."""
         self.positions.update({key: max(offset, self.positions.get(key, offset)) for key, offset in positions.items()})
 
     def _expect_rebalance(self) -> None:

@@ -1,6 +1,6 @@
 -- name: to_sign
 -- What waits of each chain ($1), at most so many of each ($2), and the lanes ($4, $5), locked in this order: who locks several that
--- wait locks them as they are here, and a lane after them. What a customer asked for who was rejected since then waits.
+-- wait locks them as they are here, and a lane after them: to count what waits, all of it is locked first. What a customer asked for who was rejected since then waits.
 WITH waiting AS MATERIALIZED (
     SELECT one.*
     FROM unnest($1::text[], $2::bigint[]) AS x(chain, most)

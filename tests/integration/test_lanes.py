@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from agents.withdrawals.errors import LaneInFlight, LaneRetired
 from agents.withdrawals.key_ring import KeyRing
 from agents.withdrawals.lanes import add_lane, drain_lane, open_lane, pause_lane, retire_lane
+from agents.withdrawals.sign_transactions import _locked
 from agents.withdrawals.sync_lane import Count, apply, compare, judged
 from agents.withdrawals.withdrawal import Lane
 from chain.keys import load_key
@@ -30,6 +33,7 @@ databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.co
 chain, token = sending_rig.chain, sending_rig.token
 
 PASSWORD = "what-opens-them"
+LOCK_LANES = "SELECT 1 FROM lanes FOR UPDATE NOWAIT"
 MakeDesk = Callable[[int], AbstractAsyncContextManager[Sending]]
 
 
@@ -70,6 +74,34 @@ async def test_withdrawals_are_spread_over_lanes_each_without_a_gap_and_are_paid
             assert len(nonces) >= 100 // number // 2
         assert Counter(to for to, _ in await desk.paid()) == Counter(one.recipient for one in asked)
         await assert_holds(desk.connection)
+
+
+async def test_a_lane_is_locked_after_all_that_waits_for_it(lanes: MakeDesk, dsn: str) -> None:
+    """One statement locks both; a stage that has the withdrawal and wants the lane never waits for one that has it the other way."""
+    async with lanes(1) as desk, AsyncExitStack() as stack:
+        process = desk.process()
+        await desk.signed(process, *await desk.ask(1))
+        asked = await desk.ask(2)
+        others = [await connect_to(dsn)() for _ in range(3)]
+        for one in others:
+            stack.push_async_callback(one.close)
+        signing, withdrawing, lane = others
+        held = withdrawing.transaction()
+        await held.start()
+        await withdrawing.fetchval("SELECT 1 FROM withdrawals WHERE id = $1::text::uuid FOR UPDATE", asked[-1].id)
+        async with signing.transaction():
+            key = (CHAIN.value, desk.signer.address)
+            locking = asyncio.create_task(_locked(signing, {CHAIN: 10}, [key]))
+            blocked = "SELECT cardinality(pg_blocking_pids($1))"
+            async with asyncio.timeout(100):
+                while not await lane.fetchval(blocked, signing.get_server_pid()):
+                    await asyncio.sleep(0.01)
+            assert await lane.fetchval(LOCK_LANES) == 1
+            await held.rollback()
+            waiting, stored = await locking
+            assert (list(waiting[CHAIN]), list(stored)) == ([one.id for one in asked], [key])
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await lane.fetchval(LOCK_LANES)
 
 
 async def test_a_lane_that_cannot_pay_says_why_and_the_others_pay_oldest_first(lanes: MakeDesk) -> None:
