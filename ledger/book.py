@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -42,8 +43,11 @@ _sql = load("ledger", "sql/store.sql")
 TRIES_MAX: Final = 20
 """A batch that met other writers so often is given back with the database's error: something holds the locks."""
 
+_ID_DIGITS: Final = 32
+_HEX: Final = b"0123456789abcdef"
 _is_id: Final = re.compile("[0-9a-f]{32}").fullmatch
 _NO_MARKS: Final = Marks()
+_posted_of = partial(tuple.__new__, Posted)
 
 
 class Atomic(NamedTuple):
@@ -161,7 +165,7 @@ def _judge_new(fold: Fold, transaction: Transaction, here: dict[str, tuple[Trans
         return refusal
     id, operation = transaction.id, transaction.operation
     marks = _NO_MARKS if operation is None else operation.marks(id)
-    posted = Posted(id, fold.at, tuple(fold.entries[start:]), fold.fingerprints[-1], marks, False)
+    posted = _posted_of((id, fold.at, tuple(fold.entries[start:]), fold.fingerprints[-1], marks, False))
     here[id] = transaction, posted
     return posted
 
@@ -243,14 +247,17 @@ def _transactions(requests: Iterable[Request]) -> list[Transaction]:
     return found
 
 
-def _check_texts(transactions: Iterable[Transaction]) -> None:
+def _check_texts(transactions: Sequence[Transaction]) -> None:
     """ValueError for what PostgreSQL could not store: it would end the whole batch. Accounts' names: `refusal_of`."""
-    for id, kind, reference, _, operation, _ in transactions:
-        for key in (id,) if operation is None else (id, operation.key(id)[1]):
+    keys = [t.id for t in transactions]
+    keys += [t.operation.key(t.id)[1] for t in transactions if t.operation is not None]
+    # all of them at once: one by one it takes five times as long
+    if not set(map(len, keys)) <= {_ID_DIGITS} or "".join(keys).encode(errors="replace").translate(None, _HEX):
+        for key in keys:
             if not _is_id(key):
                 raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")
-        if "\0" in kind or "\0" in reference:
-            raise ValueError(f"transaction {id}: a text with a NUL")
+    if "\0" in "".join([t.kind for t in transactions]) or "\0" in "".join([t.reference for t in transactions]):
+        raise ValueError("a transaction with a NUL in its kind or its reference")
 
 
 async def expire_due(connection: Connection, writer: str, at: datetime, *, holds_max: int = 1_000) -> Batch:

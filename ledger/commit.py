@@ -28,6 +28,7 @@ import asyncpg
 import orjson
 
 from ledger.audit_logs import Log
+from ledger.beside import ended, sent
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.proof import ledger_digest, logs_digest
 from ledger.record import Message, pack, pack_content
@@ -42,8 +43,6 @@ RECORD_BYTES_MAX: Final = 64 * 1024 * 1024
 """A compressed record over it is refused; a batch of many events is split instead."""
 OVERLAP_MIN: Final = 16 * 1024
 """Bytes of a table's rows from which a statement of their own is worth its round trip: it runs while the rest is made."""
-SENT_TURNS: Final = 2
-"""Turns of the loop in which a statement leaves: its task begins, then what it wrote is sent."""
 MESSAGES_AT_ONCE: Final = 100
 NO_TOPIC: Final = "-"
 """The `topic` of writers that consume none: API, CLI, sweeper, performers, watchers."""
@@ -177,17 +176,12 @@ class _Writing:
         """Waits also when something else failed, which is what is raised then: before, the connection takes no rollback."""
         if self._task is None:
             return
-        if kind is None:
-            await self._task
-        else:
-            await asyncio.gather(self._task, return_exceptions=True)
+        await (self._task if kind is None else ended(self._task))
 
     async def start(self, block: Block) -> None:
         if self._task is not None:
             await self._task
-        self._task = asyncio.create_task(write(self._connection, [block]))
-        for _ in range(SENT_TURNS):
-            await asyncio.sleep(0)
+        self._task = await sent(write(self._connection, [block]))
 
 
 async def _taken(messages: Iterable[Message]) -> list[Message]:

@@ -152,6 +152,8 @@ class Fold:
     """Rows of `entries`: what Entry names, as plain tuples, for speed."""
     touched: set[Account] = field(default_factory=set)
     changed: set[StateKey] = field(default_factory=set)
+    known: dict[str, tuple[Transaction, str]] = field(default_factory=dict)
+    """Fingerprints that were made before, by transaction id."""
 
     def post(self, transaction: Transaction) -> None:
         """Posts one transaction. Raises PostingRefused and changes nothing when it cannot be."""
@@ -180,15 +182,16 @@ class Fold:
                     first.balance, second.balance = after, then
                     first.version += 1
                     second.version += 1
-                    at = self.at
-                    self.entries += (
-                        (one.id, first.version, key, 0, side, amount, after, at),
-                        (other.id, second.version, key, 1, other_side, amount, then, at),
-                    )
+                    at, entries = self.at, self.entries
+                    entries.append((one.id, first.version, key, 0, side, amount, after, at))
+                    entries.append((other.id, second.version, key, 1, other_side, amount, then, at))
                     self.touched.add(one)
                     self.touched.add(other)
                     self.transactions.append(transaction)
-                    self.fingerprints.append(transaction.fingerprint())
+                    known = self.known.get(key)
+                    self.fingerprints.append(
+                        known[1] if known is not None and known[0] is transaction else transaction.fingerprint()
+                    )
                     return
         self._post(transaction)
 
@@ -214,6 +217,11 @@ class Fold:
         self.changed.update(counters)
         self.transactions.append(transaction)
         self.fingerprints.append(transaction.fingerprint())
+
+
+def fingerprints_of(transactions: Iterable[Transaction]) -> dict[str, tuple[Transaction, str]]:
+    """By transaction id. Each with the transaction that it is of: an id may be there twice, with other contents."""
+    return {transaction.id: (transaction, transaction.fingerprint()) for transaction in transactions}
 
 
 def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ledger.accounts import Account
+from ledger.beside import beside
 from ledger.counters import COUNTERS, Counter, StateKey
 from ledger.errors import TransactionReused
 from ledger.holds import HOLDS, Hold
-from ledger.posting import Balance, Entry, Fold, Marks, Transaction, accounts_of
+from ledger.posting import Balance, Entry, Fold, Marks, Transaction, accounts_of, fingerprints_of
 from ledger.proof import ledger_blocks
 from ledger.reversals import REVERSALS, Line, Original, captured_from
 from ledger.rows import Block, Connection, Op, Row, block, uuids
@@ -23,6 +25,10 @@ from ledger.tables import HOLDS as HOLDS_TABLE
 from ledger.tables import REVERSALS as REVERSALS_TABLE
 
 _sql = load("ledger", "sql/store.sql")
+
+BESIDE_MIN: Final = 50
+"""Transactions whose fingerprints take longer than the turns of the loop that are needed to make them beside a statement."""
+
 _id = attrgetter("id")
 
 
@@ -37,8 +43,12 @@ async def lock(connection: Connection, transactions: Sequence[Transaction], at: 
     accounts = accounts_of(transactions)
     for state in states.values():
         accounts.update(state.accounts())
-    balances, at = await lock_balances(connection, accounts, at)
-    return Fold(balances, at.astimezone(UTC), states)  # hashed as text
+    locking = lock_balances(connection, accounts, at)
+    if len(transactions) < BESIDE_MIN:
+        balances, at = await locking
+        return Fold(balances, at.astimezone(UTC), states)  # hashed as text
+    (balances, at), fingerprints = await beside(locking, partial(fingerprints_of, transactions))
+    return Fold(balances, at.astimezone(UTC), states, known=fingerprints)
 
 
 async def lock_balances(

@@ -13,7 +13,8 @@ WITH owned AS MATERIALIZED (
 ), claimed AS (
     INSERT INTO inbox AS i (stage, event_id, attempt, fingerprint, outcome, at)
     SELECT $1, x.event_id, x.attempt, x.fingerprint, 'done', $8
-    FROM unnest($5::text::uuid[], $6::text::int[], $7::text::uuid[]) AS x(event_id, attempt, fingerprint)
+    FROM (SELECT unnest($5::text::uuid[]) AS event_id, unnest($6::text::int[]) AS attempt,
+                 unnest($7::text::uuid[]) AS fingerprint) AS x
     WHERE (SELECT count(*) FROM owned WHERE epoch = expected) = cardinality($2)
     ORDER BY x.event_id
     ON CONFLICT (stage, event_id) DO UPDATE
