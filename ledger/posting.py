@@ -12,15 +12,17 @@ stand or fall together: ledger/groups.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, Protocol
 
 from ledger.accounts import AMOUNT_MAX, OUT_OF_REACH, Account, refusal_of
 from ledger.counters import Count, StateKey, counted
 from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, Unbalanced
+from ledger.rows import Block
 
 Direction = Literal["d", "c"]
 
@@ -36,12 +38,16 @@ class Leg(NamedTuple):
     owner has spent)."""
 
 
+_leg: Callable[[tuple[Account, Direction, int, Account | None]], Leg] = partial(tuple.__new__, Leg)
+"""Half the price of Leg(…), twice for each transaction."""
+
+
 def debit(account: Account, amount: int) -> Leg:
-    return Leg(account, "d", amount)
+    return _leg((account, "d", amount, None))
 
 
 def credit(account: Account, amount: int, *, remainder: Account | None = None) -> Leg:
-    return Leg(account, "c", amount, remainder)
+    return _leg((account, "c", amount, remainder))
 
 
 class Transaction(NamedTuple):
@@ -137,6 +143,16 @@ class Balance:
 Move = tuple[Account, Direction, int]
 
 
+class Draft(NamedTuple):
+    """What can be made of transactions before it is known which of them are posted."""
+
+    transactions: Sequence[Transaction]
+    fingerprints: dict[str, tuple[Transaction, str]]
+    """By id, each with the transaction that it is of: an id may be there twice, with other contents."""
+    rows: Block
+    """Of all of them, but for the time and the batch."""
+
+
 @dataclass(slots=True)
 class Fold:
     """Balances and state rows under our locks, and what a batch has made of them."""
@@ -152,8 +168,7 @@ class Fold:
     """Rows of `entries`: what Entry names, as plain tuples, for speed."""
     touched: set[Account] = field(default_factory=set)
     changed: set[StateKey] = field(default_factory=set)
-    known: dict[str, tuple[Transaction, str]] = field(default_factory=dict)
-    """Fingerprints that were made before, by transaction id."""
+    draft: Draft | None = None
 
     def post(self, transaction: Transaction) -> None:
         """Posts one transaction. Raises PostingRefused and changes nothing when it cannot be."""
@@ -188,9 +203,9 @@ class Fold:
                     self.touched.add(one)
                     self.touched.add(other)
                     self.transactions.append(transaction)
-                    known = self.known.get(key)
+                    made = self.draft.fingerprints.get(key) if self.draft is not None else None
                     self.fingerprints.append(
-                        known[1] if known is not None and known[0] is transaction else transaction.fingerprint()
+                        made[1] if made is not None and made[0] is transaction else transaction.fingerprint()
                     )
                     return
         self._post(transaction)
@@ -217,11 +232,6 @@ class Fold:
         self.changed.update(counters)
         self.transactions.append(transaction)
         self.fingerprints.append(transaction.fingerprint())
-
-
-def fingerprints_of(transactions: Iterable[Transaction]) -> dict[str, tuple[Transaction, str]]:
-    """By transaction id. Each with the transaction that it is of: an id may be there twice, with other contents."""
-    return {transaction.id: (transaction, transaction.fingerprint()) for transaction in transactions}
 
 
 def accounts_of(transactions: Iterable[Transaction]) -> set[Account]:

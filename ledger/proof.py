@@ -23,9 +23,20 @@ def ledger_blocks(transactions: Sequence[Row], entries: Sequence[Row]) -> Iterat
 
     That order is also the one in which an index takes them best.
     """
-    for table, rows in ((TRANSACTIONS, transactions), (ENTRIES, entries)):
-        if rows:
-            yield block(table, Op.INSERT, sorted(rows))
+    if transactions:
+        yield transactions_block(transactions)
+    if entries:
+        yield entries_block(entries)
+
+
+def transactions_block(rows: Iterable[Row]) -> Block:
+    """Their part of it."""
+    return block(TRANSACTIONS, Op.INSERT, sorted(rows))
+
+
+def entries_block(rows: Iterable[Row]) -> Block:
+    """Their part of it."""
+    return block(ENTRIES, Op.INSERT, sorted(rows))
 
 
 def ledger_digest(blocks: Iterable[Block]) -> bytes | None:

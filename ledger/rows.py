@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -182,6 +182,14 @@ def columns(table: Table, op: Op, *values: Any) -> Block:
         else:
             made.append(_shared(kind, value))
     return Block(table, op, made)
+
+
+def shared(made: Block, **values: Any) -> Block:
+    """The block with other values in columns that all its rows have alike."""
+    kinds = zip(made.table.written(made.op), _kinds(made.table, made.op), made.columns, strict=True)
+    return replace(
+        made, columns=[_shared(kind, values[name]) if name in values else column for name, kind, column in kinds]
+    )
 
 
 def _column(kind: _Kind, values: Sequence[Any], *, shared: bool) -> str:

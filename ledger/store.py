@@ -14,10 +14,10 @@ from ledger.beside import beside
 from ledger.counters import COUNTERS, Counter, StateKey
 from ledger.errors import TransactionReused
 from ledger.holds import HOLDS, Hold
-from ledger.posting import Balance, Entry, Fold, Marks, Transaction, accounts_of, fingerprints_of
-from ledger.proof import ledger_blocks
+from ledger.posting import Balance, Draft, Entry, Fold, Marks, Transaction, accounts_of
+from ledger.proof import entries_block, transactions_block
 from ledger.reversals import REVERSALS, Line, Original, captured_from
-from ledger.rows import Block, Connection, Op, Row, block, uuids
+from ledger.rows import Block, Connection, Op, Row, block, shared, uuids
 from ledger.sql import load
 from ledger.tables import ACCOUNTS
 from ledger.tables import COUNTERS as COUNTERS_TABLE
@@ -27,7 +27,7 @@ from ledger.tables import REVERSALS as REVERSALS_TABLE
 _sql = load("ledger", "sql/store.sql")
 
 BESIDE_MIN: Final = 50
-"""Transactions whose fingerprints take longer than the turns of the loop that are needed to make them beside a statement."""
+"""Transactions whose draft takes longer than the turns of the loop that are needed to make it beside a statement."""
 
 _id = attrgetter("id")
 
@@ -47,8 +47,17 @@ async def lock(connection: Connection, transactions: Sequence[Transaction], at: 
     if len(transactions) < BESIDE_MIN:
         balances, at = await locking
         return Fold(balances, at.astimezone(UTC), states)  # hashed as text
-    (balances, at), fingerprints = await beside(locking, partial(fingerprints_of, transactions))
-    return Fold(balances, at.astimezone(UTC), states, known=fingerprints)
+    (balances, at), draft = await beside(locking, partial(_drafted, transactions, at))
+    return Fold(balances, at.astimezone(UTC), states, draft=draft)
+
+
+def _drafted(transactions: Sequence[Transaction], at: datetime) -> Draft:
+    fingerprints = [transaction.fingerprint() for transaction in transactions]
+    return Draft(
+        transactions,
+        {t.id: (t, fingerprint) for t, fingerprint in zip(transactions, fingerprints, strict=True)},
+        transactions_block(map(_transaction_row, transactions, fingerprints, repeat(at), repeat(0))),
+    )
 
 
 async def lock_balances(
@@ -184,9 +193,12 @@ def blocks_of(fold: Fold, batch: int) -> Iterator[Block]:
     if not fold.transactions:
         return
     at, balances = fold.at, fold.balances
-    yield from ledger_blocks(
-        [*map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at), repeat(batch))], fold.entries
-    )
+    if fold.draft is not None and fold.draft.transactions == fold.transactions:
+        yield shared(fold.draft.rows, at=at, batch=batch)
+    else:
+        yield transactions_block(map(_transaction_row, fold.transactions, fold.fingerprints, repeat(at), repeat(batch)))
+    if fold.entries:
+        yield entries_block(fold.entries)
     known, fresh = [], []
     for account in sorted(fold.touched, key=_id):
         held = balances[account]
