@@ -25,7 +25,7 @@ CREATE TABLE bare.attempts (
 TAKE = "UPDATE bare.lanes SET next_nonce = next_nonce + $2 WHERE signer = $1 RETURNING next_nonce - $2"
 STORE = """
 INSERT INTO bare.attempts
-SELECT $1, x.*, 'signed' FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::bytea[]) x
+SELECT $1, unnest($2::bigint[]), unnest($3::uuid[]), unnest($4::text[]), unnest($5::bytea[]), 'signed'
 """
 MARK = "UPDATE bare.attempts SET status = 'broadcast' WHERE signer = $1 AND nonce = ANY ($2::bigint[])"
 

@@ -35,15 +35,15 @@ CREATE TABLE outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, topic t
 """
 WALLETS = "SELECT address FROM stablerail.wallets ORDER BY address"
 ACCOUNTS = "INSERT INTO accounts SELECT x, 0, 0 FROM generate_series(0, $1::bigint) AS x"
-CLAIM = """INSERT INTO inbox (event_id, stage) SELECT x, 'deposit' FROM unnest($1::uuid[]) AS x
+CLAIM = """INSERT INTO inbox (event_id, stage) SELECT unnest($1::uuid[]), 'deposit'
 ON CONFLICT DO NOTHING RETURNING event_id"""
 LOCK = "SELECT id, balance, version FROM accounts WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE"
-WRITE = """WITH t AS (INSERT INTO transactions (id, kind) SELECT x, 'deposit' FROM unnest($1::uuid[]) AS x),
-e AS (INSERT INTO entries SELECT * FROM
-    unnest($2::bigint[], $3::bigint[], $4::uuid[], $5::smallint[], $6::bigint[], $7::bigint[])),
+WRITE = """WITH t AS (INSERT INTO transactions (id, kind) SELECT x, 'deposit' FROM (SELECT unnest($1::uuid[]) AS x) AS x),
+e AS (INSERT INTO entries SELECT unnest($2::bigint[]), unnest($3::bigint[]), unnest($4::uuid[]), unnest($5::smallint[]),
+    unnest($6::bigint[]), unnest($7::bigint[])),
 u AS (UPDATE accounts a SET balance = x.b, version = x.v
-    FROM unnest($8::bigint[], $9::bigint[], $10::bigint[]) AS x(i, b, v) WHERE a.id = x.i)
-INSERT INTO outbox (topic, key, payload) SELECT $11, x.k, x.p FROM unnest($12::bytea[], $13::bytea[]) AS x(k, p)
+    FROM (SELECT unnest($8::bigint[]) AS i, unnest($9::bigint[]) AS b, unnest($10::bigint[]) AS v) AS x WHERE a.id = x.i)
+INSERT INTO outbox (topic, key, payload) SELECT $11, unnest($12::bytea[]), unnest($13::bytea[])
 RETURNING id"""
 DELETE = "DELETE FROM outbox WHERE id = ANY($1::bigint[])"
 
