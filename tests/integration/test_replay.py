@@ -35,9 +35,16 @@ from tests.integration.test_cli import Result
 from tests.support.in_process import Ground, ground, running, until
 from tests.support.ledger_rig import balance, connect_to, differences, dump
 from tests.support.payouts import store
-from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, DEPOSITS_PARKED, INPUTS
+from topics.catalog import (
+    DEPOSITS_CREDITED,
+    DEPOSITS_FINALIZED,
+    DEPOSITS_NOTIFIED,
+    DEPOSITS_PARKED,
+    INPUTS,
+    WITHDRAWALS_ACCEPTED,
+)
 from topics.envelope import value_of
-from topics.events import DepositNotified, Evidence
+from topics.events import Chain, DepositNotified, Evidence, Rail, WithdrawalAccepted
 
 run, clean = test_cli.run, test_cli.clean
 
@@ -104,7 +111,7 @@ class Desk:
 
 @pytest.fixture
 async def desk(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Desk]:
-    topics = (DEPOSITS_NOTIFIED, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED)
+    topics = (DEPOSITS_NOTIFIED, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED, WITHDRAWALS_ACCEPTED)
     async with ground(database, kafka.bootstrap, topic_prefix, topics) as at:
         settings = load_settings(
             env_file=None, database_url=database, kafka_bootstrap=kafka.bootstrap, topic_prefix=topic_prefix,
@@ -202,6 +209,24 @@ def _given(record: Any) -> Given:
     return Given(
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
     )
+
+
+async def test_of_what_another_rails_stage_settles_nothing_is_left_to_do(desk: Desk) -> None:
+    event = WithdrawalAccepted(
+        withdrawal_id="7" * 32,
+        user_id="ada",
+        rail=Rail.CHAIN,
+        chain=Chain.MATIC,
+        asset="USDC",
+        amount=USDC,
+        to=ADDRESS["bob"],
+    )
+    await desk.at.send(WITHDRAWALS_ACCEPTED, b"MATIC", value_of(event))
+    before = await dump(desk.connection)
+    (partition,) = {record.partition for record in await desk.at.told(WITHDRAWALS_ACCEPTED)}
+    sums = await _replayed("transfer_by_custodian", desk.settings, Range(partition=partition), None, None)
+    assert sums.count(Verdict.IDLE) == 1
+    assert differences(before, await dump(desk.connection)) == {}
 
 
 async def test_ranges_by_time_offset_and_key_hold_what_they_say(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
