@@ -97,8 +97,8 @@ class World:
         self.lines = len(self._again())
 
     def again(self) -> int:
-        """How often since then a worker has put a call off that Circle had not answered, or not in time: each is asked once more. On
-        a busy machine an answer may be late."""
+        """How often since then a worker has put a call off that Circle had not answered, or not in time: each is asked once more, and
+        Circle has heard of it before or, where it was late even to say it, not. On a busy machine either may be late."""
         return len(self._again()) - self.lines
 
     def _again(self) -> list[str]:
@@ -310,7 +310,8 @@ async def test_a_worker_killed_there_leaves_one_set_of_wallets(
     assert not hold.release()
     await world.observer.execute("BEGIN; LOCK TABLE wallets, calls; COMMIT")  # until its transactions have ended
     assert await world.calls(user) == boundary.calls
-    assert (len(world.asked_for(user)), user in world.at_circle()) == (boundary.asked + world.again(), boundary.acted)
+    assert boundary.asked <= len(world.asked_for(user)) <= boundary.asked + world.again()
+    assert (user in world.at_circle()) == boundary.acted
     assert len(await world.in_database(user)) == (4 if boundary.concluded else 0)
     if boundary.concluded:  # the sweeper finishes what a performer left half a minute ago
         await world.observer.execute("UPDATE outbox SET at = at - interval '1 minute'")
@@ -318,8 +319,9 @@ async def test_a_worker_killed_there_leaves_one_set_of_wallets(
     await world.worker()
     await world.check(user)
     lost = boundary.asked if not boundary.acted else 0
-    assert len(world.asked_for(user)) == boundary.requests + lost + world.again()
-    assert world.circle.sandbox.gate.calls[f"POST {CREATE}"] == heard + boundary.requests + world.again()
+    assert boundary.requests + lost <= len(world.asked_for(user)) <= boundary.requests + lost + world.again()
+    calls = world.circle.sandbox.gate.calls[f"POST {CREATE}"] - heard
+    assert boundary.requests <= calls <= boundary.requests + world.again()
 
 
 async def test_nobody_is_called_before_the_intent_is_in_the_journal(world: World) -> None:
