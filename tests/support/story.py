@@ -321,7 +321,7 @@ def parts_environment(kafka: Kafka, anvil: Anvil, usdc: Usdc) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def story(kafka: Kafka, postgres: Postgres, anvil: Anvil, usdc: Usdc, scratch: Path) -> Iterator[Story]:
     """Everything up: sandboxes, bridge, API, all workers."""
     name = f"story_{uuid.uuid4().hex[:8]}"
