@@ -48,6 +48,7 @@ _HEX: Final = b"0123456789abcdef"
 _is_id: Final = re.compile("[0-9a-f]{32}").fullmatch
 _NO_MARKS: Final = Marks()
 _posted_of = partial(tuple.__new__, Posted)
+"""Half the price of Posted(…), once for each transaction."""
 
 
 class Atomic(NamedTuple):
@@ -256,8 +257,9 @@ def _check_texts(transactions: Sequence[Transaction]) -> None:
         for key in keys:
             if not _is_id(key):
                 raise ValueError(f"{key!r} is no transaction id: 32 hex digits, small letters")
-    if "\0" in "".join([t.kind for t in transactions]) or "\0" in "".join([t.reference for t in transactions]):
-        raise ValueError("a transaction with a NUL in its kind or its reference")
+    if "\0" in "".join([t.kind + t.reference for t in transactions]):
+        odd = next(t for t in transactions if "\0" in t.kind + t.reference)
+        raise ValueError(f"transaction {odd.id}: a text with a NUL")
 
 
 async def expire_due(connection: Connection, writer: str, at: datetime, *, holds_max: int = 1_000) -> Batch:

@@ -34,7 +34,7 @@ from ledger.holds import capture, expire, hold, void
 from ledger.posting import Leg, Transaction, credit, debit
 from ledger.reversals import reversal, reversal_of_parts
 from ledger.rows import Connection
-from ledger.store import Posted
+from ledger.store import BESIDE_MIN, Posted
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, assert_holds, balance, connect_to, differences, dump, rebuild
 
@@ -126,6 +126,27 @@ async def test_a_repeat_is_the_first_result_even_when_it_could_not_happen_now(co
     results = await posted(connection, pay(2, 50), set_aside(4, 5), take(5, 4, 5), undo(6, 2), undo(6, 2), hours=1)
     assert [result.existed for result in results] == [True, True, True, False, True]
     assert await balance(connection, ADA) == 50
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("earlier_s", [0, 60])
+async def test_rows_drafted_under_the_locks_are_those_that_are_sealed(
+    connection: Connection, refused: bool, earlier_s: int
+) -> None:
+    """A batch that is drafted, one of it refused, or posted at a later time than it was drafted for."""
+    await post(connection, "test", [fund(1, 1_000)], AT)
+    batch = [pay(100 + number, 1, reference=f"r{number}") for number in range(2 * BESIDE_MIN)]
+    if refused:
+        batch[BESIDE_MIN] = pay(5, 10**9)
+    results = (await post(connection, "test", batch, AT - timedelta(seconds=earlier_s))).results
+    assert [isinstance(result, PostingRefused) for result in results] == [one.id == f"{5:032x}" for one in batch]
+    expected = {one.id: one.fingerprint() for one in batch if one.id != f"{5:032x}"}
+    rows = await connection.fetch(
+        "SELECT replace(id::text, '-', ''), replace(fingerprint::text, '-', ''), at FROM transactions WHERE reference <> ''"
+    )
+    assert {id: fingerprint for id, fingerprint, _ in rows} == expected
+    assert {at for *_, at in rows} == {AT}
+    await assert_holds(connection)
 
 
 async def test_the_same_id_with_other_contents_is_refused_with_both_fingerprints(connection: Connection) -> None:
