@@ -53,8 +53,9 @@ ROOM_WAIT_S: Final = 1.0
 CROWDED_POLL_S: Final = 0.02
 # aiokafka has one fetch per broker in the air: a busy partition waits while it waits for idle ones, 1.5 s in Faust.
 FETCH_WAIT_MS: Final = 20
-# While buffers are full only idle partitions are asked for: fifty such requests a second cost a tenth of the throughput.
-CROWDED_FETCH_WAIT_MS: Final = 250
+# Fifty requests a second cost a tenth of the throughput while buffers are full, as only idle partitions are asked for then; and
+# a twentieth of a core of a worker that has nothing to do: its fetch asks for all it has, and is answered when anything comes.
+LONG_FETCH_WAIT_MS: Final = 250
 # A rebalance must not hang on a coordinator that is gone; what stays uncommitted is delivered again.
 REVOKE_COMMIT_S: Final = 2.0
 
@@ -187,6 +188,7 @@ class Consumer(KafkaConsumer):
         # Where reading began of partitions without a committed offset: nothing else says where to go back to.
         self._began: dict[TP, int] = {}
         self._room = asyncio.Event()
+        self._fetch_wait_ms = FETCH_WAIT_MS
         self._deliver_one = self.callback
         self.callback = self._deliver
 
@@ -202,15 +204,16 @@ class Consumer(KafkaConsumer):
         if self.app.rebalancing:
             # Until positions are back at the committed offsets only changelogs are read; Faust empties buffers then.
             wanted = {tp for tp in wanted if tp.topic not in self._batched}
+            self._fetch_wait_ms = FETCH_WAIT_MS
         if not wanted:
             await asyncio.sleep(CROWDED_POLL_S)
             return {}
-        if self._buffered_partitions:
+        crowded = bool(self._buffered_partitions)
+        if crowded:
             timeout = min(timeout, CROWDED_POLL_S)
-        cast(ConsumerThread, self._thread).fetch_wait(
-            CROWDED_FETCH_WAIT_MS if self._buffered_partitions else FETCH_WAIT_MS
-        )
+        cast(ConsumerThread, self._thread).fetch_wait(LONG_FETCH_WAIT_MS if crowded else self._fetch_wait_ms)
         records = await super()._getmany(wanted, timeout)
+        self._fetch_wait_ms = FETCH_WAIT_MS if records or crowded else LONG_FETCH_WAIT_MS
         found: dict[TP, list[Any]] = {}
         for tp, some in records.items():
             found[tp] = list(runs(some)) if tp.topic in self._batched else some

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from Crypto.Hash import keccak as _keccak
+from sha3 import keccak_256
 
 from chain.signer import Signature
 
@@ -28,7 +28,7 @@ class Signed(NamedTuple):
 
 def keccak(data: bytes) -> bytes:
     """Keccak-256 as Ethereum has it."""
-    return _keccak.new(digest_bits=256, data=data).digest()
+    return keccak_256(data).digest()
 
 
 def transfer_data(to: str, amount: int) -> bytes:

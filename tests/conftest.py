@@ -76,6 +76,26 @@ def pytest_unconfigure() -> None:
     _run.close()
 
 
+# Whose lines are run in processes of their own, where nothing is counted, or the same ones thousands of times: counting
+# doubles what a line costs.
+UNCOUNTED = (
+    "tests/e2e/",
+    "tests/integration/test_benchmarks_smoke.py",
+    "tests/integration/test_lanes_under_faults.py",
+    "tests/integration/test_ledger_model.py",
+    "tests/integration/test_transfers_under_faults.py",
+    "tests/integration/test_wallet_chaos.py",
+    "tests/unit/test_chain_scan.py",
+    "tests/unit/test_withdrawal_model.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(UNCOUNTED):
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What `--dist loadgroup` is meant for; with pytest 9.2 that mode of xdist 3.8 deals each test out by itself, and every
