@@ -74,4 +74,3 @@ class KeySigner:
 def address_of(point: bytes) -> str:
     """Of a public key's 64 bytes."""
     return "0x" + keccak_256(point).digest()[-20:].hex()
-
