@@ -16,6 +16,7 @@ A batch that fails for one event's sake is split by the caller (delivery.py) unt
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ from topics.envelope import value_of
 
 REFUSALS_MAX: Final = 8
 """Refused postings in one batch before it is split: each makes the whole batch be decided again."""
+DECIDED_AT_ONCE: Final = 50
 REUSED: Final = "event_id_reused"
 """Dead-letter code: the id was settled with other contents."""
 
@@ -153,7 +155,7 @@ async def _decide(
     fold = Fold({}, at)
     while True:
         facts = await stage.load(connection, events, prepared, at) if events else None
-        outcomes = _decide_all(stage, live, facts, parked, refused)
+        outcomes = await _decide_all(stage, live, facts, parked, refused)
         postings = [p for outcome in outcomes if isinstance(outcome, Done) for p in outcome.postings]
         if not postings:
             return outcomes, fold, at
@@ -196,16 +198,19 @@ def _post(
     return other or try_post(fold, [p for p in postings if p.id not in known])
 
 
-def _decide_all(
+async def _decide_all(
     stage: Stage[Any],
     live: Sequence[Item],
     facts: Any,
     parked: dict[bytes, Parked],
     refused: dict[int, Outcome],
 ) -> list[Outcome]:
+    """In slices, between which the loop serves others: a node that has answered gets its next request."""
     outcomes: list[Outcome] = []
     waiting = dict(parked)
     for index, item in enumerate(live):
+        if index % DECIDED_AT_ONCE == DECIDED_AT_ONCE - 1:
+            await asyncio.sleep(0)
         before = waiting.get(item.key) if waiting and item.key is not None else None
         if before is not None and item.again:
             before = replace(before, sent=before.sent - {item.uid})

@@ -73,4 +73,5 @@ class KeySigner:
 
 def address_of(point: bytes) -> str:
     """Of a public key's 64 bytes."""
-    return "0x" + keccak_256(point).digest()[-20:].hex()
+    hashed: bytes = keccak_256(point).digest()
+    return "0x" + hashed[-20:].hex()

@@ -28,7 +28,8 @@ class Signed(NamedTuple):
 
 def keccak(data: bytes) -> bytes:
     """Keccak-256 as Ethereum has it."""
-    return keccak_256(data).digest()
+    hashed: bytes = keccak_256(data).digest()
+    return hashed
 
 
 def transfer_data(to: str, amount: int) -> bytes:

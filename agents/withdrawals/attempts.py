@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from agents.withdrawals import stored
 from agents.withdrawals.withdrawal import Attempt, Lane, Withdrawal
@@ -11,6 +11,28 @@ from ledger.rows import Connection
 from ledger.sql import load as load_sql
 
 _sql = load_sql("agents.withdrawals", "tracking.sql")
+
+_MAX_FEE: Final = Attempt._fields.index("max_fee")
+_PRIORITY_FEE: Final = Attempt._fields.index("priority_fee")
+
+
+class ToSend(NamedTuple):
+    """What is needed of an attempt to send it."""
+
+    chain: str
+    tx_hash: str
+    signer: str
+    nonce: int
+    n: int
+    withdrawal_id: str | None
+    raw: bytes
+    status: str
+    held: bool
+    """Its lane was restored, and sends nothing until it was compared with its chain."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.chain, self.tx_hash
 
 
 async def lock_nonces(
@@ -46,17 +68,14 @@ async def lock_lanes(connection: Connection, keys: Collection[tuple[str, str]]) 
 
 async def read_attempts(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Attempt]:
     """By (chain, hash); not locked."""
-    return (await read_to_send(connection, keys))[0]
-
-
-async def read_to_send(
-    connection: Connection, keys: Collection[tuple[str, str]]
-) -> tuple[dict[tuple[str, str], Attempt], set[tuple[str, str]]]:
-    """As `read_attempts`, and those of them whose lane was restored and sends nothing."""
     rows = await connection.fetch(_sql.attempts_by_hash, *_columns(sorted(keys))) if keys else []
-    found = [(_attempt(row), held) for *row, held in rows]
-    attempts = {(attempt.chain, attempt.tx_hash): attempt for attempt, _ in found}
-    return attempts, {(attempt.chain, attempt.tx_hash) for attempt, held in found if held}
+    return {(attempt.chain, attempt.tx_hash): attempt for attempt in map(_attempt, rows)}
+
+
+async def read_to_send(connection: Connection, keys: Collection[tuple[str, str]]) -> list[ToSend]:
+    """Those that are there; not locked."""
+    rows = await connection.fetch(_sql.to_send, *_columns(sorted(keys))) if keys else []
+    return [ToSend(*row) for row in rows]
 
 
 async def attempts_of(connection: Connection, withdrawal_id: str) -> list[Attempt]:
@@ -69,5 +88,7 @@ def _columns(keys: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
 
 
 def _attempt(row: Any) -> Attempt:
-    attempt = Attempt(*row)
-    return attempt._replace(max_fee=int(attempt.max_fee), priority_fee=int(attempt.priority_fee))
+    values = [*row]
+    values[_MAX_FEE] = int(values[_MAX_FEE])
+    values[_PRIORITY_FEE] = int(values[_PRIORITY_FEE])
+    return Attempt._make(values)

@@ -27,7 +27,7 @@ import structlog
 
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import stored
-from agents.withdrawals.attempts import lock_attempts, read_to_send
+from agents.withdrawals.attempts import ToSend, lock_attempts, read_to_send
 from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal, attempt_row, moved
 from chain.answers import Answer, Verdict
 from chain.broadcaster import Broadcaster, Bytes
@@ -60,7 +60,7 @@ Key = tuple[str, str]
 class Sent(NamedTuple):
     """What was stored for the events, and what the nodes said to those that were sent."""
 
-    attempts: Mapping[Key, Attempt]
+    attempts: Sequence[ToSend]
     answers: Mapping[Key, Answer]
 
 
@@ -154,22 +154,17 @@ class BroadcastTransactions:
             event = received.event
             assert isinstance(event, TransactionSigned)
             keys.add((event.chain.value, event.tx_hash))
-        attempts, held = await self._stored(keys)
-        answers = dict.fromkeys(held, HELD)
-        for chain in sorted({chain for chain, _ in attempts} & self._chains.keys()):
-            ours = [
-                one
-                for one in attempts.values()
-                if one.chain == chain and one.status in SENDABLE and (chain, one.tx_hash) not in held
-            ]
+        attempts = await self._stored(keys)
+        answers = {one.key: HELD for one in attempts if one.held}
+        for chain in sorted({one.chain for one in attempts} & self._chains.keys()):
+            ours = [one for one in attempts if one.chain == chain and one.status in SENDABLE and not one.held]
             ours.sort(key=lambda one: (one.signer, one.nonce, one.n))
             sent = await self._chains[chain].send([Bytes(one.tx_hash, one.raw) for one in ours])
             for attempt, answer in zip(ours, sent, strict=True):
                 answers[(chain, attempt.tx_hash)] = answer
         return Sent(attempts, answers)
 
-    async def _stored(self, keys: set[Key]) -> tuple[Mapping[Key, Attempt], set[Key]]:
-        """The attempts, and those of a lane that sends nothing."""
+    async def _stored(self, keys: set[Key]) -> list[ToSend]:
         wait_s = 0.05
         while True:
             try:
@@ -186,8 +181,8 @@ class BroadcastTransactions:
 
     async def load(self, connection: Connection, _events: Sequence[Received], sent: Sent, at: datetime) -> Facts:
         # what an attempt is for and which nonce it has never change: as they were read before the transaction
-        ids = {one.withdrawal_id for one in sent.attempts.values() if one.withdrawal_id is not None}
-        nonces = {(one.chain, one.signer, one.nonce) for one in sent.attempts.values()}
+        ids = {one.withdrawal_id for one in sent.attempts if one.withdrawal_id is not None}
+        nonces = {(one.chain, one.signer, one.nonce) for one in sent.attempts}
         withdrawals = await stored.lock(connection, ids)
         groups = await lock_attempts(connection, nonces)
         attempts = {(one.chain, one.tx_hash): one for group in groups.values() for one in group}

@@ -42,6 +42,7 @@ import structlog
 from agents.outcome import Done, Outcome, Stage
 from agents.withdrawals.desks import Desk, Desks, Prepared
 from agents.withdrawals.in_flight import LaneKey, Sum
+from agents.withdrawals.stored import withdrawal_of
 from agents.withdrawals.withdrawal import (
     RESTORED,
     TOP_UP,
@@ -373,8 +374,8 @@ async def _locked(
             lane = Lane(*values[_WITHDRAWAL:])
             stored[(lane.chain, lane.signer)] = lane
         else:
-            one = Withdrawal(*values[:_WITHDRAWAL])
-            waiting[Chain(one.chain)][one.id] = one._replace(amount=int(one.amount))
+            one = withdrawal_of(values[:_WITHDRAWAL])
+            waiting[Chain(one.chain)][one.id] = one
     return waiting, stored
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Final
 
 from agents.withdrawals.withdrawal import Withdrawal
 from ledger.rows import Connection, uuids
@@ -13,17 +14,21 @@ _sql = load("agents.withdrawals", "withdrawals.sql")
 
 async def lock(connection: Connection, ids: Iterable[str]) -> dict[str, Withdrawal]:
     """Those of the withdrawals that exist, locked, sorted by id."""
-    found = {}
-    for row in await connection.fetch(_sql.lock, uuids(set(ids))):
-        withdrawal = Withdrawal(*row)
-        found[withdrawal.id] = withdrawal._replace(amount=int(withdrawal.amount))
-    return found
+    rows = await connection.fetch(_sql.lock, uuids(set(ids)))
+    return {withdrawal.id: withdrawal for withdrawal in map(withdrawal_of, rows)}
 
 
 async def read(connection: Connection, id: str) -> Withdrawal | None:
     """Not locked."""
     row = await connection.fetchrow(_sql.read, id)
-    if row is None:
-        return None
-    withdrawal = Withdrawal(*row)
-    return withdrawal._replace(amount=int(withdrawal.amount))
+    return None if row is None else withdrawal_of(row)
+
+
+_AMOUNT: Final = Withdrawal._fields.index("amount")
+
+
+def withdrawal_of(row: Iterable[Any]) -> Withdrawal:
+    """Of a row in the order of its fields, the amount as text."""
+    values = [*row]
+    values[_AMOUNT] = int(values[_AMOUNT])
+    return Withdrawal._make(values)

@@ -61,10 +61,15 @@ ORDER BY l.chain, l.signer
 FOR UPDATE OF l
 
 -- name: attempts_by_hash
--- Last of each: whether its lane sends nothing until it was compared with its chain.
 SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, a.kind, replace(a.withdrawal_id::text, '-', ''), a.raw, a.gas_limit,
        a.max_fee, a.priority_fee, a.status, a.error, a.block_hash, a.block_number, a.signed_at, a.broadcast_at,
-       a.updated_at, a.version,
+       a.updated_at, a.version
+FROM unnest($1::text[], $2::text[]) AS x(chain, tx_hash)
+JOIN attempts a ON a.chain = x.chain AND a.tx_hash = x.tx_hash
+
+-- name: to_send
+-- Last of each: whether its lane sends nothing until it was compared with its chain.
+SELECT a.chain, a.tx_hash, a.signer, a.nonce, a.n, replace(a.withdrawal_id::text, '-', ''), a.raw, a.status,
        EXISTS (SELECT FROM lanes l WHERE l.chain = a.chain AND l.signer = a.signer AND l.status = 'paused'
                AND (l.reason = 'restored' OR starts_with(l.reason, 'restored: ')))
 FROM unnest($1::text[], $2::text[]) AS x(chain, tx_hash)

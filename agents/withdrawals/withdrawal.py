@@ -203,13 +203,11 @@ def moved(
     AssertionError where no such step exists: the caller looked at the state under the row's lock.
     """
     assert status in NEXT[Status(withdrawal.status)], f"{withdrawal.id}: {withdrawal.status} to {status}"
-    after = withdrawal._replace(
-        status=status.value,
-        code=code if code is not None else withdrawal.code,
-        updated_at=at,
-        settled_at=at if status in ENDED else None,
-        version=withdrawal.version + 1,
-    )
+    # a fifth of _replace
+    *asked, _, before, hold_id, requested_at, _, _, version = withdrawal
+    settled_at = at if status in ENDED else None
+    code = before if code is None else code
+    after = Withdrawal._make((*asked, status.value, code, hold_id, requested_at, at, settled_at, version + 1))
     return after, rows_of(after, actor)
 
 
