@@ -86,8 +86,8 @@ class _Gathered:
     """The runs of the next batch."""
 
     runs: list[Delivered]
-    prepared: tuple[Any] | None = None
-    """What `prepare` found for all their events; None: it is still to be done."""
+    prepared: asyncio.Task[tuple[Any] | None] | None = None
+    """What `prepare` finds for all their events; None: it is still to be done."""
 
 
 @dataclass(slots=True)
@@ -192,7 +192,7 @@ class Delivery:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_endless(self._commit_forever()))
                 if self.stage.prepares_ahead:
-                    group.create_task(_endless(self._prepare_forever()))
+                    group.create_task(_endless(self._prepare_forever(group)))
                 group.create_task(_endless(self._finish_forever()))
         except* Exception as errors:
             self._services.stop(f"{self.stage.name}: {errors.exceptions[0]!r}", errors.exceptions[0])
@@ -213,15 +213,20 @@ class Delivery:
                 raise
             self._finishing.put_nowait(batch)
 
-    async def _prepare_forever(self) -> None:
-        """Of a stage that prepares ahead: the next batch is prepared while this one commits."""
+    async def _prepare_forever(self, group: asyncio.TaskGroup) -> None:
+        """Of a stage that prepares ahead: the next two batches are prepared while this one commits. Begun in their order; what must
+        come one after the other the stage sees to."""
         while True:
             gathered = await self._gather()
             received = _readable([item for delivered in gathered.runs for item in delivered.items])
-            # what fails here is done again where failures are handled
-            with contextlib.suppress(Exception):
-                gathered.prepared = (await self.stage.prepare(received),)
+            gathered.prepared = group.create_task(self._prepared(received))
             await self._gathered.put(gathered)
+
+    async def _prepared(self, received: Sequence[Received]) -> tuple[Any] | None:
+        # what fails here is done again where failures are handled
+        with contextlib.suppress(Exception):
+            return (await self.stage.prepare(received),)
+        return None
 
     async def _gather(self) -> _Gathered:
         """What waits, up to the limit; a run that would pass it is the first of the next batch."""
@@ -247,8 +252,9 @@ class Delivery:
         await self._own()
         runs = [d for d in gathered.runs if self._is_ours(d)]
         items = [item for d in runs for item in d.items]
+        prepared = await gathered.prepared if gathered.prepared is not None else None
         started = asyncio.get_running_loop().time()
-        sealed = await self._settle_all(items, gathered.prepared)
+        sealed = await self._settle_all(items, prepared)
         commit_s = asyncio.get_running_loop().time() - started
         positions = {(d.run.topic, d.run.partition): d.run.records[-1].offset for d in runs}
         # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere

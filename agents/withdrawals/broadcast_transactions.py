@@ -140,21 +140,23 @@ class BroadcastTransactions:
         self._chains = chains
         self._connect = connect
         self._connection: Connection | None = None
+        self._reading = asyncio.Lock()
         self._sending = asyncio.Lock()
-        """One batch after the other, so that nonces go out in order."""
+        """One batch after the other, so that nonces go out in order: who has read first is the first who waits to send."""
 
     async def prepare(self, events: Sequence[Received]) -> Sent:
         """Before the transaction: sends what may be sent; the answers."""
-        async with self._sending:
-            return await self._send(events)
-
-    async def _send(self, events: Sequence[Received]) -> Sent:
         keys = set()
         for received in events:
             event = received.event
             assert isinstance(event, TransactionSigned)
             keys.add((event.chain.value, event.tx_hash))
-        attempts = await self._stored(keys)
+        async with self._reading:  # while the batch before is sent
+            attempts = await self._stored(keys)
+        async with self._sending:
+            return await self._send(attempts)
+
+    async def _send(self, attempts: Sequence[ToSend]) -> Sent:
         answers = {one.key: HELD for one in attempts if one.held}
         for chain in sorted({one.chain for one in attempts} & self._chains.keys()):
             ours = [one for one in attempts if one.chain == chain and one.status in SENDABLE and not one.held]

@@ -67,7 +67,8 @@ Step = Callable[[Any], Awaitable[Any]]
 
 
 class Ours:
-    """The two stages: signed and stored; read again and sent, which is the second's `prepare`; settled."""
+    """The two stages: signed and stored; read again and sent, which is the second's `prepare` and goes on beside the rest as
+    in agents/delivery.py; settled."""
 
     def __init__(self, here: Field, connections: Sequence[Any], rpc: Rpc) -> None:
         self._connection, self._other, reading = connections
@@ -86,21 +87,21 @@ class Ours:
 
     @property
     def steps(self) -> Sequence[Step]:
-        return self._signed, self._sent, self._told
+        return self._signed, self._offered, self._told
 
     async def _signed(self, batch: Sequence[Waiting]) -> Any:
         items = await self.items(self._sign, self._connection, [(one.value, one.headers) for one in batch])
         return await self.settled(self._sign, self._connection, items, await self._sign.prepare(received(items)))
 
-    async def _sent(self, told: Sequence[Any]) -> Any:
+    async def _offered(self, told: Sequence[Any]) -> Any:
         at = datetime.now(UTC)
         events = [(message.value, message.kafka_headers("sign_transactions", at)) for message in told]
         items = await self.items(self._broadcast, self._other, events)
-        return items, await self._broadcast.prepare(received(items))
+        return items, asyncio.create_task(self._broadcast.prepare(received(items)))
 
-    async def _told(self, sent: Any) -> None:
-        items, prepared = sent
-        told = await self.settled(self._broadcast, self._other, items, prepared)
+    async def _told(self, offered: Any) -> None:
+        items, sending = offered
+        told = await self.settled(self._broadcast, self._other, items, await sending)
         if len(told) != len(items) or not told:
             raise RuntimeError(f"{len(told)} of {len(items)} were sent")
 
