@@ -25,15 +25,15 @@ SELECT ((SELECT coalesce(sum(balance), 0) FROM accounts WHERE type = 'custody_us
       - (SELECT coalesce(sum(amount), 0) FROM deposits
          WHERE chain = $1 AND status IN ('finalized', 'parked') AND block_number > $2)
       - (SELECT coalesce(sum(w.amount), 0) FROM withdrawals w JOIN attempts a ON a.withdrawal_id = w.id
-         WHERE w.chain = $1 AND w.status NOT IN ('completed', 'failed', 'cancelled')
+         WHERE w.chain = $1 AND w.settled_at IS NULL
            AND a.kind = 'payment' AND a.status IN ('mined', 'confirmed') AND a.block_number <= $2)
       - (SELECT coalesce(sum(w.amount), 0) FROM withdrawals w JOIN custodian_transfers t ON t.withdrawal_id = w.id
-         WHERE w.chain = $1 AND w.status NOT IN ('completed', 'failed', 'cancelled')
+         WHERE w.chain = $1 AND w.settled_at IS NULL
            AND t.state IN ('CONFIRMED', 'COMPLETE') AND t.block_number <= $2)
       + (SELECT coalesce(sum(w.amount), 0) FROM withdrawals w JOIN custodian_transfers t ON t.withdrawal_id = w.id
          WHERE w.chain = $1 AND w.status = 'completed' AND t.block_number > $2)
       + (SELECT coalesce(sum(w.amount), 0) FROM attempts a JOIN withdrawals w ON w.id = a.withdrawal_id
-         WHERE a.chain = $1 AND a.kind = 'payment' AND a.status = 'confirmed' AND a.block_number > $2
+         WHERE a.chain = $1 AND a.kind = 'payment' AND a.phase = 'confirmed' AND a.block_number > $2
            AND w.status = 'completed'))::text
 
 -- name: chains
@@ -67,6 +67,6 @@ SELECT wallet_set_id FROM wallet_sets
 -- Of a chain that we do not read: the mirror, what may have left by Circle's hand already, what may have come already.
 SELECT (SELECT coalesce(sum(balance), 0) FROM accounts WHERE type = 'custody_usdc' AND shard = $1)::text,
        (SELECT coalesce(sum(w.amount), 0) FROM withdrawals w JOIN custodian_transfers t ON t.withdrawal_id = w.id
-        WHERE w.chain = $1 AND w.status NOT IN ('completed', 'failed', 'cancelled'))::text,
+        WHERE w.chain = $1 AND w.settled_at IS NULL)::text,
        (SELECT coalesce(sum(amount), 0) FROM deposits
         WHERE chain = $1 AND status IN ('pending', 'credited', 'orphaned') AND held IS DISTINCT FROM 'unproven')::text

@@ -1,7 +1,7 @@
 -- name: open_by_state
 SELECT chain, status, count(*) AS withdrawals, min(requested_at) AS oldest
 FROM withdrawals
-WHERE status NOT IN ('completed', 'failed', 'cancelled')
+WHERE settled_at IS NULL
 GROUP BY chain, status
 ORDER BY chain, status
 
@@ -11,7 +11,7 @@ SELECT l.chain, l.signer, l.next_nonce, l.chain_nonce, l.status, l.reason, count
 FROM lanes l
 LEFT JOIN (
     SELECT chain, signer, nonce, min(signed_at) AS signed_at
-    FROM attempts WHERE status IN ('signed', 'broadcast', 'mined') GROUP BY chain, signer, nonce
+    FROM attempts WHERE phase IN ('unmined', 'mined') GROUP BY chain, signer, nonce
 ) AS a ON a.chain = l.chain AND a.signer = l.signer
 GROUP BY l.chain, l.signer
 ORDER BY l.chain, l.signer

@@ -2,7 +2,7 @@
 SELECT DISTINCT stage, topic FROM owners WHERE topic <> '-'
 
 -- name: oldest_open
-SELECT min(requested_at) FROM withdrawals WHERE status NOT IN ('completed', 'failed', 'cancelled')
+SELECT min(requested_at) FROM withdrawals WHERE settled_at IS NULL
 
 -- name: inbox
 -- $1 stages, $2 before when what was done at once may go, $3 before when the rest may.

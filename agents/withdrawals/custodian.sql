@@ -21,7 +21,7 @@ WHERE t.withdrawal_id = ANY ($1::text::uuid[]) OR t.transfer_id = ANY ($2::text[
 SELECT replace(t.withdrawal_id::text, '-', ''), t.custodian, t.wallet_id, t.transfer_id, t.state, t.tx_hashes,
        t.block_number, t.reason, t.created_at, t.updated_at, t.version
 FROM withdrawals w JOIN custodian_transfers t ON t.withdrawal_id = w.id
-WHERE w.rail = 'circle' AND w.status NOT IN ('completed', 'failed', 'cancelled') AND t.transfer_id IS NOT NULL
+WHERE w.rail = 'circle' AND w.settled_at IS NULL AND t.transfer_id IS NOT NULL
 ORDER BY t.created_at
 
 -- name: wallets

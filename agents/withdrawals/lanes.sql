@@ -10,5 +10,5 @@ ORDER BY chain, signer
 -- name: open_nonces
 -- Of a lane: those that the chain has not ended yet.
 SELECT DISTINCT a.nonce FROM attempts a
-WHERE a.chain = $1 AND a.signer = $2 AND a.status IN ('signed', 'broadcast', 'mined')
+WHERE a.chain = $1 AND a.signer = $2 AND a.phase IN ('unmined', 'mined')
 ORDER BY a.nonce

@@ -2,7 +2,7 @@
 -- The first nonces of a signer that the chain has not counted, with the newest attempt of each.
 SELECT a.nonce, max(a.n), (array_agg(a.max_fee::text ORDER BY a.n DESC))[1]
 FROM attempts a
-WHERE a.chain = $1 AND a.signer = $2 AND a.status IN ('signed', 'broadcast', 'mined') AND a.nonce >= $3 AND a.nonce < $4
+WHERE a.chain = $1 AND a.signer = $2 AND a.phase IN ('unmined', 'mined') AND a.nonce >= $3 AND a.nonce < $4
 GROUP BY a.nonce
 HAVING bool_and(a.status <> 'mined')
 ORDER BY a.nonce

@@ -9,7 +9,7 @@ WITH waiting AS MATERIALIZED (
                w.rail, w.chain, w.asset, w.amount::text AS amount, w.recipient, w.status, w.code,
                replace(w.hold_id::text, '-', '') AS hold_id, w.requested_at, w.updated_at, w.settled_at, w.version
         FROM withdrawals w
-        WHERE w.chain = x.chain AND w.status = 'signing' AND w.rail = 'chain' AND w.asset = $3
+        WHERE w.chain = x.chain AND w.waits AND w.rail = 'chain' AND w.asset = $3
           AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')
         ORDER BY w.requested_at, w.id
         LIMIT x.most
@@ -46,7 +46,7 @@ CROSS JOIN LATERAL (
                    (SELECT g.amount FROM gas_top_ups g
                     WHERE a.kind = 'top_up' AND g.chain = a.chain AND g.signer = a.signer AND g.nonce = a.nonce) AS gas
             FROM attempts a
-            WHERE a.chain = x.chain AND a.signer = x.signer AND a.status IN ('signed', 'broadcast', 'mined')
+            WHERE a.chain = x.chain AND a.signer = x.signer AND a.phase IN ('unmined', 'mined')
               AND (a.status <> 'mined' OR a.block_number > x.block) AND a.nonce < x.start
             ORDER BY a.nonce LIMIT $6::bigint
         ) AS o

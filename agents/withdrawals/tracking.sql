@@ -1,5 +1,5 @@
 -- name: any_open
-SELECT EXISTS (SELECT FROM attempts WHERE chain = $1 AND status IN ('signed', 'broadcast', 'mined'))
+SELECT EXISTS (SELECT FROM attempts WHERE chain = $1 AND phase IN ('unmined', 'mined'))
 
 -- name: open_attempts
 -- What one look needs of the open attempts, however many there are: those in blocks, those of the hashes that were seen in new
@@ -8,22 +8,22 @@ SELECT f.tx_hash, f.signer, f.nonce, f.n, f.status, f.block_hash, f.block_number
        (SELECT coalesce(w.code, '') FROM withdrawals w WHERE w.id = f.withdrawal_id AND w.status = 'manual_review')
 FROM (
     SELECT tx_hash, signer, nonce, n, status, block_hash, block_number, updated_at, withdrawal_id
-    FROM attempts WHERE chain = $1 AND status = 'mined'
+    FROM attempts WHERE chain = $1 AND phase = 'mined'
     UNION
     SELECT tx_hash, signer, nonce, n, status, block_hash, block_number, updated_at, withdrawal_id
-    FROM attempts WHERE chain = $1 AND tx_hash = ANY ($2) AND status IN ('signed', 'broadcast')
+    FROM attempts WHERE chain = $1 AND tx_hash = ANY ($2) AND phase = 'unmined'
     UNION
     SELECT a.*
     FROM lanes l
     CROSS JOIN LATERAL (
         SELECT DISTINCT o.nonce FROM attempts o
-        WHERE o.chain = l.chain AND o.signer = l.signer AND o.status IN ('signed', 'broadcast')
+        WHERE o.chain = l.chain AND o.signer = l.signer AND o.phase = 'unmined'
         ORDER BY o.nonce LIMIT $3
     ) AS n
     CROSS JOIN LATERAL (
         SELECT tx_hash, signer, nonce, n, status, block_hash, block_number, updated_at, withdrawal_id
         FROM attempts x
-        WHERE x.chain = l.chain AND x.signer = l.signer AND x.nonce = n.nonce AND x.status IN ('signed', 'broadcast')
+        WHERE x.chain = l.chain AND x.signer = l.signer AND x.nonce = n.nonce AND x.phase = 'unmined'
         OFFSET 0
     ) AS a
     WHERE l.chain = $1

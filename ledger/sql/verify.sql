@@ -53,4 +53,4 @@ SELECT count(*) FROM orders
 -- name: count_overdue
 SELECT (SELECT count(*) FROM schedule) + (SELECT count(*) FROM calls WHERE state = 'open')
      + (SELECT count(*) FROM call_members WHERE call_id IS NULL)
-     + (SELECT count(*) FROM withdrawals WHERE status NOT IN ('completed', 'failed', 'cancelled'))
+     + (SELECT count(*) FROM withdrawals WHERE settled_at IS NULL)
