@@ -30,6 +30,8 @@ _log = structlog.get_logger()
 
 IN_FLIGHT_MAX: Final = 16
 """Of one lane, signed and in no block: what nodes keep of one sender, and what Circle allows itself."""
+AT_ONCE: Final = 50
+"""Between so many the loop serves others: a node that has answered gets its next request."""
 AWAY_S: Final = 5.0
 """A lane whose key did not sign is left alone so long: other lanes do not wait for its time-outs meanwhile."""
 
@@ -124,13 +126,16 @@ class Desks:
                 found.update((_place(attempt), attempt) for attempt in one)
         if prepared.away & waiting.keys():
             return None
+        await asyncio.sleep(0)
         return [_whole(outcome, found) if isinstance(outcome, Done) else outcome for outcome in outcomes]
 
 
 async def _signed(signer: Signer, attempts: Sequence[Attempt]) -> list[Attempt]:
     signatures = await signer.signatures([digest(attempt.raw) for attempt in attempts])
     whole = []
-    for attempt, signature in zip(attempts, signatures, strict=True):
+    for n, (attempt, signature) in enumerate(zip(attempts, signatures, strict=True), start=1):
+        if n % AT_ONCE == 0:
+            await asyncio.sleep(0)
         raw, tx_hash = signed(attempt.raw, signature)
         whole.append(attempt._replace(tx_hash=tx_hash, raw=raw))
     return whole

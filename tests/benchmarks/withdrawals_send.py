@@ -16,7 +16,7 @@ import gc
 import json
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType, SimpleNamespace
@@ -26,6 +26,7 @@ import aiohttp
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from agents.delivery import READ_AT_ONCE
 from agents.item import Item, read_item
 from agents.outcome import Stage
 from agents.stage import settle
@@ -95,7 +96,7 @@ class Ours:
 
     async def _offered(self, told: Sequence[Any]) -> Any:
         at = datetime.now(UTC)
-        events = [(message.value, message.kafka_headers("sign_transactions", at)) for message in told]
+        events = ((message.value, message.kafka_headers("sign_transactions", at)) for message in told)
         items = await self.items(self._broadcast, self._other, events)
         return items, asyncio.create_task(self._broadcast.prepare(received(items)))
 
@@ -105,7 +106,8 @@ class Ours:
         if len(told) != len(items) or not told:
             raise RuntimeError(f"{len(told)} of {len(items)} were sent")
 
-    async def items(self, stage: Stage[Any], connection: Any, events: Sequence[tuple[Any, Any]]) -> list[Item]:
+    async def items(self, stage: Stage[Any], connection: Any, events: Iterable[tuple[Any, Any]]) -> list[Item]:
+        """In slices, as agents/delivery.py reads them."""
         topic, items = stage.source.name, []
         if stage.name not in self._epochs:
             async with connection.transaction():
@@ -113,6 +115,8 @@ class Ours:
             self._epochs[stage.name] = epochs
         for value, headers in events:
             self._offset += 1
+            if self._offset % READ_AT_ONCE == 0:
+                await asyncio.sleep(0)
             record: Any = SimpleNamespace(
                 topic=topic, partition=0, offset=self._offset, timestamp=0, key=b"k", value=value, headers=headers
             )
