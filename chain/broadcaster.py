@@ -38,6 +38,9 @@ class Broadcaster:
     async def send(self, transactions: Sequence[Bytes]) -> list[Answer]:
         """An answer for each, in their order: the best that an endpoint gave. To each endpoint one request follows the other in nonce
         order: a node that gets a later one first keeps few of them."""
+        if len(self._rpcs) == 1:  # nobody to turn to
+            answers = await self._send(self._rpcs[0], transactions)
+            return answers + [UNSENT] * (len(transactions) - len(answers))
         found = [UNSENT] * len(transactions)
         left = list(range(len(transactions)))
         rpcs = ranked(self._rpcs)

@@ -227,14 +227,9 @@ def _changed(turn: _Turn, waits: bool, now: datetime) -> Lane | None:
         reason = lane.reason  # nothing was tried, so nothing is known of it
     if queue.stored and (turn.nonce, reason) == (lane.next_nonce, lane.reason):
         return None
-    return lane._replace(
-        next_nonce=turn.nonce,
-        chain_nonce=counted(lane, queue.look, reason),
-        status=PAUSED if reason else OPEN,
-        reason=reason,
-        version=lane.version + 1,
-        updated_at=now,
-    )
+    status = PAUSED if reason else OPEN
+    chain_nonce = counted(lane, queue.look, reason)
+    return Lane(lane.chain, lane.signer, turn.nonce, chain_nonce, status, reason, lane.version + 1, now)
 
 
 def shut(lane: Lane, look: Look, away: bool) -> str:
