@@ -11,7 +11,7 @@ from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.book import post
 from ledger.commit import NO_TOPIC, link
 from ledger.holds import hold
-from ledger.migrate import run_to, upgrade
+from ledger.migrate import is_newest, run_to, upgrade
 from ledger.posting import Transaction, credit, debit
 from ledger.record import pack, pack_content, unpack
 from ledger.rows import Connection, Op, Table, block, write
@@ -171,4 +171,25 @@ async def test_a_rebuild_reads_records_of_the_version_before(database: str) -> N
         record = unpack(packed)
         await write(connection, [*record.blocks, *record.proof])
     assert differences(before, await dump(connection)) == {}
+    await connection.close()
+
+
+async def test_a_payment_that_changes_its_status_touches_no_index(database: str) -> None:
+    """PostgreSQL leaves a row's entries in all indexes when no index names what changed (a HOT update)."""
+    await upgrade(database, "stablerail")
+    connection = await owner(database)
+    named = await connection.fetch(
+        "SELECT indexname FROM pg_indexes WHERE schemaname = 'stablerail' AND tablename IN ('attempts', 'withdrawals')"
+        " AND indexdef ~ 'status'"
+    )
+    assert named == []
+    await connection.close()
+
+
+async def test_the_schema_is_the_newest_only_when_every_part_of_it_is_there(database: str) -> None:
+    await upgrade(database, "stablerail", "pre")
+    connection = await owner(database)
+    assert not await is_newest(connection)
+    await upgrade(database, "stablerail", "post")
+    assert await is_newest(connection)
     await connection.close()
