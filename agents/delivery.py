@@ -205,9 +205,11 @@ class Delivery:
     async def _commit_forever(self) -> None:
         while True:
             gathered = await (self._gathered.get() if self.stage.prepares_ahead else self._gather())
+            # before it is in flight: a graceful stop waits for no node, and whose partitions they are is asked after it
+            prepared = await gathered.prepared if gathered.prepared is not None else None
             await self._slots.acquire()
             try:
-                batch = await self._commit(gathered)
+                batch = await self._commit(gathered.runs, prepared)
             except BaseException:
                 self._slots.release()
                 raise
@@ -248,11 +250,10 @@ class Delivery:
                 return _Gathered(found)
             first = self._incoming.get_nowait()
 
-    async def _commit(self, gathered: _Gathered) -> _Batch:
+    async def _commit(self, gathered: Sequence[Delivered], prepared: tuple[Any] | None) -> _Batch:
         await self._own()
-        runs = [d for d in gathered.runs if self._is_ours(d)]
+        runs = [d for d in gathered if self._is_ours(d)]
         items = [item for d in runs for item in d.items]
-        prepared = await gathered.prepared if gathered.prepared is not None else None
         started = asyncio.get_running_loop().time()
         sealed = await self._settle_all(items, prepared)
         commit_s = asyncio.get_running_loop().time() - started

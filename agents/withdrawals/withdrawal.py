@@ -203,7 +203,7 @@ def moved(
     AssertionError where no such step exists: the caller looked at the state under the row's lock.
     """
     assert status in NEXT[Status(withdrawal.status)], f"{withdrawal.id}: {withdrawal.status} to {status}"
-    # a fifth of _replace
+    # cheaper than _replace, for every step of every withdrawal
     *asked, _, before, hold_id, requested_at, _, _, version = withdrawal
     settled_at = at if status in ENDED else None
     code = before if code is None else code

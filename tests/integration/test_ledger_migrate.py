@@ -174,7 +174,7 @@ async def test_a_rebuild_reads_records_of_the_version_before(database: str) -> N
     await connection.close()
 
 
-async def test_a_payment_that_changes_its_status_touches_no_index(database: str) -> None:
+async def test_no_index_names_the_status_of_an_attempt_or_a_withdrawal(database: str) -> None:
     """PostgreSQL leaves a row's entries in all indexes when no index names what changed (a HOT update)."""
     await upgrade(database, "stablerail")
     connection = await owner(database)
