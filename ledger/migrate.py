@@ -54,7 +54,7 @@ async def run_to(database_url: str, schema: str, revision: str) -> None:
         try:
             await _run(database_url, schema, revision)
             break
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             if tries == TRIES_MAX:
                 raise
         tries += 1

@@ -2,6 +2,8 @@
 -- index (a HOT update), and that is what most changes of a payment are, where its page has room for it: a batch's rows lie side by
 -- side and change in one commit. A generated column writes its table anew, and writers wait meanwhile: seconds for a million rows.
 
+-- Both before either is written anew: who holds the one by then and waits for the other would end this each time.
+LOCK TABLE withdrawals, attempts IN ACCESS EXCLUSIVE MODE;
 ALTER TABLE attempts SET (fillfactor = 45);
 ALTER TABLE withdrawals SET (fillfactor = 45);
 ALTER TABLE attempts ADD COLUMN phase text NOT NULL

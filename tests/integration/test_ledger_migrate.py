@@ -7,11 +7,12 @@ import asyncio
 import asyncpg
 import pytest
 
+from ledger import migrate
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.book import post
 from ledger.commit import NO_TOPIC, link
 from ledger.holds import hold
-from ledger.migrate import is_newest, run_to, upgrade
+from ledger.migrate import Part, is_newest, run_to, upgrade
 from ledger.posting import Transaction, credit, debit
 from ledger.record import pack, pack_content, unpack
 from ledger.rows import Connection, Op, Table, block, write
@@ -156,6 +157,50 @@ async def test_a_migration_does_not_make_writers_wait_behind_a_long_transaction(
     await assert_holds(connection)
     for each in (slow, connection):
         await each.close()
+
+
+@pytest.mark.parametrize(("before", "part"), [("0018_pre", "pre"), ("0019_pre", "post")])
+async def test_the_indexes_of_payments_change_while_workers_lock_one_table_after_the_other(
+    database: str, before: str, part: Part
+) -> None:
+    """Had the migration written one table anew before it has both, no worker in the midst of a batch would let it have the other:
+    it would begin again, up to thirty times, and every payment would wait as long."""
+    await upgrade_to(database, before)
+    worker, connection = await owner(database), await owner(database)
+    batch = worker.transaction()
+    await batch.start()
+    await worker.fetch("SELECT 1 FROM withdrawals FOR UPDATE")
+    migration = asyncio.create_task(upgrade(database, "stablerail", part))
+    waiting = (
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE NOT l.granted AND l.mode = 'AccessExclusiveLock' AND d.datname = current_database()"
+    )
+    while not await connection.fetchval(waiting):
+        assert not migration.done()
+    await worker.execute("SET lock_timeout = '300ms'")  # less than the migration waits
+    await worker.fetch("SELECT 1 FROM attempts FOR UPDATE")
+    await batch.commit()
+    await migration
+    for each in (worker, connection):
+        await each.close()
+
+
+async def test_a_migration_that_was_a_deadlocks_victim_is_tried_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tries = migrate._run, 0
+
+    async def once_a_victim(database_url: str, schema: str, revision: str) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise asyncpg.DeadlockDetectedError("deadlock detected")
+        await run(database_url, schema, revision)
+
+    monkeypatch.setattr(migrate, "_run", once_a_victim)
+    monkeypatch.setattr(migrate, "LOCK_WAIT_MS", 50)
+    await upgrade(database, "stablerail")
+    assert tries == 2
 
 
 async def test_a_rebuild_reads_records_of_the_version_before(database: str) -> None:
