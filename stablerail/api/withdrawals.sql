@@ -44,7 +44,7 @@ LIMIT $5
 -- Few at any time, among however many that have ended: the second condition is that of their own index.
 SELECT id, user_id, idempotency_key, rail, chain, asset, amount, recipient, status, code, requested_at, updated_at, settled_at
 FROM withdrawals
-WHERE status = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND ($2::text IS NULL OR chain = $2)
+WHERE status = $1 AND settled_at IS NULL AND ($2::text IS NULL OR chain = $2)
   AND ($3::timestamptz IS NULL OR (requested_at, id) < ($3, $4::uuid))
 ORDER BY requested_at DESC, id DESC
 LIMIT $5

@@ -25,7 +25,7 @@ from ledger.rows import Op, block, write
 from ledger.store import account_row
 from ledger.tables import ACCOUNTS, DEPOSIT_REPORTS, DEPOSITS, ENTRIES, TRANSACTIONS, WALLET_REQUESTS, WALLETS
 from stablerail import servers
-from stablerail.api import create_api, reads
+from stablerail.api import create_api, reads, withdrawal_reads
 from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
@@ -332,6 +332,21 @@ async def test_rare_deposits_are_found_by_their_index_however_many_others_there_
         await connection.execute(f"PREPARE listed (text, text, text, uuid, int) AS {reads._SQL.listed_odd}")
         plan = await connection.fetch("EXPLAIN EXECUTE listed(NULL, NULL, 'parked', NULL, 51)")
     assert "deposits_odd" in "".join(row[0] for row in plan)
+
+
+async def test_open_withdrawals_are_found_by_their_index_however_many_have_ended(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        await connection.execute(
+            "INSERT INTO withdrawals (id, fingerprint, version, user_id, idempotency_key, rail, chain, asset, amount, recipient,"
+            " status, requested_at, updated_at, settled_at) SELECT gen_random_uuid(), gen_random_uuid(), 1, 'u', n::text, 'chain',"
+            " 'ETH', 'USDC', 1, '', CASE n WHEN 1 THEN 'manual_review' ELSE 'completed' END, now(), now(),"
+            " CASE n WHEN 1 THEN NULL ELSE now() END FROM generate_series(1, 3000) AS x(n)"
+        )
+        await connection.execute("ANALYZE withdrawals; SET plan_cache_mode = force_generic_plan")
+        query = withdrawal_reads._SQL.page_of_open
+        await connection.execute(f"PREPARE page_of_open (text, text, timestamptz, uuid, int) AS {query}")
+        plan = await connection.fetch("EXPLAIN EXECUTE page_of_open('manual_review', NULL, NULL, NULL, 51)")
+    assert "withdrawals_unsettled" in "".join(row[0] for row in plan)
 
 
 async def test_everybodys_wallets_are_walked_through(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
