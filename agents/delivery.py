@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -95,6 +95,8 @@ class _Batch:
     sealed: list[Sealed]
     acks: list[Callable[[], Any]]
     positions: dict[Key, int]
+    runs: int
+    """That were gathered, ours or not any more."""
     events: int
     commit_s: float
 
@@ -122,8 +124,8 @@ class Delivery:
         self.messages_emitted = 0
         self.positions: dict[Key, int] = {}
         """The last settled offset of each partition."""
-        self.oldest_ms: int | None = None
-        """Broker time of the oldest record in hand; None when there is none."""
+        self._in_hand: deque[int] = deque()
+        """Broker time of the first record of each run that was offered and is not finished, in order."""
         self.wake = asyncio.Event()
         """Set after every commit: performers of an acting stage wait for it."""
 
@@ -146,6 +148,11 @@ class Delivery:
         for key in keys:
             self._epochs.pop(key, None)
 
+    @property
+    def oldest_ms(self) -> int | None:
+        """Broker time of the oldest record in hand; None when there is none."""
+        return min(self._in_hand, default=None)
+
     def held(self) -> set[Key]:
         """The partitions assigned to us."""
         return set(self._assigned)
@@ -163,6 +170,7 @@ class Delivery:
         if others := len(records) - len(delivered.items):
             self._services.observer.event_settled(self.stage.name, "skipped", others)
         if delivered.items:
+            self._in_hand.append(records[0].timestamp)
             await self._incoming.put(delivered)
         else:
             delivered.ack()  # the transport commits no offset before all that was delivered earlier is acknowledged
@@ -244,8 +252,6 @@ class Delivery:
                     return _Gathered(found)
                 events += len(run.records)
                 found.append(first)
-                if self.oldest_ms is None:
-                    self.oldest_ms = run.records[0].timestamp
             if self._incoming.empty():
                 return _Gathered(found)
             first = self._incoming.get_nowait()
@@ -260,7 +266,7 @@ class Delivery:
         positions = {(d.run.topic, d.run.partition): d.run.records[-1].offset for d in runs}
         # a run of a partition that we lost meanwhile is not ours to acknowledge: it comes again, here or elsewhere
         acks = [d.ack for d in runs if self._is_ours(d)]
-        return _Batch(sealed, acks, positions, len(items), commit_s)
+        return _Batch(sealed, acks, positions, len(gathered), len(items), commit_s)
 
     def _is_ours(self, delivered: Delivered) -> bool:
         key = (delivered.run.topic, delivered.run.partition)
@@ -287,6 +293,8 @@ class Delivery:
                     ack()
                 self._passed(batch.positions)
                 self.messages_emitted += sum(len(sealed.messages) for sealed in batch.sealed)
+                for _ in range(batch.runs):
+                    self._in_hand.popleft()
                 self._slots.release()
                 if batch.sealed:
                     self.wake.set()
@@ -299,9 +307,6 @@ class Delivery:
                         emit_s=emit_s,
                         ack_s=clock() - started - emit_s,
                     )
-            queued = (self._incoming, self._gathered, self._finishing)
-            if self._left_over is None and all(queue.empty() for queue in queued):
-                self.oldest_ms = None
 
     # -- owning ------------------------------------------------------------------------------------------------------
 

@@ -179,6 +179,33 @@ async def test_two_batches_are_in_flight_and_the_third_waits(bench: Bench) -> No
     await until(lambda: worker.delivery.oldest_ms is None, "an empty hand")
 
 
+async def test_the_oldest_event_in_hand_is_told_while_its_batch_commits_and_no_longer(bench: Bench) -> None:
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def load(connection: Connection, events: Sequence[Received], prepared: Any, at: Any) -> Any:
+        if any(event.id == "0/1" for event in events):
+            loading.set()
+            await go_on.wait()
+        return await STAGE.load(connection, events, prepared, at)
+
+    worker = await bench.start(stage=replace(STAGE, load=load))
+    bench.emitter.gate.clear()
+    await worker.feed(record(0))
+    await until_rows(bench, "SELECT count(*) FROM inbox", 1)
+    await worker.feed(record(1))
+    await loading.wait()
+    assert worker.delivery.oldest_ms == record(0).timestamp
+    bench.emitter.gate.set()
+    await worker.until_acked((0, 0))
+    await worker.feed(record(2))
+    assert worker.delivery.oldest_ms == record(1).timestamp, (
+        "the batch before is finished, nothing is queued but the next"
+    )
+    go_on.set()
+    await worker.until_acked((0, 2))
+    await until(lambda: worker.delivery.oldest_ms is None, "an empty hand")
+
+
 @pytest.mark.parametrize("limits", [{"events_max": 10}, {"events_max": 2_000, "bytes_max": 400}])
 async def test_a_batch_stays_within_its_limits(bench: Bench, limits: dict[str, int]) -> None:
     worker = await bench.start(**limits)
