@@ -6,6 +6,7 @@ import asyncio
 
 import asyncpg
 import pytest
+from alembic.runtime.migration import HeadMaintainer, MigrationStep
 
 from ledger import migrate
 from ledger.accounts import Account, AccountType, buffer, spendable
@@ -183,6 +184,31 @@ async def test_the_indexes_of_payments_change_while_workers_lock_one_table_after
     await migration
     for each in (worker, connection):
         await each.close()
+
+
+async def test_a_migration_that_ends_before_its_revision_is_noted_leaves_nothing_and_goes_on(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the second revision of a run, and of those behind it."""
+    await upgrade_to(database, "0017_pre")
+    noted = HeadMaintainer.update_to_step
+
+    def ended(self: HeadMaintainer, step: MigrationStep) -> None:
+        if "0019_pre" in step.to_revisions:
+            raise ConnectionError("the migration's process ends here")
+        noted(self, step)
+
+    monkeypatch.setattr(HeadMaintainer, "update_to_step", ended)
+    with pytest.raises(ConnectionError):
+        await upgrade(database, "stablerail", "pre")
+    connection = await owner(database)
+    found = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'attempts'::regclass AND attname = 'phase'"
+    assert await connection.fetchval(found) == 0
+    assert await connection.fetchval("SELECT max(version_num) FROM alembic_version") == "0018_pre"
+    monkeypatch.undo()
+    await upgrade(database, "stablerail")
+    assert await connection.fetchval(found) == 1
+    await connection.close()
 
 
 async def test_a_migration_that_was_a_deadlocks_victim_is_tried_again(
