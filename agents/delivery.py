@@ -315,6 +315,7 @@ class Delivery:
         new = sorted(self._assigned - self._epochs.keys())
         if not new:
             return
+        terms = {key: self._terms[key] for key in new}
 
         async def claim(connection: Connection) -> tuple[dict[Key, int], Sealed]:
             async with connection.transaction():
@@ -324,7 +325,9 @@ class Delivery:
         await self._services.relay.journal([(sealed.seq, sealed.record)])
         await self._drain(new)
         self._services.relay.emitted([sealed.seq])
-        self._epochs.update({key: epoch for key, epoch in epochs.items() if key in self._assigned})
+        # one that went meanwhile may have come back, and have been another's in between: it is claimed again
+        still = {key for key in new if key in self._assigned and self._terms[key] == terms[key]}
+        self._epochs.update({key: epochs[key] for key in still})
         self._log.info("stage.owns", partitions=[partition for _, partition in new])
 
     async def _drain(self, keys: Sequence[Key]) -> None:

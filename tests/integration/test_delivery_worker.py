@@ -291,6 +291,27 @@ async def test_many_refusals_in_a_batch_are_settled_in_smaller_ones(bench: Bench
     await assert_holds(bench.connection)
 
 
+async def test_a_partition_that_went_and_came_back_while_it_was_claimed_is_claimed_again(bench: Bench) -> None:
+    """Kafka is slow to take the claim; meanwhile the group gives the partition to another worker, and back."""
+    claimed, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(ledger_rig.FakeEmitter):
+        async def journal(self, records: Sequence[tuple[int, bytes]], untold: int) -> None:
+            claimed.set()
+            await go_on.wait()
+            await super().journal(records, untold)
+
+    worker = await bench.start(emitter=Slow())
+    await claimed.wait()
+    worker.delivery.revoked({(MOVES.name, 0)})
+    await own(bench.connection)
+    worker.delivery.assigned({(MOVES.name, 0)})
+    go_on.set()
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    assert worker.delivery._fenced is None
+
+
 async def test_a_fuse_stops_the_stage_before_it_commits(bench: Bench) -> None:
     worker = await bench.start(fuse_run=5)
     await worker.feed(*(record(n, move="refuse") for n in range(5)))
