@@ -171,7 +171,11 @@ class Delivery:
             self._services.observer.event_settled(self.stage.name, "skipped", others)
         if delivered.items:
             self._in_hand.append(records[0].timestamp)
-            await self._incoming.put(delivered)
+            try:
+                await self._incoming.put(delivered)
+            except BaseException:  # nobody has it
+                self._in_hand.pop()
+                raise
         else:
             delivered.ack()  # the transport commits no offset before all that was delivered earlier is acknowledged
             self._passed({(delivered.run.topic, delivered.run.partition): records[-1].offset})
@@ -372,7 +376,11 @@ class Delivery:
                 self._log.critical("stage.fuse_blown", reason=str(error))
                 self._services.observer.fuse(self.stage.name, blown=True)
                 self._services.unready[self.stage.name] = f"fuse: {error}"
-                self._slots.release()  # nothing of it is committed: who ends the worker need not wait for it
+                # who ends the worker need not wait for it; parts of it that are committed are told
+                if sealed:
+                    self._finishing.put_nowait(_Batch(sealed, [], {}, 0, 0, 0.0))
+                else:
+                    self._slots.release()
                 await asyncio.Event().wait()  # consumes no more; an operator restarts the worker
             except Exception as error:
                 if len(part) > 1 and not self._services.stop.stopping:

@@ -329,6 +329,19 @@ async def test_a_fuse_stops_the_stage_before_it_commits(bench: Bench) -> None:
     assert worker.services.observer.registry.get_sample_value("stablerail_fuse_blown", {"stage": "test_stage"}) == 1  # type: ignore[attr-defined]
 
 
+async def test_what_was_committed_of_a_batch_is_told_although_its_rest_blows_the_fuse(bench: Bench) -> None:
+    worker = await bench.start(fuse_run=5)
+    moves = ["credit"] * 10 + ["spend"] * 10  # each of these is refused: the batch is split
+    await worker.feed(*(record(n, amount=1 if move == "credit" else 99, move=move) for n, move in enumerate(moves)))
+    await until(lambda: worker.services.unready, "the fuse")
+    await until(lambda: len(bench.emitter.told()) == 15, "what was committed")
+    assert told(bench) == [f"0/{n}/told" for n in range(10)]
+    assert worker.acked == []
+    async with asyncio.timeout(100):
+        await worker.delivery.drained()
+    await assert_holds(bench.connection)
+
+
 # -- the database ------------------------------------------------------------------------------------------------------
 
 
