@@ -215,12 +215,21 @@ async def test_the_images_entry_point_makes_of_its_variables_a_broker_that_serve
     ran = await asyncio.to_thread(subprocess.run, setup, env=variables, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr[-2000:]
     command = [*java[:1], *SHORT_LIVED, *java[1:], "kafka.Kafka", folders["final"] / "server.properties"]
+
+    async def is_healthy(address: str) -> bool:
+        check = [
+            word.replace("kafka/9093", address.replace(":", "/")) for word in SERVICES["kafka"]["healthcheck"]["test"]
+        ]
+        return (await asyncio.to_thread(subprocess.run, check[1:], capture_output=True)).returncode == 0
+
+    advertised = [each.partition("://")[2] for each in variables["KAFKA_ADVERTISED_LISTENERS"].split(",")]
+    assert not await is_healthy(advertised[0])
     child = Child(command, log=tmp_path / "broker.log", orphan_signal=signal.SIGKILL)
     try:
-        for listener in variables["KAFKA_ADVERTISED_LISTENERS"].split(","):
-            bootstrap = listener.partition("://")[2]
+        for bootstrap in advertised:
             port = int(bootstrap.rpartition(":")[2])
             await asyncio.to_thread(wait_ready, child, "Kafka", partial(port_answers, port), 60)
+            assert await is_healthy(bootstrap)
             async with admin(bootstrap) as client:
                 cluster = await client.describe_cluster()
             assert [f"{each['host']}:{each['port']}" for each in cluster["brokers"]] == [bootstrap]

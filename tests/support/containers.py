@@ -71,7 +71,12 @@ class InContainer:
         raise NotImplementedError
 
     def start(self) -> Self:
-        self._container = self.container().start()
+        self._container = self.container()
+        try:
+            self._container.start()
+        except BaseException:
+            self.stop()  # it may run, and nobody else knows of it
+            raise
         return self
 
     def stop(self) -> None:
@@ -112,8 +117,8 @@ class KafkaContainer(InContainer):
 
 class PostgresContainer(InContainer, Server):
     service = "postgres"
-    says = r"(?s)ready to accept connections.*ready to accept connections"
-    """The first time it makes its databases, and stops again."""
+    says = r"(?s)listening on IPv[46] address.*ready to accept connections"
+    """It is ready once before, to make its databases, and listens on no address then."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         super().__init__(directory)

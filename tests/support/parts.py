@@ -8,7 +8,8 @@ run of one process starts each part when a test first asks for it. The chain is 
 STABLERAIL_TEST_PARTS=containers: the parts of a run are containers (tests/support/containers.py).
 
 Nothing is left behind, also when the run is killed: the parts end with the process that started them and the directory
-is removed (see stablerail/dev/processes.py).
+is removed (see stablerail/dev/processes.py). Containers do not end with it: of a run that was killed, Testcontainers' Ryuk
+removes them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ def start_shared(run: ExitStack) -> Path:
     """Starts the parts of a run of several processes, in the one that hands out the tests; the directory they are in."""
     tools = fetch()
     directory = run.enter_context(scratch_directory("stablerail-shared-"))
+    shared = (_kafka(directory, tools), _postgres(directory, tools))
+    for part in shared:
+        run.callback(part.stop)  # before any starts: where one fails, the other may run
     with ThreadPoolExecutor(2) as pool:
-        starting = [pool.submit(part.start) for part in (_kafka(directory, tools), _postgres(directory, tools))]
-    for part in starting:
-        run.callback(part.result().stop)
+        starting = [pool.submit(part.start) for part in shared]
+    for started in starting:
+        started.result()
     return directory
 
 

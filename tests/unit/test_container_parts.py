@@ -23,7 +23,14 @@ from tests.support.containers import SERVICES, VARIABLE, AnvilContainer, KafkaCo
 
 LOGS = {
     "apache/kafka": [(1, "[KafkaRaftServer nodeId=1] Kafka Server started")],
-    "postgres": [(2, "ready to accept connections"), (1, "init process complete"), (2, "ready to accept connections")],
+    # Of the server that makes the databases and listens nowhere, pg_ctl writes the log to its own output.
+    "postgres": [
+        (1, 'listening on Unix socket "/var/run/postgresql/.s.PGSQL.5432"'),
+        (1, "database system is ready to accept connections"),
+        (1, "PostgreSQL init process complete; ready for start up."),
+        (2, 'listening on IPv4 address "0.0.0.0", port 5432'),
+        (2, "database system is ready to accept connections"),
+    ],
     "ghcr.io/foundry-rs/foundry": [(1, "Listening on 0.0.0.0:8545")],
 }
 
@@ -37,6 +44,8 @@ class Engine(ThreadingHTTPServer):
         self.started: list[int] = []
         self.removed: list[int] = []
         self.looks: dict[int, int] = {}
+        self.ends_at_once = "-"
+        """The image whose container does."""
 
     def asked(self, image: str) -> dict[str, Any]:
         found = [each for each in self.created if each["Image"].startswith(image)]
@@ -72,8 +81,10 @@ class _Answer(BaseHTTPRequestHandler):
             return self._say(204)
         if what == "/logs":
             return self._logs(number)
-        state = {"Status": "running", "Running": True, "ExitCode": 0, "Error": ""}
-        config = {"Tty": False, "Image": self.server.created[number]["Image"], "Labels": {}}
+        image = self.server.created[number]["Image"]
+        status = "exited" if image.startswith(self.server.ends_at_once) else "running"
+        state = {"Status": status, "Running": status == "running", "ExitCode": 0, "Error": ""}
+        config = {"Tty": False, "Image": image, "Labels": {}}
         return self._say(
             200, {"Id": str(number), "Name": "/part", "State": state, "Config": config, "NetworkSettings": {}}
         )
@@ -139,6 +150,15 @@ def test_a_run_starts_its_containers_once_and_each_of_its_processes_finds_them(e
     assert not directory.exists()
 
 
+def test_where_one_part_does_not_start_the_other_is_removed_too(engine: Engine) -> None:
+    for image in ("apache/kafka", "postgres"):
+        engine.ends_at_once = image
+        engine.removed.clear()
+        with pytest.raises(RuntimeError, match="exited"), ExitStack() as run:
+            parts.start_shared(run)
+        assert len(set(engine.removed)) == 2, image
+
+
 def bound(asked: dict[str, Any], inside: int) -> dict[str, Any]:
     """Where a port of the container is reached, the only one there is."""
     ports = asked["HostConfig"]["PortBindings"]
@@ -166,7 +186,7 @@ def test_the_broker_is_the_compose_files_on_a_port_that_means_itself_inside_and_
 def test_the_server_is_the_compose_files_with_a_password_and_the_tests_settings(engine: Engine, tmp_path: Path) -> None:
     with PostgresContainer(tmp_path, {"fsync": "off", "max_connections": 500}) as postgres:
         asked = engine.asked("postgres")
-        assert engine.looks[0] >= 4, "ready is what it is the second time"
+        assert engine.looks[0] >= 2 * len(LOGS["postgres"]), "ready is what it is once it listens"
     assert asked["Image"] == SERVICES["postgres"]["image"]
     assert bound(asked, 5432) == {"HostIp": "127.0.0.1", "HostPort": str(postgres.port)}
     assert asked["Env"] == [f"POSTGRES_PASSWORD={postgres.password}"]

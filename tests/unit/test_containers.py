@@ -68,6 +68,10 @@ def test_a_service_runs_unprivileged_writes_nowhere_else_and_is_reached_from_thi
     for volume in service.get("volumes", ()):
         assert volume.partition(":")[0] in COMPOSE["volumes"], "a named volume, no folder of the host"
     assert "/tmp" in [each.partition(":")[0] for each in service["tmpfs"]]
+    for each in service["tmpfs"]:
+        folder, _, options = each.partition(":")
+        # The engine gives a tmpfs to root and takes the mode of the folder under it: 1777 is /tmp's alone.
+        assert folder == "/tmp" or f"uid={user},gid={group}" in options, folder
 
 
 @pytest.mark.parametrize("name", SERVICES)
