@@ -9,6 +9,9 @@ a stage posts within its own commit (agents/stage.py) through the same fold.
 | fold | each request in order | a refused one leaves no trace for its neighbours |
 | seal | rows, audit, commit record | ledger/commit.py |
 
+Few plain transactions are tried without a lock first (`_post_unlocked`): read, fold, and one statement that writes only if what was
+read is still so.
+
 A look-up comes after the locks: whoever posted the same id before has ended by then, or its unique key stops us and we run
 again.
 """
@@ -18,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -27,19 +30,22 @@ import asyncpg
 from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.audit_logs import Log
-from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
+from ledger.commit import OVERTAKEN, Overtaken, Owner, Sealed, Unchanged, lock_writer, read_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
 from ledger.levels import buffer_levels
-from ledger.posting import Fold, Marks, Transaction
+from ledger.posting import Fold, Marks, Transaction, accounts_of
 from ledger.rows import Connection, Op, block
+from ledger.shadow import mirror_of
 from ledger.sql import load
 from ledger.store import Posted
 from ledger.tables import ACCOUNTS
 
 _sql = load("ledger", "sql/store.sql")
 
+UNLOCKED_MAX: Final = 10
+"""Transactions. More would meet other writers more often, and gain less."""
 TRIES_MAX: Final = 20
 """A batch that met other writers so often is given back with the database's error: something holds the locks."""
 
@@ -90,6 +96,10 @@ async def post(
     careful = False
     for tries in range(1, TRIES_MAX + 1):
         try:
+            if tries == 1:
+                batch = await _post_unlocked(connection, writer, requests, at, actor or writer, about or {})
+                if batch is not None:
+                    return batch
             return await _post(connection, writer, requests, at, careful, actor or writer, about or {})
         except OVERTAKEN as error:
             if tries == TRIES_MAX:
@@ -113,13 +123,55 @@ async def _post(
             results, fold = await settle(connection, requests, at, careful=careful)
             if not fold.transactions:
                 raise Unchanged
-            sealed = await seal(
-                connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=buffer_levels(fold),
-                at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)},
-            )  # fmt: skip
+            sealed = await _sealed(connection, writer, owners, fold, actor, about)
     except Unchanged:
         return Batch(results, None)
     return Batch(results, sealed)
+
+
+async def _post_unlocked(
+    connection: Connection,
+    writer: str,
+    requests: Sequence[Request],
+    at: datetime,
+    actor: str,
+    about: dict[str, Any],
+) -> Batch | None:
+    """None, and nothing is done: they are too many or do more than move money, one is refused (it may be a repeat, which only a
+    look-up tells), the writer is new, another one was first, or there is a table beside the ledger to write."""
+    transactions = _transactions(requests)
+    plain = all(t.operation is None and not t.counts for t in transactions)
+    if not plain or not 0 < len(transactions) <= UNLOCKED_MAX or mirror_of(connection) is not None:
+        return None
+    wanted = list(accounts_of(transactions))
+    owners, rows = await read_writer(connection, writer, [account.id for account in wanted])
+    if not owners:
+        return None
+    balances, at = store.balances_of(wanted, rows, at)
+    read = {account.id: held.version for account, held in balances.items() if held.stored}
+    fold = Fold(balances, at.astimezone(UTC))
+    results = judge(fold, requests, {})
+    if any(isinstance(result, PostingRefused) for result in results):
+        return None
+    try:
+        return Batch(results, await _sealed(connection, writer, owners, fold, actor, about, read))
+    except Overtaken:
+        return None
+
+
+async def _sealed(
+    connection: Connection,
+    writer: str,
+    owners: Sequence[Owner],
+    fold: Fold,
+    actor: str,
+    about: dict[str, Any],
+    unlocked: dict[str, int] | None = None,
+) -> Sealed:
+    return await seal(
+        connection, writer, owners, blocks=store.blocks_of(fold, owners[0].batch), messages=buffer_levels(fold),
+        at=fold.at, actor=actor, summary={**about, "posted": len(fold.transactions)}, unlocked=unlocked,
+    )  # fmt: skip
 
 
 async def settle(

@@ -6,6 +6,7 @@
 | … | inbox, facts, account locks, decisions | under the owner lock, so what was read stays true |
 | seal: rows | of a large commit each table's rows by a statement of their own | PostgreSQL writes while the next are made and the record is packed |
 | seal: record | what is left, audit and owner rows, then a row of `outbox`, in the last statement | its number follows all it depends on |
+| … `unlocked` | nothing is locked before; that one statement is the transaction, and writes if what was read is so still | two turns instead of five |
 | seal: legacy | where a table of balances is beside the ledger: what was posted, there too (shadow.py) | together, or not at all |
 
 The chain: head' = SHA-256(head ‖ digest of the commit's content ‖ who, when, what for, batch, hashes of the commit's
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from ledger.beside import ended, sent
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.proof import ledger_digest, logs_digest
 from ledger.record import Message, pack, pack_content
-from ledger.rows import Block, Connection, Op, block, write, write_then
+from ledger.rows import Block, Connection, Op, block, numbers, texts, uuids, write, write_then
 from ledger.shadow import mirror_of
 from ledger.sql import load
 from ledger.tables import AUDIT, AUDIT_LOGS, OWNERS
@@ -112,6 +113,15 @@ async def lock_writer(connection: Connection, writer: str) -> list[Owner]:
     return [Owner(*row) for row in rows]
 
 
+async def read_writer(
+    connection: Connection, writer: str, accounts: Sequence[str]
+) -> tuple[list[Owner], list[tuple[Any, ...]]]:
+    """The writer's owner row, not locked, and those of the accounts (ids) that there are: number in the list from 1, balance,
+    version, updated_at, closed_at. Nothing where the owner row is missing."""
+    rows = await connection.fetch(_sql.read_writer, writer, NO_TOPIC, uuids(accounts))
+    return [Owner(*row[:6]) for row in rows[:1]], [tuple(row)[6:] for row in rows if row[6] is not None]
+
+
 async def seal(
     connection: Connection,
     stage: str,
@@ -124,6 +134,7 @@ async def seal(
     summary: dict[str, Any],
     written: Sequence[Block] = (),
     logs: Sequence[Log] = (),
+    unlocked: Mapping[str, int] | None = None,
 ) -> Sealed:
     """The end of a transaction: writes `blocks`, audit and owner rows, then the commit record.
 
@@ -131,6 +142,9 @@ async def seal(
     the transaction has written already (the inbox claim); they belong to the record too. `logs` become rows of `audit_logs`.
     Rows of `transactions` are of the owners' batch (`proof.ledger_blocks`). Raises RecordTooLarge, or asyncpg's errors for
     conflicts; the caller rolls back and runs again.
+
+    `unlocked`: account id -> version, as they were read with the owners, open and without a lock. All is one statement then, and
+    needs no transaction around it. Where another writer has been at any of them, or is, it raises Overtaken and writes nothing.
     """
     logged = [log.row(owners[0].batch, n, at) for n, log in enumerate(logs)]
     made: list[Block] = []
@@ -138,7 +152,7 @@ async def seal(
     async with _Writing(connection) as writing:
         for one in blocks:
             made.append(one)
-            if sum(map(len, one.columns)) >= OVERLAP_MIN:
+            if unlocked is None and sum(map(len, one.columns)) >= OVERLAP_MIN:
                 await writing.start(one)
             else:
                 late.append(one)
@@ -155,7 +169,17 @@ async def seal(
         raise RecordTooLarge(f"{len(record)} bytes; at most {RECORD_BYTES_MAX}")
     partitions = [owner.partition for owner in owners]
     last = [*late, *proof]
-    seq: int = await write_then(connection, last, _sql.insert_record, stage, topic, partitions, at, record)
+    record_row = (stage, topic, partitions, at, record)
+    seq: int | None
+    if unlocked is None:
+        seq = await write_then(connection, last, _sql.insert_record, *record_row)
+    else:
+        heads = texts([f"\\x{o.head.hex()}" for o in owners])
+        read = (numbers([o.position for o in owners]), heads, uuids(unlocked), numbers(unlocked.values()))
+        seq = await write_then(connection, last, _sql.insert_record, *record_row, *read, provided=_sql.unchanged)
+        if seq is None:
+            raise Overtaken
+    assert seq is not None
     mirror = mirror_of(connection)
     if mirror is not None:  # never without a legacy table
         await mirror.follow(connection, made)
@@ -194,6 +218,10 @@ async def _taken(messages: Iterable[Message]) -> list[Message]:
         if len(some) < MESSAGES_AT_ONCE:
             return taken
         await asyncio.sleep(0)
+
+
+class Overtaken(Exception):
+    """What was read without a lock is another writer's by now; nothing was written."""
 
 
 class Unchanged(Exception):

@@ -224,10 +224,14 @@ async def write(connection: Connection, blocks: Iterable[Block]) -> None:
         await connection.execute(_statement(_shape(made), "", 0), *_values(made))
 
 
-async def write_then(connection: Connection, blocks: Sequence[Block], query: str, *args: Any) -> Any:
+async def write_then(
+    connection: Connection, blocks: Sequence[Block], query: str, *args: Any, provided: str | None = None
+) -> Any:
     """As `write`, and `query` in the same statement; returns its first value. Its `{written}` becomes a condition that holds
-    when every row is written. At least one block."""
-    return await connection.fetchval(_statement(_shape(blocks), query, len(args)), *args, *_values(blocks))
+    when every row is written. At least one block. `provided`: a query of one boolean, of the same arguments, asked before
+    anything is written; where it says no nothing is, and the first value is None."""
+    statement = _statement(_shape(blocks), query, len(args), provided)
+    return await connection.fetchval(statement, *args, *_values(blocks))
 
 
 def _shape(blocks: Sequence[Block]) -> tuple[tuple[Table, Op, str], ...]:
@@ -239,8 +243,11 @@ def _values(blocks: Sequence[Block]) -> list[str]:
 
 
 @lru_cache(maxsize=1_000)
-def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int) -> str:
-    parts, number = [], before + 1
+def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int, provided: str | None = None) -> str:
+    parts, number, where = [], before + 1, ""
+    if provided is not None:
+        parts.append(f"provided(yes) AS MATERIALIZED ({provided})")
+        where = " WHERE (SELECT yes FROM provided)"
     for index, (table, op, forms) in enumerate(shape):
         kinds = dict(table.columns)
         made = {}
@@ -253,23 +260,24 @@ def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int
             else:
                 made[name] = kind.read.format(f"NULL::{kind.type}")
             number += form != "-"
-        parts.append(f"w{index} AS ({_one(table, op, made)}{' RETURNING 1' if query else ''})")
+        parts.append(f"w{index} AS ({_one(table, op, made, where)}{' RETURNING 1' if query else ''})")
     # a query that does not look at them would run before them
-    written = " + ".join(f"(SELECT count(*) FROM w{index})" for index in range(len(shape)))  # noqa: S608
-    return f"WITH {', '.join(parts)} {query.replace('{written}', f'{written} >= 0') or 'SELECT 1'}"
+    counted = " + ".join(f"(SELECT count(*) FROM w{index})" for index in range(len(shape)))  # noqa: S608
+    written = f"{counted} >= 0{where.replace(' WHERE', ' AND')}"
+    return f"WITH {', '.join(parts)} {query.replace('{written}', written) or 'SELECT 1'}"
 
 
-def _one(table: Table, op: Op, made: dict[str, str]) -> str:
+def _one(table: Table, op: Op, made: dict[str, str], where: str) -> str:
     """`made`: each written column's values, the arrays unnested side by side in the SELECT: in the FROM each would be stored before
     its first row is taken."""
     match = " AND ".join(f"t.{name} = x.{name}" for name in table.key)
-    source = f"(SELECT {', '.join(f'{value} AS {name}' for name, value in made.items())}) AS x"
+    source = f"(SELECT {', '.join(f'{value} AS {name}' for name, value in made.items())}{where}) AS x"
     if op is Op.DELETE:
         return f"DELETE FROM {table.name} t USING {source} WHERE {match}"  # noqa: S608  (declared names only)
     if op is Op.UPDATE:
         changes = ", ".join(f"{name} = x.{name}" for name in table.changing)
         return f"UPDATE {table.name} t SET {changes} FROM {source} WHERE {match}"  # noqa: S608
-    insert = f"INSERT INTO {table.name} ({', '.join(made)}) SELECT {', '.join(made.values())}"
+    insert = f"INSERT INTO {table.name} ({', '.join(made)}) SELECT {', '.join(made.values())}{where}"
     if op is Op.INSERT:
         return insert
     rest = [name for name in made if name not in table.key]

@@ -65,8 +65,16 @@ async def lock_balances(
 ) -> tuple[dict[Account, Balance], datetime]:
     """Locks the accounts, sorted; missing ones are empty. Also a time not before any of their last entries."""
     wanted = list(accounts)
+    return balances_of(
+        wanted, await connection.fetch(_sql.lock_accounts, uuids([account.id for account in wanted])), at
+    )
+
+
+def balances_of(
+    wanted: Sequence[Account], rows: Iterable[Iterable[Any]], at: datetime
+) -> tuple[dict[Account, Balance], datetime]:
+    """Of rows of accounts: number in `wanted` from 1, balance, version, updated_at, closed_at."""
     balances: dict[Account, Balance] = {}
-    rows = await connection.fetch(_sql.lock_accounts, uuids([account.id for account in wanted]))
     for number, balance, version, updated_at, closed_at in rows:
         balances[wanted[number - 1]] = Balance(int(balance), version, True, closed_at)
         if updated_at > at:
