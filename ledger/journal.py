@@ -53,20 +53,23 @@ class _Floor:
     snapshot for an hour (a dump, `verify`), and PostgreSQL must keep them.
 
     Below the lowest row that one look finds, only transactions that ran at that moment can still show one. When they have
-    ended and another look finds none either, none will come.
+    ended and another look finds none either, none will come. They are all older than the next turn's own transaction. The look's
+    own snapshot does not tell: its xmax is behind the youngest that has ended, and younger ones may run.
     """
 
     def __init__(self) -> None:
         self.seq = 0
         self._next = 0
-        self._xmax: int | None = None
-        """Of the look that found `_next`: every transaction that ran then is below it."""
+        self._younger: int | None = None
+        """A transaction that began after the look that found `_next`: that of the next one."""
 
-    def look(self, lowest: int, xmin: int, xmax: int) -> None:
-        """`lowest` row at or above `seq` of a look; below `xmin` every transaction has ended."""
-        if self._xmax is None or xmin >= self._xmax:
+    def look(self, lowest: int, xmin: int, own: int) -> None:
+        """`lowest` row at or above `seq` of a look by the transaction `own`; below `xmin` every transaction has ended."""
+        if self._younger is None:
+            self._younger = own
+        if xmin >= self._younger:
             self.seq = max(self.seq, min(self._next, lowest))
-            self._next, self._xmax = lowest, xmax
+            self._next, self._younger = lowest, None
 
 
 class Relay:
@@ -187,9 +190,9 @@ class Relay:
             if missing:
                 found = dict(tuple(row) for row in await connection.fetch(_sql.records, missing))
             if seqs:
-                _, oldest, xmin, xmax = rows[0]
+                _, oldest, xmin, own = rows[0]
                 untold = seqs[0] if oldest is None else min(seqs[0], oldest)
-                self._floor.look(untold, xmin, xmax)
+                self._floor.look(untold, xmin, own)
                 await self._publish([(seq, self._fresh.get(seq) or found[seq]) for seq in seqs], untold)
         except BaseException:
             await self._disconnect()

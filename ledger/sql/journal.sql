@@ -9,7 +9,7 @@ SELECT EXISTS (SELECT FROM audit WHERE stage = $1 AND topic = $2 AND partition =
 
 -- name: waiting
 SELECT seq, (SELECT min(seq) FROM outbox WHERE journaled AND seq >= $1 AND seq <> ALL($2::bigint[])),
-    pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint
 FROM outbox WHERE NOT journaled AND seq >= $1 AND seq <> ALL($2::bigint[]) ORDER BY seq
 
 -- name: records

@@ -148,6 +148,40 @@ async def test_a_number_that_shows_long_after_higher_ones_have_left_is_found_and
     await relay.close()
 
 
+async def test_a_number_of_a_transaction_younger_than_all_that_have_ended_is_not_passed_over(
+    dsn: str, connection: Connection
+) -> None:
+    """PostgreSQL's snapshot counts as running only what is older than the youngest that has ended."""
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    for writer in ("older", "younger"):
+        sealed = await commit(connection, writer)
+        await relay.journal()
+        relay.emitted([sealed.seq])
+    await relay.tidy()
+    older, younger = await connect_to(dsn)(), await connect_to(dsn)()
+    running = younger.transaction()
+    async with older.transaction():
+        owners = await lock_writer(older, "older")
+        await running.start()
+        others = await lock_writer(younger, "younger")
+        late = await seal(younger, "younger", others, blocks=[], messages=[], at=AT, actor="x", summary={})
+        first = await seal(older, "older", owners, blocks=[], messages=[], at=AT, actor="x", summary={})
+    assert late.seq < first.seq
+    await relay.journal([(first.seq, first.record)])
+    relay.emitted([first.seq])
+    for _ in range(3):
+        sealed = await commit(connection)
+        await relay.journal([(sealed.seq, sealed.record)])
+        relay.emitted([sealed.seq])
+    await running.commit()
+    await relay.journal([(late.seq, late.record)])
+    assert late.seq in broker.seqs(), "it is told next, and a rebuild must find it"
+    for one in (older, younger):
+        await one.close()
+    await relay.close()
+
+
 async def test_records_that_another_process_left_go_too_and_those_it_took_are_not_waited_for(
     dsn: str, connection: Connection
 ) -> None:
