@@ -24,16 +24,18 @@ def heard(event: KycApproved | KycRejected, facts: Facts, actor: str) -> Done | 
         event.user_id, REJECTED if rejected else APPROVED, event.vendor, event.vendor_event_id, at, facts.now
     )
     was_rejected = known is not None and known.standing == REJECTED
-    rows = ((KYC_STANDINGS, now),)
+    row = ((KYC_STANDINGS, now),)
+    # the first word is inserted: one that the other stage hears at this moment is noticed
+    done = Done(inserts=row) if known is None else Done(upserts=row)
     if was_rejected == rejected or not facts.chains(event.user_id):
-        return Done(upserts=rows)
+        return done
     reason = "kyc_rejected" if rejected else "kyc_approved"
     news = WalletsFrozen(user_id=event.user_id, frozen=rejected, reason=reason, vendor_event_id=event.vendor_event_id)
     log = Log(
         actor, "wallets.frozen" if rejected else "wallets.unfrozen", "customer", event.user_id,
         {"standing": known.standing} if known else None, {"standing": now.standing, "vendor": event.vendor},
     )  # fmt: skip
-    return Done(upserts=rows, emits=(Emit(WALLETS_FROZEN, event.user_id, news, news.identity()),), logs=(log,))
+    return done._replace(emits=(Emit(WALLETS_FROZEN, event.user_id, news, news.identity()),), logs=(log,))
 
 
 def _later(one: str, other: str) -> bool:

@@ -28,17 +28,19 @@ def decide(received: Received, facts: Facts) -> Outcome:
     if not may_own(user_id):
         return Rejected("reserved_user", f"{user_id!r} is the company's own")
     wanted: list[str] = []
+    new: list[tuple[Table, Row]] = []
     rows: list[tuple[Table, Row]] = []
     for chain in dict.fromkeys(event.chains):
         known = facts.requests.get((user_id, chain.value))
         if known is None or known.status == REQUESTED:
             since = known.requested_at if known else facts.now
             wanted.append(chain.value)
-            rows.append((WALLET_REQUESTS, WalletRequest(user_id, chain.value, PENDING, since, None)))
+            row = (WALLET_REQUESTS, WalletRequest(user_id, chain.value, PENDING, since, None))
+            (new if known is None else rows).append(row)
     if not wanted:
         return Done()
     call = Call(item=",".join(wanted), request={"user_id": user_id, "chains": wanted}, context={})
-    return Done(upserts=(*rows, *queued(facts, user_id)), calls=(call,))
+    return Done(inserts=tuple(new), upserts=(*rows, *queued(facts, user_id)), calls=(call,))
 
 
 def stage() -> Stage[Facts]:

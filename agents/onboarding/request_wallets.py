@@ -40,7 +40,8 @@ def stage(chains: tuple[Chain, ...]) -> Stage[Facts]:
             (WALLET_REQUESTS, WalletRequest(event.user_id, chain.value, REQUESTED, facts.now, None)) for chain in wanted
         )
         return done._replace(
-            upserts=(*done.upserts, *rows, *queued(facts, event.user_id)),
+            inserts=(*done.inserts, *rows),
+            upserts=(*done.upserts, *queued(facts, event.user_id)),
             emits=(*done.emits, Emit(WALLETS_REQUESTED, event.user_id, request, request.identity())),
         )
 
