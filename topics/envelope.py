@@ -26,7 +26,8 @@ Headers = Sequence[tuple[str, bytes | None]]
 CONTENT_TYPE: Final = b"application/json"
 EXTERNAL_SOURCE: Final = "external"
 ID_LENGTH_MAX: Final = 512
-ATTEMPT_MAX: Final = 31_999
+ATTEMPT_MAX: Final = 1_999_999_999
+"""What waits is looked at every few seconds, for as long as it takes: nothing may ever come to the end of it."""
 
 V = TypeVar("V")
 
@@ -130,7 +131,7 @@ def _traceparent(raw: bytes) -> str | None:
 
 
 def _attempt(raw: bytes) -> int:
-    if not (raw.isdigit() and 0 < len(raw) <= 5 and 0 < int(raw) <= ATTEMPT_MAX):
+    if not (raw.isdigit() and 0 < len(raw) <= 10 and 0 < int(raw) <= ATTEMPT_MAX):
         raise EventRefused(EventCode.BAD_ENVELOPE, f"attempt is not a number from 1 to {ATTEMPT_MAX}")
     return int(raw)
 

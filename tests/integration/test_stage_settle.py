@@ -224,6 +224,19 @@ async def test_whoever_lost_the_partition_is_stopped_before_anything(connection:
             await lock_owners(connection, STAGE.name, {("test.moves", 9): 1})
 
 
+async def test_an_event_that_waited_for_days_is_settled_in_the_end(connection: Connection) -> None:
+    """One that is looked at every five seconds, as long as its lane is closed, has more than thirty thousand attempts by then."""
+    epochs = await own(connection)
+    waits = record(0, amount=31_999, move="retry", id="a", attempt=31_999)
+    settled = await settle(connection, STAGE, items(waits), epochs, AT, None)
+    assert settled.outcomes[("retry", "not_yet")] == 1
+    attempt = await connection.fetchval("SELECT attempt FROM schedule")
+    again = record(1, amount=31_999, move="retry", id="a", attempt=attempt)
+    settled = await settle(connection, STAGE, items(again), epochs, AT, None)
+    assert settled.outcomes[("done", "")] == 1
+    assert await connection.fetchval("SELECT count(*) FROM schedule") == 0
+
+
 async def test_a_retry_is_kept_in_the_schedule_with_its_bytes_and_comes_again(connection: Connection) -> None:
     odd = [*record(0).headers, ("x", b"\x00\xff")]
     first = record(0, amount=1, move="retry", headers=odd)
