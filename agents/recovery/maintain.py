@@ -5,7 +5,7 @@
 | inbox | Kafka can bring the event no more (retention.py) | the stage's own rows, whose ids are for ever |
 | calls, call_members | the call has ended, and no dead letter of its event is left | the state of what was asked for |
 | counters of a day | the day's withdrawals have all ended | nothing is counted towards that day any more |
-| dead_letters | resolved or discarded, and their topic has them no more | no copy is left; the audit keeps what was discarded |
+| dead_letters | resolved or discarded, and neither their topic nor the inbox has them still | no copy is left; the audit keeps what was discarded |
 | crashes | Kafka can bring the event no more | - |
 
 Rows go in small commits, each a record of the journal, so that a rebuild forgets the same. What is found without a lock is looked

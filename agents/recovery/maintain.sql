@@ -66,12 +66,18 @@ ORDER BY position DESC
 LIMIT 1
 
 -- name: letters
-SELECT replace(id::text, '-', '') FROM dead_letters WHERE state IN ('resolved', 'discarded') AND updated_at < $1
+-- Not while the inbox says that the event was refused: some of its rows are kept for ever.
+SELECT replace(d.id::text, '-', '') FROM dead_letters d
+WHERE d.state IN ('resolved', 'discarded') AND d.updated_at < $1 AND NOT EXISTS (
+    SELECT FROM dead_letter_events e JOIN inbox i ON i.stage = e.stage AND i.event_id = e.event_id
+    WHERE e.id = d.id AND i.outcome = 'rejected')
 
 -- name: letters_still
 SELECT replace(d.id::text, '-', '')
 FROM unnest($2::uuid[]) AS k(id)
 JOIN dead_letters d ON d.id = k.id
-WHERE d.state IN ('resolved', 'discarded') AND d.updated_at < $1
+WHERE d.state IN ('resolved', 'discarded') AND d.updated_at < $1 AND NOT EXISTS (
+    SELECT FROM dead_letter_events e JOIN inbox i ON i.stage = e.stage AND i.event_id = e.event_id
+    WHERE e.id = d.id AND i.outcome = 'rejected')
 ORDER BY d.id
 FOR UPDATE OF d

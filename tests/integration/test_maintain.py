@@ -84,6 +84,7 @@ STAYS = (
     inbox_row("credit_deposits", 20.9), inbox_row("credit_deposits", 103.9, "rejected"),
     inbox_row("credit_deposits", 103.9, attempt=2), inbox_row("finalize_deposits", 14.9),
     inbox_row("credit_deposits", 900, "retry"), inbox_row("request_wallets", 900), inbox_row("of_another_release", 900),
+    inbox_row("request_wallets", 900, "rejected"),
 )  # fmt: skip
 STAGES = {
     "credit_deposits": "deposits.notified", "finalize_deposits": "chain.heads",
@@ -94,16 +95,19 @@ CALLS_GO = (call_row("concluded", 104.1), call_row("split", 300))
 CALLS_STAY = (call_row("concluded", 103.9), call_row("open", 300), call_row("failed", 300))
 
 
-def letter_row(state: str, days: float) -> tuple[Any, ...]:
+def letter_row(state: str, days: float, stage: str = "credit_deposits", event_id: str | None = None) -> tuple[Any, ...]:
     at = NOW - days * DAY
     return (
-        uuid.uuid4().hex, "deposits.notified.dlq", "credit_deposits", None, "bug", "", "deposits.notified", 0, 1, b"k",
+        uuid.uuid4().hex, "deposits.notified.dlq", stage, event_id, "bug", "", "deposits.notified", 0, 1, b"k",
         b"{}", [], 1, "1", state, 0, None, at, at, at, 1, [],
     )  # fmt: skip
 
 
 LETTERS_GO = (letter_row("resolved", 104.1), letter_row("discarded", 300))
-LETTERS_STAY = (letter_row("resolved", 103.9), letter_row("open", 900), letter_row("redriven", 900))
+LETTERS_STAY = (
+    letter_row("resolved", 103.9), letter_row("open", 900), letter_row("redriven", 900),
+    letter_row("discarded", 900, *STAYS[-1][:2]),
+)  # fmt: skip
 
 
 def day_counter(days: float, who: str = "user ada") -> tuple[Any, ...]:
