@@ -144,6 +144,8 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
         server_settings={
             "application_name": "stablerail-api",
             "search_path": settings.database_schema,
+            # whatever the database's own is: who waited for a lock must see what was done meanwhile
+            "default_transaction_isolation": "read committed",
             "jit": "off",  # our statements are short; compiling them costs more than running them
             "role": settings.database_role,
             # a frozen process keeps no locks

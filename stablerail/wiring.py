@@ -134,6 +134,8 @@ def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) ->
                 "role": settings.database_role,
                 "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
                 "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
+                # whatever the database's own is: who waited for a lock must see what was done meanwhile
+                "default_transaction_isolation": "read committed",
                 "jit": "off",  # our statements are short; compiling them costs more than running them
                 # a custom plan would parse every array literal once more, only to plan the same
                 "plan_cache_mode": "force_generic_plan",

@@ -212,8 +212,15 @@ async def test_nothing_at_all_is_written_where_anything_is_not_as_it_was_read(
         assert await connection.fetchval("SELECT count(*) FROM chain_cursors") == 100
 
 
-async def test_many_writers_of_one_account_lose_and_repeat_nothing(dsn: str, connection: Connection) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+async def test_many_writers_of_one_account_lose_and_repeat_nothing(
+    isolation: str, dsn: str, connection: Connection
+) -> None:
+    """Whatever isolation the database's owner has set."""
     await post(connection, "test", [fund(1, 1_000)], AT)
+    owner, database = await ledger_rig.owner(dsn), dsn.rpartition("/")[2]
+    await owner.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{isolation}'")
+    await owner.close()
     others = [await connect_to(dsn)() for _ in range(6)]
 
     async def writer(number: int, one: Connection) -> int:
