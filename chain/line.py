@@ -260,6 +260,6 @@ def _rest_s(retry_after: str | None) -> float:
     except ValueError:
         try:
             asked = (parsedate_to_datetime(str(retry_after)) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):  # of a date whose year or offset no calendar has
             asked = REST_S
     return min(max(asked, REST_S), REST_S_MAX)
