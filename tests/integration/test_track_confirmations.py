@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,25 @@ async def test_a_payment_to_a_blacklisted_address_is_released_with_the_reason_on
     assert desk.settled() == [("failed", "blacklisted")]
     (error,) = await desk.connection.fetchrow("SELECT error FROM attempts WHERE tx_hash = $1", attempt.tx_hash)
     assert error == "Blacklistable: account is blacklisted"
+    await assert_holds(desk.connection)
+
+
+@pytest.mark.parametrize("asked_first", [0, 1])
+async def test_a_reason_that_no_database_keeps_ends_a_payment_as_any_other(desk: Payouts, asked_first: int) -> None:
+    to = "0x" + secrets.token_hex(20)
+    await desk.usdc.blacklist(to)
+    withdrawal, attempt = await desk.sent(to=to)
+
+    def says_nul(_params: list[Any], _honest: Any) -> Any:
+        raise Refusal(3, "execution reverted: a\0b")
+
+    desk.endpoint.lies["eth_call"] = says_nul
+    for _ in range(asked_first):  # another endpoint is read each time
+        await desk.head()
+    await desk.head(DEPTH)
+    assert await desk.attempt_status(attempt) == "reverted"
+    assert (await desk.status(withdrawal))[0] == "failed"
+    assert await desk.balances(withdrawal) == (AMOUNT, 0)
     await assert_holds(desk.connection)
 
 
