@@ -286,6 +286,19 @@ async def test_silence_and_an_endpoint_that_is_behind_are_no_evidence(storm: Sto
     assert len(await storm.raised(await storm.desk.newest())) == 1
 
 
+async def test_a_count_at_the_end_of_numbers_from_one_endpoint_ends_no_worker(storm: Storm) -> None:
+    asked = await storm.sent(1)
+    async with LyingEndpoint(storm.desk.anvil.rpc_url) as liar:
+        liar.lies["eth_getTransactionCount"] = lambda _params, _result: hex(2**63 - 1)
+        storm.process = storm.desk.process([storm.desk.rpc(storm.desk.anvil.rpc_url), storm.desk.rpc(liar.url)])
+        await storm.mine()
+        assert await storm.raised(await storm.desk.newest()) == []
+        await storm.desk.head(storm.process)
+    storm.process = storm.desk.process()
+    await storm.heads(DEPTH + 1)
+    await storm.assert_paid(asked)
+
+
 async def test_thirty_minutes_without_a_block_bring_a_person_and_the_money_follows_the_chain(storm: Storm) -> None:
     asked, in_flight = await storm.sent(2), {("broadcasting", None), ("confirming", None)}
     storm.base_fee = OVER_CAP
