@@ -329,6 +329,7 @@ class RaiseFees:
                 continue
             known = facts.stored[desk.chain].get(f"{desk.signer.address}:{nonce}")
             before = Waiting.of_plain(known) if known is not None else Waiting(0, head, facts.now)
+            before = before._replace(block=min(before.block, head))  # it was seen under a head that was made up
             waiting[nonce] = before if before.n == n else Waiting(n, head, before.at)
         market = fees(look.history, desk.fees)
         policy = self._policies.get(desk.chain, RaisePolicy())
