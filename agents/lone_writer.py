@@ -66,6 +66,8 @@ class LoneWriter:
                     else:
                         pause_s = await round(connection)
             except (*AGAIN, *again) as error:
+                if isinstance(error, asyncpg.InternalClientError) and self._connection is not None:
+                    self._connection.terminate()  # while it lives it holds the lock, and nobody can lead
                 pause_s = failed(error)
             except Exception as error:
                 self._services.stop(f"{self.name}: {error!r}", error)

@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.session import get_session
 from coincurve import PublicKey
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -88,7 +89,10 @@ def kms_signer(key: str) -> KmsSigner:
     name = f"kms:{key}"
     client = _client("kms", name, key)
     found = _asked(name, client.get_public_key, KeyId=key)
-    public = load_der_public_key(found["PublicKey"])
+    try:
+        public = load_der_public_key(found["PublicKey"])
+    except (ValueError, UnsupportedAlgorithm):  # UnsupportedAlgorithm is no ValueError
+        raise BadKeystore(f"{name} is of a kind that is not read here") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256K1):
         raise BadKeystore(f"{name} is no key of secp256k1 (ECC_SECG_P256K1)")
     if found.get("KeyUsage") != "SIGN_VERIFY":

@@ -100,7 +100,11 @@ class Line:
             return read(raw)
         except (ValueError, KeyError, BadLog) as error:
             self.health.failed(RpcGarbled.code)
-            raise RpcGarbled(self.endpoint, f"{type(error).__name__}: {error}"[:200]) from None
+            # its text quotes what was answered, cut off: a part of a key is no longer found in it
+            told = repr(raw) if self._secrets else ""
+            secret = any(one in told for one in self._secrets)
+            why = type(error).__name__ if secret else f"{type(error).__name__}: {error}"[:200]
+            raise RpcGarbled(self.endpoint, why) from None
 
     async def _call(self, method: str, *params: Any) -> Any:
         request = self._request(method, list(params))
@@ -260,6 +264,6 @@ def _rest_s(retry_after: str | None) -> float:
     except ValueError:
         try:
             asked = (parsedate_to_datetime(str(retry_after)) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):  # of a date whose year or offset no calendar has
             asked = REST_S
     return min(max(asked, REST_S), REST_S_MAX)

@@ -157,8 +157,13 @@ def _reason(refused: RpcRefused) -> str:
     if refused.data.startswith(ERROR_STRING):
         try:
             (text,) = decode(["string"], bytes.fromhex(refused.data[len(ERROR_STRING) :]))
-            return str(text)[:200]
-        except (DecodingError, ValueError, UnicodeDecodeError):
+            return _storable(str(text)[:200])
+        except (DecodingError, ValueError, OverflowError):  # OverflowError: a length that no text can have
             pass
     before, marked, text = refused.message.partition("execution reverted")
-    return text.lstrip(": ")[:200] if marked and not before else refused.message
+    return _storable(text.lstrip(": ")[:200] if marked and not before else refused.message)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL keeps no NUL."""
+    return text.replace("\0", "\ufffd")

@@ -53,13 +53,13 @@ class Pass:
 async def scan_once(
     rpc: ReadsChain,
     state: ScanState,
-    watched: AbstractSet[str],
+    watched: AbstractSet[str] | None,
     settings: ScanSettings,
     head: Block | None = None,
     *,
     agreed: bool = False,
 ) -> Pass:
-    """One pass. `watched`: lower-case addresses, loaded just before. Raises ChainError; the stored state then still holds.
+    """One pass. `watched`: lower-case addresses, loaded just before; None: transfers to whomever. Raises ChainError; the stored state then still holds.
     `head`: the endpoint's, where the caller has just read it; `agreed`: another endpoint has reached it too.
 
     ChainMoved is ordinary (call again); ReorgTooDeep needs a person.

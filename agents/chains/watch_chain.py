@@ -8,7 +8,7 @@ whole deployment, held by an advisory lock; the others stand by.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.head_news import HeadNews
 from chain.heads import readable
-from chain.rpc import Block, Rpc
+from chain.rpc import FILTER_ADDRESSES_MAX, Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
 from chain.scanner import Pass, scan_once
 from ledger.record import Message
@@ -103,8 +103,10 @@ class WatchChain:
         self._rpc = rpc = source.rpc
         self._tell_left_out(source.left_out)
         state = await self._state(connection, source.head)
-        addresses = {row[0] for row in await connection.fetch(_sql.addresses, self._watched.chain.value)}
+        addresses = await self._addresses(connection)
         found = await scan_once(rpc, state, addresses, self._watched.scan, source.head, agreed=source.agreed)
+        if addresses is None:
+            found = await self._ours(connection, found)
         if found.rewound_from is not None:
             self._log.warning("chain.reorg", was=found.rewound_from.number)
         if found.heads or found.transfers or found.state != state:
@@ -129,6 +131,19 @@ class WatchChain:
             return ScanState.of_json(orjson.loads(stored))
         start = self._watched.start_block
         return begin(head.number if start is None else start, self._watched.scan)
+
+    async def _addresses(self, connection: Connection) -> set[str] | None:
+        """None where there are more than an endpoint is given: reading all of them under every head takes seconds."""
+        chain, most = self._watched.chain.value, FILTER_ADDRESSES_MAX
+        found = {row[0] for row in await connection.fetch(_sql.addresses, chain, most + 1)}
+        return found if len(found) <= most else None
+
+    async def _ours(self, connection: Connection, found: Pass) -> Pass:
+        """Of all transfers those to us. Asked after they were read, so a wallet that was made meanwhile is there."""
+        told = sorted({transfer.to for transfer in found.transfers})
+        rows = await connection.fetch(_sql.ours, self._watched.chain.value, told) if told else []
+        ours = {row[0] for row in rows}
+        return replace(found, transfers=tuple(one for one in found.transfers if one.to in ours))
 
     async def _commit(self, found: Pass) -> None:
         row = (self._watched.chain.value, found.state.as_json(), self._services.clock())

@@ -111,10 +111,11 @@ async def look(
     some = await attempts(new, LOWEST_MAX if walked.gap else LOWEST)
     if not some:
         return None
-    signers = sorted({attempt.signer for attempt in some})
-    counts = dict(zip(signers, await rpc.ask([nonce(signer) for signer in signers]), strict=True))
+    counts = await _counts(rpc, {attempt.signer for attempt in some})
     if not walked.gap and (_all_late(some, now) or _withheld(some, counts)):
         some = await attempts(new, LOWEST_MAX)
+        # a lane may have signed its first meanwhile
+        counts |= await _counts(rpc, {attempt.signer for attempt in some} - counts.keys())
     by_nonce: dict[LaneNonce, list[OpenAttempt]] = {}
     for attempt in some:
         by_nonce.setdefault((attempt.signer, attempt.nonce), []).append(attempt)
@@ -183,6 +184,12 @@ def _withheld(some: Sequence[OpenAttempt], counts: Mapping[str, int]) -> bool:
     for attempt in some:
         looked_at[attempt.signer] = max(attempt.nonce, looked_at.get(attempt.signer, 0))
     return any(counts[signer] > nonce + 1 for signer, nonce in looked_at.items())
+
+
+async def _counts(rpc: Reads, signers: Collection[str]) -> dict[str, int]:
+    """The nonces of each that the chain has counted."""
+    asked = sorted(signers)
+    return dict(zip(asked, await rpc.ask([nonce(signer) for signer in asked]) if asked else (), strict=True))
 
 
 async def _places(

@@ -73,7 +73,8 @@ class Looker:
             return None
         turn = chain.rpcs[self._turns[name] % len(chain.rpcs)]
         self._turns[name] += 1
-        source = (await readable(chain.rpcs, turn)).rpc
+        reached = await readable(chain.rpcs, turn)
+        source = reached.rpc
         rpcs = [source, *(rpc for rpc in ranked(chain.rpcs) if rpc is not source)]
         stored = await connection.fetchval(_sql.cursor, cursor_of(name))
 
@@ -88,6 +89,10 @@ class Looker:
             return hashes
 
         window = None if stored is None else Window.of_json(orjson.loads(stored))
+        if window is not None and reached.agreed and reached.head.number < window.first:
+            # two endpoints are below all of it: one that answered alone made it up
+            _log.warning("withdrawals.window_dropped", chain=name, first=window.first, head=reached.head.number)
+            window = None
         return await look(chain, rpcs, window, attempts, signed, self._clock())
 
     async def _reading(self) -> Connection:

@@ -49,6 +49,7 @@ from agents.withdrawals.wishes import DONE, REFUSED, Wish, open_wishes
 from agents.withdrawals.withdrawal import STUCK, Attempt, Lane, Status, Withdrawal, attempt_row, moved, paid_for
 from chain.fees import Fees, fees
 from chain.hot_wallet import Look
+from chain.wire import QUANTITY_MAX
 from ledger.audit_logs import Log
 from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
@@ -320,13 +321,15 @@ class RaiseFees:
     ) -> Line:
         desk, look = seen.desks[key], seen.looks[key]
         head = max(look.block_number, heads[desk.chain])
-        rows = await connection.fetch(_sql.waiting, *key, look.nonce, look.nonce + NONCES_MAX)
+        # an endpoint may count as far as a column goes
+        rows = await connection.fetch(_sql.waiting, *key, look.nonce, min(look.nonce + NONCES_MAX, QUANTITY_MAX))
         waiting: dict[int, Waiting] = {}
         for nonce, n, max_fee in rows:
             if waiting and int(max_fee) >= look.history.base_fee:
                 continue
             known = facts.stored[desk.chain].get(f"{desk.signer.address}:{nonce}")
             before = Waiting.of_plain(known) if known is not None else Waiting(0, head, facts.now)
+            before = before._replace(block=min(before.block, head))  # it was seen under a head that was made up
             waiting[nonce] = before if before.n == n else Waiting(n, head, before.at)
         market = fees(look.history, desk.fees)
         policy = self._policies.get(desk.chain, RaisePolicy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -180,6 +181,19 @@ async def test_the_key_in_the_url_is_never_shown(rpc: Rpc, endpoint: LyingEndpoi
     user_info = Rpc(f"https://user:{KEY}@node.example:8545/x?apikey={KEY}", 1)
     assert user_info.endpoint == "https://node.example:8545"
     assert KEY not in repr(user_info)
+
+
+@pytest.mark.parametrize("before", [0, 60])
+async def test_nor_where_the_answer_is_a_text_that_quotes_it(rpc: Rpc, endpoint: LyingEndpoint, before: int) -> None:
+    await rpc.head()
+    text = "." * before + f"project {KEY} was not found"
+    endpoint.lies["eth_getBlockByNumber"] = lambda _params, _honest: text
+    for whole in (None, (200, json.dumps(text).encode())):
+        endpoint.whole = whole
+        for ask in (rpc.head, rpc.head_of_chain):
+            with pytest.raises(RpcGarbled) as garbled:
+                await ask()
+            assert KEY[:8] not in str(garbled.value)
 
 
 async def test_an_answer_to_another_question_is_garbled(rpc: Rpc, usdc: Usdc, endpoint: LyingEndpoint) -> None:

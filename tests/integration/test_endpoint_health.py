@@ -75,6 +75,8 @@ def test_how_long_an_endpoint_wants_us_to_wait_is_bounded() -> None:
     ]  # fmt: skip
     assert _rest_s(formatdate(2**31, usegmt=True)) == REST_S_MAX
     assert _rest_s(formatdate(0, usegmt=True)) == REST_S
+    odd = ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2027 00:00:00 +99999999999999999999")
+    assert [_rest_s(told) for told in odd] == [REST_S, REST_S]
 
 
 async def test_which_chain_it_serves_is_asked_at_first_and_again_after_a_connection_failed(

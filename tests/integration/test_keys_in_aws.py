@@ -36,6 +36,8 @@ databases, dsn = ledger_rig.databases, ledger_rig.dsn
 chain, token = sending_rig.chain, sending_rig.token
 
 PASSWORD = "what-opens-the-secret"
+SM2 = bytes.fromhex("3059301306072a8648ce3d020106082a811ccf5501822d03420004") + b"\1" * 64
+"""A public key of a curve that KMS has in some regions."""
 PATIENT_S = 100.0
 """Of whoever asks a server that shares a busy machine: that it hangs is said by the test which makes it."""
 
@@ -156,6 +158,19 @@ async def test_while_kms_does_not_sign_the_other_lanes_pay_and_do_not_wait_for_i
         assert len(await desk.signed(fresh, *await desk.ask(2))) == 2
         assert await desk.nonces_of(kms) == [0, 1]
         await assert_holds(desk.connection)
+
+
+@pytest.mark.parametrize("key", [SM2, b"no key"], ids=["SM2", "garbage"])
+def test_a_key_of_a_kind_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
+    """Whoever loads lanes' keys expects no other error: it would end the worker, and the next one at its start."""
+
+    class Client:
+        def get_public_key(self, **_: str) -> dict[str, Any]:
+            return {"PublicKey": key, "KeyUsage": "SIGN_VERIFY"}
+
+    monkeypatch.setattr(of_aws, "_client", lambda *_: Client())
+    with pytest.raises(BadKeystore, match="kms:odd"):
+        load_key("kms:odd", "")
 
 
 def test_what_is_no_key_of_ours_is_refused_and_says_why(aws: Aws, stored: tuple[str, str, bytes]) -> None:

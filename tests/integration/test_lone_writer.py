@@ -62,6 +62,23 @@ async def test_what_comes_again_is_tried_again_and_a_bug_stops_the_process(dsn: 
     await end(one)
 
 
+async def test_a_connection_that_the_driver_lost_count_of_is_given_up_and_made_anew(dsn: str) -> None:
+    (one, _), (other, _) = writer(dsn), writer(dsn)
+    led_by: list[Connection] = []
+
+    async def look(connection: Connection) -> float:
+        led_by.append(connection)
+        if len(led_by) == 1:
+            raise asyncpg.InternalClientError("got result for unknown protocol state 3")
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        await one.rounds(look, lambda _: 0.5)
+    assert led_by[0] is not led_by[1]
+    assert await other.lead() is None, "its lock is held anew"
+    await end(one, other)
+
+
 async def test_who_stands_by_is_told_and_does_nothing_until_the_leader_is_gone(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

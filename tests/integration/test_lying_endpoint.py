@@ -164,6 +164,33 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
         assert [result for result in results if not result.holds] == []
 
 
+async def test_of_more_wallets_than_an_endpoint_is_given_only_what_arrives_is_looked_up(
+    kafka: Kafka, database: str, topic_prefix: str, anvil: Anvil, usdc: Usdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_chain, "FILTER_ADDRESSES_MAX", 2)
+    wallets, other = sorted("0x" + secrets.token_hex(20) for _ in range(4)), "0x" + secrets.token_hex(20)
+    async with AsyncExitStack() as stack:
+        at = await stack.enter_async_context(
+            ground(database, kafka.bootstrap, topic_prefix, [CHAIN_HEADS, DEPOSITS_NOTIFIED])
+        )
+        rpc = await stack.enter_async_context(Rpc(anvil.rpc_url, anvil.chain_id))
+        for wallet in wallets:
+            await at.observer.execute("INSERT INTO wallets VALUES ('MATIC', $1, $1, $1, now())", wallet)
+        for to in (*wallets, other):
+            await anvil.wait_mined(await usdc.transfer(to, TRUE))
+        token = usdc.address.lower()
+        watcher = await stack.enter_async_context(watching(at, (rpc,), token, anvil.chain_id, stages=False))
+        assert await watcher._addresses(at.observer) is None
+
+        async def told() -> bool:
+            top = max((json.loads(record.value)["number"] for record in await at.told(CHAIN_HEADS)), default=0)
+            return top >= (await rpc.head()).number
+
+        await until(told, "everything was read")
+        arrived = {json.loads(record.value)["to"] for record in await at.told(DEPOSITS_NOTIFIED)}
+        assert sorted(arrived) == wallets
+
+
 async def test_a_head_that_an_endpoint_tells_of_is_read_at_once_however_long_the_interval(
     kafka: Kafka, database: str, topic_prefix: str, anvil: Anvil, usdc: Usdc
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 
 from agents.withdrawals import raise_fees, wishes
@@ -284,6 +285,36 @@ async def test_silence_and_an_endpoint_that_is_behind_are_no_evidence(storm: Sto
     storm.process = storm.desk.process()
     await storm.mine()
     assert len(await storm.raised(await storm.desk.newest())) == 1
+
+
+async def test_a_count_at_the_end_of_numbers_from_one_endpoint_ends_no_worker(storm: Storm) -> None:
+    asked = await storm.sent(1)
+    async with LyingEndpoint(storm.desk.anvil.rpc_url) as liar:
+        liar.lies["eth_getTransactionCount"] = lambda _params, _result: hex(2**63 - 1)
+        storm.process = storm.desk.process([storm.desk.rpc(storm.desk.anvil.rpc_url), storm.desk.rpc(liar.url)])
+        await storm.mine()
+        assert await storm.raised(await storm.desk.newest()) == []
+        await storm.desk.head(storm.process)
+    storm.process = storm.desk.process()
+    await storm.heads(DEPTH + 1)
+    await storm.assert_paid(asked)
+
+
+async def test_a_head_made_up_far_above_does_not_keep_a_nonce_from_being_raised_for_good(storm: Storm) -> None:
+    await storm.sent(1)
+    await storm.lose()
+    await storm.mine()
+    head = await storm.desk.newest()
+    assert head.value is not None
+    number = orjson.loads(head.value)["number"]
+    made_up = head._replace(value=head.value.replace(b'"number":%d' % number, b'"number":%d' % (number + 10**6)))
+    assert made_up != head
+    assert await storm.raised(made_up) == []
+    told = []
+    for _ in range(2 * BLOCKS):
+        await storm.mine()
+        told += await storm.raised(await storm.desk.newest())
+    assert len(told) == 1
 
 
 async def test_thirty_minutes_without_a_block_bring_a_person_and_the_money_follows_the_chain(storm: Storm) -> None:

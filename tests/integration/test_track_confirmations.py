@@ -6,11 +6,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents.withdrawals.errors import NonceNotTaken
 from agents.withdrawals.foreign import release
+from chain.health import Health
 from ledger.rows import Connection
 from stablerail.dev.fetch import Tools
 from tests.support import ledger_rig
@@ -64,6 +66,48 @@ async def test_a_payment_to_a_blacklisted_address_is_released_with_the_reason_on
     assert desk.settled() == [("failed", "blacklisted")]
     (error,) = await desk.connection.fetchrow("SELECT error FROM attempts WHERE tx_hash = $1", attempt.tx_hash)
     assert error == "Blacklistable: account is blacklisted"
+    await assert_holds(desk.connection)
+
+
+@pytest.mark.parametrize("asked_first", [0, 1])
+async def test_a_reason_that_no_database_keeps_ends_a_payment_as_any_other(desk: Payouts, asked_first: int) -> None:
+    to = "0x" + secrets.token_hex(20)
+    await desk.usdc.blacklist(to)
+    withdrawal, attempt = await desk.sent(to=to)
+
+    def says_nul(_params: list[Any], _honest: Any) -> Any:
+        raise Refusal(3, "execution reverted: a\0b")
+
+    desk.endpoint.lies["eth_call"] = says_nul
+    for _ in range(asked_first):  # another endpoint is read each time
+        await desk.head()
+    await desk.head(DEPTH)
+    assert await desk.attempt_status(attempt) == "reverted"
+    assert (await desk.status(withdrawal))[0] == "failed"
+    assert await desk.balances(withdrawal) == (AMOUNT, 0)
+    await assert_holds(desk.connection)
+
+
+async def test_blocks_made_up_far_above_by_the_only_endpoint_that_answered_hold_no_payment_up_for_good(
+    desk: Payouts,
+) -> None:
+    withdrawal, attempt = await desk.sent()
+    await desk.head()
+
+    def made_up(params: list[Any], _honest: Any) -> Any:
+        number = 1_000_000 if params[0] == "latest" else int(params[0], 16)
+        word, before = f"0x{number:064x}", f"0x{number - 1:064x}"
+        return {"number": hex(number), "hash": word, "parentHash": before, "timestamp": "0x1", "transactions": []}
+
+    desk.endpoint.lies["eth_getBlockByNumber"] = made_up
+    desk.rpc.health.rest(60)  # it told us to wait
+    await desk.run(desk.track, HEAD, "made up")
+    desk.rpc.health, desk.liar.health = Health(), Health()
+    desk.endpoint.lies.clear()
+    await desk.head(DEPTH)
+    assert await desk.attempt_status(attempt) == "confirmed"
+    assert await desk.status(withdrawal) == ("completed", None)
+    assert await desk.paid_on_chain(withdrawal) == AMOUNT
     await assert_holds(desk.connection)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from chain.answers import _TABLE, Verdict, classify
 from chain.errors import RpcRefused
+from chain.outcomes import ERROR_STRING, _reason
 
 # (who says so, its text, the row's code). Sources: go-ethereum core/txpool/errors.go, validation.go, core/error.go and
 # internal/ethapi; bor is geth. erigon txnprovider/txpool/txpoolcfg. nethermind TxPool/AcceptTxResult.cs, the names of
@@ -171,3 +172,15 @@ def test_a_providers_limit_is_known_by_its_code(code: int) -> None:
 def test_a_text_that_nobody_knows_is_sent_again(text: str, code: int) -> None:
     answer = classify(says(text, code))
     assert answer.verdict is Verdict.AGAIN or answer.code in VERDICTS
+
+
+@pytest.mark.parametrize("length", [2**62, 2**63, 2**256 - 1])
+def test_a_reason_whose_length_no_text_has_is_told_in_the_node_s_words(length: int) -> None:
+    data = ERROR_STRING + f"{32:064x}{length:064x}" + "61" * 32
+    assert _reason(RpcRefused("https://a.example", "eth_call", 3, "execution reverted: why", data)) == "why"
+
+
+def test_a_reason_has_no_character_that_a_database_refuses() -> None:
+    data = ERROR_STRING + f"{32:064x}{3:064x}" + "610062" + "00" * 29
+    for refusal in (("execution reverted", data), ("execution reverted: a\0b", ""), ("a\0b", "")):
+        assert _reason(RpcRefused("https://a.example", "eth_call", 3, *refusal)) == "a\ufffdb"
