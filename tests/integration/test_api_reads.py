@@ -382,6 +382,19 @@ async def test_what_makes_no_sense_is_a_problem_with_a_stable_code(client: httpx
         assert answer.headers["content-type"] == PROBLEM
 
 
+async def test_what_others_hold_for_too_long_is_asked_for_again(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    async with pool.acquire() as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    await pool.expire_connections()
+    async with pool.acquire() as other, other.transaction():
+        await other.execute("LOCK TABLE deposits")
+        answer = await client.get("/v1/deposits")
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    assert answer.headers["retry-after"] == "2"
+    assert (await client.get("/v1/deposits")).status_code == 200
+
+
 async def test_without_a_valid_key_nothing_is_read(pool: asyncpg.Pool) -> None:
     async with pool.acquire() as connection:
         created = await create_key(connection, [Scope.READ], "to be revoked")
