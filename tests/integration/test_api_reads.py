@@ -382,6 +382,24 @@ async def test_what_makes_no_sense_is_a_problem_with_a_stable_code(client: httpx
         assert answer.headers["content-type"] == PROBLEM
 
 
+async def test_an_operators_order_that_makes_no_sense_is_a_problem_with_a_stable_code(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        created = await create_key(connection, [Scope.ADMIN], "the tests")
+    async with client_of(pool, created.token.get_secret_value()) as client:
+        for path, body in (
+            ("dlq/redrive", {"topic": "a\0b"}),
+            ("dlq/redrive", {"code": "\0"}),
+            ("workers/trigger", {"user_id": "a\0b"}),
+        ):
+            answer = await client.post(f"/v1/admin/{path}", json=body)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), body
+        for since in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+            answer = await client.get("/v1/admin/dlq", params={"since": since})
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), since
+        for since in ("2026-11-21T12:00:00", "2026-11-21T12:00:00+14:00", "2026-11-21"):
+            assert (await client.get("/v1/admin/dlq", params={"since": since})).status_code == 200
+
+
 async def test_what_others_hold_for_too_long_is_asked_for_again(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
     async with pool.acquire() as connection:
         name = await connection.fetchval("SELECT current_database()")
