@@ -413,6 +413,27 @@ async def test_what_others_hold_for_too_long_is_asked_for_again(pool: asyncpg.Po
     assert (await client.get("/v1/deposits")).status_code == 200
 
 
+async def test_a_stream_whose_database_goes_away_ends_and_its_client_comes_again(
+    pool: asyncpg.Pool, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stablerail.api.onboarding_routes.LOOK_S", 0.01)
+    await add_wallet(pool)
+    async with pool.acquire() as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    await pool.expire_connections()
+    with capture_logs() as logs:
+        async with pool.acquire() as other, other.transaction():
+            streamed = asyncio.create_task(client.get("/v1/onboarding/events", params={"user_id": "user_42"}))
+            await asyncio.sleep(0.3)
+            await other.execute("LOCK TABLE wallet_requests")
+            answer = await streamed
+    assert (answer.status_code, answer.text.startswith("id: 0\nevent: status\n")) == (200, True)
+    assert {"event": "stream_ends", "error": "LockNotAvailableError", "log_level": "warning"}.items() <= next(
+        line for line in logs if line["event"] == "stream_ends"
+    ).items()
+
+
 async def test_without_a_valid_key_nothing_is_read(pool: asyncpg.Pool) -> None:
     async with pool.acquire() as connection:
         created = await create_key(connection, [Scope.READ], "to be revoked")
