@@ -56,11 +56,11 @@ class CallPolicy:
 
     def wait_s(self, call: str, attempts: int, said_s: float | None = None) -> float:
         """After so many attempts of the call: doubled each time, give or take a tenth, which the call's id decides. What the
-        partner said it is instead, and up to a tenth more."""
+        partner said it is instead, and up to a tenth more, but no longer than `retry_max_s`: what stands before it may say anything."""
         drawn = hashlib.blake2b(f"{call} {attempts}".encode(), digest_size=2).digest()
         tenth = int.from_bytes(drawn) / 655_350
         if said_s is not None:
-            return said_s * (1 + tenth)
+            return min(said_s, self.retry_max_s) * (1 + tenth)
         doubled: float = min(self.retry_first_s * 2 ** min(max(attempts - 1, 0), 20), self.retry_max_s)
         return doubled * (0.9 + 2 * tenth)
 

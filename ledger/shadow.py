@@ -33,6 +33,7 @@ import asyncpg
 import structlog
 
 from ledger.accounts import SYSTEM, AccountType, asset_of
+from ledger.errors import LegacyAway, LegacyUnusable
 from ledger.folding import rows_of
 from ledger.legacy import DIGITS, Held, Legacy
 from ledger.reading import OwnerBalance, Reader
@@ -125,6 +126,20 @@ NOT_TAKEN: Final = (
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.RaiseError,
 )
+
+# What a login that lost a right, its password or the table itself is told; as while the server is away, nothing is compared.
+UNREADABLE: Final[tuple[type[Exception], ...]] = (
+    asyncpg.SyntaxOrAccessError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    LegacyUnusable,
+)
+
+
+def not_read(error: Exception) -> LegacyAway:
+    """Its text goes to customers, the error's own to the log."""
+    _log.warning("shadow.not_read", error=type(error).__name__, reason=str(error))
+    return LegacyAway(f"the legacy table cannot be read: {type(error).__name__}")
 
 
 class Mirror:
@@ -227,8 +242,11 @@ class Mirror:
         return Look(Phase(phase or Phase.OFF), {user: ledger}, {user: legacy})
 
     async def balances(self, connection: Reader, user: str) -> tuple[dict[str, OwnerBalance], Look, list[Difference]]:
-        """What the phase says that the customer has, by asset; and what differs, where the phase compares."""
-        look = await self._look_at(connection, user)
+        """What the phase says that the customer has, by asset; and what differs, where the phase compares. Raises LegacyAway."""
+        try:
+            look = await self._look_at(connection, user)
+        except UNREADABLE as error:
+            raise not_read(error) from error
         if look.phase.writes:
             self._reads += 1
             if self._reads % SAMPLE_EVERY == 1:

@@ -34,7 +34,7 @@ from ledger.errors import LegacyAway, LegacyUnusable
 from ledger.legacy import Held, Legacy
 from ledger.reading import Reader
 from ledger.rows import Connection
-from ledger.shadow import NOT_TAKEN, Difference, Look, Mirror, Phase, Watcher, filled
+from ledger.shadow import NOT_TAKEN, UNREADABLE, Difference, Look, Mirror, Phase, Watcher, filled, not_read
 from ledger.sql import load
 
 _log = structlog.get_logger()
@@ -107,8 +107,17 @@ class Elsewhere(Mirror):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
+    @asynccontextmanager
+    async def _readable(self) -> AsyncIterator[Connection]:
+        """The connection. Raises LegacyAway, also where the login may not read any more."""
+        try:
+            async with self.there() as there:
+                yield there
+        except UNREADABLE as error:
+            raise not_read(error) from error
+
     async def read(self, _connection: Reader, users: Sequence[str]) -> dict[str, Held]:
-        async with self.there() as there:
+        async with self._readable() as there:
             return await self.legacy.read(there, users)
 
     async def page(self, _connection: Reader, after: str | None, limit: int) -> list[str]:
@@ -172,7 +181,7 @@ class Elsewhere(Mirror):
         return phase, found
 
     async def _shown(self, users: Sequence[str]) -> dict[str, tuple[list[UUID], dict[str, Decimal] | None]]:
-        async with self.there() as there:
+        async with self._readable() as there:
             rows = await there.fetch(self._filled(_sql.look_there), users)
         types = [type.value for type in self.legacy.types]
         return {

@@ -128,6 +128,8 @@ def verify_ledger(
             start = Checkpoint.load(since.read_bytes())
         except (OSError, ValueError) as error:
             fail(f"{since}: {error}", 2)
+    if checkpoint is not None and (checkpoint.is_dir() or not checkpoint.parent.is_dir()):
+        fail(f"--checkpoint: {checkpoint}: no file can be written there", 2)
 
     async def action() -> tuple[list[Result], Checkpoint]:
         connection = await connector(settings)()
@@ -139,9 +141,12 @@ def verify_ledger(
     with shown_progress() as progress:
         results, reached = run(action)
     if checkpoint is not None and all(result.holds for result in results):
-        beside = checkpoint.with_name(f"{checkpoint.name}.new")
-        beside.write_bytes(reached.dump())
-        beside.replace(checkpoint)
+        try:
+            beside = checkpoint.with_name(f"{checkpoint.name}.new")
+            beside.write_bytes(reached.dump())
+            beside.replace(checkpoint)
+        except OSError as error:
+            fail(f"all hold, but --checkpoint: {checkpoint}: {error.strerror}", 2)
     show(results, format)
 
 

@@ -222,8 +222,7 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(_shown(name, each) for each in value) or "(none)"
     if isinstance(value, SecretStr):
-        text = value.get_secret_value()
-        return masked_url(text) if "://" in text else MASK
+        return masked_url(value.get_secret_value()) if name.endswith(("_url", "_urls")) else MASK
     if isinstance(value, float):
         return f"{value:g}"
     return masked_url(value) if isinstance(value, str) and "://" in value else str(value)

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import re
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from connectors import errors
+from connectors.circle.lookups import Lookups
 from connectors.webhooks.source import RefusalCode, Refused
 
 CERTIFICATES_MAX: Final = 16
@@ -112,7 +113,7 @@ class SnsVerifier:
         self._clock = clock
         self._certificates: OrderedDict[str, x509.Certificate] = OrderedDict()
         self._fetching = asyncio.Lock()
-        self._fetched_at: deque[float] = deque(maxlen=lookups_per_min)
+        self._budget = Lookups(lookups_per_min, clock)
 
     async def verify(self, body: bytes) -> None:
         """Returns when Amazon signed this message of a topic of ours. Raises Refused."""
@@ -150,10 +151,8 @@ class SnsVerifier:
         return key
 
     async def _look_up(self, url: str) -> x509.Certificate:
-        now, spent = self._clock(), self._fetched_at
-        if len(spent) == spent.maxlen and now - spent[0] < 60.0:
+        if not self._budget.spend(url):
             raise Refused(RefusalCode.KEY_UNAVAILABLE, "too many unknown certificates: we do not ask for more now")
-        spent.append(now)
         try:
             async with asyncio.timeout(FETCH_S_MAX):
                 certificate = x509.load_pem_x509_certificate(await self._fetch(url))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from connectors import errors
 from connectors.circle.chains import Network
+from connectors.circle.lookups import Lookups
 from connectors.circle.transactions import SOURCE, Model, notified, transferred, wrong_schema
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish, RefusalCode, Refused, Translation
 from topics import catalog
@@ -31,8 +32,6 @@ from topics.events import Text
 
 KEYS_MAX: Final = 64  # Circle confirmed each of them, so nobody else can fill the cache
 LOOKUPS_PER_MIN: Final = 10  # unknown key ids we ask Circle about: random ones must not use up its rate limit
-REPEATS_PER_MIN: Final = 5  # more, for ids that come again: a flood of random ones must not keep Circle's own out
-PUT_OFF_MAX: Final = 50_000  # 10 MB; a flood of a thousand a second forgets none for most of a minute
 
 FetchKey = Callable[[str], Awaitable[bytes]]
 """CircleClient.notification_public_key."""
@@ -54,13 +53,9 @@ class CircleWebhooks:
         self._fetch_key = fetch_key
         self._network = network
         self._usdc_tokens = dict(usdc_tokens)
-        self._clock = clock
         self._keys: OrderedDict[str, ec.EllipticCurvePublicKey] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[ec.EllipticCurvePublicKey]] = {}
-        self._looked_up_at: deque[float] = deque(maxlen=lookups_per_min)
-        self._repeats_at: deque[float] = deque(maxlen=REPEATS_PER_MIN)
-        self._put_off: OrderedDict[str, None] = OrderedDict()
-        """Ids that came when nothing was left to spend, latest last."""
+        self._budget = Lookups(lookups_per_min, clock)
 
     @property
     def vendor(self) -> str:
@@ -104,17 +99,8 @@ class CircleWebhooks:
             lookup.exception()  # seen, also when everybody who waited has given up
 
     def _spend_lookup(self, key_id: str) -> None:
-        now = self._clock()
-        if _spent(self._looked_up_at, now):
-            return
-        # Who invents ids has no use for one twice; Circle comes again with its own until we have answered.
-        if key_id in self._put_off and _spent(self._repeats_at, now):
-            del self._put_off[key_id]
-            return
-        self._put_off[key_id] = None
-        if len(self._put_off) > PUT_OFF_MAX:
-            self._put_off.popitem(last=False)
-        raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
+        if not self._budget.spend(key_id):
+            raise Refused(RefusalCode.KEY_UNAVAILABLE, "too_many_unknown_keys: we do not ask Circle for more now")
 
     async def _look_up(self, key_id: str) -> ec.EllipticCurvePublicKey:
         try:
@@ -133,14 +119,6 @@ class CircleWebhooks:
         if len(self._keys) > KEYS_MAX:
             self._keys.popitem(last=False)
         return key
-
-
-def _spent(at: deque[float], now: float) -> bool:
-    """Whether one more within this minute was left, and is spent now."""
-    if len(at) == at.maxlen and now - at[0] < 60.0:
-        return False
-    at.append(now)
-    return True
 
 
 def _key_id(text: str) -> str:

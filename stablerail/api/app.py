@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from agents.recovery.errors import LetterRefused
 from agents.withdrawals.errors import RequestRefused
+from ledger.commit import TRANSIENT
 from ledger.errors import BalancesDisagree, LegacyAway, ReadRefused
 from stablerail import problems
 from stablerail.api import dlq_routes, ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
@@ -33,14 +34,9 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S: Final = 2.0
 RETRY_AFTER_S: Final = 2
-_DATABASE_GONE: Final = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.TooManyConnectionsError,
-    OSError,  # TimeoutError is one
-)
+_DATABASE_GONE: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
+"""The server is away, or others hold what the request needs for longer than it may wait: asked again it may be done."""
+_NOT_READY: Final[tuple[type[Exception], ...]] = (*_DATABASE_GONE, asyncpg.PostgresError)
 
 _DESCRIPTION = """
 What a customer has, where they can deposit, how each deposit came about, withdrawals, and the ledger that says so.
@@ -125,7 +121,7 @@ def _add_operation(app: FastAPI, pool: Pool, metrics: Metrics) -> None:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S), pool.acquire() as connection:
                 await connection.execute("SELECT FROM api_keys LIMIT 1")
-        except (*_DATABASE_GONE, asyncpg.PostgresError) as error:
+        except _NOT_READY as error:
             log.warning("not_ready", error=type(error).__name__)
             raise Problem(503, "not_ready", "The database does not answer, or is not migrated.") from None
         return models.Health(status="ready")

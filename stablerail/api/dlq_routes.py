@@ -9,7 +9,7 @@ from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from agents.recovery import redrive_dead_letters as letters
 from agents.recovery.errors import LetterRefused
@@ -19,6 +19,7 @@ from ledger.rows import Connection
 from stablerail.answers import Answer
 from stablerail.api import reads
 from stablerail.api.auth import needs
+from stablerail.api.models import Storable
 from stablerail.api.routes import problem, router_of
 from stablerail.keys import Key, Scope
 from stablerail.problems import Problem
@@ -69,12 +70,22 @@ class DeadLetters(Answer):
 
 
 class RedriveOrder(Answer):
-    topic: str | None = Field(None, description="only of this topic", max_length=200)
-    code: str | None = Field(None, description="only with this code", max_length=200)
+    topic: Storable | None = Field(None, description="only of this topic", max_length=200)
+    code: Storable | None = Field(None, description="only with this code", max_length=200)
 
 
 class Redriven(Answer):
     redriven: list[str] = Field(description="ids; at most 100, ask again for more")
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time is in the years 1 to 9999 of UTC") from None
+
+
+Since = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 def _now() -> datetime:
@@ -104,14 +115,12 @@ async def list_dead_letters(
     code: Annotated[str | None, Query(description="only with this code", max_length=200, pattern=_TEXT)] = None,
     whose: Annotated[Whose | None, Query(alias="class", description="only of this class")] = None,
     state: Annotated[State | None, Query(description="only in this state")] = None,
-    since: Annotated[datetime | None, Query(description="refused at or after it")] = None,
+    since: Annotated[Since | None, Query(description="refused at or after it")] = None,
     after: Annotated[str | None, Query(description="the `next` of the page before", max_length=100)] = None,
     limit: Annotated[int, Query(description="letters on a page", ge=1, le=200)] = 50,
 ) -> DeadLetters:
     """Without their contents. Pass `next` as `after`, with the same filters, for the next page."""
     place = _cursor(after)
-    if since is not None and since.tzinfo is None:
-        since = since.replace(tzinfo=UTC)
     wanted = Filter(topic, code, whose, None if state is None else (state,), since)
     async with reads.snapshot(request.app.state.pool) as connection:
         found = await letters.page(cast(Connection, connection), wanted, limit + 1, place)

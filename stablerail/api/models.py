@@ -30,6 +30,15 @@ def _limit(text: str) -> str:
     return text
 
 
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a text has no NUL: PostgreSQL keeps none")
+    return text
+
+
+Storable = Annotated[str, AfterValidator(_storable)]
+
+
 class Problem(Answer):
     """RFC 9457. `code` is stable and meant for programs; `detail` is for people. Served as application/problem+json."""
 

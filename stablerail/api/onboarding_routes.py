@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
+import asyncpg
+import structlog
 from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from ledger.commit import TRANSIENT
 from ledger.sql import load
 from stablerail.answers import Answer
 from stablerail.api import reads
@@ -20,8 +23,10 @@ from stablerail.keys import Connection, Scope
 from stablerail.problems import Problem
 from topics.events import Chain
 
+log = structlog.get_logger()
 _SQL = load("stablerail.api", "onboarding.sql")
 
+_GONE: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 LOOK_S: Final = 1.0
 """Between two looks of a stream."""
 STREAM_S_MAX: Final = 300.0
@@ -160,4 +165,8 @@ async def _events(request: Request, now: OnboardingStatus, last: str | None) -> 
         if now.status != "pending" or asyncio.get_running_loop().time() > deadline:
             return
         await asyncio.sleep(LOOK_S)
-        now = await _found(request, now.user_id)
+        try:
+            now = await _found(request, now.user_id)
+        except _GONE as error:  # the answer has begun: it ends, and the client comes again
+            log.warning("stream_ends", error=type(error).__name__)
+            return

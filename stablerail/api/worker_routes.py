@@ -12,6 +12,7 @@ from agents.onboarding.control import trigger
 from stablerail import workers
 from stablerail.answers import Answer
 from stablerail.api.auth import needs
+from stablerail.api.models import Storable
 from stablerail.api.reads import ACQUIRE_TIMEOUT_S
 from stablerail.api.routes import problem
 from stablerail.keys import Key, Scope
@@ -63,7 +64,7 @@ class RestartOrder(Answer):
 
 
 class TriggerOrder(Answer):
-    user_id: str = Field(min_length=1, max_length=200, examples=["user_42"])
+    user_id: Storable = Field(min_length=1, max_length=200, examples=["user_42"])
 
 
 class Ordered(Answer):

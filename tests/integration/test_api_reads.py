@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from agents.deposits.deposit import transaction_ids
 from agents.looking import until_up
+from connectors.webhooks.guard import CONNECTIONS_MAX
 from ledger.accounts import Account, buffer, spendable
 from ledger.migrate import upgrade
 from ledger.posting import Balance, Marks
@@ -380,6 +381,77 @@ async def test_what_makes_no_sense_is_a_problem_with_a_stable_code(client: httpx
         answer = await client.get(path)
         assert (answer.status_code, answer.json()["code"]) == (status, code), path
         assert answer.headers["content-type"] == PROBLEM
+
+
+async def test_an_operators_order_that_makes_no_sense_is_a_problem_with_a_stable_code(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        created = await create_key(connection, [Scope.ADMIN], "the tests")
+    async with client_of(pool, created.token.get_secret_value()) as client:
+        for path, body in (
+            ("dlq/redrive", {"topic": "a\0b"}),
+            ("dlq/redrive", {"code": "\0"}),
+            ("workers/trigger", {"user_id": "a\0b"}),
+        ):
+            answer = await client.post(f"/v1/admin/{path}", json=body)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), body
+        for since in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+            answer = await client.get("/v1/admin/dlq", params={"since": since})
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), since
+        for since in ("2026-11-21T12:00:00", "2026-11-21T12:00:00+14:00", "2026-11-21"):
+            assert (await client.get("/v1/admin/dlq", params={"since": since})).status_code == 200
+
+
+async def test_what_others_hold_for_too_long_is_asked_for_again(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    async with pool.acquire() as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    await pool.expire_connections()
+    async with pool.acquire() as other, other.transaction():
+        await other.execute("LOCK TABLE deposits")
+        answer = await client.get("/v1/deposits")
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    assert answer.headers["retry-after"] == "2"
+    assert (await client.get("/v1/deposits")).status_code == 200
+
+
+async def test_a_stream_whose_database_goes_away_ends_and_its_client_comes_again(
+    pool: asyncpg.Pool, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stablerail.api.onboarding_routes.LOOK_S", 0.01)
+    await add_wallet(pool)
+    async with pool.acquire() as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '50ms'")
+    await pool.expire_connections()
+    with capture_logs() as logs:
+        async with pool.acquire() as other, other.transaction():
+            streamed = asyncio.create_task(client.get("/v1/onboarding/events", params={"user_id": "user_42"}))
+            await asyncio.sleep(0.3)
+            await other.execute("LOCK TABLE wallet_requests")
+            answer = await streamed
+    assert (answer.status_code, answer.text.startswith("id: 0\nevent: status\n")) == (200, True)
+    assert {"event": "stream_ends", "error": "LockNotAvailableError", "log_level": "warning"}.items() <= next(
+        line for line in logs if line["event"] == "stream_ends"
+    ).items()
+
+
+async def test_connections_that_say_nothing_keep_nobody_out(pool: asyncpg.Pool) -> None:
+    settings = load_settings(env_file=None)
+    server = servers._server(create_api(settings, pool), "127.0.0.1", 0, settings)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS_MAX + 10)]
+    try:
+        async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.get("/readyz")).json() == {"status": "ready"}
+            assert (await client.get("/v1/deposits")).json()["code"] == "missing_key"
+    finally:
+        for _, writer in silent:
+            writer.close()
+        server.should_exit = True
+        await serving
 
 
 async def test_without_a_valid_key_nothing_is_read(pool: asyncpg.Pool) -> None:

@@ -167,6 +167,14 @@ def test_verify_ledger_writes_a_checkpoint_and_later_looks_only_at_what_came_aft
     assert run("verify").exit_code == 1
 
 
+def test_a_checkpoint_that_cannot_be_written_is_said_in_a_line_before_the_books_are_read(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "kept"):
+        bad = run("verify", "ledger", "--checkpoint", str(path), database_url="postgresql://u:p@127.0.0.1:1/d")
+        assert (bad.exit_code, "no file can be written there" in bad.output) == (2, True), bad.output
+
+
 def test_a_person_is_answered_when_the_journal_has_the_commit_or_told_who_will_see_to_it(
     run: Callable[..., Result], books: str, kafka: Kafka, topic_prefix: str
 ) -> None:

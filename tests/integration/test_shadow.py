@@ -14,7 +14,7 @@ import pytest
 
 from ledger import funds, shadow_phases
 from ledger.accounts import AccountType
-from ledger.errors import BalancesDisagree, LegacyUnusable, PhaseRefused
+from ledger.errors import BalancesDisagree, LegacyAway, LegacyUnusable, PhaseRefused
 from ledger.legacy import Legacy
 from ledger.rows import Connection
 from ledger.shadow import Mirror, Phase, mirrored
@@ -363,6 +363,15 @@ async def test_a_table_that_is_not_as_configured_stops_the_start(beside: Beside)
     ):
         with pytest.raises(LegacyUnusable, match=f"STABLERAIL_{setting}"):
             await legacy.check(beside.admin)
+
+
+async def test_a_table_that_may_not_be_read_any_more_is_said_to_be_away(beside: Beside) -> None:
+    for lost in ("REVOKE SELECT ON public.balances FROM stablerail_app", "DROP TABLE public.balances"):
+        await beside.mirror.balances(beside.product, "ada")
+        await beside.admin.execute(lost)
+        with pytest.raises(LegacyAway, match=r"cannot be read: \w+Error$"):
+            await beside.mirror.balances(beside.product, "ada")
+        await beside.admin.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO stablerail_app")
 
 
 @pytest.mark.parametrize("kind", ["text", "uuid", "bigint"])

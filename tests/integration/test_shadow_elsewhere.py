@@ -25,7 +25,7 @@ from agents.treasury.tell_legacy import TellLegacy
 from ledger import funds, shadow_elsewhere, shadow_phases
 from ledger.errors import BalancesDisagree, LegacyAway, LegacyUnusable
 from ledger.rows import Connection
-from ledger.shadow import Phase
+from ledger.shadow import SAMPLE_EVERY, Phase
 from ledger.shadow_backfill import backfill
 from ledger.shadow_elsewhere import Elsewhere
 from stablerail import shadow
@@ -375,6 +375,42 @@ async def test_the_api_tells_both_and_waits_for_a_server_that_is_away_only_where
         answer = await client.get("/v1/users/ada/balances")
         assert (answer.status_code, answer.json()["code"]) == (503, "legacy_away")
         assert "a-secret" not in answer.text
+
+
+async def test_a_login_that_lost_its_rights_is_as_a_server_that_is_away(apart: Apart) -> None:
+    name = f"guest_{urlsplit(apart.dsn_there).path[1:]}"
+    await apart.elsewhere.check(apart.plain)
+    await apart.there.execute(
+        f"CREATE ROLE {name} LOGIN PASSWORD 'guest'; GRANT SELECT ON public.balances, public.stablerail_shadow TO {name};"
+        f" GRANT INSERT, UPDATE ON public.stablerail_shadow TO {name}"
+    )
+    parts = urlsplit(apart.dsn_there)
+    settings = load_settings(
+        env_file=None, database_url=apart.dsn, ledger_shadow_mode=True, kafka_bootstrap="127.0.0.1:1",
+        legacy_url=urlunsplit(parts._replace(netloc=f"{name}:guest@{parts.hostname}:{parts.port}")), **TABLE,
+    )  # fmt: skip
+    token = (await create_key(apart.plain, [Scope.READ], "the tests")).token.get_secret_value()
+    served: Any = api_app(settings, Metrics())
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        async with (
+            served.router.lifespan_context(served),
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app=served), base_url="http://api", headers=headers
+            ) as client,
+        ):
+            await apart.credit("ada", 2_000_000, "d1")
+            assert (await client.get("/v1/users/ada/balances")).status_code == 200
+            await apart.there.execute(f"REVOKE ALL ON public.balances, public.stablerail_shadow FROM {name}")
+            answer = await client.get("/v1/users/ada/balances")
+            assert (answer.status_code, answer.json()["code"]) == (503, "legacy_away")
+            assert "permission" not in answer.text
+            await shadow_phases.move(apart.plain, apart.elsewhere, 1, AT, actor="ann", force="a drill")
+            for _ in range(SAMPLE_EVERY + 1):
+                answer = await client.get("/v1/users/ada/balances")
+                assert (answer.status_code, answer.json()["balances"][0]["available"]) == (200, "2.000000"), "ours"
+    finally:
+        await apart.there.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 @asynccontextmanager

@@ -57,3 +57,9 @@ def test_pauses_double_to_half_an_hour_and_spread_by_a_tenth_that_the_call_decid
         assert all(0.9 * minutes <= wait <= 1.1 * minutes for wait in waits)
         assert max(waits) - min(waits) > 0.15 * minutes
         assert waits == [policy.wait_s(f"{call:032x}", attempts) / 60 for call in range(500)]
+
+
+def test_what_a_partner_says_of_when_is_kept_within_the_longest_wait() -> None:
+    policy = CallPolicy()
+    assert 600 <= policy.wait_s("a", 1, 600.0) <= 660
+    assert policy.retry_max_s <= policy.wait_s("a", 1, 999_999.0) <= policy.retry_max_s * 1.1

@@ -206,6 +206,19 @@ async def test_invented_addresses_do_not_make_us_call_amazon_without_end_nor_for
     assert len(verifier._certificates) == CERTIFICATES_MAX
 
 
+async def test_a_flood_of_invented_addresses_does_not_keep_amazons_own_out() -> None:
+    """Before we know any certificate: the flood has spent every look-up of the minute, whenever Amazon comes."""
+    amazon = Amazon()
+    verifier = amazon.verifier()
+    for number in range(30):
+        await code_of(verifier, message(SigningCertURL=CERTIFICATE.replace("1.pem", f"x{number}.pem")))
+    assert await code_of(verifier, message()) is RefusalCode.KEY_UNAVAILABLE
+    for number in range(30):
+        await code_of(verifier, message(SigningCertURL=CERTIFICATE.replace("1.pem", f"y{number}.pem")))
+    await verifier.verify(json.dumps(message()).encode())
+    assert len(amazon.asked) == LOOKUPS_PER_MIN + 1
+
+
 async def test_fields_that_are_not_signed_are_not_handed_on() -> None:
     body = json.dumps(
         message() | {"notificationType": "transactions.inbound", "notification": {"id": "forged"}}

@@ -196,6 +196,14 @@ def test_the_printed_settings_show_no_secret() -> None:
     assert shown["STABLERAIL_DEPOSIT_MINIMUM"] == "1.000000 USDC"
 
 
+def test_a_secret_that_looks_like_a_url_is_none() -> None:
+    names = ("sumsub_webhook_secret", "withdrawal_keystore_password", "circle_api_key", "alpaca_api_key")
+    settings = load_settings(env_file=None, **dict.fromkeys(names, "c0rrect://h0rse-battery"))
+    shown = {row.name: row.value for row in describe(settings)}
+    for name in names:
+        assert shown[f"STABLERAIL_{name.upper()}"] == "********", name
+
+
 def test_a_url_without_credentials_is_shown_whole() -> None:
     assert masked_url("https://api.circle.com") == "https://api.circle.com"
     assert masked_url("postgresql://localhost/rail") == "postgresql://localhost/rail"
