@@ -14,7 +14,6 @@ is removed (see stablerail/dev/processes.py).
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,18 +36,9 @@ from tests.support.invariants import end_database
 POSTGRES_SETTINGS = {"fsync": "off", "max_connections": 500}
 
 
-def _tools() -> Tools:
-    """Once they are fetched, all that tests and their processes talk to is on loopback without TLS. Yet aiohttp reads the machine's
-    hundred certificate authorities whenever it is imported, a twelfth of the time that a worker takes to start: from here on it
-    finds none."""
-    tools = fetch()
-    os.environ["SSL_CERT_FILE"] = os.devnull
-    return tools
-
-
 def start_shared(run: ExitStack) -> Path:
     """Starts the parts of a run of several processes, in the one that hands out the tests; the directory they are in."""
-    tools = _tools()
+    tools = fetch()
     directory = run.enter_context(scratch_directory("stablerail-shared-"))
     with ThreadPoolExecutor(2) as pool:
         starting = [pool.submit(part.start) for part in (_kafka(directory, tools), _postgres(directory, tools))]
@@ -88,7 +78,7 @@ def scratch() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tools() -> Tools:
     """For tests that start a part of their own: `Kafka(tmp_path, tools, nodes=3)`."""
-    return _tools()
+    return fetch()
 
 
 @pytest.fixture(scope="session")
