@@ -9,9 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from eth_abi.abi import decode
-from eth_abi.exceptions import DecodingError
-
 from chain.endpoints import ranked, votes
 from chain.errors import ChainError, RpcRefused, RpcTooLarge
 from chain.finality import is_final
@@ -155,6 +152,10 @@ def _as_call(raw: Any) -> dict[str, Any]:
 
 def _reason(refused: RpcRefused) -> str:
     if refused.data.startswith(ERROR_STRING):
+        # Here, because it is seldom needed and is a sixth of what every worker and command would load at its start.
+        from eth_abi.abi import decode
+        from eth_abi.exceptions import DecodingError
+
         try:
             (text,) = decode(["string"], bytes.fromhex(refused.data[len(ERROR_STRING) :]))
             return _storable(str(text)[:200])

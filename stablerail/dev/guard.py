@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -25,24 +26,37 @@ PR_SET_PDEATHSIG = 1
 
 
 def exec_child(command: list[str], guard_pid: int) -> NoReturn:
-    """In the forked child: own session, default signals, tied to the guard; never returns."""
+    """In the forked child; never returns."""
     try:
-        os.setsid()
-        for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == guard_pid:  # else the guard died before prctl took effect
+        if tie(guard_pid):
             os.execvp(command[0], command)  # noqa: S606
     except OSError as error:
         os.write(2, f"cannot run {command[0]}: {error.strerror}\n".encode())
     os._exit(127)
 
 
-def run(owner_fd: int, report_fd: int, orphan_signal: int, grace_s: float, command: list[str]) -> int:
+def tie(guard_pid: int) -> bool:
+    """In the forked child: own session, default signals, tied to the guard. False: the guard died before that took effect."""
+    os.setsid()
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return os.getppid() == guard_pid
+
+
+def run(
+    owner_fd: int,
+    report_fd: int,
+    orphan_signal: int,
+    grace_s: float,
+    command: list[str],
+    become: Callable[[list[str], int], NoReturn] = exec_child,
+) -> int:
+    """`become`: what the forked child does."""
     guard_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        exec_child(command, guard_pid)
+        become(command, guard_pid)
     os.write(report_fd, f"{pid}\n".encode())
     os.close(report_fd)
     child_fd = os.pidfd_open(pid)

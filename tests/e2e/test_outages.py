@@ -32,6 +32,7 @@ from stablerail.dev.usdc import Usdc
 from tests.support.collector import Collector, Told, collector
 from tests.support.proxies import KafkaProxy, produce
 from tests.support.story import Story, message, parts_environment, report, until
+from tests.support.warm import WarmStack
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED
 from topics.events import Chain
 
@@ -119,7 +120,7 @@ async def town(tools: Tools, scratch: Path, anvil: Anvil, usdc: Usdc) -> AsyncIt
                     "STABLERAIL_CALL_RETRY_MAX_S": "1",
                     "STABLERAIL_BREAKER_OPEN_S": "1",
                 }
-                stack = Stack(directory / "stack", parts, settings=settings)
+                stack = WarmStack(directory / "stack", parts, settings=settings)
                 made = Town(Story(stack, usdc, dsn, kafka.bootstrap, f"{name}."), kafka, postgres, proxy, told)
                 try:
                     await stack.prepare()

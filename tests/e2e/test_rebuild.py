@@ -30,6 +30,7 @@ from stablerail.verify_kafka import SETTLING, verify_kafka
 from tests.support.in_process import ground, read_topic, until
 from tests.support.invariants import end_database
 from tests.support.rebuild import OUTSIDE, apply, assemble, connect, differences, rebuild, tables_outside
+from tests.support.warm import WarmStack
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, JOURNAL, WALLETS_PROVISIONED
 from topics.envelope import value_of
 from topics.events import DepositNotified, Evidence
@@ -72,7 +73,7 @@ async def _run(kafka: Kafka, dsn: str, anvil: Anvil, usdc: Usdc, prefix: str, di
         "STABLERAIL_CHAIN_IDS": json.dumps({"MATIC": anvil.chain_id}),
         "STABLERAIL_USDC_CONTRACTS": json.dumps({"MATIC": usdc.address}),
     }
-    stack = Stack(directory, parts)
+    stack = WarmStack(directory, parts)
     observer = producer = None
     try:
         await stack.prepare()

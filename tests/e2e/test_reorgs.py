@@ -15,10 +15,10 @@ from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
-from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import deploy
 from tests.support.invariants import end_database
 from tests.support.story import Sent, Story, apart, message, parts_environment, report, until
+from tests.support.warm import WarmStack
 from topics.catalog import CHAIN_HEADS, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
 
 pytestmark = pytest.mark.timeout(240)
@@ -101,7 +101,7 @@ def shore(kafka: Kafka, postgres: Postgres, scratch: Path, tools: Tools) -> Iter
             "STABLERAIL_DATABASE_URL": dsn,
             "STABLERAIL_TOPIC_PREFIX": f"{name}.",
         }
-        stack = Stack(scratch / name, environment, settings={"STABLERAIL_SCAN_INTERVAL_S": "0.1"})
+        stack = WarmStack(scratch / name, environment, settings={"STABLERAIL_SCAN_INTERVAL_S": "0.1"})
 
         async def up() -> None:
             await stack.prepare()

@@ -43,6 +43,7 @@ from tests.support.proxies import (
 )
 from tests.support.rebuild import connect
 from tests.support.story import WALLET_CHAINS
+from tests.support.warm import WarmStack
 from topics.catalog import JOURNAL, KYC_APPROVED, WALLETS_PROVISIONED, WALLETS_REQUESTED
 from topics.envelope import value_of
 from topics.events import KycApproved, WalletsProvisioned
@@ -216,7 +217,7 @@ async def built(dsn: str, bootstrap: str, prefix: str, directory: Path) -> Async
             "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "2",
         }
         parts = {"STABLERAIL_KAFKA_BOOTSTRAP": bootstrap, "STABLERAIL_DATABASE_URL": dsn}
-        product = Stack(directory, parts, settings=settings)
+        product = WarmStack(directory, parts, settings=settings)
         await product.prepare()
         product.environment["STABLERAIL_DATABASE_URL"] = through
         product.environment["STABLERAIL_KAFKA_BOOTSTRAP"] = kafka.address

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sys
 import time
 import uuid
 from collections import defaultdict
@@ -29,10 +28,11 @@ from ledger.record import Message, unpack
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
-from stablerail.dev.processes import Child, free_port, tail
+from stablerail.dev.processes import free_port, tail
 from stablerail.dev.stack import Stack
 from tests.support.invariants import end_database
 from tests.support.proxies import Hold, KafkaProxy, PostgresProxy
+from tests.support.warm import WarmChild
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED, JOURNAL
 from topics.envelope import headers_of, value_of
 from topics.events import DepositCredited, DepositNotified, Evidence
@@ -74,12 +74,12 @@ class Found:
     acked: bool = False
 
 
-class Worker(Child):
+class Worker(WarmChild):
     """A worker process of the movement."""
 
     def __init__(self, number: int, directory: Path, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", "stablerail.cli", "worker", "deposits", "--port", str(free_port())]
-        super().__init__(command, log=directory / f"worker-{number}.log", env=environment)
+        arguments = ["worker", "deposits", "--port", str(free_port())]
+        super().__init__(arguments, log=directory / f"worker-{number}.log", env=environment)
         self.number = number
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sys
 import time
 import uuid
 from collections import Counter
@@ -34,6 +33,7 @@ from stablerail.dev.stack import Stack
 from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to
 from tests.support.proxies import Hold, KafkaProxy, PostgresProxy
+from tests.support.warm import WarmChild
 from topics.catalog import ORDERS_FILLED, ORDERS_PLACED, ORDERS_RESERVED, ORDERS_SETTLED, Topic
 from topics.envelope import headers_of, value_of
 from topics.events import Event, OrderCancelled, OrderFilled, OrderPlaced, OrderReserved, OrderSettled
@@ -93,7 +93,6 @@ class OrderRig:
     def start_worker(self) -> None:
         """One more worker of the group; does not wait."""
         self.port = free_port()
-        command = [sys.executable, "-m", "stablerail.cli", "worker", "investing", "--port", str(self.port)]
         head, _, database = self.dsn.rpartition("/")
         environment = {
             **os.environ,
@@ -102,7 +101,7 @@ class OrderRig:
             "STABLERAIL_KAFKA_BOOTSTRAP": self.kafka.address,
         }
         log = self._stack.directory / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(Child(command, log=log, env=environment))
+        self.workers.append(WarmChild(["worker", "investing", "--port", str(self.port)], log=log, env=environment))
 
     # -- what happens ------------------------------------------------------------------------------------------------
 

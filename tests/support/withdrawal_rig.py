@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import secrets
-import sys
 import time
 import uuid
 from collections import Counter
@@ -44,6 +43,7 @@ from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to
 from tests.support.payouts import store
 from tests.support.proxies import Hold, HttpProxy, KafkaProxy, PostgresProxy
+from tests.support.warm import WarmChild
 from topics.catalog import CHAIN_HEADS, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED
 from topics.envelope import headers_of, value_of
 from topics.events import Event, HeadSeen, Rail, WithdrawalRequested, WithdrawalSettled
@@ -131,9 +131,9 @@ class WithdrawalRig:
 
     def start_worker(self) -> None:
         """One more worker of the group; does not wait."""
-        command = [sys.executable, "-m", "stablerail.cli", "worker", "withdrawals", "--port", str(free_port())]
+        arguments = ["worker", "withdrawals", "--port", str(free_port())]
         log = self._stack.directory / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(Child(command, log=log, env=self.worker_environment()))
+        self.workers.append(WarmChild(arguments, log=log, env=self.worker_environment()))
 
     def worker_environment(self) -> dict[str, str]:
         dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
