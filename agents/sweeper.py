@@ -59,6 +59,8 @@ class Sweeper:
                 await self._services.relay.tidy()  # leader or not
                 busy = await self._lead() and await self.sweep()
             except _AGAIN as error:
+                if self._connection is not None:
+                    self._connection.terminate()  # the driver may have lost count of it
                 _log.warning("sweeper.retry", error=type(error).__name__)
                 busy = False
             except Exception as error:

@@ -261,6 +261,8 @@ class FinalizeDeposits:
                 connection = await self._reading()
                 due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
             except _AGAIN as error:
+                if self._connection is not None:
+                    self._connection.terminate()  # the driver may have lost count of it
                 _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
                 return findings
             await asyncio.gather(*(look(tuple(row)) for row in due))

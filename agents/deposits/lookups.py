@@ -92,6 +92,8 @@ class Lookups:
             for group_id, report_id in await self._known(list(groups)):
                 transfers[group_id].add(report_id)
         except _AGAIN as error:
+            if self._connection is not None:
+                self._connection.terminate()  # the driver may have lost count of it
             _log.warning("lookups.retry", error=type(error).__name__)
             return {}
         wanted = [group_id for group_id in groups if len(transfers[group_id]) > 1][:ASKED_MAX]

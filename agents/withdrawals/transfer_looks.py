@@ -81,6 +81,8 @@ class TransferLooker:
                 _sql.asked, uuids(set(references)), [event.transfer_id for event in ended]
             )
         except _AGAIN as error:
+            if self._connection is not None:
+                self._connection.terminate()  # the driver may have lost count of it
             _log.warning("transfers.later", error=type(error).__name__)
             return {}
         limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from agents.recovery import redrive_dead_letters as letters
 from agents.recovery.errors import LetterRefused
@@ -70,6 +70,10 @@ class DeadLetters(Answer):
 
 
 class RedriveOrder(Answer):
+    """Which letters. A field that it does not know is refused: a filter that was misspelt would be none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     topic: Storable | None = Field(None, description="only of this topic", max_length=200)
     code: Storable | None = Field(None, description="only with this code", max_length=200)
 

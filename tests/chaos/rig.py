@@ -282,7 +282,6 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """A rig that is ready; everything of it ends with the block. `product`: the folder that holds the packages; `workers`: of
     each movement."""
-    os.environ.setdefault("SSL_CERT_FILE", os.devnull)  # as in tests/conftest.py
     async with AsyncExitStack() as stack:
         rig = Rig(stack.enter_context(scratch_directory("stablerail-chaos-")), clock_offsets_s, product, workers)
         await rig.start(stack, said)

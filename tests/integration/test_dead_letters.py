@@ -437,6 +437,7 @@ async def test_people_see_redrive_and_discard_them_by_the_api(at: Ground, api: A
         (404, "unknown_letter", admin.get(f"/v1/admin/dlq/{uuid.uuid4().hex}")),
         (404, "unknown_letter", admin.delete(f"/v1/admin/dlq/{uuid.uuid4().hex}", params={"reason": "r"})),
         (404, "unknown_letter", admin.post(f"/v1/admin/dlq/{uuid.uuid4().hex}/redrive")),
+        (422, "invalid_request", admin.post("/v1/admin/dlq/redrive", json={"codes": "unknown_wallet"})),
         (422, "invalid_request", admin.get("/v1/admin/dlq/nothing")),
         (422, "invalid_request", admin.get("/v1/admin/dlq", params={"state": "lost"})),
         (422, "invalid_request", admin.delete(f"/v1/admin/dlq/{bad['id']}")),
