@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import structlog
-from asyncpg.prepared_stmt import PreparedStatement
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind, JournalBroken
@@ -44,8 +43,6 @@ RETRY_WAIT_S_MAX = 2.0
 _LOCK: Final = f"BEGIN; {_sql.lock_relay}"
 """One round trip; what comes back of it is what the last statement did."""
 _LOCKED: Final = "SELECT 1"
-_MARK: Final = "EXECUTE {name}('{{{journaled}}}', '{{{gone}}}'); COMMIT"
-"""One round trip too, of a statement that was prepared."""
 
 
 class _Floor:
@@ -89,8 +86,6 @@ class Relay:
         self._last_journaled = last_journaled
         """None also once it was asked: what this process has seen journaled, the database has."""
         self._connection: Connection | None = None
-        self._prepared: PreparedStatement[Any] | None = None
-        """`mark`, on that connection, as long as this is kept."""
         self._lock = asyncio.Lock()
         self._fresh: dict[int, bytes] = {}
         self._emitted: list[int] = []
@@ -203,11 +198,11 @@ class Relay:
         self._marking = asyncio.create_task(self._mark(connection, seqs, gone))
 
     async def _mark(self, connection: Connection, seqs: Sequence[int], gone: Sequence[int]) -> None:
-        assert self._prepared is not None
-        name, journaled, emitted = self._prepared.get_name(), ",".join(map(str, seqs)), ",".join(map(str, gone))
         try:
             with lost_not_cancelled():
-                await connection.execute(_MARK.format(name=name, journaled=journaled, gone=emitted))
+                if seqs or gone:
+                    await connection.execute(_sql.mark, seqs, gone)
+                await connection.execute("COMMIT")
         except BaseException:
             connection.terminate()
             raise
@@ -226,13 +221,7 @@ class Relay:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            connection = await self._connect()
-            try:
-                self._prepared = await connection.prepare(_sql.mark)
-            except BaseException:
-                connection.terminate()
-                raise
-            self._connection = connection
+            self._connection = await self._connect()
         return self._connection
 
     async def _disconnect(self) -> None:

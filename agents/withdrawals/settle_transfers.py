@@ -13,8 +13,8 @@ Only a final word of Circle's ends a withdrawal, and on a chain that we read our
 | FAILED, DENIED, CANCELLED | completed, alert | later | later, then released | released |
 | REFUSED (ours: never taken) | - | - | - | released |
 
-"Later, then": a transaction that is nowhere may still be on its way; after a word that ends it unpaid there are ABSENT_LOOKS looks, a
-minute apart, also where nobody answers some of them. Every hash that Circle ever told of is looked for.
+"Later, then": a transaction that is nowhere may still be on its way; it is looked for ABSENT_LOOKS times. Every hash that Circle
+ever told of is looked for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ NOT_FINAL_S: Final = 5.0
 NOT_FINAL_S_MAX: Final = 60.0
 ABSENT_LOOKS: Final = 10
 ABSENT_S: Final = 60.0
-"""Between two looks for what is nowhere, or has ended unpaid by Circle's word: ten minutes in all after that word."""
+"""Between two looks for what is nowhere: ten minutes in all, after Circle has called it failed."""
 
 CONTRADICTED: Final = "custodian_contradicted"
 """Alert: Circle's final word is not what the chain, or Circle itself before, said."""
@@ -186,9 +186,7 @@ def _ended(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, 
     if hashes and withdrawal.chain in facts.read:
         look = facts.looks.get(withdrawal.id)
         if look is None or not hashes <= look.hashes or not (look.paid or look.absent):
-            # what is said to have failed is not given back sooner because nobody could be asked meanwhile
-            soon = event.state == COMPLETE
-            return Retry(NOT_FINAL, min(NOT_FINAL_S * attempt, NOT_FINAL_S_MAX) if soon else ABSENT_S)
+            return Retry(NOT_FINAL, min(NOT_FINAL_S * attempt, NOT_FINAL_S_MAX))
         if look.absent and attempt < ABSENT_LOOKS:
             return Retry(NOT_FINAL, ABSENT_S)
     says_paid = event.state == COMPLETE

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import transfer_by_custodian
 from agents.withdrawals.custodian import ASKED, Source, Transfer
-from agents.withdrawals.settle_transfers import ABSENT_LOOKS, ABSENT_S, Facts, decide, fold
+from agents.withdrawals.settle_transfers import ABSENT_LOOKS, Facts, decide, fold
 from agents.withdrawals.transfer_looks import Look
 from agents.withdrawals.withdrawal import Withdrawal
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
@@ -111,16 +111,6 @@ def test_where_the_chain_can_be_read_it_has_the_last_word(
     assert known.withdrawals[ID].status == expected
     contradicted = (word, expected) in {("FAILED", "completed"), ("CANCELLED", "completed")}
     assert ("custodian_contradicted" in [alert.code for alert in outcome.alerts]) == contradicted
-
-
-def test_what_circle_calls_failed_is_given_back_no_sooner_because_nobody_could_be_asked_meanwhile() -> None:
-    """Each attempt is a minute, so that the tenth is ten minutes after the word, whatever the looks before found."""
-    known = facts(look=None, read=True, state="SENT", tx_hashes=HASH, transfer_id="t1")
-    waits = [tell(known, said("FAILED"), attempt) for attempt in range(1, ABSENT_LOOKS)]
-    assert [outcome.after_s for outcome in waits if isinstance(outcome, Retry)] == [ABSENT_S] * (ABSENT_LOOKS - 1)
-    outcome = tell(known, said("COMPLETE"), 1)
-    assert isinstance(outcome, Retry)
-    assert outcome.after_s < ABSENT_S
 
 
 def test_every_hash_that_was_ever_told_is_looked_for() -> None:
