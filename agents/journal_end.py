@@ -6,6 +6,7 @@ from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from agents import lenient_records
 from ledger.assembly import Assembly
 from ledger.errors import JournalBroken
 from ledger.rebuild_batch import Journaled
@@ -28,6 +29,7 @@ async def last_record(bootstrap: str, prefix: str) -> Journaled | None:
         max_partition_fetch_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
+    lenient_records.install()
     place = TopicPartition(JOURNAL.named(prefix), 0)
     try:
         await consumer.start()

@@ -134,6 +134,8 @@ class Stage(Generic[F]):
     prepares_ahead: bool = False
     """`prepare` of one batch may run while the one before is in PostgreSQL: it depends on nothing that a commit of this stage
     changes, and doing it twice, or for events that another worker settles, is harmless."""
+    bystanders: frozenset[str] = frozenset()
+    """Codes of refusals that anybody outside can cause: dead letters as ever, but to the fuse no sign of a mistake of ours."""
     ordered: bool = False
     """Events of a key that waits in the schedule wait behind it."""
     partner: str = ""

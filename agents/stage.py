@@ -97,7 +97,7 @@ async def settle(
             outcomes, fold, at = await _decide(connection, stage, live, at, prepared, careful)
             completed = await stage.complete(prepared, outcomes)
         outcomes = list(completed)
-        refused = [isinstance(outcome, Rejected) for outcome in outcomes]
+        refused = [isinstance(o, Rejected) and o.code not in stage.bystanders for o in outcomes]
         approve(refused)
         counts = Counter(map(_label, outcomes))
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)

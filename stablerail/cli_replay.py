@@ -212,6 +212,9 @@ async def _input(
         return
     from aiokafka import AIOKafkaConsumer
 
+    from agents import lenient_records
+
+    lenient_records.install()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap.replace(";", ","), group_id=None, enable_auto_commit=False,
         auto_offset_reset="earliest",

@@ -16,6 +16,7 @@ from typing import Any, Final
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from agents import lenient_records
 from ledger.assembly import JUMP, Assembly, RestoreScan
 from ledger.errors import DatabaseBusy, JournalBroken, SchemaOutdated
 from ledger.migrate import is_newest
@@ -126,6 +127,7 @@ async def _reader(settings: Settings) -> AsyncIterator[JournalReader]:
 @asynccontextmanager
 async def open_journal(bootstrap: str, prefix: str) -> AsyncIterator[JournalReader]:
     """Raises KafkaError when no broker answers, JournalBroken when there is no journal whose beginning is there."""
+    lenient_records.install()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap.replace(";", ","),
         group_id=None,

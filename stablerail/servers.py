@@ -43,6 +43,8 @@ from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
 from stablerail.wiring import opener
 
+CONNECTIONS_MAX = 500
+"""Of the API."""
 _log = structlog.get_logger()
 
 
@@ -123,11 +125,11 @@ def _relay_scheme(settings: Settings, secret: SecretStr) -> HmacScheme:
 
 
 def run_bridge(settings: Settings) -> None:
-    """Serves until SIGTERM."""
+    """Serves until SIGTERM. Strangers reach it: its connections are guarded."""
     # a request's objects die with it; looking at the living every 700 costs a fifth of the time
     gc.set_threshold(100_000, 50, 100)
     app = bridge_app(settings, Metrics())
-    _server(app, settings.bridge_host, settings.bridge_port, settings).run()
+    _server(app, settings.bridge_host, settings.bridge_port, settings, http=guarded(), limit_concurrency=None).run()
 
 
 def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
@@ -208,8 +210,8 @@ def run_api(settings: Settings) -> None:
         raise SystemExit(EXIT_BUG) from None
 
 
-def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Server:
-    """Strangers reach it: its connections are guarded. uvicorn's own limit would count those that say nothing, for ever."""
+def _server(app: FastAPI, host: str, port: int, settings: Settings, **more: Any) -> uvicorn.Server:
+    options: dict[str, Any] = {"limit_concurrency": CONNECTIONS_MAX, **more}
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -218,8 +220,8 @@ def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.S
             log_config=None,
             access_log=False,
             server_header=False,
-            http=guarded(),
             ws="none",
             timeout_graceful_shutdown=int(settings.worker_shutdown_timeout_s),
+            **options,
         )
     )

@@ -288,11 +288,14 @@ class _Checks:
         parts: dict[int, list[bytes]] = {}
         async for raw in self._read(consumer, JOURNAL.name):
             headers = dict(raw.headers)
-            seq, number, count = (
-                int.from_bytes(raw.key, "big"),
-                int(headers.get("part", 0)),
-                int(headers.get("parts", 1)),
-            )
+            try:
+                number, count = int(headers.get("part", b"0")), int(headers.get("parts", b"1"))
+            except (TypeError, ValueError):
+                number, count = -1, 0
+            if raw.key is None or len(raw.key) != 8 or raw.value is None or number < 0:
+                self.emitted.add(f"journal offset {raw.offset} is no record of ours")
+                continue
+            seq = int.from_bytes(raw.key, "big")
             if number == 0:
                 parts[seq] = []
             if len(parts.get(seq, ())) != number or seq not in parts:

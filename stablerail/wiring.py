@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -134,6 +135,10 @@ def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) ->
                 "role": settings.database_role,
                 "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
                 "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
+                # a host that is gone is noticed within half a minute: its session has the locks of whoever leads
+                "tcp_keepalives_idle": "10",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
                 # whatever the database's own is: who waited for a lock must see what was done meanwhile
                 "default_transaction_isolation": "read committed",
                 "jit": "off",  # our statements are short; compiling them costs more than running them
@@ -142,9 +147,22 @@ def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) ->
                 **server_settings,
             },
         )
+        _keep_alive(connection)
         return connection
 
     return connect
+
+
+def _keep_alive(connection: Any) -> None:
+    """A server whose host is gone is noticed within half a minute, also by who waits for its answer: else for ever."""
+    line = connection._transport.get_extra_info("socket")
+    if line is None or line.family == socket.AF_UNIX:
+        return
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
+    for name, value in options.items():
+        if hasattr(socket, name):  # not every system has all of them
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def relay_of(settings: Settings, publish: Publish) -> Relay:

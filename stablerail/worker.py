@@ -45,6 +45,7 @@ from topics.catalog import Topic
 _log = structlog.get_logger()
 
 FAUST_STOP_S = 8.0
+POLL_S_MAX = 10 * 365 * 86_400.0
 """For Faust to leave its group and commit once our part is done."""
 
 
@@ -175,6 +176,9 @@ def faust_app(movement: str, settings: Settings, port: int) -> Any:
         broker_session_timeout=settings.kafka_session_timeout_s,
         broker_heartbeat_interval=settings.kafka_session_timeout_s / 6,
         broker_commit_interval=0.5,
+        # aiokafka leaves the group after so long without a poll, and joins again at the next one, which Faust makes only once it
+        # has joined. Our stages wait for a database for as long as it is away; a loop that stands still is the watchdog's.
+        broker_max_poll_interval=POLL_S_MAX,
         consumer_auto_offset_reset="earliest",
         agent_supervisor=CrashingSupervisor,
         stream_wait_empty=False,

@@ -432,7 +432,8 @@ class OrderFilled(Event):
     have come."""
 
     def identity(self) -> str:
-        return f"{self.order_id}:{self.fill_id}"
+        told = f"{self.order_id}:{self.fill_id}"
+        return told if self.filled_total is None else f"{told}:{self.filled_total}"
 
 
 class OrderCancelled(Event):

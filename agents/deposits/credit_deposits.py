@@ -281,5 +281,6 @@ def stage(policy: DepositPolicy, lookups: Lookups | None = None) -> Stage[Facts]
         decide=decide,
         fold=fold,
         figures=count_credits,
+        bystanders=frozenset({"unsupported_token"}),  # whoever sends customers other tokens, for cents
         emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED),
     )

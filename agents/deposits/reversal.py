@@ -87,8 +87,9 @@ async def lock_purses(
 def _possible(due: Sequence[Deposit], owners: Mapping[Place, str]) -> Iterator[Transaction]:
     """Any of these may be posted: their accounts and counters are locked together."""
     for deposit in due:
-        yield finalized(deposit)[1]
         yield parked(deposit._replace(held=Held.DENIED.value))[0]
         user = deposit.user_id or owners.get((deposit.chain, deposit.recipient))
-        if user is not None:
-            yield reversed_(deposit._replace(user_id=user))[1]
+        if user is not None:  # what belongs to nobody can only be parked
+            owned = deposit._replace(user_id=user)
+            yield finalized(owned)[1]
+            yield reversed_(owned)[1]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import asyncpg
 from opentelemetry.trace import Link
 
 from agents.acting import CREDENTIALS_REFUSED
@@ -14,12 +15,15 @@ from agents.intents import StoredCall, idempotency_key
 from agents.onboarding import spans
 from connectors.circle.chains import Network, from_circle, to_circle
 from connectors.circle.client import CircleClient, CircleWallet
-from connectors.errors import Refused
+from connectors.errors import Refused, Unavailable
+from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
 from topics.events import Chain
 
 _sql = load("agents.onboarding", "onboarding.sql")
+
+_AWAY: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 WALLET_SET_NAME: Final = "customers"
 LOOKUP_PAUSE_S: Final = 0.05
@@ -108,11 +112,7 @@ class CircleWallets:
         """The one of the settings, else the one that was made before, else a new one."""
         async with self._once:
             if self._wallet_set_id is None:
-                connection = await self._connect()
-                try:
-                    self._wallet_set_id = await connection.fetchval(_sql.wallet_set, self._network)
-                finally:
-                    await connection.close()
+                self._wallet_set_id = await self._stored_wallet_set()
             if self._wallet_set_id is None:
                 # the same key whoever asks, so that an environment has one until the first conclusion stores it
                 key = idempotency_key(f"wallet set {WALLET_SET_NAME} {self._network}")
@@ -120,6 +120,18 @@ class CircleWallets:
                     self._made = await self._client.create_wallet_set(str(key), WALLET_SET_NAME)
                 self._wallet_set_id = self._made
             return self._wallet_set_id
+
+    async def _stored_wallet_set(self) -> str | None:
+        try:
+            with lost_not_cancelled():
+                connection = await self._connect()
+                try:
+                    found: str | None = await connection.fetchval(_sql.wallet_set, self._network)
+                finally:
+                    await connection.close()
+        except _AWAY as error:
+            raise Unavailable(f"no database: {type(error).__name__}", sent=False) from None
+        return found
 
 
 def users_of(call: StoredCall) -> list[str]:

@@ -21,7 +21,8 @@ from agents.onboarding.wallet_calls import NAME
 from agents.onboarding.wallet_requests import FAILED, PENDING, Facts, WalletRequest, fold, load_users, queued
 from agents.outcome import Done
 from ledger.audit_logs import Log
-from ledger.commit import Sealed, lock_writer, seal
+from ledger.book import TRIES_MAX
+from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
 from ledger.rows import Changes, Connection, Row, Table
 from ledger.sql import load
 from ledger.tables import CALL_MEMBERS, CALLS, WALLET_REQUESTS
@@ -115,31 +116,50 @@ def wanted(facts: Facts, user_id: str, chains: Sequence[str], cause: str) -> lis
 async def backfill(connection: Connection, chain: Chain, actor: str, clock: Any) -> AsyncIterator[tuple[int, int]]:
     """Queues a wallet on the chain for every customer who was never promised one: (done so far, still to do) after each
     commit. Rejected customers are left out."""
-    done, after = 0, ""
+    done, after, tries = 0, "", 0
     while True:
-        at = clock()
-        async with connection.transaction():
-            owners = await lock_writer(connection, WRITER)
-            users = [row[0] for row in await connection.fetch(_sql.without_chain, chain.value, after, PAGE)]
-            if not users:
-                return
-            facts = await load_users(connection, set(users), at)
-            rows: list[tuple[Table, Row]] = []
-            for user in users:
-                if (user, chain.value) not in facts.requests:
-                    rows += wanted(facts, user, [chain.value], f"backfill {chain}")
-            log = Log(actor, "wallets.backfilled", "chain", chain.value, after={"customers": len(users)})
-            await _commit(connection, owners, rows, at, actor, [log])
-        done, after = done + len(users), users[-1]
+        try:
+            async with connection.transaction():
+                users = await _backfill_page(connection, chain, after, actor, clock())
+        except OVERTAKEN:  # one of them was promised a wallet meanwhile: the same page again
+            tries += 1
+            if tries == TRIES_MAX:
+                raise
+            continue
+        if not users:
+            return
+        done, after, tries = done + len(users), users[-1], 0
         yield done, await connection.fetchval(_sql.count_without_chain, chain.value)
 
 
+async def _backfill_page(connection: Connection, chain: Chain, after: str, actor: str, at: datetime) -> list[str]:
+    """In a transaction. The customers of the page."""
+    owners = await lock_writer(connection, WRITER)
+    users: list[str] = [row[0] for row in await connection.fetch(_sql.without_chain, chain.value, after, PAGE)]
+    if users:
+        facts = await load_users(connection, set(users), at)
+        rows: list[tuple[Table, Row]] = []
+        for user in users:
+            if (user, chain.value) not in facts.requests:
+                rows += wanted(facts, user, [chain.value], f"backfill {chain}")
+        log = Log(actor, "wallets.backfilled", "chain", chain.value, after={"customers": len(users)})
+        await _commit(connection, owners, rows, at, actor, [log], new=WALLET_REQUESTS)
+    return users
+
+
 async def _commit(
-    connection: Connection, owners: Any, rows: Sequence[tuple[Table, Row]], at: datetime, actor: str, logs: list[Log]
+    connection: Connection,
+    owners: Any,
+    rows: Sequence[tuple[Table, Row]],
+    at: datetime,
+    actor: str,
+    logs: list[Log],
+    new: Table | None = None,
 ) -> Sealed:
+    """`new`: whose rows are not there. One that is by then was made by another since, and is not written over."""
     changes = Changes()
     for table, row in rows:
-        changes.upsert(table, row)
+        (changes.insert if table is new else changes.upsert)(table, row)
     return await seal(
         connection, WRITER, owners, blocks=changes.blocks(), messages=[], at=at, actor=actor,
         summary={log.action: 1 for log in logs}, logs=logs,

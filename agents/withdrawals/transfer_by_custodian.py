@@ -25,15 +25,20 @@ from agents.withdrawals.custodian import ASKED, Source, Transfer, is_ours, rows_
 from agents.withdrawals.withdrawal import Status, Withdrawal, moved
 from connectors.circle.transactions import SOURCE
 from ledger.rows import Connection
+from ledger.sql import load as load_sql
 from ledger.tables import WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED, WITHDRAWALS_ACCEPTED
 from topics.envelope import Received
 from topics.events import Rail, WithdrawalAccepted
 from topics.money import format_amount
 
+_sql = load_sql("agents.withdrawals", "withdrawals.sql")
+
 NAME: Final = "transfer_by_custodian"
 NO_WALLET: Final = "no_custodian_wallet"
 WITHOUT_WALLET_S: Final = 60.0
+FROZEN: Final = "frozen_customer"
+FROZEN_S: Final = 60.0
 
 
 @dataclass
@@ -43,6 +48,8 @@ class Facts:
     """By chain."""
     withdrawals: dict[str, Withdrawal] = field(default_factory=dict)
     """Locked, by id."""
+    frozen: frozenset[str] = frozenset()
+    """Of their customers: those whom the KYC vendor has rejected since."""
 
 
 def decide(received: Received, facts: Facts) -> Outcome:
@@ -58,6 +65,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
         return Retry(
             NO_WALLET, WITHOUT_WALLET_S
         )  # it was set when it was accepted; until it is again the customer may cancel
+    if withdrawal.user_id in facts.frozen:
+        return Retry(FROZEN, FROZEN_S)  # as on the other rail: it waits, and may be cancelled
     _, (row, line) = moved(withdrawal, Status.BROADCASTING, facts.now, NAME)
     transfer = Transfer(
         withdrawal.id, SOURCE, source.wallet_id, None, ASKED, "", None, None, facts.now, facts.now, 1
@@ -92,7 +101,10 @@ def stage(sources: Mapping[str, Source]) -> Stage[Facts]:
     async def load(connection: Connection, events: Sequence[Received], _prepared: Any, at: datetime) -> Facts:
         named = [received.event for received in events if isinstance(received.event, WithdrawalAccepted)]
         ids = {event.withdrawal_id for event in named if is_ours(event.withdrawal_id)}
-        return Facts(at, sources, await stored.lock(connection, ids) if ids else {})
+        known = await stored.lock(connection, ids) if ids else {}
+        users = sorted({withdrawal.user_id for withdrawal in known.values()})
+        frozen = await connection.fetch(_sql.frozen, users) if users else []
+        return Facts(at, sources, known, frozenset(row[0] for row in frozen))
 
     return Stage(
         name=NAME,

@@ -1,4 +1,4 @@
-"""Connections of the bridge and the API, bounded: uvicorn's HTTP/1.1 protocol with a time for each request and a place in a row for each wait.
+"""Connections of the bridge, bounded: uvicorn's HTTP/1.1 protocol with a time for each request and a place in a row for each wait.
 
 Who has sent a whole request is answered. Who has not yet, waits: for headers HEAD_S at most (the body's time is the app's). When
 there are more than CONNECTIONS_MAX connections, those who have waited longest go, after GRACE_S: an attacker who opens connections

@@ -18,7 +18,6 @@ from structlog.testing import capture_logs
 
 from agents.deposits.deposit import transaction_ids
 from agents.looking import until_up
-from connectors.webhooks.guard import CONNECTIONS_MAX
 from ledger.accounts import Account, buffer, spendable
 from ledger.migrate import upgrade
 from ledger.posting import Balance, Marks
@@ -433,25 +432,6 @@ async def test_a_stream_whose_database_goes_away_ends_and_its_client_comes_again
     assert {"event": "stream_ends", "error": "LockNotAvailableError", "log_level": "warning"}.items() <= next(
         line for line in logs if line["event"] == "stream_ends"
     ).items()
-
-
-async def test_connections_that_say_nothing_keep_nobody_out(pool: asyncpg.Pool) -> None:
-    settings = load_settings(env_file=None)
-    server = servers._server(create_api(settings, pool), "127.0.0.1", 0, settings)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS_MAX + 10)]
-    try:
-        async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            assert (await client.get("/readyz")).json() == {"status": "ready"}
-            assert (await client.get("/v1/deposits")).json()["code"] == "missing_key"
-    finally:
-        for _, writer in silent:
-            writer.close()
-        server.should_exit = True
-        await serving
 
 
 async def test_without_a_valid_key_nothing_is_read(pool: asyncpg.Pool) -> None:

@@ -312,6 +312,15 @@ async def test_a_partition_that_went_and_came_back_while_it_was_claimed_is_claim
     assert worker.delivery._fenced is None
 
 
+async def test_what_anybody_outside_can_cause_blows_no_fuse(bench: Bench) -> None:
+    stage = replace(STAGE, bystanders=frozenset({"unwanted"}))
+    worker = await bench.start(stage=stage, fuse_run=5)
+    await worker.feed(*(record(n, move="refuse") for n in range(20)), record(20))
+    await worker.until_acked((0, 20))
+    assert worker.services.unready == {}
+    assert Counter(await bench.outcomes()) == {"rejected": 20, "done": 1}
+
+
 async def test_a_fuse_stops_the_stage_before_it_commits(bench: Bench) -> None:
     worker = await bench.start(fuse_run=5)
     await worker.feed(*(record(n, move="refuse") for n in range(5)))

@@ -209,6 +209,25 @@ async def _gone(shore: Shore) -> tuple[str, str]:
     return user, address
 
 
+async def test_a_reversal_under_the_head_that_judges_money_of_nobody_too(shore: Shore) -> None:
+    till = shore.till
+    _, address = await _gone(shore)
+    nobody = "0x" + secrets.token_hex(20)
+    tx_hash = await shore.usdc.transfer(nobody, 9 * USDC)
+    await till.settle(
+        shore.credit,
+        DepositNotified(
+            source="circle", transfer_id="w1", chain="MATIC", tx_hash=tx_hash, to=nobody, asset="USDC", amount=9 * USDC,
+            evidence=Evidence.CONFIRMED,
+        ),
+    )  # fmt: skip
+    await shore.head()
+    assert await till.statuses(address) == [("reversed", 1)]
+    await shore.final()
+    assert await till.statuses(nobody) == [("parked", 0)]
+    await assert_holds(till.connection)
+
+
 async def test_a_withdrawal_that_is_signed_while_its_deposit_is_taken_back_is_not_cancelled(shore: Shore) -> None:
     till = shore.till
     user, address = await _gone(shore)

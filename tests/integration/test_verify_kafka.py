@@ -143,6 +143,14 @@ def swap_messages(copy: Copy) -> None:
     copy.told[0], copy.told[-1] = copy.told[-1], copy.told[0]
 
 
+def add_a_message_without_a_key(copy: Copy) -> None:
+    copy.journal.append(Raw(None, b"?", [], 0))
+
+
+def add_a_message_with_an_odd_part(copy: Copy) -> None:
+    copy.journal.append(Raw(copy.journal[-1].key, b"?", [("part", b"x")], 0))
+
+
 DAMAGE: dict[Callable[[Copy], None], str] = {
     lose_a_record: "is not in the journal",
     lose_the_last_record: "is not in the journal",
@@ -152,12 +160,14 @@ DAMAGE: dict[Callable[[Copy], None], str] = {
     lose_a_message: "is not in deposits.credited",
     change_a_message: "is not in deposits.credited",
     swap_messages: "in another order",
+    add_a_message_without_a_key: "is no record of ours",
+    add_a_message_with_an_odd_part: "is no record of ours",
 }
 
 
 @dataclass
 class Raw:
-    key: bytes
+    key: bytes | None
     value: bytes
     headers: Any
     partition: int

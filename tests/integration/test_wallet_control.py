@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from agents.onboarding import control
 from agents.onboarding.control import backfill, trigger
 from agents.recovery import store_dead_letters
 from connectors.circle.sandbox.gate import Weather
@@ -61,6 +63,29 @@ async def test_calls_that_were_given_up_are_opened_again_with_their_keys_and_mak
         await connection.close()
         await rig.ended(Counter(completed=2), "after the repair")
     assert set(rig.at_circle().values()) == {1}
+
+
+async def test_a_backfill_writes_over_no_wallet_that_was_promised_meanwhile(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.approve("kim", "lee")
+    async with rig.worker():
+        await rig.ended(Counter(completed=2), "their first wallets")
+    other, connection = await rig.at.connect(), await rig.at.connect()
+    load = control.load_users
+
+    async def then_another(*args: Any) -> Any:
+        monkeypatch.setattr(control, "load_users", load)
+        facts = await load(*args)
+        await other.execute("INSERT INTO wallet_requests VALUES ('kim', 'AVAX', 'pending', now(), NULL, NULL)")
+        return facts
+
+    monkeypatch.setattr(control, "load_users", then_another)
+    assert [page async for page in backfill(connection, Chain.AVAX, "ann", rig.at.clock)] == [(1, 0)]
+    asked = await rig.at.observer.fetch("SELECT item, request ->> 'user_id' FROM call_members WHERE item = 'AVAX'")
+    assert [tuple(row) for row in asked] == [("AVAX", "lee")]
+    for one in (other, connection):
+        await one.close()
 
 
 async def test_the_runbooks_day_after_a_partner_was_away(

@@ -243,3 +243,16 @@ def test_what_is_no_transfer_of_usdc_of_this_network_is_nobodys() -> None:
 def test_whatever_the_fields_of_an_outbound_transaction_reading_does_not_raise(changes: dict[str, Any]) -> None:
     event = transferred({**OUTBOUND, **changes}, "testnet", USDC_TOKENS)
     assert event is None or isinstance(event, TransferNotified | NotUnderstood)
+
+
+def test_what_a_customer_asked_for_who_was_rejected_since_waits_and_is_not_asked_of_circle() -> None:
+    withdrawal = facts("signing").withdrawals[ID]
+    sources = {"MATIC": Source("w1", "t", "MEDIUM")}
+    event = WithdrawalAccepted(
+        withdrawal_id=ID, user_id="ada", rail=Rail.CIRCLE, chain=Chain.MATIC, asset="USDC", amount=25 * SCALE, to=TO
+    )
+    received = Received(event.identity(), "test", event, 1, None)
+    known = transfer_by_custodian.Facts(NOW, sources, {ID: withdrawal}, frozenset({"ada"}))
+    assert transfer_by_custodian.decide(received, known) == Retry("frozen_customer", 60.0)
+    known.frozen = frozenset({"bob"})
+    assert isinstance(transfer_by_custodian.decide(received, known), Done)

@@ -31,7 +31,7 @@ from ledger.groups import try_post
 from ledger.orders import UNSHARDED, Fill, Order, Status, Step, ended, filled, placed, rejected
 from ledger.posting import Balance, Fold, Transaction, credit, debit
 from topics.envelope import Received
-from topics.events import OrderPlaced
+from topics.events import OrderFilled, OrderPlaced
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 ACCOUNTS = (spendable("ada"), pending_investment("ada"), fiat_exposure("ada"), buffer(), fiat_buffer())
@@ -245,6 +245,14 @@ def test_a_fill_that_is_told_again_as_the_last_one_gives_the_rest_back() -> None
     desk.fill("f1", 90, 90)
     assert desk.ends == [("filled", 10)]
     assert desk.owns == Owns(HAS - 90, 0, 90, -HAS + 90, -90)
+
+
+def test_a_fill_that_is_told_again_as_the_last_one_is_another_event() -> None:
+    """A producer without an envelope has no other id: the same one with other contents would be refused."""
+    first = OrderFilled.model_validate({"order_id": "o", "fill_id": "f1", "amount": "90"})
+    last = OrderFilled.model_validate({"order_id": "o", "fill_id": "f1", "amount": "90", "filled_total": "90"})
+    assert first.identity() == "o:f1"
+    assert last.identity() != first.identity()
 
 
 def test_a_late_fill_that_the_customer_has_spent_moves_nothing() -> None:
