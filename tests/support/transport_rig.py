@@ -139,7 +139,9 @@ async def rig(bootstrap: str, topic: str, directory: Path, **producer: Any) -> A
     await sender.start()
     it = Rig(bootstrap, topic, directory, admin, sender)
     try:
-        await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+        # the table's too, which Faust would make and at once look for in what it knows of the cluster
+        names = (topic, f"{topic}-{topic}-seen-changelog")
+        await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
         async with asyncio.timeout(100):  # a worker that starts before everybody sees it finds no partitions, for good
             while not await _is_led(admin, topic):
                 await asyncio.sleep(0.05)
