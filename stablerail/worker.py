@@ -45,8 +45,9 @@ from topics.catalog import Topic
 _log = structlog.get_logger()
 
 FAUST_STOP_S = 8.0
-POLL_S_MAX = 10 * 365 * 86_400.0
 """For Faust to leave its group and commit once our part is done."""
+POLL_S_MAX = 10 * 365 * 86_400.0
+"""Between two polls of the broker: no limit."""
 
 
 def run_worker(movement: str, settings: Settings, port: int) -> NoReturn:
