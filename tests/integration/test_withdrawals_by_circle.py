@@ -228,7 +228,7 @@ async def test_a_key_that_circle_has_forgotten_makes_no_second_transfer(rig: Rig
         ada = await rig.ask("ada")
         await until(lambda: _asked(rig, 1), "it was asked for")
         await until(lambda: _put_off(rig), "the reply was lost")
-        rig.circle.sandbox.state._answers.clear()
+        rig.circle.sandbox.state.answers.clear()
         rig.at.clock.forward(2 * 90_000)
         await rig.became({"ada": ("completed", None)}, step_s=1.0)
     assert len(rig.at_circle()[ada]) == 1
