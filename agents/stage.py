@@ -227,7 +227,9 @@ async def _decide_all(
             assert item.received is not None
             outcome = stage.decide(item.received, facts)
         if isinstance(outcome, Retry) and not fits(stage.source.name, item.key, item.record.value, item.record.headers):
-            outcome = Rejected(EventCode.TOO_LARGE, "with its headers it is as large as its topic takes, and was to come again")
+            outcome = Rejected(
+                EventCode.TOO_LARGE, "with its headers it is as large as its topic takes, and was to come again"
+            )
         if isinstance(outcome, Done):
             stage.fold(facts, outcome)
         elif isinstance(outcome, Retry) and stage.ordered and item.key is not None:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-import asyncpg
 from opentelemetry.trace import Link
 
 from agents.acting import CREDENTIALS_REFUSED
@@ -23,7 +22,6 @@ from topics.events import Chain
 
 _sql = load("agents.onboarding", "onboarding.sql")
 
-_AWAY: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 WALLET_SET_NAME: Final = "customers"
 LOOKUP_PAUSE_S: Final = 0.055
@@ -136,7 +134,7 @@ class CircleWallets:
                     found: str | None = await connection.fetchval(_sql.wallet_set, self._network)
                 finally:
                     await connection.close()
-        except _AWAY as error:
+        except TRANSIENT as error:
             raise Unavailable(f"no database: {type(error).__name__}", sent=False) from None
         return found
 

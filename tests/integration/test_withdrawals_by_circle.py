@@ -209,7 +209,7 @@ async def test_what_a_worker_had_committed_and_not_told_when_it_died_is_told_by_
         await until(scheduled, "it is looked for again, later")
         rig.circle.sandbox.state.refused = {withdrawal_id("refused", "k")}
         await rig.ask("refused")
-        rig.at.clock.forward(settle_transfers.ABSENT_S)
+        rig.at.clock.forward(settle_transfers.ABSENT_LOOK_S)
         await until(both, "both are committed")
     assert [row["code"] for row in await rig.at.observer.fetch("SELECT code FROM schedule")] == ["sent"]
     rig.at.clock.forward(ABANDONED_S + 1)
