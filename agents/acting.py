@@ -27,7 +27,6 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-import asyncpg
 import structlog
 
 from agents.breaker import Breaker
@@ -45,7 +44,6 @@ __all__ = ["Acting", "CallPolicy"]
 
 _log = structlog.get_logger()
 _sql = load("agents", "acting.sql")
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 CREDENTIALS_REFUSED: Final = (401, 403)
 """Our mistake, not the event's: the call waits until an operator has put the key right."""
@@ -136,7 +134,7 @@ class Acting:
             with lost_not_cancelled():
                 calls = await self._take(wanted)
                 waits = await self._slots(len(calls)) if calls else []
-        except _AGAIN as error:
+        except TRANSIENT as error:
             self._log.warning("calls.retry", error=type(error).__name__)
             await self._drop("take")  # what was leased and not asked is taken again when the lease has run out
             return 0
@@ -249,7 +247,7 @@ class Acting:
             try:
                 with lost_not_cancelled():
                     return await action(await self._connection("end"))
-            except _AGAIN as error:
+            except TRANSIENT as error:
                 self._log.warning("conclude.retry", error=type(error).__name__)
                 await self._drop("end")
                 await asyncio.sleep(RETRY_WAIT_S)

@@ -52,7 +52,6 @@ QUEUED_RUNS_MAX: Final = 12
 LOGGED_MAX: Final = 20
 """Refused events of one batch that are logged one by one; the counters have all of them."""
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 Key = tuple[str, int]
 """(topic, partition), the topic as the broker names it."""
@@ -486,7 +485,7 @@ class Delivery:
                     self._in_doubt = False
                     await self._recover()
                 return result
-            except _AGAIN as error:
+            except TRANSIENT as error:
                 connection = self._connection
                 if isinstance(error, asyncpg.InternalClientError) and connection:
                     connection.terminate()

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
@@ -24,6 +24,11 @@ from ledger.tables import CALL_MEMBERS
 
 if TYPE_CHECKING:
     from agents.item import Item
+
+KEY_TRUSTED: Final = timedelta(hours=24)
+"""How long partners remember an idempotency key is not published. An older call is looked for before it is made again."""
+SURELY_NEW: Final = timedelta(minutes=1)
+"""An older call may have been made before the database was restored: how often it was taken is not in the journal."""
 
 OPEN = "open"
 CONCLUDED = "concluded"
@@ -67,6 +72,14 @@ class StoredCall:
     parent_id: str | None = None
     error: str | None = None
     """Why the last attempt was none."""
+
+    def may_be_known(self, now: datetime) -> bool:
+        """Whether the partner may have heard of it before this attempt."""
+        return self.takes > 1 or self.attempts > 0 or now - self.created_at > SURELY_NEW
+
+    def outlived_its_key(self, now: datetime) -> bool:
+        """Whether the partner may have forgotten that it has heard of it."""
+        return now - self.created_at > KEY_TRUSTED
 
     def row(self, stage: Stage[Any], state: str, at: datetime | None, due: datetime | None, error: str | None) -> Row:
         """`at`: when it ended."""

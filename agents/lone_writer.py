@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import asyncpg
 
@@ -23,8 +23,6 @@ _sql = load("agents", "lone_writer.sql")
 
 STANDBY_S = 2.0
 """Between two tries of who stands by."""
-AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
-"""What a round may fail with and be tried again, whatever it does: its connection is lost, or the database is away."""
 
 
 class LoneWriter:
@@ -53,7 +51,7 @@ class LoneWriter:
     ) -> NoReturn:
         """`round` again and again while this process leads, `standing_by` while another does.
 
-        `round` answers the seconds until the next one, `failed` those until another try, for an error of AGAIN or of `again`.
+        `round` answers the seconds until the next one, `failed` those until another try, for an error of TRANSIENT or of `again`.
         Any other error stops the process.
         """
         while True:
@@ -65,7 +63,7 @@ class LoneWriter:
                         standing_by()
                     else:
                         pause_s = await round(connection)
-            except (*AGAIN, *again) as error:
+            except (*TRANSIENT, *again) as error:
                 if isinstance(error, asyncpg.InternalClientError) and self._connection is not None:
                     self._connection.terminate()  # while it lives it holds the lock, and nobody can lead
                 pause_s = failed(error)

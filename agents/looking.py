@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn
 
-import asyncpg
 import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 
 _log = structlog.get_logger()
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 START_WAIT_S_MAX: Final = 5.0
 
 
@@ -32,6 +31,30 @@ async def until_up(
         wait_s = min(wait_s * 2, START_WAIT_S_MAX)
 
 
+class Kept:
+    """A connection of one's own for reading, opened when it is needed and again when it was lost. For one at a time."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Connection]:
+        """Raises TRANSIENT, after which the connection is given up: the driver may have lost count of it."""
+        try:
+            with lost_not_cancelled():
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                yield self._connection
+        except TRANSIENT:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+
+
 async def look_again_and_again(
     connect: Callable[[], Awaitable[Connection]],
     look: Callable[[Connection], Awaitable[None]],
@@ -39,19 +62,14 @@ async def look_again_and_again(
     unseen: str,
 ) -> NoReturn:
     """A database that is away is waited for; `unseen`: the log's word for that. Whatever else `look` raises is raised."""
-    connection: Connection | None = None
+    kept = Kept(connect)
     try:
         while True:
             try:
-                with lost_not_cancelled():
-                    if connection is None or connection.is_closed():
-                        connection = await connect()
+                async with kept.open() as connection:
                     await look(connection)
-            except _AGAIN as error:
-                if connection is not None:
-                    connection.terminate()
+            except TRANSIENT as error:
                 _log.warning(unseen, error=type(error).__name__)
             await asyncio.sleep(pause_s)
     finally:
-        if connection is not None:
-            connection.terminate()
+        kept.close()

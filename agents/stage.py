@@ -38,7 +38,9 @@ from ledger.posting import Fold, Transaction
 from ledger.record import Message
 from ledger.rows import Block, Changes, Connection, Op, columns
 from ledger.tables import INBOX, SCHEDULE
+from topics.catalog import fits
 from topics.envelope import value_of
+from topics.errors import EventCode
 
 REFUSALS_MAX: Final = 8
 """Refused postings in one batch before it is split: each makes the whole batch be decided again."""
@@ -224,6 +226,10 @@ async def _decide_all(
         else:
             assert item.received is not None
             outcome = stage.decide(item.received, facts)
+        if isinstance(outcome, Retry) and not fits(stage.source.name, item.key, item.record.value, item.record.headers):
+            outcome = Rejected(
+                EventCode.TOO_LARGE, "with its headers it is as large as its topic takes, and was to come again"
+            )
         if isinstance(outcome, Done):
             stage.fold(facts, outcome)
         elif isinstance(outcome, Retry) and stage.ordered and item.key is not None:

@@ -17,7 +17,6 @@ import asyncio
 from datetime import timedelta
 from typing import Final
 
-import asyncpg
 import orjson
 import structlog
 
@@ -35,7 +34,6 @@ _log = structlog.get_logger()
 _journal = load("ledger", "sql/journal.sql")
 _sql = load("agents", "sweeper.sql")
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 WRITER: Final = "sweeper"
 DUE_MAX: Final = 500
@@ -58,7 +56,7 @@ class Sweeper:
             try:
                 await self._services.relay.tidy()  # leader or not
                 busy = await self._lead() and await self.sweep()
-            except _AGAIN as error:
+            except TRANSIENT as error:
                 if self._connection is not None:
                     self._connection.terminate()  # the driver may have lost count of it
                 _log.warning("sweeper.retry", error=type(error).__name__)

@@ -217,9 +217,22 @@ class Consumer(KafkaConsumer):
         found: dict[TP, list[Any]] = {}
         for tp, some in records.items():
             found[tp] = list(runs(some)) if tp.topic in self._batched else some
-            if some and tp.topic in self._batched and not self._committed_offset[tp]:
+            if not some or tp.topic not in self._batched:
+                continue
+            if some[0].offset < (self._read_offset[tp] or 0):
+                self._begin_anew(tp, some[0].offset)
+            if not self._committed_offset[tp]:
                 self._began[tp] = min(some[0].offset, self._began.get(tp, some[0].offset))
         return found
+
+    def _begin_anew(self, tp: TP, offset: int) -> None:
+        """A log that lost its end gives the offsets that we have read to other records: Faust would drop them, and commit none."""
+        self.log.error("%s lost its end: read up to offset %s, now from %s", tp, self._read_offset[tp], offset)
+        with ack_lock:
+            self._delivered.pop(tp, None)
+            self._acked[tp].clear()
+            self._began.pop(tp, None)
+            self._committed_offset[tp] = self._read_offset[tp] = None
 
     def _to_message(self, tp: TP, record: Any) -> Any:
         if not isinstance(record, Run):

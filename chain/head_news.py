@@ -21,6 +21,8 @@ AGAIN_S: Final = 1.0
 """Before the next try to subscribe; doubled each time that nothing was told."""
 AGAIN_S_MAX: Final = 300.0
 """An endpoint that offers none is asked no more often."""
+APART_S: Final = 0.2
+"""Between two looks, whatever is told."""
 
 
 class HeadNews:
@@ -31,13 +33,21 @@ class HeadNews:
         self._told = asyncio.Event()
         self.subscribed: set[str] = set()
         """Endpoints that have told of a head and are connected."""
+        self._ended_s = 0.0
+        """When the last wait did; of the loop's clock."""
 
     async def wait(self, for_s: float) -> None:
-        """Until a head is told of, or so long. One that was told of since the last wait ends it at once."""
+        """Until a head is told of, or so long. One that was told of since the last wait ends it at once, but not sooner than APART_S
+        after that: an endpoint that floods us does not have us flood the others."""
+        loop = asyncio.get_running_loop()
+        due_s = min(for_s, self._ended_s + APART_S - loop.time())
+        if due_s > 0:
+            await asyncio.sleep(due_s)
         with suppress(TimeoutError):
-            async with asyncio.timeout(for_s):
+            async with asyncio.timeout(for_s - max(due_s, 0.0)):
                 await self._told.wait()
         self._told.clear()
+        self._ended_s = loop.time()
 
     async def work(self) -> None:
         await asyncio.gather(*map(self._listen, self._rpcs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ledger.errors import JournalBroken
+from ledger.errors import JournalBroken, NoRecord
 from ledger.folding import rows_of
 from ledger.rebuild import GAP, Restore
 from ledger.rebuild_batch import Journaled
@@ -28,15 +28,15 @@ class Assembly:
     def take(
         self, offset: int, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
     ) -> Journaled | None:
-        """The record that is whole with this message. Raises JournalBroken."""
+        """The record that is whole with this message. Raises NoRecord, and JournalBroken."""
         if key is None or len(key) != 8 or value is None:
-            raise JournalBroken(f"offset {offset} is not a record of ours")
+            raise NoRecord(f"offset {offset} is not a record of ours")
         seq, told = int.from_bytes(key, "big"), dict(headers)
         try:
             number, count = int(told.get("part", b"0")), int(told.get("parts", b"1"))
             open = int(told["open"]) if "open" in told else None
         except ValueError:
-            raise JournalBroken(f"record {seq} at offset {offset}: its headers are not ours") from None
+            raise NoRecord(f"record {seq} at offset {offset}: its headers are not ours") from None
         if count > 1:
             parts = self._parts.setdefault(seq, {})
             if parts.setdefault(number, value) != value:

@@ -263,6 +263,7 @@ TRANSIENT: Final[tuple[type[Exception], ...]] = (
     *OVERTAKEN,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InternalClientError,  # the driver lost count of a connection that was killed; it must not be used again
+    asyncpg.InterfaceError,  # the connection is closed already
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,

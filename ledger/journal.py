@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-import asyncpg
 import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
@@ -82,7 +81,7 @@ class Relay:
     ) -> None:
         self._connect = connect
         self._publish = publish
-        self._retry_on: tuple[type[Exception], ...] = (*TRANSIENT, asyncpg.InterfaceError, *retry_on)
+        self._retry_on: tuple[type[Exception], ...] = (*TRANSIENT, *retry_on)
         self._last_journaled = last_journaled
         """None also once it was asked: what this process has seen journaled, the database has."""
         self._connection: Connection | None = None

@@ -61,6 +61,12 @@ class Block:
     columns: list[str]
     """Each column as one string: `{…}` a PostgreSQL array literal, `=…` one value for every row, `-` NULL for every row.
     One at least is an array: it says how many rows there are."""
+    rows: int = field(default=0, compare=False)
+    """How many, where they are few and that is known: the statement reads them in another way. Else 0."""
+
+
+FEW: Final = 8
+"""Rows for which a text that they share is sooner read again for each than once by a query of its own."""
 
 
 @cache
@@ -160,9 +166,10 @@ def block(table: Table, op: Op, rows: Sequence[Row]) -> Block:
         first, *rest = rows[0]
         made = [_column(kinds[0], (first,), shared=False)]
         made += [_shared(kind, value) for kind, value in zip(kinds[1:], rest, strict=True)]
-        return Block(table, op, made)
+        return Block(table, op, made, 1)
     pairs = enumerate(zip(kinds, zip(*rows, strict=True), strict=True))
-    return Block(table, op, [_column(kind, values, shared=index > 0) for index, (kind, values) in pairs])
+    made = [_column(kind, values, shared=index > 0) for index, (kind, values) in pairs]
+    return Block(table, op, made, len(rows) if len(rows) <= FEW else 0)
 
 
 @cache
@@ -235,7 +242,11 @@ async def write_then(
 
 
 def _shape(blocks: Sequence[Block]) -> tuple[tuple[Table, Op, str], ...]:
-    return tuple((b.table, b.op, "".join([column[0] for column in b.columns])) for b in blocks)
+    return tuple((b.table, b.op, _size(b) + "".join([column[0] for column in b.columns])) for b in blocks)
+
+
+def _size(one: Block) -> str:
+    return "1" if one.rows == 1 else "+" if one.rows else "*"
 
 
 def _values(blocks: Sequence[Block]) -> list[str]:
@@ -248,15 +259,19 @@ def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int
     if provided is not None:
         parts.append(f"provided(yes) AS MATERIALIZED ({provided})")
         where = " WHERE (SELECT yes FROM provided)"
-    for index, (table, op, forms) in enumerate(shape):
+    for index, (table, op, sized) in enumerate(shape):
+        size, forms = sized[0], sized[1:]
         kinds = dict(table.columns)
         made = {}
         for name, form in zip(table.written(op), forms, strict=True):
             kind = _KINDS[kinds[name]]
             if form == "{":
-                made[name] = kind.read.format(f"unnest(${number}::text::{kind.type}[])")
-            elif form == "=":  # a query of its own: without it PostgreSQL reads the text again for every row
-                made[name] = f"(SELECT {kind.read.format(f'${number}::text::{kind.type}')})"
+                array = f"${number}::text::{kind.type}[]"
+                made[name] = kind.read.format(f"({array})[1]" if size == "1" else f"unnest({array})")
+            elif form == "=":
+                value = kind.read.format(f"${number}::text::{kind.type}")
+                # a query of its own for many: without it PostgreSQL reads the text again for every row
+                made[name] = f"(SELECT {value})" if size == "*" else value
             else:
                 made[name] = kind.read.format(f"NULL::{kind.type}")
             number += form != "-"

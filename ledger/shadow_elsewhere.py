@@ -193,13 +193,13 @@ class Elsewhere(Mirror):
 
     async def give(self, connection: Connection) -> int:
         """Gives the table the next of what waits; how many rows. For one at a time, on the ledger's connection: who is overtaken
-        stops by itself. Raises LegacyAway."""
+        stops by itself. Raises LegacyAway, also where the login has lost its rights."""
         if self._watcher is not None:
             self._watcher.shadow_waiting(await connection.fetchval(_sql.waiting))
         now = asyncio.get_running_loop().time()
         self._refused = {owner: until for owner, until in self._refused.items() if until > now}
         if not self._epoch:
-            async with self.there() as there:
+            async with self._readable() as there:
                 (row,) = await there.fetch(self._filled(_sql.take_over))
                 self._epoch, self._told = row
         await connection.execute(_sql.forget, self._told)
@@ -207,7 +207,7 @@ class Elsewhere(Mirror):
         if not rows:
             return 0
         epoch, self._epoch = self._epoch, 0  # should this fail: whether it was done, the table says
-        async with self.there() as there, there.transaction():
+        async with self._readable() as there, there.transaction():
             if await there.fetchval(self._filled(_sql.fence)) != epoch:
                 _log.warning("shadow.overtaken", table=self.legacy.table)
                 return 0

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
 from stablerail.cli_audit import audit_app
 from stablerail.cli_base import actor_of as _actor
@@ -37,7 +38,20 @@ from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings
 from stablerail.config_values import describe
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+class TextOnly(TyperGroup):
+    """What is typed goes into texts of the database, which takes no bytes that are none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for number, argument in enumerate(args, 1):
+            if not argument.isascii() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise typer.BadParameter(f"argument {number} is not UTF-8", ctx)
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=TextOnly, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, as topics/catalog.py declares them.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys. A key is shown once and stored hashed.")
 dev_app = typer.Typer(no_args_is_help=True, help="Kafka, PostgreSQL and a chain on this machine, without containers.")
@@ -109,10 +123,11 @@ def worker(
         typer.Argument(help="onboarding, deposits, chains, withdrawals, investing, treasury, recovery; none = all"),
     ] = None,
     port: Annotated[int | None, typer.Option(help="web port of the (first) worker")] = None,
+    supervisor: Annotated[int | None, typer.Option(hidden=True, help="process id of whoever started it")] = None,
 ) -> None:
     """Run one movement in this process, or several as children that are restarted when they stop."""
     with _loading():
-        from stablerail.wiring import MOVEMENTS, NEEDS
+        from stablerail.movements import MOVEMENTS, NEEDS
 
     chosen = tuple(movements or MOVEMENTS)
     unknown = [name for name in chosen if name not in MOVEMENTS]
@@ -124,7 +139,7 @@ def worker(
         with _loading():
             from stablerail.worker import run_worker
 
-        run_worker(chosen[0], settings, first)
+        run_worker(chosen[0], settings, first, supervisor)
     from stablerail.supervisor import supervise
 
     code = asyncio.run(
@@ -203,8 +218,8 @@ def keys_create(
     actor: Actor = None,
 ) -> None:
     """Make a key and print it, once."""
+    from stablerail.connections import connector
     from stablerail.keys import Scope, create_key
-    from stablerail.wiring import connector
 
     settings = _settings("database_url", logs=False)
     known = [member.value for member in Scope]
@@ -228,8 +243,8 @@ def keys_create(
 @keys_app.command("list")
 def keys_list() -> None:
     """Every key, without its secret."""
+    from stablerail.connections import connector
     from stablerail.keys import list_keys
-    from stablerail.wiring import connector
 
     settings = _settings("database_url", logs=False)
 
@@ -250,8 +265,8 @@ def keys_list() -> None:
 @keys_app.command("revoke")
 def keys_revoke(key_id: str, actor: Actor = None) -> None:
     """End a key."""
+    from stablerail.connections import connector
     from stablerail.keys import revoke_key
-    from stablerail.wiring import connector
 
     settings = _settings("database_url", logs=False)
 

@@ -126,7 +126,7 @@ def _time(option: str, text: str | None) -> datetime | None:
 
 
 def _with_connection(read: Any) -> Any:
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     settings = needed_settings("database_url", logs=False)
 

@@ -68,7 +68,7 @@ async def journaled(settings: Settings) -> None:
     from aiokafka.errors import KafkaError
 
     from agents.emitter import Emitter
-    from stablerail.wiring import relay_of
+    from stablerail.connections import relay_of
 
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
     relay = relay_of(settings, emitter.journal)

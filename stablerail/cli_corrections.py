@@ -176,7 +176,7 @@ def looked_up(reading: Callable[[Connection], Awaitable[Any]]) -> Any:
 
 def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) -> Any:
     """Runs it on a connection; a deadlock's victim, or whoever came second, runs again."""
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     async def action() -> Any:
         connection = await connector(settings)()

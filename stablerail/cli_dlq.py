@@ -171,7 +171,7 @@ def _show(found: list[Letter]) -> None:
 
 
 def _with(action: Callable[[Connection], Awaitable[Any]]) -> Any:
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     settings = needed_settings("database_url", logs=False)
 

@@ -89,12 +89,14 @@ def lanes_pause(
 @lanes_app.command("resume")
 def lanes_open(
     lane: Name,
-    force: Annotated[bool, typer.Option("--force", help="though it was not compared since a restore")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="though it was not compared since a restore, or no endpoint answers")
+    ] = False,
     reason: Annotated[str, typer.Option(help="of --force: how you know that nothing is forgotten; for the audit")] = "",
     actor: Actor = None,
 ) -> None:
     """Sign again. After foreign_nonce and nonce_taken only once it is known who else used the key; after a restore `recovery open` does it."""
-    from stablerail.wiring import rpcs
+    from stablerail.connections import rpcs
 
     settings = needed_settings("database_url", logs=False)
     key, forced = _key(lane), reason if force else None
@@ -116,7 +118,7 @@ def lanes_sync(
     actor: Actor = None,
 ) -> None:
     """Compare a lane's nonces with what each endpoint of its chain counts."""
-    from stablerail.wiring import rpcs
+    from stablerail.connections import rpcs
 
     settings = needed_settings("database_url", logs=False)
     key = _key(lane)
@@ -151,7 +153,7 @@ def lanes_release(
 ) -> None:
     """End what a nonce was signed for that somebody else used: a withdrawal fails and its hold goes back, a top-up ends. Refused unless
     two endpoints say so at the chain's depth, and none of ours is mined. The lane stays paused."""
-    from stablerail.wiring import rpcs
+    from stablerail.connections import rpcs
 
     settings = needed_settings("database_url", logs=False)
     key = _key(lane)

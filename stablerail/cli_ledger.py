@@ -183,7 +183,7 @@ def transaction(transaction_id: UUID, format: FormatOption = Format.TABLE) -> No
 
 
 def _read(action: Callable[[Reader], Awaitable[Any]]) -> Any:
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     settings = needed_settings("database_url", logs=False)
 

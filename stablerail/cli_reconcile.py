@@ -61,8 +61,8 @@ def reconcile(
 
 
 def _compared(settings: Settings, actor: str | None, lines: TextIO) -> Run:
+    from stablerail.connections import connector
     from stablerail.reconcile import reconcile as compare
-    from stablerail.wiring import connector
 
     found = Found(tell=lambda one: _write(lines, one))
     started_at = datetime.now(UTC)
@@ -106,7 +106,7 @@ def _stored(settings: Settings, run_id: uuid.UUID, lines: TextIO) -> Run:
 
 
 def _read(settings: Settings, reading: Callable[[Connection], Awaitable[Any]]) -> Any:
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     async def action() -> Any:
         connection = await connector(settings)()

@@ -136,7 +136,7 @@ def _lanes(given: Sequence[str]) -> list[str]:
 async def _open(settings: Settings, wanted: set[str] | None, accepted: str, who: str) -> list[Compared]:
     """Compares and opens; what became of each. `accepted`: why what is unknown at a partner is no reason to stay closed."""
     from agents.recovery import restoring
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     connection = await connector(settings)()
     try:
@@ -158,11 +158,11 @@ async def _open(settings: Settings, wanted: set[str] | None, accepted: str, who:
 
 async def _lane(settings: Settings, connection: Connection, lane: Lane) -> Compared:
     from agents.recovery.comparing import compare_lane
-    from stablerail.wiring import rpcs
+    from stablerail.connections import rpcs
+    from topics.events import Chain
 
     async with AsyncExitStack() as stack:
-        known = settings.rpc_urls.get(lane.chain, ())  # type: ignore[call-overload]
-        endpoints = rpcs(settings, lane.chain) if known else ()
+        endpoints = rpcs(settings, Chain(lane.chain)) if lane.chain in settings.rpc_urls else ()
         for endpoint in endpoints:
             stack.push_async_callback(endpoint.close)
         return await compare_lane(connection, lane, endpoints)

@@ -133,8 +133,8 @@ def _with_mirror(
     *,
     commits: bool = False,
 ) -> T:
+    from stablerail.connections import opener
     from stablerail.shadow import mirror_for
-    from stablerail.wiring import opener
 
     given = settings or needed_settings("database_url", logs=False)
     mirror = mirror_for(given)

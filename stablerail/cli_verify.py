@@ -119,7 +119,7 @@ def verify_ledger(
     A checkpoint is a small file with the head of every hash chain. Keep it where the database's owner cannot write:
     it also shows that the past was not rewritten together with its hashes.
     """
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     settings = needed_settings("database_url", logs=False)
     start = BEGINNING

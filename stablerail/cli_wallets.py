@@ -28,7 +28,7 @@ def _now() -> datetime:
 def _with(
     action: Callable[[Connection], Awaitable[Any]], *, changes: bool = False, settings: Settings | None = None
 ) -> Any:
-    from stablerail.wiring import connector
+    from stablerail.connections import connector
 
     used = settings or needed_settings("database_url", logs=False)
 
@@ -108,7 +108,7 @@ def workers_status() -> None:
     table = Table("worker", "movement", "state", "since", "trouble", header_style="bold", pad_edge=False, box=None)
     for one in found:
         trouble = "; ".join(f"{part}: {why}" for part, why in one.trouble.items())
-        table.add_row(one.id, one.movement, one.state(_now()), f"{one.started_at:%Y-%m-%d %H:%M}", trouble)
+        table.add_row(one.id, one.movement, one.state, f"{one.started_at:%Y-%m-%d %H:%M}", trouble)
     out.print(table, markup=False)
     told = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
     out.print(f"jobs: {told}; {stuck} stuck", highlight=False)

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import asyncpg
 import structlog
 
+from agents.looking import Kept
 from chain.endpoints import votes
 from chain.errors import ChainError, NoAgreement
 from chain.evidence import QUORUM
@@ -22,12 +22,12 @@ from chain.rpc import Rpc
 from ledger.commit import TRANSIENT
 from ledger.rows import Connection
 from ledger.sql import load
+from stablerail.config import Settings
 from topics.events import Chain
 
 _log = structlog.get_logger()
+_LATER: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT)
 _sql = load("stablerail", "custody.sql")
-
-_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
 
 
 ADDRESSES_MAX: Final = 10_000
@@ -94,21 +94,24 @@ class CustodyCheck:
         tell: Callable[[str, int], None],
     ) -> None:
         """`tell(chain, base units)` gets the difference."""
-        self._custody, self._connect, self._interval_s = custody, connect, interval_s
+        self._custody, self._reading, self._interval_s = custody, Kept(connect), interval_s
         self._leads, self._tell = leads, tell
-        self._connection: Connection | None = None
 
     async def work(self) -> None:
         chain = self._custody.chain.value
         while True:
             try:
                 if self._leads():
-                    if self._connection is None or self._connection.is_closed():
-                        self._connection = await self._connect()
-                    difference = (await self._custody.look(self._connection)).difference
+                    async with self._reading.open() as connection:
+                        difference = (await self._custody.look(connection)).difference
                     self._tell(chain, difference)
                     if difference:
                         _log.warning("custody.differs", chain=chain, base_units=difference)
-            except _AGAIN as error:
+            except _LATER as error:
                 _log.warning("custody.retry", chain=chain, error=type(error).__name__, reason=str(error))
             await asyncio.sleep(self._interval_s)
+
+
+def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Custody:
+    """The custody mirror of a chain that we read."""
+    return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])

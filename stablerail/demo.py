@@ -27,6 +27,7 @@ import stablerail
 from chain.errors import ChainError
 from ledger.accounts import custody, pending_withdrawal, spendable
 from stablerail.config import ALSO_CALLED, PREFIX, Settings, load_settings
+from stablerail.connections import connector
 from stablerail.demo_story import AMOUNT, Story, StoryBroken, describe
 from stablerail.demo_view import Check, showing, step, summary
 from stablerail.demo_withdrawal import HOT_WALLET, WITHDRAWN, Withdrawing, fund, node_at
@@ -37,8 +38,8 @@ from stablerail.dev.parts import Parts
 from stablerail.dev.processes import tail
 from stablerail.dev.stack import PROGRAMS, Stack
 from stablerail.keys import Scope, create_key
+from stablerail.movements import MOVEMENTS
 from stablerail.verify import verify_all
-from stablerail.wiring import MOVEMENTS, connector
 from topics.events import Chain, Event
 from topics.money import SCALE, format_amount
 

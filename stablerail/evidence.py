@@ -39,9 +39,9 @@ from chain.wire import amount, mapping, quantity
 from ledger.rows import Connection
 from ledger.sql import load
 from stablerail.config import Settings
+from stablerail.connections import rpcs
 from stablerail.policies import fee_policy, raise_policy
 from stablerail.transfer_evidence import Page, plain, transfer_of, transfer_page
-from stablerail.wiring import rpcs
 from topics.events import Chain, Rail
 from topics.money import format_amount
 

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
+import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents import lenient_records
 from ledger.assembly import JUMP, Assembly, RestoreScan
-from ledger.errors import DatabaseBusy, JournalBroken, SchemaOutdated
+from ledger.errors import DatabaseBusy, JournalBroken, NoRecord, SchemaOutdated
 from ledger.migrate import is_newest
 from ledger.rebuild import TELL_AGAIN, Restored, rebuild
 from ledger.rebuild_batch import Journaled
@@ -26,10 +27,14 @@ from ledger.rows import Connection
 from stablerail.config import Settings
 from topics.catalog import JOURNAL
 
+_log = structlog.get_logger()
+
 FETCH_BYTES: Final = 32 * 1024 * 1024
 PROGRAM: Final = "stablerail"
 """The application_name of every connection of ours that may write."""
 
+AT_AN_END: Final = 100
+"""So many messages of the journal are looked at where it begins, and where it ends."""
 LEAVING_S_MAX: Final = 1.0
 
 Progress = Callable[[int, int, int, int], None]
@@ -87,35 +92,42 @@ class JournalReader:
         self.end = (await self._consumer.end_offsets([self._partition]))[self._partition]
 
     async def may_tell_of_restores(self) -> bool:
-        """The last number is further from the first than any journal's without a rebuild could be. Also finds `at_last`."""
-        if self.begin == self.end:
-            return False
-        first, last = await self._one(self.begin), await self._one(self.end - 1)
-        self.at_last = datetime.fromtimestamp(last.timestamp / 1000, UTC)
-        return (
-            len(last.key or b"") != 8
-            or int.from_bytes(last.key, "big") >= int.from_bytes(first.key or b"", "big") + JUMP
-        )
-
-    async def _one(self, offset: int) -> Any:
-        self._consumer.seek(self._partition, offset)
-        return await self._consumer.getone(self._partition)
+        """A number at its end is further from the first than any journal's without a rebuild could be. Also finds `at_last`. Foreign
+        messages may be the first and the last, and late ones of a database that was lost the last."""
+        keys = [one.key async for one in self._messages(self.begin, self.begin + AT_AN_END)]
+        ours = [int.from_bytes(key, "big") for key in keys if len(key or b"") == 8]
+        if not ours:
+            return bool(keys)
+        async for one in self._messages(max(self.begin, self.end - AT_AN_END)):
+            self.at_last = datetime.fromtimestamp(one.timestamp / 1000, UTC)
+            if len(one.key or b"") == 8:
+                ours.append(int.from_bytes(one.key, "big"))
+        return max(ours) >= min(ours) + JUMP
 
     async def records(self) -> AsyncIterator[Journaled]:
-        """Raises JournalBroken."""
+        """Raises JournalBroken. What is no record of ours is passed over: no chain lacks it."""
         assembly = Assembly()
-        self._consumer.seek(self._partition, self.begin)
-        offset = self.begin
-        while offset < self.end:
+        async for message in self._messages(self.begin):
+            try:
+                one = assembly.take(message.offset, message.key, message.value, message.headers)
+            except NoRecord as error:
+                _log.warning("journal.no_record", reason=str(error))
+                continue
+            if one is not None:
+                yield one
+        assembly.check_end()
+
+    async def _messages(self, begin: int, end: int | None = None) -> AsyncIterator[Any]:
+        end = self.end if end is None else min(end, self.end)
+        self._consumer.seek(self._partition, begin)
+        offset = begin
+        while offset < end:
             for messages in (await self._consumer.getmany(self._partition, timeout_ms=1_000)).values():
                 for message in messages:
-                    if message.offset >= self.end:
-                        break
-                    one = assembly.take(message.offset, message.key, message.value, message.headers)
-                    if one is not None:
-                        yield one
+                    if message.offset >= end:
+                        return
+                    yield message
             offset = await self._consumer.position(self._partition)
-        assembly.check_end()
 
 
 @asynccontextmanager

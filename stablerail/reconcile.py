@@ -33,9 +33,9 @@ from ledger.shadow import Phase
 from ledger.shadow_phases import state
 from ledger.sql import load
 from stablerail.config import PREFIX, Settings
-from stablerail.custody import Custody
+from stablerail.connections import connector, rpcs
+from stablerail.custody import Custody, custody_of
 from stablerail.reconcile_circle import LOOK_PAUSE_S, LOOKS, CircleWord
-from stablerail.wiring import connector, custody_of, rpcs
 from topics.events import Chain
 
 _sql = load("stablerail", "custody.sql")

@@ -29,7 +29,7 @@ from connectors.kyc.onfido import OnfidoSource
 from connectors.kyc.persona import PersonaSource
 from connectors.kyc.sumsub import SumsubSource
 from connectors.webhooks.bridge import CIRCLE_PATHS, ONFIDO_PATHS, PERSONA_PATHS, SUMSUB_PATHS, Mount
-from connectors.webhooks.guard import guarded
+from connectors.webhooks.guard import KEPT_S, guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
@@ -39,11 +39,10 @@ from stablerail import shadow
 from stablerail.api.app import create_api
 from stablerail.api.journal import Journal
 from stablerail.config import Settings
+from stablerail.connections import opener
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
-from stablerail.wiring import opener
 
-CONNECTIONS_MAX = 500
 """Of the API."""
 _log = structlog.get_logger()
 
@@ -125,11 +124,11 @@ def _relay_scheme(settings: Settings, secret: SecretStr) -> HmacScheme:
 
 
 def run_bridge(settings: Settings) -> None:
-    """Serves until SIGTERM. Strangers reach it: its connections are guarded."""
+    """Serves until SIGTERM."""
     # a request's objects die with it; looking at the living every 700 costs a fifth of the time
     gc.set_threshold(100_000, 50, 100)
     app = bridge_app(settings, Metrics())
-    _server(app, settings.bridge_host, settings.bridge_port, settings, http=guarded(), limit_concurrency=None).run()
+    _server(app, settings.bridge_host, settings.bridge_port, settings).run()
 
 
 def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
@@ -210,8 +209,8 @@ def run_api(settings: Settings) -> None:
         raise SystemExit(EXIT_BUG) from None
 
 
-def _server(app: FastAPI, host: str, port: int, settings: Settings, **more: Any) -> uvicorn.Server:
-    options: dict[str, Any] = {"limit_concurrency": CONNECTIONS_MAX, **more}
+def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Server:
+    """Not with `limit_concurrency`: whoever holds so many connections, and says nothing, keeps everybody out."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -220,8 +219,9 @@ def _server(app: FastAPI, host: str, port: int, settings: Settings, **more: Any)
             log_config=None,
             access_log=False,
             server_header=False,
+            http=guarded(),
             ws="none",
+            timeout_keep_alive=KEPT_S,
             timeout_graceful_shutdown=int(settings.worker_shutdown_timeout_s),
-            **options,
         )
     )

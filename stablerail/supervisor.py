@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import structlog
 
 _log = structlog.get_logger()
 
+LOOK_S = 1.0
+"""Between two looks of a child at whether its supervisor lives."""
 STEADY_S = 60.0
 """A child that ran so long starts anew without waiting."""
 
@@ -37,7 +40,9 @@ async def _keep(movement: str, port: int, stopping: asyncio.Event, wait_s_max: f
     while True:
         started = asyncio.get_running_loop().time()
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "stablerail.cli", "worker", movement, "--port", str(port), process_group=0
+            *(sys.executable, "-m", "stablerail.cli", "worker", movement, "--port", str(port)),
+            *("--supervisor", str(os.getpid())),
+            process_group=0,
         )
         ended = asyncio.create_task(child.wait())
         stop = asyncio.create_task(stopping.wait())
@@ -52,6 +57,14 @@ async def _keep(movement: str, port: int, stopping: asyncio.Event, wait_s_max: f
         if stopping.is_set():
             return 0
         wait_s = min(wait_s * 2, wait_s_max)
+
+
+async def ends_with(supervisor: int) -> None:
+    """Ends this process as SIGTERM does when it is the child of `supervisor` no more: who died without a word starts anew, with others."""
+    while os.getppid() == supervisor:  # noqa: ASYNC110  (a parent is no event)
+        await asyncio.sleep(LOOK_S)
+    _log.warning("worker.orphaned", supervisor=supervisor)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _end(child: asyncio.subprocess.Process, ended: asyncio.Task[int], timeout_s: float) -> int:

@@ -10,9 +10,10 @@ from ledger.sql import load
 from ledger.verify import JUDGED, Result, together, unheard, verify
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
+from stablerail.connections import connector, rpcs
+from stablerail.custody import custody_of
 from stablerail.verify_kafka import verify_kafka
 from stablerail.verify_rebuild import verify_rebuild
-from stablerail.wiring import connector, custody_of, rpcs
 from topics.money import format_amount
 
 LATE_BLOCKS: Final = 100

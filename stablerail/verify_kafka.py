@@ -34,8 +34,8 @@ from ledger.rows import Connection
 from ledger.sql import load
 from ledger.verify import DRAINED, EMITTED, SETTLED, Result
 from stablerail.config import Settings
+from stablerail.movements import MOVEMENTS
 from stablerail.topics_admin import admin
-from stablerail.wiring import MOVEMENTS
 from topics.catalog import JOURNAL, TOPICS, Topic, by_name
 from topics.envelope import Received, read
 from topics.errors import EventRefused

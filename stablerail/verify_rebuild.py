@@ -33,8 +33,8 @@ from ledger.sql import load
 from ledger.verify import Result, unheard
 from ledger.verify_chain import Progress
 from stablerail.config import Settings
+from stablerail.connections import connector
 from stablerail.rebuild import JournalReader, alone_in, open_journal, rebuild_from
-from stablerail.wiring import connector
 
 _sql = load("stablerail", "verify_rebuild.sql")
 

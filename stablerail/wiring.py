@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
-import asyncpg
 import structlog
-from aiokafka.errors import KafkaError
 
 from agents.acting import Acting
 from agents.chains.watch_chain import WatchChain, Watched
@@ -25,7 +22,6 @@ from agents.deposits.lookups import Lookups, circle_listing
 from agents.deposits.poll_circle import PollCircle, Polled
 from agents.emitter import Emitter
 from agents.investing import release_orders, reserve_orders, settle_fills
-from agents.journal_end import last_record
 from agents.looking import look_again_and_again
 from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.onboarding.circle_wallets import CircleWallets
@@ -62,16 +58,14 @@ from chain.scan import ScanSettings
 from chain.signer import Signer
 from connectors.circle.client import CircleClient
 from ledger.accounts import AccountType
-from ledger.commit import lost_not_cancelled
-from ledger.errors import RoleRefused
-from ledger.journal import Publish, Relay
 from ledger.rows import Connection
-from ledger.shadow import Mirror, mirrored
 from stablerail import order_figures
 from stablerail.buffers import Buffers
 from stablerail.config import Settings
-from stablerail.custody import Custody, CustodyCheck
+from stablerail.connections import opener, relay_of, rpcs
+from stablerail.custody import CustodyCheck, custody_of
 from stablerail.hot_wallets import gas_account, hot_wallet, load_lane_key
+from stablerail.invariants import Invariants
 from stablerail.metrics import Metrics
 from stablerail.policies import (
     call_policy,
@@ -82,6 +76,7 @@ from stablerail.policies import (
     raise_policy,
     withdrawal_policy,
 )
+from stablerail.reconcile import reconcile
 from stablerail.shadow import elsewhere_for, mirror_for
 from stablerail.topics_admin import admin, retentions
 from stablerail.withdrawal_views import WithdrawalViews
@@ -89,86 +84,6 @@ from topics.events import Chain
 from topics.trace import Spans
 
 _log = structlog.get_logger()
-
-MOVEMENTS: Final = ("onboarding", "deposits", "chains", "withdrawals", "investing", "treasury", "recovery")
-"""Each is one Faust app with a consumer group of its own, and one Deployment in production."""
-
-NEEDS: Final[dict[str, tuple[str, ...]]] = {
-    "onboarding": ("database_url", "circle_api_key", "circle_entity_secret"),
-    "deposits": ("database_url",),
-    "chains": ("database_url",),
-    "withdrawals": ("database_url",),
-    "investing": ("database_url",),
-    "treasury": ("database_url",),
-    "recovery": ("database_url",),
-}
-
-
-def connector(settings: Settings, **server_settings: str) -> Callable[[], Awaitable[Connection]]:
-    """As `opener`; what its connections post goes to the legacy table too, where there is one."""
-    return opener(settings, mirror_for(settings), **server_settings)
-
-
-def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) -> Callable[[], Awaitable[Connection]]:
-    """Opens a connection in our schema and under our role, whose locks a frozen process cannot keep. It raises RoleRefused,
-    and asyncpg's errors."""
-
-    async def connect() -> Connection:
-        try:
-            with (
-                lost_not_cancelled()
-            ):  # here, once: whoever opens one and waits for a server that is away sees an error
-                return await _open()
-        except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
-            role = settings.database_role
-            remedy = f"run `stablerail migrate` as the owner; a login of its own needs: GRANT {role} TO the login"
-            raise RoleRefused(f"{error}; {remedy}") from None
-
-    async def _open() -> Connection:
-        connection: Connection = await asyncpg.connect(
-            settings.secret("database_url"),
-            timeout=10,
-            connection_class=mirrored(mirror),
-            server_settings={
-                "application_name": "stablerail",
-                "search_path": settings.database_schema,
-                "role": settings.database_role,
-                "lock_timeout": f"{int(settings.database_lock_timeout_s * 1000)}ms",
-                "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
-                # a host that is gone is noticed within half a minute: its session has the locks of whoever leads
-                "tcp_keepalives_idle": "10",
-                "tcp_keepalives_interval": "5",
-                "tcp_keepalives_count": "3",
-                # whatever the database's own is: who waited for a lock must see what was done meanwhile
-                "default_transaction_isolation": "read committed",
-                "jit": "off",  # our statements are short; compiling them costs more than running them
-                # a custom plan would parse every array literal once more, only to plan the same
-                "plan_cache_mode": "force_generic_plan",
-                **server_settings,
-            },
-        )
-        _keep_alive(connection)
-        return connection
-
-    return connect
-
-
-def _keep_alive(connection: Any) -> None:
-    """A server whose host is gone is noticed within half a minute, also by who waits for its answer: else for ever."""
-    line = connection._transport.get_extra_info("socket")
-    if line is None or line.family == socket.AF_UNIX:
-        return
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
-    for name, value in options.items():
-        if hasattr(socket, name):  # not every system has all of them
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def relay_of(settings: Settings, publish: Publish) -> Relay:
-    """The relay of a process. Before its first turn it looks whether the database is the one that the journal is of."""
-    last = partial(last_record, settings.kafka_bootstrap, settings.topic_prefix)
-    return Relay(connector(settings, synchronous_commit="off"), publish, (KafkaError,), last)
 
 
 def services(settings: Settings, metrics: Metrics, stop: Stop, spans: Spans | None = None) -> Services:
@@ -209,14 +124,6 @@ class Movement:
     """Called once a second."""
 
 
-def rpcs(settings: Settings, chain: Any) -> tuple[Rpc, ...]:
-    """The endpoints of a chain that we read."""
-    return tuple(
-        Rpc(url.get_secret_value(), settings.chain_ids[chain], settings.rpc_timeout_s)
-        for url in settings.rpc_urls[chain]
-    )
-
-
 def watched_rpcs(settings: Settings, chain: Chain, movement: Movement, metrics: Metrics) -> tuple[Rpc, ...]:
     """The endpoints of a chain for the movement's life; how they do is measured."""
     endpoints = rpcs(settings, chain)
@@ -228,11 +135,6 @@ def watched_rpcs(settings: Settings, chain: Chain, movement: Movement, metrics: 
 
     movement.measures.append(measure)
     return endpoints
-
-
-def custody_of(settings: Settings, chain: Chain, endpoints: Sequence[Rpc]) -> Custody:
-    """The custody mirror of a chain that we read."""
-    return Custody(chain, endpoints, settings.usdc_contracts[chain].lower(), settings.finality_depths_blocks[chain])
 
 
 async def build(name: str, settings: Settings, shared: Services, metrics: Metrics) -> Movement:
@@ -388,7 +290,7 @@ async def _by_custodian(
         settings.require("circle_api_key", "circle_entity_secret")
     transfer = Delivery(transfer_by_custodian.stage(sources), shared)
     shards = settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)
-    settle = Delivery(settle_transfers.stage(readers, shared.connect, shards), shared)
+    settle = Delivery(settle_transfers.stage(readers, shared.connect, shared.clock, shards), shared)
     movement.deliveries += [transfer, settle]
     circle = await circle_client(settings, movement)
     if circle is None:
@@ -445,8 +347,6 @@ async def _chains(settings: Settings, shared: Services, metrics: Metrics) -> Mov
 
 
 async def _treasury(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
-    from stablerail.reconcile import reconcile  # it reads the chains through this file
-
     buffers = Buffers(settings, metrics)
     funded = fund_broker.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_FIAT))
     metrics.discrepancy_threshold(settings.discrepancy_alert_threshold)
@@ -466,8 +366,6 @@ async def _treasury(settings: Settings, shared: Services, metrics: Metrics) -> M
 
 
 async def _recovery(settings: Settings, shared: Services, metrics: Metrics) -> Movement:
-    from stablerail.invariants import Invariants  # it reads the chains through this file
-
     movement = Movement("recovery")
     movement.deliveries.extend(Delivery(stage, shared) for stage in store_dead_letters.stages())
     movement.workers.append(RedriveDeadLetters(shared, metrics.letters_open).work)

@@ -35,10 +35,13 @@ from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable
 from stablerail import shadow
 from stablerail.config import Settings
+from stablerail.connections import opener
 from stablerail.metrics import Metrics
+from stablerail.movements import NEEDS
+from stablerail.supervisor import ends_with
 from stablerail.telemetry import exported
 from stablerail.views import View, mount
-from stablerail.wiring import NEEDS, Movement, build, opener, services
+from stablerail.wiring import Movement, build, services
 from stablerail.workers import tell, watch_jobs
 from topics.catalog import Topic
 
@@ -50,13 +53,13 @@ POLL_S_MAX = 10 * 365 * 86_400.0
 """Between two polls of the broker: no limit."""
 
 
-def run_worker(movement: str, settings: Settings, port: int) -> NoReturn:
-    """Runs until SIGTERM (exit code 0) or a crash (EXIT_BUG), and ends the process."""
+def run_worker(movement: str, settings: Settings, port: int, supervisor: int | None = None) -> NoReturn:
+    """Runs until SIGTERM or the end of `supervisor`, its process (exit code 0), or a crash (EXIT_BUG), and ends the process."""
     settings.require(*NEEDS[movement])
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
     try:
-        uvloop.run(_Worker(movement, settings, port).run())
+        uvloop.run(_Worker(movement, settings, port, supervisor).run())
     except (ACopy, DatabaseBehind, LegacyUnusable) as error:  # nothing was done
         _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
         exit_now(EXIT_BUG)
@@ -73,7 +76,7 @@ class _FaustWorker(faust.Worker):
 
 
 class _Worker:
-    def __init__(self, movement: str, settings: Settings, port: int) -> None:
+    def __init__(self, movement: str, settings: Settings, port: int, supervisor: int | None) -> None:
         self._name = movement
         self._settings = settings
         self._port = port
@@ -81,10 +84,13 @@ class _Worker:
         self._spans = exported(settings.otlp_traces_url, f"stablerail-{movement}")
         if self._spans is not None:
             trace.set_tracer_provider(self._spans.others)
+        self._supervisor = supervisor
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> NoReturn:
         settings = self._settings
+        if self._supervisor is not None:
+            self._tasks.append(asyncio.create_task(ends_with(self._supervisor)))
         shared = services(settings, self._metrics, Stop(), self._spans)
         await until_up(partial(_reach, shared), "worker.waits", (KafkaError, *TRANSIENT))
         await _beside(settings)

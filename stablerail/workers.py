@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, cast
 
-import asyncpg
 import orjson
 import structlog
 from prometheus_client import CollectorRegistry
@@ -26,7 +25,7 @@ from ledger.rows import Connection as Locked
 from ledger.sql import load
 from stablerail.keys import Connection
 from stablerail.metrics import Metrics
-from stablerail.wiring import MOVEMENTS
+from stablerail.movements import MOVEMENTS
 
 _log = structlog.get_logger()
 _SQL = load("stablerail", "workers.sql")
@@ -38,7 +37,6 @@ STUCK_S: Final = 1_800.0
 """A job that has been under way for so long is looked at by a person."""
 WATCH_S: Final = 30.0
 WRITER: Final = "workers"
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 _SHOWN: Final = (
     "wallet_provisioning_",
     "stablerail_calls_total",
@@ -57,14 +55,14 @@ class Worker:
     pid: int
     started_at: datetime
     seen_at: datetime
+    silent_s: float
+    """Since then, by the server's clock."""
     trouble: dict[str, str]
     figures: dict[str, float]
 
-    def lost(self, now: datetime) -> bool:
-        return (now - self.seen_at).total_seconds() > LOST_S
-
-    def state(self, now: datetime) -> Literal["ready", "unready", "lost"]:
-        return "lost" if self.lost(now) else "unready" if self.trouble else "ready"
+    @property
+    def state(self) -> Literal["ready", "unready", "lost"]:
+        return "lost" if self.silent_s > LOST_S else "unready" if self.trouble else "ready"
 
 
 async def tell(
@@ -72,14 +70,14 @@ async def tell(
 ) -> None:
     """One worker's side; never returns. A database that is away is no reason to stop."""
     started = datetime.now(UTC)
+    known: list[datetime | None] = []
 
     async def beat(connection: Connection) -> None:
-        nonlocal started
         ordered = await _beat(connection, movement, started, trouble(), figures_of(registry))
-        if ordered is not None and ordered > started:
+        if known and known[-1] != ordered:  # no clock tells: they differ
             _log.info("worker.restart_ordered", movement=movement)
             os.kill(os.getpid(), signal.SIGTERM)
-            started = datetime.now(UTC)  # once is enough
+        known[:] = [ordered]
 
     await look_again_and_again(connect, beat, BEAT_S, "worker.beat_lost")
 
@@ -88,11 +86,10 @@ async def _beat(
     connection: Connection, movement: str, started: datetime, trouble: dict[str, str], figures: dict[str, float]
 ) -> datetime | None:
     """When the movement was last told to restart."""
-    now, host, pid = datetime.now(UTC), socket.gethostname(), os.getpid()
+    host, pid = socket.gethostname(), os.getpid()
     said = (orjson.dumps(one).decode() for one in (trouble, figures))
-    forgotten = now - timedelta(seconds=4 * LOST_S)
     ordered: datetime | None = await connection.fetchval(
-        _SQL.beat, f"{host}:{pid}", movement, host, pid, started, now, *said, forgotten
+        _SQL.beat, f"{host}:{pid}", movement, host, pid, started, *said, 4 * LOST_S
     )
     return ordered
 
@@ -131,7 +128,7 @@ async def watch_jobs(connect: Callable[[], Any], clock: Callable[[], datetime], 
                 metrics.jobs_stuck((await jobs(connection, clock()))[1])
             finally:
                 await connection.close()
-        except _AGAIN as error:
+        except TRANSIENT as error:
             _log.warning("jobs.not_counted", error=type(error).__name__)
         await asyncio.sleep(WATCH_S)
 
@@ -143,7 +140,7 @@ async def trouble(connection: Connection, now: datetime) -> dict[str, str]:
     for worker in await seen(connection):
         by_movement.setdefault(worker.movement, []).append(worker)
     for movement, workers in by_movement.items():
-        if not any(worker.state(now) == "ready" for worker in workers):
+        if not any(worker.state == "ready" for worker in workers):
             why = "; ".join(f"{part}: {text}" for worker in workers for part, text in worker.trouble.items())
             found[movement] = why or f"no worker was heard of for {LOST_S:.0f} s"
     _, stuck = await jobs(connection, now)

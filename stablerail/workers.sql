@@ -1,17 +1,19 @@
 -- name: beat
--- The worker as it is; those that were not heard of for long are forgotten. When its movement was last told to restart.
+-- The worker as it is; those that were not heard of for long are forgotten. When its movement was last told to restart. One clock for
+-- all: the server's.
 WITH told AS (
     INSERT INTO workers AS w (id, movement, host, pid, started_at, seen_at, trouble, figures)
-    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8::text::jsonb)
+    VALUES ($1, $2, $3, $4, $5, now(), $6::text::jsonb, $7::text::jsonb)
     ON CONFLICT (id) DO UPDATE SET movement = excluded.movement, started_at = excluded.started_at,
         seen_at = excluded.seen_at, trouble = excluded.trouble, figures = excluded.figures
 ), forgotten AS (
-    DELETE FROM workers WHERE seen_at < $9 AND id <> $1
+    DELETE FROM workers WHERE seen_at < now() - make_interval(secs => $8) AND id <> $1
 )
 SELECT ordered_at FROM worker_restarts WHERE movement = $2
 
 -- name: workers
-SELECT id, movement, host, pid, started_at, seen_at, trouble, figures FROM workers ORDER BY movement, id
+SELECT id, movement, host, pid, started_at, seen_at, extract(epoch FROM now() - seen_at)::float8 AS silent_s, trouble, figures
+FROM workers ORDER BY movement, id
 
 -- name: jobs
 SELECT state, count(*), count(*) FILTER (WHERE state = 'in_progress' AND updated_at < $1)

@@ -6,6 +6,7 @@ keep a wallet's, a customer's and a chain's events in order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from topics import events
@@ -17,6 +18,10 @@ INPUT_BYTES_MAX = 1_000_000
 """A value over it is refused at the edge, and by the stage where a producer is not ours."""
 RECORD_BYTES_MAX = 8_000_000
 """Journal and dead letters carry inputs plus what we add; larger commit records go in parts."""
+FRAMING_BYTES = 100_000
+"""The broker takes so much more than a topic's limit: headers, and the framing of batches."""
+FRAMING_BYTES_USED = 90_000
+"""So much of it a message may have that is sent once more, with headers of ours."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Topic:
         """Topic-level settings as the broker names them."""
         return {
             "retention.ms": str(self.retention_ms),
-            "max.message.bytes": str(self.bytes_max + 100_000),  # headers and batch framing
+            "max.message.bytes": str(self.bytes_max + FRAMING_BYTES),
             "cleanup.policy": "compact" if self.compacted else "delete",
             # the broker unpacks what a producer compressed, so the limit holds for the contents: no bomb reaches us
             "compression.type": "uncompressed",
@@ -159,3 +164,10 @@ def bytes_max(name: str) -> int:
     """The largest record batch that the topic takes; an undeclared topic (a test's) is taken for an input."""
     topic = _BY_NAME.get(name)
     return INPUT_BYTES_MAX if topic is None else topic.bytes_max
+
+
+def fits(name: str, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> bool:
+    """Whether the topic takes such a message once more."""
+    size = len(key or b"") + len(value or b"")
+    size += sum(len(header.encode(errors="replace")) + len(content or b"") + 8 for header, content in headers)
+    return size <= bytes_max(name) + FRAMING_BYTES_USED

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 
-import asyncpg
 import structlog
 
 from agents.deposits.deposit import Deposit, Status, about, credited, finalized, parked, reversed_
@@ -30,6 +29,7 @@ from agents.deposits.facts import Place, closed_of, denied_of, owners_of
 from agents.deposits.figures import count_ends
 from agents.deposits.policy import DepositPolicy, Held
 from agents.deposits.reversal import Purse, lock_purses
+from agents.looking import Kept
 from agents.outcome import Alert, Done, Emit, Outcome, Stage
 from agents.withdrawals.withdrawal import Status as Withdrawn
 from agents.withdrawals.withdrawal import Withdrawal, moved, released, settled
@@ -55,7 +55,6 @@ _log = structlog.get_logger()
 _sql = load_sql("agents.deposits", "deposits.sql")
 
 NAME: Final = "finalize_deposits"
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 DUE_MAX: Final = 500
 """Deposits looked up under one head; the rest follows under the next."""
 LOOKUPS_AT_ONCE: Final = 10
@@ -227,8 +226,7 @@ class FinalizeDeposits:
     ) -> None:
         self._chains = chains
         self._policy = policy
-        self._connect = connect
-        self._connection: Connection | None = None
+        self._reading = Kept(connect)
 
     async def prepare(self, events: Sequence[Received]) -> Mapping[str, Finding]:
         """Before the transaction: asks every endpoint about every deposit that is due under the newest heads."""
@@ -258,20 +256,13 @@ class FinalizeDeposits:
                     )
 
             try:
-                connection = await self._reading()
-                due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
-            except _AGAIN as error:
-                if self._connection is not None:
-                    self._connection.terminate()  # the driver may have lost count of it
+                async with self._reading.open() as connection:
+                    due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
+            except TRANSIENT as error:
                 _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
                 return findings
             await asyncio.gather(*(look(tuple(row)) for row in due))
         return findings
-
-    async def _reading(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return self._connection
 
     async def load(
         self, connection: Connection, _events: Sequence[Received], findings: Mapping[str, Finding], at: datetime

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import asyncpg
 import structlog
 
 from agents.deposits.facts import named
+from agents.looking import Kept
 from chain.errors import ChainError
 from connectors.circle.chains import Network, to_circle
 from connectors.circle.client import CircleClient
@@ -30,7 +30,6 @@ from topics.events import Chain, DepositNotified, Evidence
 _log = structlog.get_logger()
 _sql = load_sql("agents.deposits", "deposits.sql")
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 ASKED_MAX: Final = 10
 """Groups asked for before one batch: two seconds of what Circle allows."""
 AT_ONCE: Final = 3
@@ -69,8 +68,7 @@ class Lookups:
     ) -> None:
         self._listing = listing
         self._chains_read = chains_read
-        self._connect = connect
-        self._connection: Connection | None = None
+        self._reading = Kept(connect)
 
     async def prepare(self, events: Sequence[Received]) -> Looked:
         transfers: defaultdict[str, set[str]] = defaultdict(set)
@@ -89,20 +87,15 @@ class Lookups:
         if not groups:
             return {}
         try:
-            for group_id, report_id in await self._known(list(groups)):
-                transfers[group_id].add(report_id)
-        except _AGAIN as error:
-            if self._connection is not None:
-                self._connection.terminate()  # the driver may have lost count of it
+            async with self._reading.open() as connection:
+                known = await connection.fetch(_sql.grouped, uuids(list(groups)))
+        except TRANSIENT as error:
             _log.warning("lookups.retry", error=type(error).__name__)
             return {}
+        for group_id, report_id in known:
+            transfers[group_id].add(report_id)
         wanted = [group_id for group_id in groups if len(transfers[group_id]) > 1][:ASKED_MAX]
         return await self._ask({group_id: groups[group_id] for group_id in wanted}) if wanted else {}
-
-    async def _known(self, groups: list[str]) -> list[Any]:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return await self._connection.fetch(_sql.grouped, uuids(groups))
 
     async def _ask(self, groups: Mapping[str, _Asked]) -> Looked:
         looked: dict[str, dict[str, Evidence]] = {}

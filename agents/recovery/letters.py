@@ -136,7 +136,7 @@ def readable_as(letter: Letter) -> str | None:
     """The id that its event has to this release; None: it cannot be read."""
     assert letter.origin is not None
     try:
-        return read(catalog.by_name(letter.origin), letter.value, _headers(letter)).uid
+        return read(catalog.by_name(letter.origin), letter.value, sent_headers(letter)).uid
     except (EventRefused, KeyError):
         return None
 
@@ -151,11 +151,11 @@ def waiting(letter: Letter) -> Letter:
 def again(letter: Letter) -> Message:
     """The event as it came, to be settled once more: its stage takes a higher attempt of what it refused."""
     assert letter.origin is not None
-    again = with_attempt(_headers(letter), min(letter.attempts + 1, ATTEMPT_MAX))
+    again = with_attempt(sent_headers(letter), min(letter.attempts + 1, ATTEMPT_MAX))
     return Message(letter.origin, letter.key, letter.value, headers=[*again, (LETTER, letter.id.encode())])
 
 
-def _headers(letter: Letter) -> list[tuple[str, bytes | None]]:
+def sent_headers(letter: Letter) -> list[tuple[str, bytes | None]]:
     return [
         (bytes.fromhex(name or "").decode(errors="surrogateescape"), None if value is None else bytes.fromhex(value))
         for name, value in letter.headers

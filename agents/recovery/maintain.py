@@ -24,12 +24,12 @@ from typing import Any, Final
 import structlog
 from aiokafka.errors import KafkaError
 
-from agents.lone_writer import AGAIN, LoneWriter
+from agents.lone_writer import LoneWriter
 from agents.recovery.retention import kept, longest
 from agents.services import Services
 from agents.withdrawals.limits import DAY_COUNTER
 from ledger.audit_logs import Log
-from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
+from ledger.commit import OVERTAKEN, TRANSIENT, Sealed, Unchanged, lock_writer, seal
 from ledger.rows import Block, Connection, Op, Table, block
 from ledger.sql import load
 from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, DEAD_LETTERS, INBOX
@@ -160,7 +160,7 @@ class Maintain:
                 while rows := await cursor.fetch(ROWS_MAX):
                     yield [tuple(row) for row in rows]
         finally:
-            with suppress(*AGAIN):
+            with suppress(*TRANSIENT):
                 await reader.close()
 
     async def _forget(self, connection: Connection, rule: Rule, keys: list[tuple[Any, ...]]) -> dict[str, int]:

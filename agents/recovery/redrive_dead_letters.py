@@ -22,7 +22,7 @@ import structlog
 
 from agents.lone_writer import LoneWriter
 from agents.recovery.errors import BadReason, LetterEnded, LetterRefused, NotRedrivable, UnknownLetter
-from agents.recovery.letters import Letter, State, again, bytes_of, plain, readable_as, with_event
+from agents.recovery.letters import Letter, State, again, bytes_of, plain, readable_as, sent_headers, with_event
 from agents.recovery.store_dead_letters import letter_of_row, lock
 from agents.services import Services
 from ledger.audit_logs import Log
@@ -32,7 +32,7 @@ from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block, uuids
 from ledger.sql import load as load_sql
 from ledger.tables import DEAD_LETTERS
-from topics.catalog import bytes_max
+from topics.catalog import fits
 from topics.codes import Whose, nature
 
 _log = structlog.get_logger()
@@ -44,8 +44,6 @@ AT_ONCE: Final = 100
 """Letters of one commit: each carries its event."""
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 """Of events in one commit, far below what a record may hold."""
-FRAMING: Final = 90_000
-"""Of what the broker takes above an event's own limit, and we do not use up (topics/catalog.py)."""
 LOOK_S: Final = 2.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -177,7 +175,7 @@ def _refusal(letter: Letter, settled: set[tuple[str, str | None]], force: bool) 
         return LetterEnded(letter.id, f"{letter.id} is {letter.state}")
     if letter.origin is None:
         return NotRedrivable(letter.id, f"{letter.id} is no event of a topic; {about.remedy or 'discard it'}")
-    if bytes_of(letter) > bytes_max(letter.origin) + FRAMING:
+    if not fits(letter.origin, letter.key, letter.value, sent_headers(letter)):
         return NotRedrivable(letter.id, f"{letter.id} is as large as its topic takes, and would be larger; discard it")
     if any((letter.stage, id) in settled for id in (letter.event_id, *letter.events)):
         return LetterEnded(letter.id, f"{letter.id}: its stage took the event; {about.remedy or 'discard the letter'}")

@@ -22,16 +22,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 
-import asyncpg
 import structlog
 
+from agents.looking import Kept
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import stored
 from agents.withdrawals.attempts import ToSend, lock_attempts, read_to_send
 from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal, attempt_row, moved
 from chain.answers import Answer, Verdict
 from chain.broadcaster import Broadcaster, Bytes
-from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.commit import TRANSIENT
 from ledger.rows import Connection, Row, Table
 from topics.catalog import TRANSACTIONS_BROADCAST, TRANSACTIONS_SIGNED
 from topics.envelope import Received
@@ -51,7 +51,6 @@ HELD: Final = Answer(Verdict.UNREACHED, "lane_restored")
 HELD_S: Final = 5.0
 """Then it is looked whether the lane is open."""
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 Key = tuple[str, str]
 """(chain, hash)"""
@@ -138,8 +137,7 @@ def fold(facts: Facts, done: Done) -> None:
 class BroadcastTransactions:
     def __init__(self, chains: Mapping[str, Broadcaster], connect: Callable[[], Awaitable[Connection]]) -> None:
         self._chains = chains
-        self._connect = connect
-        self._connection: Connection | None = None
+        self._kept = Kept(connect)
         self._reading = asyncio.Lock()
         self._sending = asyncio.Lock()
         """One batch after the other, so that nonces go out in order: who has read first is the first who waits to send."""
@@ -170,13 +168,9 @@ class BroadcastTransactions:
         wait_s = 0.05
         while True:
             try:
-                with lost_not_cancelled():
-                    if self._connection is None or self._connection.is_closed():
-                        self._connection = await self._connect()
-                    return await read_to_send(self._connection, keys)
-            except _AGAIN as error:
-                if self._connection is not None:
-                    self._connection.terminate()
+                async with self._kept.open() as connection:
+                    return await read_to_send(connection, keys)
+            except TRANSIENT as error:
                 _log.warning("database.retry", stage=NAME, error=type(error).__name__)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, 2.0)

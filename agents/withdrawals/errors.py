@@ -8,6 +8,7 @@ RequestRefused (code)
  ├── NotCancellable     not_cancellable         status: it may be on its way, or has ended
  ├── NonceNotTaken      nonce_not_taken         it is not proven that somebody else used it (agents/withdrawals/foreign.py)
  ├── LaneRestored       lane_restored           the lane was not compared with its chain since the database was restored
+ ├── LaneNotCounted     lane_not_counted        opening it would skip nonces on one endpoint's stored word
  ├── LaneRetired        lane_retired            its key signs nothing for us any more
  └── LaneInFlight       lane_in_flight          the chain has not ended all of its nonces yet
 """
@@ -60,6 +61,16 @@ class LaneRestored(RequestRefused):
         super().__init__(
             f"{lane} waits to be compared with its chain: `stablerail recovery open --lane {lane}`; where that cannot tell and you"
             " can, `stablerail lanes resume --force --reason …`"
+        )
+
+
+class LaneNotCounted(RequestRefused):
+    code = "lane_not_counted"
+
+    def __init__(self, lane: str, next_nonce: int, count: int) -> None:
+        super().__init__(
+            f"{lane} would go on from {count} instead of {next_nonce}, which an endpoint said once, and none answers now; try it"
+            " again when one does; where you know it is so, `stablerail lanes resume --force --reason …`"
         )
 
 

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from agents.withdrawals.attempts import lock_lanes
-from agents.withdrawals.errors import LaneInFlight, LaneRestored, LaneRetired
+from agents.withdrawals.errors import LaneInFlight, LaneNotCounted, LaneRestored, LaneRetired
 from agents.withdrawals.in_flight import LaneKey
 from agents.withdrawals.sign_transactions import DRAINING, OPEN, OPENS_ITSELF, PAUSED, RETIRED
 from agents.withdrawals.withdrawal import RESTORED, Lane
@@ -76,9 +76,10 @@ async def open_lane(
     forced: str | None = None,
     counted: int | None = None,
 ) -> Sealed:
-    """It signs again, from the chain's own count on where that is higher: `counted`, the least that any endpoint says now, else what the
-    row has. A count that was made up would leave a gap that no block ever fills. LookupError when there is no such lane. One that
-    is restored only where `forced` says why, else LaneRestored."""
+    """It signs again, from the chain's own count on where that is higher: `counted`, the least that any endpoint says now. A count
+    that was made up would leave a gap that no block ever fills: the one that the row has, from which nobody says so now, counts only
+    where `forced` says why, else LaneNotCounted. One that is restored only so, too, else LaneRestored. LookupError when there is no
+    such lane."""
     if forced is not None:
         check_reason(forced)
     return await _change(connection, lane, OPEN, "", at, actor, forced, counted)
@@ -122,6 +123,8 @@ async def _change(
             raise LaneRetired(before.key)
         if before.is_restored and forced is None:
             raise LaneRestored(before.key)
+        if status == OPEN and counted is None and forced is None and before.chain_nonce > before.next_nonce:
+            raise LaneNotCounted(before.key, before.next_nonce, before.chain_nonce)
         # under the lane's lock nobody signs a nonce for it meanwhile
         if status == RETIRED and (nonces := await open_nonces(connection, key)):
             raise LaneInFlight(before.key, nonces)

@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-import asyncpg
 import orjson
 import structlog
 
+from agents.looking import Kept
 from agents.withdrawals.look import ChainWriter, LaneNonce, News, OpenAttempt, look
 from chain.endpoints import ranked
 from chain.errors import ChainError
 from chain.heads import readable
 from chain.window import Window
-from ledger.commit import TRANSIENT, lost_not_cancelled
+from ledger.commit import TRANSIENT
 from ledger.rows import Connection
 from ledger.sql import load as load_sql
 from topics.envelope import Received
@@ -24,7 +24,7 @@ from topics.events import HeadSeen
 _log = structlog.get_logger()
 _sql = load_sql("agents.withdrawals", "tracking.sql")
 
-_AGAIN: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT, asyncpg.InterfaceError)
+_LATER: Final[tuple[type[Exception], ...]] = (ChainError, *TRANSIENT)
 
 
 def cursor_of(chain: str) -> str:
@@ -42,9 +42,8 @@ class Looker:
         clock: Callable[[], datetime],
     ) -> None:
         self._chains = chains
-        self._connect = connect
+        self._reading = Kept(connect)
         self._clock = clock
-        self._connection: Connection | None = None
         self._turns = dict.fromkeys(chains, 0)
         """Looks so far: each time another endpoint is read, so that what one withholds is seen by the next."""
 
@@ -54,11 +53,9 @@ class Looker:
         news: dict[str, News] = {}
         for name in sorted(woken & self._chains.keys()):
             try:
-                with lost_not_cancelled():
-                    found = await self._look(name)
-            except _AGAIN as error:
-                if not isinstance(error, ChainError) and self._connection is not None:
-                    self._connection.terminate()
+                async with self._reading.open() as connection:
+                    found = await self._look(connection, name)
+            except _LATER as error:
                 code = getattr(error, "code", type(error).__name__)
                 _log.warning("withdrawals.later", chain=name, error=code, reason=str(error))
                 continue
@@ -66,9 +63,8 @@ class Looker:
                 news[name] = found
         return news
 
-    async def _look(self, name: str) -> News | None:
+    async def _look(self, connection: Connection, name: str) -> News | None:
         chain = self._chains[name]
-        connection = await self._reading()
         if not await connection.fetchval(_sql.any_open, name):
             return None
         turn = chain.rpcs[self._turns[name] % len(chain.rpcs)]
@@ -94,8 +90,3 @@ class Looker:
             _log.warning("withdrawals.window_dropped", chain=name, first=window.first, head=reached.head.number)
             window = None
         return await look(chain, rpcs, window, attempts, signed, self._clock())
-
-    async def _reading(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return self._connection

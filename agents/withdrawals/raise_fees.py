@@ -45,7 +45,7 @@ from agents.withdrawals.raising import (
 from agents.withdrawals.sign_transactions import CANCEL, KEY_UNAVAILABLE, LOW_GAS, unsigned
 from agents.withdrawals.top_ups import TopUp
 from agents.withdrawals.top_ups import unsigned as unsigned_top_up
-from agents.withdrawals.wishes import DONE, REFUSED, Wish, open_wishes
+from agents.withdrawals.wishes import DONE, OPEN, REFUSED, Wish, wished, wishes_of
 from agents.withdrawals.withdrawal import STUCK, Attempt, Lane, Status, Withdrawal, attempt_row, moved, paid_for
 from chain.fees import Fees, fees
 from chain.hot_wallet import Look
@@ -304,12 +304,12 @@ class RaiseFees:
         at: datetime,
     ) -> Facts:
         facts = Facts(at)
-        wished: set[str] = set()
+        ids: list[str] = []
         seen, heads = prepared
         for chain in sorted({seen.desks[key].chain for key in seen.looks}):
             facts.stored[chain] = await remembered(connection, chain.value)
-            wished |= (await open_wishes(connection, chain.value)).keys()
-        locked = [(row[0], row[1], row[2]) for row in await connection.fetch(_sql.nonces_of, sorted(wished))]
+            ids += await wished(connection, chain.value)
+        locked = [(row[0], row[1], row[2]) for row in await connection.fetch(_sql.nonces_of, ids)]
         for key in sorted(seen.looks):
             facts.lines[key] = await self._line(connection, key, seen, heads, facts)
             locked += [(*key, nonce) for nonce in self._found(facts.lines[key], at)]
@@ -349,14 +349,14 @@ class RaiseFees:
         if not busy:
             return
         lanes = await lock_lanes(connection, set(busy))
+        wishes = await wishes_of(connection, sorted(facts.withdrawals))
         for key, line in busy.items():
             line.lane = lanes.get(key)
             if line.desk.gives_gas:
                 rows = await connection.fetch(_sql.top_ups, *key, sorted(line.groups))
                 line.top_ups = {row[2]: TopUp(*row)._replace(amount=int(row[4])) for row in rows}
-            wishes = await open_wishes(connection, key[0])
             ids = {group[0].withdrawal_id for group in line.groups.values()}
-            line.wishes = {id: wish for id, wish in wishes.items() if id in ids}
+            line.wishes = {id: wish for id, wish in wishes.items() if id in ids and wish.state == OPEN}
         flying = await self._desks.in_flight.of(connection, {key: line.look for key, line in busy.items()}, lanes)
         for key, line in busy.items():
             line.wei = line.look.native - flying[key].wei

@@ -7,19 +7,19 @@ GROUP BY a.nonce
 HAVING bool_and(a.status <> 'mined')
 ORDER BY a.nonce
 
--- name: open_wishes
-SELECT replace(x.withdrawal_id::text, '-', ''), x.chain, x.kind, x.attempts_max, x.state, x.code, x.n, x.asked_by, x.reason,
-       x.asked_at, x.ended_at
+-- name: wished
+-- New ones first, and of those that wait for something others each time: what a hundred wait for hides nobody's.
+SELECT replace(x.withdrawal_id::text, '-', '')
 FROM attempt_wishes x
 WHERE x.chain = $1 AND x.state = 'open'
-ORDER BY x.asked_at, x.withdrawal_id
+ORDER BY x.code IS NOT NULL, CASE WHEN x.code IS NULL THEN x.asked_at END, random()
 LIMIT 100
 
--- name: wish
+-- name: wishes_of
 SELECT replace(x.withdrawal_id::text, '-', ''), x.chain, x.kind, x.attempts_max, x.state, x.code, x.n, x.asked_by, x.reason,
        x.asked_at, x.ended_at
 FROM attempt_wishes x
-WHERE x.withdrawal_id = $1::text::uuid
+WHERE x.withdrawal_id = ANY ($1::text[]::uuid[])
 
 -- name: nonces_of
 SELECT DISTINCT a.chain, a.signer, a.nonce FROM attempts a WHERE a.withdrawal_id = ANY ($1::text[]::uuid[])

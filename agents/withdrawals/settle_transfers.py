@@ -13,8 +13,8 @@ Only a final word of Circle's ends a withdrawal, and on a chain that we read our
 | FAILED, DENIED, CANCELLED | completed, alert | later | later, then released | released |
 | REFUSED (ours: never taken) | - | - | - | released |
 
-"Later, then": a transaction that is nowhere may still be on its way; it is looked for ABSENT_LOOKS times. Every hash that Circle
-ever told of is looked for.
+"Later, then": a transaction that is nowhere may still be on its way. It is looked for until no look has found it for ABSENT_S,
+however often nobody could be asked before. Every hash that Circle ever told of is looked for.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ NAME: Final = "settle_transfers"
 NOT_FINAL: Final = "not_final"
 NOT_FINAL_S: Final = 5.0
 NOT_FINAL_S_MAX: Final = 60.0
-ABSENT_LOOKS: Final = 10
-ABSENT_S: Final = 60.0
-"""Between two looks for what is nowhere: ten minutes in all, after Circle has called it failed."""
+ABSENT_S: Final = 600.0
+ABSENT_LOOK_S: Final = 60.0
+"""Between two looks for what is nowhere."""
 
 CONTRADICTED: Final = "custodian_contradicted"
 """Alert: Circle's final word is not what the chain, or Circle itself before, said."""
@@ -187,8 +187,8 @@ def _ended(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, 
         look = facts.looks.get(withdrawal.id)
         if look is None or not hashes <= look.hashes or not (look.paid or look.absent):
             return Retry(NOT_FINAL, min(NOT_FINAL_S * attempt, NOT_FINAL_S_MAX))
-        if look.absent and attempt < ABSENT_LOOKS:
-            return Retry(NOT_FINAL, ABSENT_S)
+        if look.absent and look.absent_s < ABSENT_S:
+            return Retry(NOT_FINAL, ABSENT_LOOK_S)
     says_paid = event.state == COMPLETE
     if says_paid and look is not None and look.absent:
         reviewed = _review(withdrawal, after, UNPROVEN, facts.now)
@@ -252,7 +252,10 @@ def fold(facts: Facts, done: Done) -> None:
 
 
 def stage(
-    chains: Mapping[str, ChainReader], connect: Callable[[], Awaitable[Connection]], buffer_shards: int
+    chains: Mapping[str, ChainReader],
+    connect: Callable[[], Awaitable[Connection]],
+    clock: Callable[[], datetime],
+    buffer_shards: int,
 ) -> Stage[Facts]:
     """`chains`: those that we read. `connect` opens a connection for reading what is open."""
 
@@ -270,7 +273,7 @@ def stage(
     return Stage(
         name=NAME,
         source=TRANSFERS_NOTIFIED,
-        prepare=TransferLooker(chains, connect).prepare,
+        prepare=TransferLooker(chains, connect, clock).prepare,
         load=load,
         decide=decide,
         fold=fold,

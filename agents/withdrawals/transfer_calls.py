@@ -30,10 +30,6 @@ from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED
 from topics.events import TransferNotified
 
-KEY_TRUSTED: Final = timedelta(hours=24)
-"""How long Circle remembers an idempotency key is not published. An older call is looked for before it is made again."""
-SURELY_NEW: Final = timedelta(minutes=1)
-"""An older call may have been made before the database was restored: how often it was taken is not in the journal."""
 LISTED_FROM: Final = timedelta(hours=1)
 """Before the call was made, for clocks that differ."""
 NOT_SHOWN: Final = "transfer_not_shown"
@@ -50,9 +46,8 @@ class CircleTransfers:
     async def perform(self, call: StoredCall) -> dict[str, Any]:
         """{"id", "state"} of the transfer, or {"refused": why, "code"} of one that Circle may have heard of before, refuses now
         and does not list. Raises connectors.errors."""
-        age = self._clock() - call.created_at
-        heard_before = call.takes > 1 or call.attempts > 0 or age > SURELY_NEW
-        if age > KEY_TRUSTED:
+        now = self._clock()
+        if call.outlived_its_key(now):
             found = await self._find(call)
             if found is not None:
                 return found
@@ -68,7 +63,7 @@ class CircleTransfers:
                 ref_id=wanted["withdrawal_id"],
             )
         except Refused as error:
-            if not heard_before or error.status in CREDENTIALS_REFUSED:
+            if not call.may_be_known(now) or error.status in CREDENTIALS_REFUSED:
                 raise
             return await self._find(call) or {"refused": str(error), "code": error.partner_code}
         return {"id": made["id"], "state": str(made.get("state"))}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Final, NamedTuple
 
-import asyncpg
 import structlog
 
 from agents.deposits.finalize_deposits import ChainReader
+from agents.looking import Kept
 from agents.withdrawals.custodian import ENDS, REFUSED, is_ours
 from chain.errors import ChainError
 from chain.evidence import Canonical, Finding, Missing, find_transfer
@@ -22,9 +24,10 @@ from topics.events import TransferNotified
 
 _log = structlog.get_logger()
 _sql = load("agents.withdrawals", "custodian.sql")
-_AGAIN: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 
 LOOKUPS_AT_ONCE: Final = 16
+ABSENT_MAX: Final = 10_000
+"""Withdrawals whose transactions are nowhere, in one process; one that is forgotten is looked for as long again."""
 
 
 class Look(NamedTuple):
@@ -36,6 +39,8 @@ class Look(NamedTuple):
     """The one that is final with our transfer."""
     absent: bool = False
     """None of them is there."""
+    absent_s: float = 0.0
+    """For how long none was, whenever this process looked."""
 
 
 def named_in(events: Sequence[Received]) -> list[TransferNotified]:
@@ -58,10 +63,17 @@ async def _look(chain: ChainReader, hashes: frozenset[str], to: str, amount: int
 
 
 class TransferLooker:
-    def __init__(self, chains: Mapping[str, ChainReader], connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(
+        self,
+        chains: Mapping[str, ChainReader],
+        connect: Callable[[], Awaitable[Connection]],
+        clock: Callable[[], datetime],
+    ) -> None:
         self._chains = chains
-        self._connect = connect
-        self._connection: Connection | None = None
+        self._clock = clock
+        self._absent: OrderedDict[str, tuple[frozenset[str], datetime]] = OrderedDict()
+        """By withdrawal: which hashes are nowhere, and since when. Of this process alone: another one looks as long again."""
+        self._reading = Kept(connect)
 
     async def prepare(self, events: Sequence[Received]) -> Mapping[str, Look]:
         """Before the transaction: every hash of a transfer that has ended, looked for on its chain. Where nobody can be asked
@@ -73,16 +85,11 @@ class TransferLooker:
         for event in ended:
             for name in {event.transfer_id, event.reference or event.transfer_id} if event.tx_hash else ():
                 told.setdefault(name, set()).add(str(event.tx_hash))
+        references = {event.reference for event in ended if event.reference is not None and is_ours(event.reference)}
         try:
-            references = [
-                event.reference for event in ended if event.reference is not None and is_ours(event.reference)
-            ]
-            rows = await (await self._reading()).fetch(
-                _sql.asked, uuids(set(references)), [event.transfer_id for event in ended]
-            )
-        except _AGAIN as error:
-            if self._connection is not None:
-                self._connection.terminate()  # the driver may have lost count of it
+            async with self._reading.open() as connection:
+                rows = await connection.fetch(_sql.asked, uuids(references), [event.transfer_id for event in ended])
+        except TRANSIENT as error:
             _log.warning("transfers.later", error=type(error).__name__)
             return {}
         limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)
@@ -95,9 +102,15 @@ class TransferLooker:
                     looks[key] = await _look(self._chains[chain], hashes, to, int(amount))
 
         await asyncio.gather(*(look(*row) for row in rows))
-        return looks
+        return {key: self._timed(key, one) for key, one in looks.items()}
 
-    async def _reading(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return self._connection
+    def _timed(self, key: str, look: Look) -> Look:
+        before = self._absent.pop(key, None)
+        if not look.absent:
+            return look
+        now = self._clock()
+        since = before[1] if before is not None and before[0] == look.hashes else now
+        self._absent[key] = (look.hashes, since)
+        if len(self._absent) > ABSENT_MAX:
+            self._absent.popitem(last=False)
+        return look._replace(absent_s=(now - since).total_seconds())

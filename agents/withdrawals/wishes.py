@@ -106,10 +106,14 @@ def _why_not(group: Sequence[Attempt], kind: str, attempts_max: int, policy: Fee
 
 
 async def wish_of(connection: Connection, id: str) -> Wish | None:
-    row = await connection.fetchrow(_sql.wish, id)
-    return None if row is None else Wish(*row)
+    return (await wishes_of(connection, [id])).get(id)
 
 
-async def open_wishes(connection: Connection, chain: str) -> dict[str, Wish]:
-    """By withdrawal, the oldest first."""
-    return {row[0]: Wish(*row) for row in await connection.fetch(_sql.open_wishes, chain)}
+async def wishes_of(connection: Connection, ids: Sequence[str]) -> dict[str, Wish]:
+    """By withdrawal, whatever their state."""
+    return {row[0]: Wish(*row) for row in await connection.fetch(_sql.wishes_of, ids)}
+
+
+async def wished(connection: Connection, chain: str) -> list[str]:
+    """Withdrawals with a wish that is open; no more than a hundred."""
+    return [row[0] for row in await connection.fetch(_sql.wished, chain)]

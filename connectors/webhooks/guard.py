@@ -1,9 +1,11 @@
-"""Connections of the bridge, bounded: uvicorn's HTTP/1.1 protocol with a time for each request and a place in a row for each wait.
+"""Connections of the bridge and of the API, bounded: uvicorn's HTTP/1.1 protocol with a time for each request and a place in a row for each wait.
 
 Who has sent a whole request is answered. Who has not yet, waits: for headers HEAD_S at most (the body's time is the app's). When
 there are more than CONNECTIONS_MAX connections, those who have waited longest go, after GRACE_S: an attacker who opens connections
 and says little pushes out his own, and a vendor sends a request at once. There are never more than CONNECTIONS_HARD_MAX; a new one
-is refused when all of them are being answered. All answers given here are problems (RFC 9457) as the app's are.
+is refused when all of them are being answered. All answers given here are problems (RFC 9457) as the app's are. A connection that
+was answered before and has begun no other request ends without one: its client may send a request just then, and would take it
+for the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ CONNECTIONS_HARD_MAX: Final = 2_000
 yet. One that has sent nothing takes some 20 kB."""
 GRACE_S: Final = 1.0
 HEAD_S: Final = 5.0
-HEAD_BYTES_MAX: Final = 16_384
+READ_FIRST_S: Final = 0.01
+"""Between a time that is up and the consequence: a process that stood still first reads what came meanwhile."""
+KEPT_S: Final = 60
+"""`timeout_keep_alive` of the server: above HEAD_S, so that it is the time here that counts."""
 
 _quiet = logging.getLogger("connectors.webhooks.guard")
 _quiet.setLevel(logging.ERROR)  # uvicorn has a line for every request that is none: an attacker would write our log
@@ -37,7 +42,7 @@ class Waiting(dict["GuardedProtocol", float]):
 
 
 def guarded(connections_max: int = CONNECTIONS_MAX, head_s: float = HEAD_S) -> type[GuardedProtocol]:
-    """A protocol class for one server: `uvicorn.Config(app, http=guarded(), ws="none")`."""
+    """A protocol class for one server: `uvicorn.Config(app, http=guarded(), ws="none", timeout_keep_alive=KEPT_S)`."""
 
     class Protocol(GuardedProtocol):
         waiting = Waiting()
@@ -60,6 +65,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.logger = _quiet
         self._head_timer: asyncio.TimerHandle | None = None
+        self._answered = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -80,6 +86,7 @@ class GuardedProtocol(H11Protocol):
         self._note()
 
     def on_response_complete(self) -> None:
+        self._answered = True
         if not self.transport.is_closing():
             self._wait()
         super().on_response_complete()
@@ -109,10 +116,18 @@ class GuardedProtocol(H11Protocol):
         """For the next request, with a new time, last in the row."""
         self._settled()
         self.waiting[self] = self.loop.time()
-        self._head_timer = self.loop.call_later(self.head_s, self._too_slow)
+        self._head_timer = self.loop.call_later(self.head_s, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._head_timer = self.loop.call_later(READ_FIRST_S, self._too_slow)
 
     def _too_slow(self) -> None:
         if self.transport.is_closing():
+            return
+        begun, _ = self.conn.trailing_data
+        if self._answered and not begun:
+            self._settled()
+            self.transport.close()
             return
         self._refuse(408, "headers_too_slow", f"A request's headers must arrive within {self.head_s:g} s.")
 

@@ -27,7 +27,7 @@ def kafka_bridge(
 ) -> FastAPI:
     """An app whose lifespan starts and stops the publisher; what the sources need (a client's session) is the caller's.
 
-    Serve it with a bound on connections: `uvicorn.Config(app, http=guarded(), ws="none")`.
+    Serve it with a bound on connections: `uvicorn.Config(app, http=guarded(), ws="none", timeout_keep_alive=KEPT_S)`.
     """
     publisher = KafkaPublisher(bootstrap, prefix=prefix, timeout_s=publish_timeout_s, probe_s=probe_s)
 

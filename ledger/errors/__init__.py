@@ -52,6 +52,7 @@ LedgerError (code)
  │    ├── BadPeriod            since, until
  │    └── BadCursor            not a cursor of ours, or of another question
  ├── JournalBroken             a record that cannot be: edited, missing, or of an unknown version
+ │    └── NoRecord             a message in the journal that is none of ours
  ├── HistoriesDiffer           a database and the journal have two commits at one place
  ├── DatabaseAhead             a database has commits that the journal lacks: it is not lost
  ├── DatabaseBusy              somebody works in the database that is to be rebuilt
@@ -67,6 +68,7 @@ from ledger.errors.commits import (
     Fenced,
     HistoriesDiffer,
     JournalBroken,
+    NoRecord,
     RecordTooLarge,
     RoleRefused,
     SchemaOutdated,
@@ -154,6 +156,7 @@ __all__ = [
     "LegacyAway",
     "LegacyUnusable",
     "LimitExceeded",
+    "NoRecord",
     "NotOnAccount",
     "NotReversible",
     "OrderNotReserved",

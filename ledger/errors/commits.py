@@ -35,6 +35,10 @@ class JournalBroken(LedgerError):
     code = "journal_broken"
 
 
+class NoRecord(JournalBroken):
+    """A message of the journal that is no record of ours. Where one is missing, the chains of the others say so."""
+
+
 class ACopy(LedgerError):
     """The database was rebuilt as a copy: nothing of it goes to the journal, so nobody is told anything and nothing is done."""
 

@@ -34,9 +34,8 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S: Final = 2.0
 RETRY_AFTER_S: Final = 2
-_DATABASE_GONE: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 """The server is away, or others hold what the request needs for longer than it may wait: asked again it may be done."""
-_NOT_READY: Final[tuple[type[Exception], ...]] = (*_DATABASE_GONE, asyncpg.PostgresError)
+_NOT_READY: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.PostgresError)
 
 _DESCRIPTION = """
 What a customer has, where they can deposit, how each deposit came about, withdrawals, and the ledger that says so.
@@ -84,7 +83,7 @@ def create_api(
     app.state.broker = broker
     app.state.known_limits = known_limits(settings)
     problems.install(app)
-    for error in _DATABASE_GONE:
+    for error in TRANSIENT:
         app.add_exception_handler(error, _on_database_gone)
     app.add_middleware(SmallBodies)
     app.add_middleware(Observed, metrics=metrics, name="api")

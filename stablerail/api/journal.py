@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from typing import Final
 
-import asyncpg
 from aiokafka.errors import KafkaError
 
 from agents.emitter import Emitter
@@ -18,8 +17,8 @@ from ledger.commit import TRANSIENT, Sealed
 from ledger.errors import ACopy, DatabaseBehind, LedgerError
 from ledger.journal import Relay
 from stablerail.config import Settings
+from stablerail.connections import relay_of
 from stablerail.problems import Problem
-from stablerail.wiring import relay_of
 
 ANSWER_S_MAX: Final = 5.0
 WAITING_MAX: Final = 1_000
@@ -91,7 +90,7 @@ class Journal:
             return
         await self._emitter.emit(sealed.messages, sealed.stage, sealed.at)
         self._relay.emitted([sealed.seq])
-        with contextlib.suppress(*TRANSIENT, asyncpg.InterfaceError):  # else with the next commit
+        with contextlib.suppress(*TRANSIENT):  # else with the next commit
             await self._relay.tidy()
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-import asyncpg
 import structlog
 from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -26,7 +25,6 @@ from topics.events import Chain
 log = structlog.get_logger()
 _SQL = load("stablerail.api", "onboarding.sql")
 
-_GONE: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.InterfaceError)
 LOOK_S: Final = 1.0
 """Between two looks of a stream."""
 STREAM_S_MAX: Final = 300.0
@@ -167,6 +165,6 @@ async def _events(request: Request, now: OnboardingStatus, last: str | None) -> 
         await asyncio.sleep(LOOK_S)
         try:
             now = await _found(request, now.user_id)
-        except _GONE as error:  # the answer has begun: it ends, and the client comes again
+        except TRANSIENT as error:  # the answer has begun: it ends, and the client comes again
             log.warning("stream_ends", error=type(error).__name__)
             return

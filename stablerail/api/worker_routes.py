@@ -16,8 +16,8 @@ from stablerail.api.models import Storable
 from stablerail.api.reads import ACQUIRE_TIMEOUT_S
 from stablerail.api.routes import problem
 from stablerail.keys import Key, Scope
+from stablerail.movements import MOVEMENTS
 from stablerail.problems import Problem
-from stablerail.wiring import MOVEMENTS
 
 _UNKNOWN: Final = ("unknown_user", "This customer was never approved, and has no wallet.")
 _TOO_LARGE: Final = problem(413, "body_too_large", "A body has at most 65536 bytes.", "Content Too Large")
@@ -87,13 +87,12 @@ def _connection(request: Request) -> Any:
 @router.get("/status", summary="The workers and the jobs")
 async def read_workers_status(request: Request, _caller: Caller) -> WorkersStatus:
     """Every worker that was heard of lately, and how many jobs stand where."""
-    now = _now()
     async with _connection(request) as connection:
         found = await workers.seen(connection)
-        states, stuck = await workers.jobs(connection, now)
+        states, stuck = await workers.jobs(connection, _now())
     shown = [
         WorkerStatus(
-            id=w.id, movement=w.movement, state=w.state(now), trouble=w.trouble, started_at=w.started_at,
+            id=w.id, movement=w.movement, state=w.state, trouble=w.trouble, started_at=w.started_at,
             seen_at=w.seen_at,
         )
         for w in found

@@ -29,7 +29,8 @@ from stablerail.config_values import EVM_CHAINS
 from stablerail.docs.configuration import Defaults
 from stablerail.docs.events import name_of
 from stablerail.metrics import Metrics
-from stablerail.wiring import MOVEMENTS, build, services
+from stablerail.movements import MOVEMENTS
+from stablerail.wiring import build, services
 from topics import catalog
 from topics.catalog import INPUTS, TOPICS, Topic
 from topics.envelope import headers_of

@@ -21,8 +21,8 @@ from ledger.migrate import upgrade
 from ledger.posting import Transaction, credit, debit
 from ledger.rows import Connection
 from stablerail.config import load_settings
+from stablerail.connections import connector
 from stablerail.dev.postgres import Postgres
-from stablerail.wiring import connector
 from tests.benchmarks.baselines import plain_fold
 from tests.benchmarks.parts import SCHEMA
 

@@ -30,10 +30,10 @@ from ledger.rows import Connection
 from ledger.shadow import Mirror, Phase
 from ledger.shadow_backfill import backfill
 from stablerail.config import load_settings
+from stablerail.connections import opener
 from stablerail.dev.processes import free_port
 from stablerail.keys import Scope, create_key
 from stablerail.metrics import Metrics
-from stablerail.wiring import opener
 from tests.benchmarks.baselines.legacy_balances import SELECT
 from tests.benchmarks.ledger_reads import Side, rates
 from tests.benchmarks.parts import SCHEMA, Parts, Place, place

@@ -2,8 +2,9 @@
 
 Ours is `ledger.book.post` with all that belongs to it: transactions made of the transfers, fingerprints, versions, refusals,
 results in order, audit chain, commit record; then the relay, which marks the record as journaled and deletes it, with a
-publisher that keeps nothing (what Kafka costs is deposits.end_to_end's affair). As in a worker the next batch commits while the
-relay does that with the one before; the clock stops when the last is marked. The baselines stop at their COMMIT.
+publisher that keeps nothing (what Kafka costs is deposits.end_to_end's affair). As in a worker (agents/delivery.py) the next batch
+commits while the relay does that with those before, in one turn what waits for it, and no more than IN_FLIGHT are between their
+commit and the journal; the clock stops when the last is marked. The baselines stop at their COMMIT.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Final
+from typing import Final, NoReturn
 
 from ledger import book
+from ledger.commit import Sealed
 from ledger.errors import PostingRefused
 from ledger.journal import Relay
 from ledger.rows import Connection
@@ -26,6 +28,8 @@ from tests.benchmarks.ledger_load import HOT, Transfer, check, connect, seconds,
 from tests.benchmarks.parts import SCHEMA
 
 CONNECTIONS: Final = 16
+IN_FLIGHT: Final = 2
+"""As the setting of a stage has it."""
 WARM: Final = 2
 """Batches before the clock: statements are prepared, caches filled."""
 ON_DISK: Final = ("transactions", "entries", "accounts", "audit", "owners")
@@ -43,25 +47,35 @@ class Ours:
         self._connection = connection
         self._relay = relay
         self._users = users(count)
-        self._journaling: asyncio.Task[None] | None = None
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._finishing: asyncio.Queue[Sealed] = asyncio.Queue()
 
     async def post(self, transfers: list[Transfer]) -> None:
         among = self._users
         requests = [transaction_of(transfer, among) for transfer in transfers]
+        await self._slots.acquire()
         batch = await book.post(self._connection, "benchmark", requests, datetime.now(UTC))
         if batch.sealed is None or any(isinstance(result, PostingRefused) for result in batch.results):
             raise RuntimeError("a transfer was refused")
-        await self.settled()
-        self._journaling = asyncio.create_task(self._journal(batch.sealed.seq, batch.sealed.record))
+        self._finishing.put_nowait(batch.sealed)
 
     async def settled(self) -> None:
-        """When what was posted is in the journal."""
-        if self._journaling is not None:
-            await self._journaling
+        """When what was posted is in the journal, and marked."""
+        for _ in range(IN_FLIGHT):
+            await self._slots.acquire()
+        await self._relay.journal()
+        for _ in range(IN_FLIGHT):
+            self._slots.release()
 
-    async def _journal(self, seq: int, record: bytes) -> None:
-        await self._relay.journal([(seq, record)])
-        self._relay.emitted([seq])
+    async def finish(self) -> NoReturn:
+        while True:
+            sealed = [await self._finishing.get()]
+            while not self._finishing.empty():
+                sealed.append(self._finishing.get_nowait())
+            await self._relay.journal([(one.seq, one.record) for one in sealed], marked=False)
+            self._relay.emitted([one.seq for one in sealed])
+            for _ in sealed:
+                self._slots.release()
 
 
 @asynccontextmanager
@@ -74,7 +88,11 @@ async def ours(dsn: str, count: int) -> AsyncIterator[tuple[Ours, Connection]]:
     relay = Relay(lambda: connect(dsn, synchronous_commit="off"), keep_nothing)
     connection = await connect(dsn)
     try:
-        yield Ours(connection, relay, count), connection
+        async with asyncio.TaskGroup() as tasks:
+            side = Ours(connection, relay, count)
+            finishing = tasks.create_task(side.finish())
+            yield side, connection
+            finishing.cancel()
     finally:
         await relay.close()
         await connection.close()

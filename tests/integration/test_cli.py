@@ -70,6 +70,12 @@ def test_config_prints_every_setting_and_no_secret(run: Callable[..., Result]) -
     assert "STABLERAIL_WORKER_UNASSIGNED_TIMEOUT_S" in result.output
 
 
+def test_an_argument_that_is_no_text_is_refused_by_its_place(run: Callable[..., Result]) -> None:
+    refused = run("ledger", "correct", "request", "--reason", os.fsdecode(b"because \xff"))
+    assert refused.exit_code == 2
+    assert "argument 5 is not UTF-8" in refused.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "named"),
     [

@@ -23,8 +23,8 @@ from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import SHORT_LIVED, Kafka
 from stablerail.dev.processes import Child, free_port, port_answers, port_is_free, tail, wait_ready
 from stablerail.dev.usdc import deploy_at
+from stablerail.movements import MOVEMENTS
 from stablerail.topics_admin import admin
-from stablerail.wiring import MOVEMENTS
 from tests.support.containers import KafkaContainer
 from tests.support.in_process import until
 from tests.unit.test_containers import COMPOSE, ONCE, PROGRAMS, SERVICES

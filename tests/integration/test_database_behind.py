@@ -16,9 +16,9 @@ from ledger.journal import Relay
 from ledger.migrate import upgrade
 from stablerail.api.journal import Journal
 from stablerail.config import Settings, load_settings
+from stablerail.connections import relay_of
 from stablerail.dev.kafka import Kafka
 from stablerail.problems import Problem
-from stablerail.wiring import relay_of
 from tests.integration import test_cli
 from tests.integration.test_cli import Result
 from tests.integration.test_rebuild import live

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -15,7 +15,7 @@ from chain import heads, health
 from chain.endpoints import Hedged, hedged, ranked
 from chain.errors import RpcRateLimited, RpcTimeout, RpcUnavailable, WrongChainId
 from chain.fees import FeeHistory
-from chain.head_news import HeadNews
+from chain.head_news import APART_S, HeadNews
 from chain.heads import readable
 from chain.health import APART, BEHIND, FORGET_S, OK, OUTVOTED, OUTVOTED_S, RATE_LIMITED, SLOW, SLOW_S, Health
 from chain.hot_wallet import Look, _merged
@@ -213,3 +213,29 @@ async def test_a_head_is_heard_of_at_once_and_again_after_the_node_was_away(tmp_
                 await asyncio.gather(listening, return_exceptions=True)
                 for rpc in rpcs:
                     await rpc.close()
+
+
+async def test_an_endpoint_that_floods_us_with_heads_has_us_look_no_more_often() -> None:
+    class Floods(Rpc):
+        async def watch_heads(self, told: Callable[[], None]) -> None:
+            while True:
+                told()
+                await asyncio.sleep(0)
+
+    rpc = Floods("http://127.0.0.1:1", 1)
+    news = HeadNews([rpc])
+    listening = asyncio.create_task(news.work())
+    loop = asyncio.get_running_loop()
+    try:
+        await news.wait(PATIENT_S)
+        begun = loop.time()
+        for _ in range(3):
+            await news.wait(PATIENT_S)
+        assert loop.time() - begun >= 3 * APART_S
+        begun = loop.time()
+        await news.wait(0.0)  # more is to be read already
+        assert loop.time() - begun < APART_S
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await rpc.close()

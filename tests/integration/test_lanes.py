@@ -240,7 +240,7 @@ async def test_a_sync_is_stored_only_for_the_lane_that_was_compared(lanes: MakeD
         await open_lane(desk.connection, key, desk.now, "bob")
         assert await apply(desk.connection, await compare(desk.connection, key, rpcs, desk.now), desk.now, "ann")
         assert await desk.lane() == (2, "paused", "foreign_nonce")
-        await open_lane(desk.connection, key, desk.now, "ann")
+        await open_lane(desk.connection, key, desk.now, "ann", counted=5)
         assert await desk.lane() == (5, "open", "")
         with pytest.raises(LookupError):
             await compare(desk.connection, ("MATIC", "0x1"), rpcs, desk.now)

@@ -15,8 +15,8 @@ from ledger.migrate import upgrade
 from ledger.roles import ROLE, make_role
 from ledger.tables import APPEND_ONLY, JOURNALED
 from stablerail.config import load_settings
+from stablerail.connections import connector
 from stablerail.dev.postgres import Postgres
-from stablerail.wiring import connector
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to, owner
 

@@ -134,6 +134,26 @@ async def test_while_a_lane_s_key_does_not_sign_nothing_is_raised_a_wish_waits_a
     ]  # fmt: skip
 
 
+async def test_what_a_hundred_wishes_wait_for_hides_no_other(storm: Storm) -> None:
+    """Of a lane that is closed, say, while another's may be granted."""
+    asked = await storm.sent(1)
+    await storm.lose()
+    connection = storm.desk.connection
+    await connection.execute(
+        "INSERT INTO attempt_wishes SELECT gen_random_uuid(), 'MATIC', 'speed_up', 5, 'open', 'lane_paused', NULL, 'ann', 'x', $1"
+        " FROM generate_series(1, 150)",
+        storm.desk.now - timedelta(hours=1),
+    )
+    found = set(await wishes.wished(connection, "MATIC"))
+    while len(found) < 150:  # others each time
+        found |= set(await wishes.wished(connection, "MATIC"))
+    await storm.wish(asked[0], "speed_up")
+    assert await storm.heads(1) != [], "it is granted under the next head"
+    wish = await wishes.wish_of(connection, asked[0].id)
+    assert wish is not None
+    assert wish.state == "done"
+
+
 async def test_at_so_many_attempts_the_rule_ends_and_a_person_may_insist_up_to_a_bound(storm: Storm) -> None:
     asked = await storm.sent(1)
     await storm.lose()

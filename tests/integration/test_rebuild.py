@@ -18,7 +18,7 @@ from ledger.assembly import Assembly, RestoreScan
 from ledger.book import post
 from ledger.commit import Sealed, claim_owners, lock_writer, seal
 from ledger.diff import Difference, diff, opened
-from ledger.errors import DatabaseAhead, DatabaseBusy, HistoriesDiffer, JournalBroken, SchemaOutdated
+from ledger.errors import DatabaseAhead, DatabaseBusy, HistoriesDiffer, JournalBroken, NoRecord, SchemaOutdated
 from ledger.holds import hold, void
 from ledger.migrate import upgrade
 from ledger.posting import Transaction, credit, debit
@@ -513,7 +513,7 @@ def test_a_commit_whose_last_part_never_came_is_no_damage_at_the_end_and_a_hole_
     ],
 )
 def test_a_message_that_is_no_record_is_named_by_its_offset(message: Any, told: str) -> None:
-    with pytest.raises(JournalBroken, match=told):
+    with pytest.raises(NoRecord, match=told):
         assembled(message)
 
 

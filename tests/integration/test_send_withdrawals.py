@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
+from agents.withdrawals.errors import LaneNotCounted
 from agents.withdrawals.lanes import list_lanes, open_lane, pause_lane
 from chain.fees import GWEI
 from ledger.rows import Connection
@@ -214,7 +215,10 @@ async def test_a_nonce_that_somebody_else_used_pauses_the_lane_until_a_person_op
     await desk.anvil.mine()
     assert await desk.head(process) == []
     assert await desk.lane() == (1, "paused", "foreign_nonce"), "not while the chain counts it"
-    await open_lane(desk.connection, ("MATIC", desk.signer.address), desk.now, "ann")
+    key = ("MATIC", desk.signer.address)
+    with pytest.raises(LaneNotCounted, match="from 3 instead of 1"):  # the row's count is an endpoint's word of before
+        await open_lane(desk.connection, key, desk.now, "ann")
+    await open_lane(desk.connection, key, desk.now, "ann", counted=3)
     assert len(await desk.head(process)) == 1
     assert await desk.nonces() == [0, 3]
     assert await desk.lane() == (4, "open", "")

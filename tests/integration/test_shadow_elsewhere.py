@@ -409,6 +409,17 @@ async def test_a_login_that_lost_its_rights_is_as_a_server_that_is_away(apart: A
             for _ in range(SAMPLE_EVERY + 1):
                 answer = await client.get("/v1/users/ada/balances")
                 assert (answer.status_code, answer.json()["balances"][0]["available"]) == (200, "2.000000"), "ours"
+        teller = apart.another(settings.secret("legacy_url"))
+        with pytest.raises(LegacyAway) as caught:
+            await teller.give(apart.plain)
+        assert "permission" not in str(caught.value)
+        await apart.there.execute(
+            f"GRANT SELECT, INSERT, UPDATE ON public.balances TO {name};"
+            f" GRANT SELECT, INSERT, UPDATE, DELETE ON public.stablerail_shadow TO {name}"
+        )
+        assert await teller.give(apart.plain) > 0, "it goes on when they are back"
+        assert await apart.waiting() == 0
+        await teller.close()
     finally:
         await apart.there.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 

@@ -22,7 +22,7 @@ from ledger.reversals import reversal
 from ledger.rows import Connection
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, ORDERED, STAGE, TOLD, Moved, assert_holds, balance, decide, items, own, record
-from topics.catalog import BUFFERS_LEVELS
+from topics.catalog import BUFFERS_LEVELS, INPUT_BYTES_MAX
 from topics.envelope import Received
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -253,6 +253,20 @@ async def test_a_retry_is_kept_in_the_schedule_with_its_bytes_and_comes_again(co
     assert both.outcomes == {("done", ""): 1, ("repeat", ""): 1}, "the repeat counts, in whatever order they stand"
     assert (await run(connection, again, first)).outcomes == {("repeat", ""): 2}
     await assert_holds(connection)
+
+
+@pytest.mark.parametrize(("size", "code"), [(85_000, "retry"), (89_900, "rejected")])
+async def test_what_its_topic_could_not_take_again_does_not_wait_for_it(
+    connection: Connection, size: int, code: str
+) -> None:
+    """The broker would refuse it for ever, and everything that is due behind it."""
+    first = record(0, amount=1, move="retry")
+    first.value, first.headers = first.value.ljust(INPUT_BYTES_MAX), [*first.headers, ("x", bytes(size))]
+    settled = await run(connection, first)
+    assert {kind for kind, why in settled.outcomes if why} == {code}
+    if code == "rejected":
+        assert told(settled) == [("dead", b"too_large")]
+        assert await connection.fetchval("SELECT count(*) FROM schedule") == 0
 
 
 async def test_later_events_of_a_waiting_key_wait_behind_it_where_order_is_kept(connection: Connection) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from tests.support.transport_rig import PARTITIONS, Rig, rig
 
@@ -63,6 +65,29 @@ async def test_transaction_markers_do_not_hold_the_commit_back(kafka: Kafka, top
         await bench.until_all_processed()
         assert bench.produced[0][-1] > 50 - 1, "each transaction leaves a marker at an offset"
         assert await bench.end(worker) == 0
+
+
+async def test_what_takes_the_place_of_records_that_the_broker_lost_is_read_and_committed(
+    tools: Tools, tmp_path: Path
+) -> None:
+    """As after a leader that was not in sync, or a disk that was lost: offsets that were read and committed are others' now."""
+    with Kafka(tmp_path / "kafka", tools) as broker:
+        async with rig(broker.bootstrap, "in", tmp_path) as bench:
+            await bench.worker(session_s=LONG_S)
+            await bench.produce(400, b"old")
+            await bench.until_all_processed()
+            broker.kill()
+            for partition in range(PARTITIONS):
+                shutil.rmtree(broker.directory / "node1" / f"in-{partition}")
+            broker.start()
+            for value, each in (("new", 10), ("newer", 20)):
+                await bench.produce(40, value.encode())
+                wanted = {(str(n), str(offset)) for n in range(PARTITIONS) for offset in range(each - 10, each)}
+                async with asyncio.timeout(100):
+                    while {(line[2], line[3]) for line in bench.lines("R") if line[4] == value} != wanted:
+                        await asyncio.sleep(0.05)
+                    while await bench.committed() != dict.fromkeys(range(PARTITIONS), each):
+                        await asyncio.sleep(0.05)
 
 
 async def test_a_worker_joins_and_one_leaves_and_nothing_is_lost(bench: Rig) -> None:

@@ -209,7 +209,7 @@ async def test_what_a_worker_had_committed_and_not_told_when_it_died_is_told_by_
         await until(scheduled, "it is looked for again, later")
         rig.circle.sandbox.state.refused = {withdrawal_id("refused", "k")}
         await rig.ask("refused")
-        rig.at.clock.forward(settle_transfers.ABSENT_S)
+        rig.at.clock.forward(settle_transfers.ABSENT_LOOK_S)
         await until(both, "both are committed")
     assert [row["code"] for row in await rig.at.observer.fetch("SELECT code FROM schedule")] == ["sent"]
     rig.at.clock.forward(ABANDONED_S + 1)
@@ -228,7 +228,7 @@ async def test_a_key_that_circle_has_forgotten_makes_no_second_transfer(rig: Rig
         ada = await rig.ask("ada")
         await until(lambda: _asked(rig, 1), "it was asked for")
         await until(lambda: _put_off(rig), "the reply was lost")
-        rig.circle.sandbox.state._answers.clear()
+        rig.circle.sandbox.state.answers.clear()
         rig.at.clock.forward(2 * 90_000)
         await rig.became({"ada": ("completed", None)}, step_s=1.0)
     assert len(rig.at_circle()[ada]) == 1

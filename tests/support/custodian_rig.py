@@ -91,7 +91,7 @@ class Rig:
             services = await stack.enter_async_context(self.at.process())
             reader = ChainReader([self.rpc], self.usdc.address.lower(), DEPTH)
             ask = transfer_by_custodian.stage(self.sources)
-            settle = settle_transfers.stage({"MATIC": reader}, services.connect, 1)
+            settle = settle_transfers.stage({"MATIC": reader}, services.connect, services.clock, 1)
             deliveries = [
                 await stack.enter_async_context(running(stage, services, self.at))
                 for stage in (self.accept, ask, settle)

@@ -34,9 +34,9 @@ from ledger.rows import Connection, write
 from ledger.tables import APPEND_ONLY, JOURNALED
 from ledger.verify import VIEWS, verify
 from stablerail.config import load_settings
+from stablerail.connections import connector
 from stablerail.dev.postgres import Postgres
 from stablerail.metrics import Metrics
-from stablerail.wiring import connector
 from tests.support.invariants import end_database, may_break
 from tests.support.migrated import template_of
 from topics.catalog import Topic

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 import structlog
 import uvicorn
+import uvloop
 from starlette.types import Receive, Scope, Send
 
 from connectors.webhooks import guard
@@ -81,7 +84,9 @@ class Served:
 @asynccontextmanager
 async def served(protocol: type[GuardedProtocol]) -> AsyncIterator[Served]:
     app = Served(protocol)
-    config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_level="critical")
+    config = uvicorn.Config(
+        app, http=protocol, ws="none", lifespan="off", log_level="critical", timeout_keep_alive=guard.KEPT_S
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([app.socket]))
     try:
@@ -139,7 +144,45 @@ async def test_within_its_grace_nobody_makes_room_for_another(monkeypatch: pytes
             assert (await reader.readline()).startswith(b"HTTP/1.1 204 ")
 
 
-async def test_a_kept_connection_that_says_nothing_more_or_too_little_is_ended() -> None:
+async def test_a_kept_connection_that_says_nothing_more_ends_without_a_word() -> None:
+    """A client that sends its next request just then would take a word for the answer."""
+    protocol = guarded(10, head_s=NEVER_S)
+    async with served(protocol) as app, AsyncExitStack() as stack:
+        reader, writer = await app.connect(stack)
+        writer.write(GET)
+        await until(lambda: app.requests == 1)
+        protocol.head_s = 0.0
+        app.answering.set()
+        assert (await reader.read()).count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_process_that_stood_still_answers_what_was_sent_to_it_meanwhile(
+    kept: bool, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
+    async def main() -> None:
+        protocol = guarded(10, head_s=0.5)
+        async with served(protocol) as app:
+            app.answering.set()
+            with socket.create_connection(app.socket.getsockname()) as client:
+                client.setblocking(False)
+                loop = asyncio.get_running_loop()
+                if kept:
+                    await loop.sock_sendall(client, GET)
+                    assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 204 ")
+                else:
+                    await until(lambda: bool(protocol.waiting))
+                client.setblocking(True)
+                client.sendall(GET)
+                time.sleep(0.6)  # the loop stands still, and the time is up
+                client.setblocking(False)
+                assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 204 ")
+
+    run(main())
+
+
+async def test_a_kept_connection_that_says_too_little_is_ended_with_a_word() -> None:
     protocol = guarded(10, head_s=NEVER_S)
     async with served(protocol) as app, AsyncExitStack() as stack:
         reader, writer = await app.connect(stack)

@@ -20,7 +20,7 @@ from connectors.circle.chains import to_circle
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.tokens import usdc_token_id
 from stablerail.config import Settings, load_settings
-from stablerail.wiring import MOVEMENTS, NEEDS
+from stablerail.movements import MOVEMENTS, NEEDS
 from topics.events import Chain
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import transfer_by_custodian
 from agents.withdrawals.custodian import ASKED, Source, Transfer
-from agents.withdrawals.settle_transfers import ABSENT_LOOKS, Facts, decide, fold
-from agents.withdrawals.transfer_looks import Look
+from agents.withdrawals.settle_transfers import ABSENT_S, Facts, decide, fold
+from agents.withdrawals.transfer_looks import Look, TransferLooker
 from agents.withdrawals.withdrawal import Withdrawal
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.transactions import transferred
 from connectors.webhooks.source import NotUnderstood
+from ledger.rows import Connection
 from stablerail import verify_kafka
 from stablerail.docs import asyncapi
 from topics.envelope import Received
@@ -43,6 +44,10 @@ def facts(
     if transfer.transfer_id is not None:
         made.owners[transfer.transfer_id] = ID
     return made
+
+
+async def nobody() -> Connection:
+    raise AssertionError
 
 
 def said(state: str, **fields: Any) -> TransferNotified:
@@ -89,13 +94,13 @@ def test_whatever_the_order_and_however_often_it_is_told_a_withdrawal_ends_once(
         ("COMPLETE", Look(frozenset()), 50, "later"),
         ("COMPLETE", None, 50, "later"),
         ("COMPLETE", Look(frozenset({HASH}), absent=True), 1, "later"),
-        ("COMPLETE", Look(frozenset({HASH}), absent=True), ABSENT_LOOKS, "manual_review"),
+        ("COMPLETE", Look(frozenset({HASH}), None, True, ABSENT_S), 1, "manual_review"),
         ("FAILED", Look(frozenset({HASH}), HASH), 1, "completed"),
         ("FAILED", Look(frozenset({HASH})), 50, "later"),
         ("FAILED", None, 50, "later"),
-        ("FAILED", Look(frozenset({OTHER}), absent=True), 50, "later"),
-        ("FAILED", Look(frozenset({HASH}), absent=True), ABSENT_LOOKS - 1, "later"),
-        ("FAILED", Look(frozenset({HASH}), absent=True), ABSENT_LOOKS, "failed"),
+        ("FAILED", Look(frozenset({OTHER}), None, True, ABSENT_S), 50, "later"),
+        ("FAILED", Look(frozenset({HASH}), None, True, ABSENT_S - 1), 50, "later"),
+        ("FAILED", Look(frozenset({HASH}), None, True, ABSENT_S), 1, "failed"),
         ("CANCELLED", Look(frozenset({HASH}), HASH), 1, "completed"),
     ],
 )
@@ -114,11 +119,11 @@ def test_where_the_chain_can_be_read_it_has_the_last_word(
 
 
 def test_every_hash_that_was_ever_told_is_looked_for() -> None:
-    known = facts(look=Look(frozenset({OTHER}), absent=True), read=True)
+    known = facts(look=Look(frozenset({OTHER}), None, True, ABSENT_S), read=True)
     tell(known, said("SENT", tx_hash=HASH))
     tell(known, said("SENT", tx_hash=OTHER))
     assert known.transfers[ID].hashes == (HASH, OTHER)
-    assert isinstance(tell(known, said("FAILED", tx_hash=OTHER), ABSENT_LOOKS), Retry)
+    assert isinstance(tell(known, said("FAILED", tx_hash=OTHER)), Retry)
 
 
 def test_an_end_without_any_hash_needs_no_chain() -> None:
@@ -256,3 +261,20 @@ def test_what_a_customer_asked_for_who_was_rejected_since_waits_and_is_not_asked
     assert transfer_by_custodian.decide(received, known) == Retry("frozen_customer", 60.0)
     known.frozen = frozenset({"bob"})
     assert isinstance(transfer_by_custodian.decide(received, known), Done)
+
+
+def test_what_is_nowhere_must_be_so_all_the_time_for_the_same_hashes() -> None:
+    now = NOW
+    looker = TransferLooker({}, nobody, lambda: now)
+    both, one = frozenset({HASH, OTHER}), frozenset({HASH})
+
+    def looked(look: Look, after_s: float) -> float:
+        nonlocal now
+        now += timedelta(seconds=after_s)
+        return looker._timed(ID, look).absent_s
+
+    nowhere = Look(one, absent=True)
+    assert [looked(nowhere, 60.0) for _ in range(3)] == [0.0, 60.0, 120.0]
+    assert looked(Look(one), 60.0) == 0.0, "an endpoint does not answer, or has it"
+    assert [looked(nowhere, 60.0) for _ in range(2)] == [0.0, 60.0]
+    assert [looked(Look(both, absent=True), 60.0) for _ in range(2)] == [0.0, 60.0], "one more was told of"

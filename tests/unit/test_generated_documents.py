@@ -15,7 +15,7 @@ from pydantic import PlainSerializer
 from stablerail.config import PREFIX, Settings
 from stablerail.docs import EVENTS, asyncapi, documents, events, refusals
 from stablerail.docs.configuration import is_secret
-from stablerail.wiring import MOVEMENTS
+from stablerail.movements import MOVEMENTS
 from tests.unit.test_topics_events import EXAMPLES
 from topics.catalog import INPUTS, TOPICS
 from topics.envelope import value_of

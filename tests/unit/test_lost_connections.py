@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from stablerail.config import load_settings
-from stablerail.wiring import connector
+from stablerail.connections import connector
 
 
 @pytest.fixture

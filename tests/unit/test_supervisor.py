@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from stablerail.dev.processes import free_port
 from stablerail.supervisor import supervise
 from tests.support.ledger_rig import until
 
 # `python -m stablerail.cli` finds this one first: the working directory stands before everything else.
 STAND_IN = """
 import os, signal, sys, time
-_, command, movement, option, port = sys.argv
+_, command, movement, option, port, *supervisor = sys.argv
 signal.signal(signal.SIGTERM, signal.SIG_IGN if movement == "deaf" else signal.SIG_DFL)
 if movement == "steady":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -71,6 +74,32 @@ async def test_a_crashed_child_is_restarted_with_back_off_and_the_others_go_on(s
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(task, 100)  # the code depends on what the crashing one was doing just then
     assert not alive(lines(starts, "steady")[0][4])
+
+
+def test_the_children_of_a_supervisor_that_was_killed_end(tmp_path: Path) -> None:
+    """Those that wait for a broker, here; who is at work ends as at SIGTERM."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("STABLERAIL_")},
+        "STABLERAIL_DATABASE_URL": "postgresql://nobody:x@127.0.0.1:1/none",
+        "STABLERAIL_KAFKA_BOOTSTRAP": "127.0.0.1:1",
+        "STABLERAIL_DATADIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "stablerail.cli", "worker", "investing", "treasury", "--port", str(free_port())]
+    supervisor = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+        assert supervisor.stderr is not None
+        for line in supervisor.stderr:
+            if b"worker.waits" in line and len(children.read_text().split()) == 2:
+                break
+        supervisor.kill()
+        supervisor.wait()
+        assert b"worker.orphaned" in supervisor.stderr.read(), "to its end, which is that of all who write there"
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+        if supervisor.stderr is not None:
+            supervisor.stderr.close()
 
 
 async def test_a_signal_ends_all_and_the_worst_exit_code_is_told(starts: Path) -> None:

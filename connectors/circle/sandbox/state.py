@@ -147,8 +147,9 @@ class State:
     """References and blockchains for which no wallet is made: 400."""
     hidden: set[str | None] = field(default_factory=set)
     """References whose wallets are made and left out of the answer."""
+    answers: dict[str, _Answer] = field(default_factory=dict)
+    """By idempotency key, of calls that were carried out. Whoever empties it plays a Circle that has forgotten them."""
     _spare: dict[str, list[keys.KeyPair]] = field(default_factory=dict, repr=False)
-    _answers: dict[str, _Answer] = field(default_factory=dict)
     _ciphertexts: set[bytes] = field(default_factory=set)
     _by_address: dict[tuple[str, str], str] = field(default_factory=dict)
     _by_reference: dict[str | None, list[Wallet]] = field(default_factory=dict)
@@ -215,10 +216,10 @@ class State:
         meant = {name: value for name, value in body.items() if name != "entitySecretCiphertext"}
         content = orjson.dumps([endpoint, meant], option=orjson.OPT_SORT_KEYS)
         fingerprint = hashlib.sha256(content).hexdigest()
-        stored = self._answers.get(key)
+        stored = self.answers.get(key)
         if stored is None:
             data = act()
-            self._answers[key] = _Answer(fingerprint, data)
+            self.answers[key] = _Answer(fingerprint, data)
             return 201, data
         if stored.fingerprint != fingerprint:
             raise CircleError(409, 409, "the idempotency key was used for another request")
