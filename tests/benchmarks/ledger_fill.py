@@ -1,7 +1,7 @@
 """Millions of entries, made with COPY as a writer would have made them: rounds in which each user gets one transfer from the hot
 account, a thousand transfers to a time, a time every second; versions without gaps, balances right, ids random.
 
-The indexes are there from the beginning and grow with the rows, a minute more for five million: made afterwards their pages are
+The indexes are there from the beginning and grow with the rows, five minutes more for five million and their deposits: made afterwards their pages are
 nine tenths full, and nearly each would split within the next half million random ids. Those of an index that grew split one by one.
 """
 
