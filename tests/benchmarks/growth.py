@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from ledger.rows import Connection
 from tests.benchmarks import end_to_end, workload
 from tests.benchmarks.end_to_end import Run
 from tests.benchmarks.ledger_fill import fill
