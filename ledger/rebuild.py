@@ -62,6 +62,8 @@ class Restored:
     """The lowest number that a commit from now on can get."""
     to_tell: int
     """Records whose messages may not have left: they wait in the outbox and are emitted as after any crash."""
+    foreign: int = 0
+    """Messages of the journal that are no records, left out. No chain lacks one."""
 
 
 Progress = Callable[[int, int, int], None]

@@ -147,6 +147,7 @@ def _show_restored(restored: Restored, took_s: float) -> None:
         ("applied", f"{restored.applied:,}, with {restored.rows:,} rows"),
         ("repeated, left out", f"{restored.repeats:,}"),
         ("of a database lost before, left out", f"{restored.late:,}"),
+        ("messages that are no records, left out", f"{restored.foreign:,}"),
         ("may not have been told, wait in the outbox", f"{restored.to_tell:,}"),
         ("new records begin with", f"{restored.first_seq}"),
         ("took", f"{took_s:.1f} s, {restored.rows / max(took_s, 0.001):,.0f} rows/s"),

@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
-import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents import lenient_records
@@ -26,8 +26,6 @@ from ledger.rebuild_batch import Journaled
 from ledger.rows import Connection
 from stablerail.config import Settings
 from topics.catalog import JOURNAL
-
-_log = structlog.get_logger()
 
 FETCH_BYTES: Final = 32 * 1024 * 1024
 PROGRAM: Final = "stablerail"
@@ -75,7 +73,10 @@ async def rebuild_from(
     def told(offset: int, records: int, rows: int) -> None:
         progress(offset + 1 - reader.begin, reader.end - reader.begin, records, rows)
 
-    return await rebuild(connection, more(reader.records()), restores=scan.found, tell_from=tell_from, progress=told)
+    restored = await rebuild(
+        connection, more(reader.records()), restores=scan.found, tell_from=tell_from, progress=told
+    )
+    return replace(restored, foreign=len(reader.foreign))
 
 
 class JournalReader:
@@ -86,6 +87,8 @@ class JournalReader:
         self.begin, self.end = begin, end
         self.at_last: datetime | None = None
         """When the last message came to the broker."""
+        self.foreign: set[int] = set()
+        """Offsets of messages that are no records of ours."""
 
     async def to_end(self) -> None:
         """From now on it ends where the topic does."""
@@ -110,8 +113,8 @@ class JournalReader:
         async for message in self._messages(self.begin):
             try:
                 one = assembly.take(message.offset, message.key, message.value, message.headers)
-            except NoRecord as error:
-                _log.warning("journal.no_record", reason=str(error))
+            except NoRecord:
+                self.foreign.add(message.offset)
                 continue
             if one is not None:
                 yield one

@@ -38,6 +38,8 @@ class JournalBroken(LedgerError):
 class NoRecord(JournalBroken):
     """A message of the journal that is no record of ours. Where one is missing, the chains of the others say so."""
 
+    code = "no_record"
+
 
 class ACopy(LedgerError):
     """The database was rebuilt as a copy: nothing of it goes to the journal, so nobody is told anything and nothing is done."""

@@ -51,7 +51,10 @@ def lane(dsn: str, kafka: Kafka, topic_prefix: str, monkeypatch: pytest.MonkeyPa
 
 def test_a_person_sees_opens_and_pauses_a_lane(lane: None, run: Callable[..., Result]) -> None:
     assert "foreign_nonce" in run("lanes", "list").output
-    opened = run("lanes", "open", LANE.upper().replace("0X", "0x"), "--actor", "ann")
+    resume = ("lanes", "open", LANE.upper().replace("0X", "0x"), "--actor", "ann")
+    refused = run(*resume)
+    assert (refused.exit_code != 0, "lane_not_counted" in refused.stderr) == (True, True), refused.output
+    opened = run(*resume, "--force", "--reason", "I read the chain myself")
     assert (opened.exit_code, opened.output.endswith("is open\n")) == (0, True), opened.output
     listed = run("lanes", "list").output
     assert "foreign_nonce" not in listed
@@ -66,8 +69,14 @@ def test_a_person_sees_opens_and_pauses_a_lane(lane: None, run: Callable[..., Re
 
 
 def test_the_runbooks_day_of_a_paused_lane(
-    lane: None, run: Callable[..., Result], clean: None, monkeypatch: pytest.MonkeyPatch
+    lane: None, dsn: str, run: Callable[..., Result], clean: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def no_count_above_ours() -> None:
+        connection: Connection = await connect_to(dsn)()
+        await connection.execute("UPDATE lanes SET chain_nonce = next_nonce")
+        await connection.close()
+
+    asyncio.run(no_count_above_ours())
     monkeypatch.setenv("STABLERAIL_RPC_URLS", '{"MATIC": ["http://127.0.0.1:9"]}')
     monkeypatch.setenv("STABLERAIL_USDC_CONTRACTS", f'{{"MATIC": "{SIGNER}"}}')
     asyncio.run(follow(day("A lane is paused"), {"LANE": LANE}, monkeypatch))

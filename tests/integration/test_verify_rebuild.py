@@ -117,5 +117,7 @@ async def test_a_row_written_beside_the_journal_is_found_told_as_a_metric_and_me
         assert (await told(at, run))["holds"]
         assert (await metric())[0] == 0
         await at.send(JOURNAL, b"what?", b"is this")
+        assert (await told(at, run))["holds"], "that is none of ours, and nothing is missing"
+        await at.send(JOURNAL, (1_000).to_bytes(8, "big"), b"is this")
         result = await told(at, run)
-        assert result["offending"][0].startswith("the journal is broken: offset ")
+        assert result["offending"][0].startswith("the journal is broken: ")
