@@ -35,7 +35,7 @@ class Assembly:
         try:
             number, count = int(told.get("part", b"0")), int(told.get("parts", b"1"))
             open = int(told["open"]) if "open" in told else None
-        except ValueError:
+        except (TypeError, ValueError):  # no number, or a header without a value
             raise NoRecord(f"record {seq} at offset {offset}: its headers are not ours") from None
         if count > 1:
             parts = self._parts.setdefault(seq, {})

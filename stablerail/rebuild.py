@@ -97,15 +97,13 @@ class JournalReader:
     async def may_tell_of_restores(self) -> bool:
         """A number at its end is further from the first than any journal's without a rebuild could be. Also finds `at_last`. Foreign
         messages may be the first and the last, and late ones of a database that was lost the last."""
-        keys = [one.key async for one in self._messages(self.begin, self.begin + AT_AN_END)]
-        ours = [int.from_bytes(key, "big") for key in keys if len(key or b"") == 8]
-        if not ours:
-            return bool(keys)
+        first = [one.key async for one in self._messages(self.begin, self.begin + AT_AN_END)]
+        last: list[bytes | None] = []
         async for one in self._messages(max(self.begin, self.end - AT_AN_END)):
             self.at_last = datetime.fromtimestamp(one.timestamp / 1000, UTC)
-            if len(one.key or b"") == 8:
-                ours.append(int.from_bytes(one.key, "big"))
-        return max(ours) >= min(ours) + JUMP
+            last.append(one.key)
+        low, high = ([int.from_bytes(key, "big") for key in keys if key and len(key) == 8] for keys in (first, last))
+        return bool(last) and (not low or not high or max(high) >= min(low) + JUMP)
 
     async def records(self) -> AsyncIterator[Journaled]:
         """Raises JournalBroken. What is no record of ours is passed over: no chain lacks it."""

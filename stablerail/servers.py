@@ -43,7 +43,6 @@ from stablerail.connections import opener
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
 
-"""Of the API."""
 _log = structlog.get_logger()
 
 

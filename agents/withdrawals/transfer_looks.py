@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import structlog
@@ -26,6 +26,8 @@ _log = structlog.get_logger()
 _sql = load("agents.withdrawals", "custodian.sql")
 
 LOOKUPS_AT_ONCE: Final = 16
+UNSEEN_MAX: Final = timedelta(minutes=3)
+"""Between two looks: whatever was there meanwhile, and went, nobody has seen."""
 ABSENT_MAX: Final = 10_000
 """Withdrawals whose transactions are nowhere, in one process; one that is forgotten is looked for as long again."""
 
@@ -71,8 +73,8 @@ class TransferLooker:
     ) -> None:
         self._chains = chains
         self._clock = clock
-        self._absent: OrderedDict[str, tuple[frozenset[str], datetime]] = OrderedDict()
-        """By withdrawal: which hashes are nowhere, and since when. Of this process alone: another one looks as long again."""
+        self._absent: OrderedDict[str, tuple[frozenset[str], datetime, datetime]] = OrderedDict()
+        """By withdrawal: which hashes are nowhere, since when, and the last look. Of this process alone: another looks as long again."""
         self._reading = Kept(connect)
 
     async def prepare(self, events: Sequence[Received]) -> Mapping[str, Look]:
@@ -109,8 +111,10 @@ class TransferLooker:
         if not look.absent:
             return look
         now = self._clock()
-        since = before[1] if before is not None and before[0] == look.hashes else now
-        self._absent[key] = (look.hashes, since)
+        since = now
+        if before is not None and before[0] == look.hashes and now - before[2] <= UNSEEN_MAX:
+            since = before[1]
+        self._absent[key] = (look.hashes, since, now)
         if len(self._absent) > ABSENT_MAX:
             self._absent.popitem(last=False)
         return look._replace(absent_s=(now - since).total_seconds())

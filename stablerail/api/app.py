@@ -34,7 +34,6 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S: Final = 2.0
 RETRY_AFTER_S: Final = 2
-"""The server is away, or others hold what the request needs for longer than it may wait: asked again it may be done."""
 _NOT_READY: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.PostgresError)
 
 _DESCRIPTION = """
@@ -83,6 +82,7 @@ def create_api(
     app.state.broker = broker
     app.state.known_limits = known_limits(settings)
     problems.install(app)
+    # the server is away, or others hold what the request needs for longer than it may wait: asked again it may be done
     for error in TRANSIENT:
         app.add_exception_handler(error, _on_database_gone)
     app.add_middleware(SmallBodies)

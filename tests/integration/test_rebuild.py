@@ -510,6 +510,7 @@ def test_a_commit_whose_last_part_never_came_is_no_damage_at_the_end_and_a_hole_
         ((7, b"12345678", None, []), "offset 7 is not a record of ours"),
         ((7, b"\0" * 8, b"v", [("part", b"x"), ("parts", b"2")]), "record 0 at offset 7: its headers"),
         ((7, b"\0" * 8, b"v", [("open", b"x")]), "record 0 at offset 7: its headers"),
+        ((7, b"\0" * 8, b"v", [("part", None)]), "record 0 at offset 7: its headers"),
     ],
 )
 def test_a_message_that_is_no_record_is_named_by_its_offset(message: Any, told: str) -> None:

@@ -277,4 +277,5 @@ def test_what_is_nowhere_must_be_so_all_the_time_for_the_same_hashes() -> None:
     assert [looked(nowhere, 60.0) for _ in range(3)] == [0.0, 60.0, 120.0]
     assert looked(Look(one), 60.0) == 0.0, "an endpoint does not answer, or has it"
     assert [looked(nowhere, 60.0) for _ in range(2)] == [0.0, 60.0]
+    assert [looked(nowhere, 600.0), looked(nowhere, 60.0)] == [0.0, 60.0], "nobody looked meanwhile"
     assert [looked(Look(both, absent=True), 60.0) for _ in range(2)] == [0.0, 60.0], "one more was told of"
