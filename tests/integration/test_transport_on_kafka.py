@@ -121,12 +121,13 @@ async def test_a_worker_killed_with_work_in_hand_loses_nothing(bench: Rig) -> No
 
 
 async def test_a_worker_frozen_past_its_session_cannot_move_the_commit(bench: Rig) -> None:
-    frozen = await bench.worker(delay_s=0.05)
+    frozen = await bench.worker(delay_s=0.5)  # not done with all of it before it is frozen, on a busy machine either
     await bench.until(lambda: len(bench.assigned(frozen) or ()) == PARTITIONS, "the assignment")
     await bench.produce(4000)
     await bench.until(lambda: len(bench.lines("R")) > 100, "work in hand")
     frozen.send_signal(signal.SIGSTOP)
     heir = await bench.worker()
+    await bench.until(lambda: len(bench.assigned(heir) or ()) == PARTITIONS, "the heir has all")
     await bench.until_all_processed()
     frozen.send_signal(signal.SIGCONT)
     await bench.until(lambda: bool(bench.assigned(heir)) and len(bench.lines("A")) >= 4, "the thawed one joins again")
