@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import asyncpg
 
@@ -23,12 +23,16 @@ _sql = load("agents", "lone_writer.sql")
 
 STANDBY_S = 2.0
 """Between two tries of who stands by."""
+SILENCE_S: Final = 300.0
+"""Far above what a round without a word to the database takes."""
 
 
 class LoneWriter:
-    def __init__(self, name: str, services: Services) -> None:
-        """`name`: the owner row's stage, and the lock's name."""
+    def __init__(self, name: str, services: Services, silence_s: float | None = None) -> None:
+        """`name`: the owner row's stage, and the lock's name. `silence_s`: who leads and says nothing to the database for so long is
+        frozen, and leads no more; None where one round may take any time."""
         self.name = name
+        self._silence_s = silence_s
         self._services = services
         self._connection: Connection | None = None
         self.leads = False
@@ -40,7 +44,14 @@ class LoneWriter:
             self._connection = await self._services.connect()
         if not self.leads:
             self.leads = bool(await self._connection.fetchval(_sql.lead, self.name))
+            if self.leads and self._silence_s is not None:
+                await self._connection.execute(_sql.silence, f"{int(self._silence_s * 1000)}ms")
         return self._connection if self.leads else None
+
+    def give_up(self) -> None:
+        """The connection, and with it the lead."""
+        if self._connection is not None:
+            self._connection.terminate()
 
     async def rounds(
         self,
@@ -64,8 +75,8 @@ class LoneWriter:
                     else:
                         pause_s = await round(connection)
             except (*TRANSIENT, *again) as error:
-                if isinstance(error, asyncpg.InternalClientError) and self._connection is not None:
-                    self._connection.terminate()  # while it lives it holds the lock, and nobody can lead
+                if isinstance(error, asyncpg.InternalClientError):
+                    self.give_up()  # while it lives it holds the lock, and nobody can lead
                 pause_s = failed(error)
             except Exception as error:
                 self._services.stop(f"{self.name}: {error!r}", error)

@@ -20,6 +20,7 @@ from typing import Final
 import orjson
 import structlog
 
+from agents.lone_writer import LoneWriter
 from agents.parking import SENT
 from agents.services import Services
 from ledger.book import expire_due
@@ -37,6 +38,8 @@ _sql = load("agents", "sweeper.sql")
 
 WRITER: Final = "sweeper"
 DUE_MAX: Final = 500
+SILENCE_S: Final = 60.0
+"""A leader that looks at nothing for so long is frozen: its next look would be half a second after the last."""
 ABANDONED_S: Final = 30.0
 """A committed record is emitted within milliseconds while its owner lives; after this it has none."""
 
@@ -48,17 +51,16 @@ class Sweeper:
         self._services = services
         self._interval_s = interval_s
         self._abandoned = timedelta(seconds=abandoned_s)
-        self._connection: Connection | None = None
-        self._leads = False
+        self._lone = LoneWriter(WRITER, services, SILENCE_S)
 
     async def work(self) -> None:
         while True:
             try:
                 await self._services.relay.tidy()  # leader or not
-                busy = await self._lead() and await self.sweep()
+                connection = await self._lone.lead()
+                busy = connection is not None and await self.sweep(connection)
             except TRANSIENT as error:
-                if self._connection is not None:
-                    self._connection.terminate()  # the driver may have lost count of it
+                self._lone.give_up()  # the driver may have lost count of it
                 _log.warning("sweeper.retry", error=type(error).__name__)
                 busy = False
             except Exception as error:
@@ -67,18 +69,8 @@ class Sweeper:
             if not busy:
                 await asyncio.sleep(self._interval_s)
 
-    async def _lead(self) -> bool:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._services.connect()
-            self._leads = False
-        if not self._leads:
-            self._leads = bool(await self._connection.fetchval(_sql.lead))
-        return self._leads
-
-    async def sweep(self) -> bool:
+    async def sweep(self, connection: Connection) -> bool:
         """One look; whether there may be more. Needs no leadership to be right, only to be economical."""
-        connection = self._connection or await self._services.connect()
-        self._connection = connection
         full = await self._due(connection)
         full = await self._expired(connection) or full
         waiting = await connection.fetchval(_sql.waiting, self._services.clock() - self._abandoned)

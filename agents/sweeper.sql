@@ -1,6 +1,3 @@
--- name: lead
-SELECT pg_try_advisory_lock(hashtext(current_schema() || ' sweeper'))
-
 -- name: any_due
 SELECT EXISTS (SELECT 1 FROM schedule WHERE available_at <= $1 AND code <> $2)
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import structlog
 
-from agents.lone_writer import LoneWriter
+from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.head_news import HeadNews
@@ -62,7 +62,7 @@ class WatchChain:
         self._services = services
         self._seen = seen
         self._writer = f"watch_chain.{watched.chain.value}"
-        self._lone = LoneWriter(self._writer, services)
+        self._lone = LoneWriter(self._writer, services, max(SILENCE_S, 3 * watched.interval_s))
         self._log = _log.bind(stage=self._writer)
         self._wait_s = watched.interval_s
         self._rpc: Rpc | None = None

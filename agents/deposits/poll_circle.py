@@ -20,7 +20,7 @@ import orjson
 import structlog
 
 from agents.deposits.deposit import report_id
-from agents.lone_writer import LoneWriter
+from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
 from connectors.circle.chains import Network
 from connectors.circle.transactions import ENDED, SOURCE, created_at, notified
@@ -149,7 +149,7 @@ class PollCircle:
         self._read = read
         self._polled = polled
         self._services = services
-        self._lone = LoneWriter(WRITER, services)
+        self._lone = LoneWriter(WRITER, services, max(SILENCE_S, 3 * polled.interval_s))
         self._log = _log.bind(stage=WRITER)
         self._failures = 0
 

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import structlog
 
-from agents.lone_writer import LoneWriter
+from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.recovery.errors import BadReason, LetterEnded, LetterRefused, NotRedrivable, UnknownLetter
 from agents.recovery.letters import Letter, State, again, bytes_of, plain, readable_as, sent_headers, with_event
 from agents.recovery.store_dead_letters import letter_of_row, lock
@@ -245,7 +245,7 @@ class RedriveDeadLetters:
     """One in the deployment. `work` never returns."""
 
     def __init__(self, services: Services, counted: Counted, *, look_s: float = LOOK_S) -> None:
-        self._writer = LoneWriter(WRITER, services)
+        self._writer = LoneWriter(WRITER, services, SILENCE_S)
         self._services = services
         self._counted = counted
         self._look_s = look_s

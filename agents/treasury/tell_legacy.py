@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from agents.lone_writer import LoneWriter
+from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
 from ledger.errors import LegacyAway
 from ledger.rows import Connection
@@ -29,7 +29,7 @@ class TellLegacy:
 
     def __init__(self, services: Services, elsewhere: Elsewhere) -> None:
         self._elsewhere = elsewhere
-        self._writer = LoneWriter(NAME, services)
+        self._writer = LoneWriter(NAME, services, SILENCE_S)
 
     async def work(self) -> None:
         await self._writer.rounds(self._give, _failed, (LegacyAway,))

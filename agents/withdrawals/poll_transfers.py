@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from agents.lone_writer import LoneWriter
+from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
 from agents.withdrawals.custodian import ENDS, Source, Transfer, open_transfers, rank
 from chain.addresses import check_address
@@ -83,7 +83,7 @@ class PollTransfers:
         self._sources = sources
         self._interval_s = interval_s
         self._services = services
-        self._lone = LoneWriter(WRITER, services)
+        self._lone = LoneWriter(WRITER, services, max(SILENCE_S, 3 * interval_s))
         self._looked_at: dict[str, datetime] = {}
         """By withdrawal: Circle answered."""
         self._asked: dict[str, int] = {}

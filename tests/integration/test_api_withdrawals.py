@@ -143,7 +143,7 @@ async def test_without_kafka_the_caller_is_told_to_ask_again_and_then_gets_the_o
     stage = accept_withdrawals.stage(policy_of(at))
     async with at.process() as services, running(stage, services, at):
         at.clock.forward(60)
-        await Sweeper(services).sweep()  # as a worker's would, half a minute later
+        await Sweeper(services).sweep(await services.connect())  # as a worker's would, half a minute later
         assert await decided(at, id) == {id: ("failed", "insufficient_funds")}
     await assert_whole(at)
 

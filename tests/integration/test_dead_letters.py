@@ -185,7 +185,7 @@ async def test_a_redriving_that_was_cut_off_after_its_commit_leaves_by_the_sweep
         await letters.redrive(connection, [letter.id], "ann", at.clock())  # and here whoever asked dies
         await connection.close()
         at.clock.forward(60)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
         await until(lambda: credited(at), "the deposit is credited")
 
 
@@ -224,7 +224,7 @@ async def test_who_dies_before_the_commit_or_after_it_leaves_a_letter_that_can_b
         assert (again is None) == (what == "discarded"), "sent again is harmless"
         at.clock.forward(60)
         await provision(at)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
         logs = await at.observer.fetchval("SELECT count(*) FROM audit_logs WHERE action = 'dead_letter.' || $1", what)
         if what == "discarded":
             await stored(at, state="discarded")
@@ -278,7 +278,7 @@ async def test_what_an_older_release_could_not_read_is_resolved_by_whatever_its_
         assert done.sealed is not None
         await connection.close()
         at.clock.forward(60)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
 
     async with worker(at) as services:
         with monkeypatch.context() as older:
@@ -315,7 +315,7 @@ async def test_more_than_a_commit_may_hold_is_redriven_by_several(at: Ground, mo
         assert len(done.left) + len(done.sent) == 5
         await connection.close()
         at.clock.forward(61)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
         await look(services)
 
         async def all_credited() -> bool:
@@ -480,7 +480,7 @@ async def test_people_see_redrive_and_discard_them_by_the_command_line(at: Groun
         redriven = await run("redrive", "--eligible", "--yes", "--actor", "ann")
         assert redriven.exit_code == 0, redriven.output
         at.clock.forward(60)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
         await until(lambda: credited(at), "the deposit is credited")
         assert (await run("discard", found["bad_address"].id, "--reason", "typing error")).exit_code == 0
     for code, said, arguments in (

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaConnectionError
 from agents import lone_writer
 from agents.crash import Stop
 from agents.lone_writer import LoneWriter
+from ledger.commit import TRANSIENT
 from ledger.rows import Connection
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to, until
@@ -20,10 +21,10 @@ from tests.support.ledger_rig import connect_to, until
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
 
-def writer(dsn: str) -> tuple[LoneWriter, Stop]:
+def writer(dsn: str, silence_s: float | None = None) -> tuple[LoneWriter, Stop]:
     stop = Stop(ends=False)
     services: Any = SimpleNamespace(connect=connect_to(dsn), stop=stop)
-    return LoneWriter("one", services), stop
+    return LoneWriter("one", services, silence_s), stop
 
 
 async def end(*writers: LoneWriter) -> None:
@@ -105,3 +106,17 @@ async def test_who_stands_by_is_told_and_does_nothing_until_the_leader_is_gone(
     await asyncio.gather(task, return_exceptions=True)
     assert stop.reason is None
     await end(other)
+
+
+async def test_who_leads_and_says_nothing_for_too_long_leads_no_more(dsn: str) -> None:
+    """As a process that is frozen, whose system still answers for its connection."""
+    (frozen, _), (other, _) = writer(dsn, silence_s=0.2), writer(dsn)
+    connection = await frozen.lead()
+    assert connection is not None
+    async with asyncio.timeout(60):
+        while await other.lead() is None:
+            await asyncio.sleep(0.01)
+    with pytest.raises(TRANSIENT):
+        await connection.execute("SELECT 1")
+    assert await frozen.lead() is None, "it stands by, on a connection that is made anew"
+    await end(frozen, other)

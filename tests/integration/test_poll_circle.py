@@ -220,7 +220,7 @@ async def test_a_poller_that_dies_after_its_commit_has_lost_nothing(
     assert len(await town.transfers()) == 1
     town.at.clock.forward(ABANDONED_S + 1)
     async with town.at.process() as second, crediting(town, second):
-        await Sweeper(second).sweep()
+        await Sweeper(second).sweep(await second.connect())
         async with polling(town, second):
             await town.credited(25_000_000)
     assert len(await town.at.told(DEPOSITS_NOTIFIED)) == 1

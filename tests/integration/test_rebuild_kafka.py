@@ -104,13 +104,13 @@ async def test_a_dump_of_an_hour_ago_and_the_journal_are_the_lost_database(
             assert "not compared: alembic_version, api_keys" in same.output
         async with rebuilt.process() as services:
             with pytest.raises(ACopy):
-                await Sweeper(services, abandoned_s=0).sweep()
+                await Sweeper(services, abandoned_s=0).sweep(await services.connect())
         assert len(await at.told(WALLETS_REQUESTED)) == 1, "a copy tells nobody"
         own = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=empty, **kafka)
         assert (own.exit_code, "nothing is signed or asked" in own.output) == (0, True), own.output
         async with rebuilt.process() as services:
-            await Sweeper(services, abandoned_s=0).sweep()
-            await Sweeper(services, abandoned_s=0).sweep()
+            await Sweeper(services, abandoned_s=0).sweep(await services.connect())
+            await Sweeper(services, abandoned_s=0).sweep(await services.connect())
         users = [WalletsRequested.model_validate_json(each.value).user_id for each in await at.told(WALLETS_REQUESTED)]
         assert sorted(users) == ["one", "two"], "what may not have left is told, and nothing else again"
         await bad_days(at, empty, run, kafka)

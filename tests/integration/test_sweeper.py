@@ -73,8 +73,8 @@ async def test_records_of_a_writer_that_died_after_its_commit_are_journaled_and_
     records = [await commit(at, name) for name in ("one", "two", "three")]
     at.clock.forward(ABANDONED_S + 1)
     async with at.process() as services:
-        await Sweeper(services).sweep()
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
+        await Sweeper(services).sweep(await services.connect())
     await swept(at, ["one", "two", "three"], records)
 
 
@@ -85,19 +85,19 @@ async def test_a_record_of_a_writer_that_died_before_it_emitted_is_emitted(at: G
     assert (await told(at), await waiting(at)) == ([], 1)
     at.clock.forward(ABANDONED_S + 1)
     async with at.process() as services:
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
     await swept(at, ["one"], records)
 
 
 async def test_what_a_living_writer_has_just_committed_is_left_to_it(at: Ground) -> None:
     record = await commit(at, "one")
     async with at.process() as services:
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
         assert (await told(at), await waiting(at)) == ([], 1)
         await finish(services, record)
         await services.relay.tidy()
         at.clock.forward(ABANDONED_S + 1)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
     await swept(at, ["one"], [record])
 
 
@@ -131,7 +131,7 @@ async def test_two_sweepers_at_once_lose_nothing_and_repeat_at_most(at: Ground) 
     records = [await commit(at, name) for name in names]
     at.clock.forward(ABANDONED_S + 1)
     async with at.process() as one, at.process() as two:
-        await asyncio.gather(Sweeper(one).sweep(), Sweeper(two).sweep())
+        await asyncio.gather(Sweeper(one).sweep(await one.connect()), Sweeper(two).sweep(await two.connect()))
     assert list(dict.fromkeys(await told(at))) == names
     assert await journaled(at) == [record.seq for record in records]
     assert await waiting(at) == 0
@@ -140,12 +140,12 @@ async def test_two_sweepers_at_once_lose_nothing_and_repeat_at_most(at: Ground) 
 async def test_another_sweeper_leads_when_the_first_is_gone(at: Ground) -> None:
     async with at.process() as second:
         async with at.process() as first:
-            assert await Sweeper(first)._lead()
+            assert await Sweeper(first)._lone.lead() is not None
             standby = Sweeper(second)
-            assert not await standby._lead()
+            assert await standby._lone.lead() is None
 
         async def leads() -> bool:  # PostgreSQL lets the lock go when it notices that the connection ended
-            return await standby._lead()
+            return await standby._lone.lead() is not None
 
         await until(leads, "the other leads")
 
@@ -186,10 +186,10 @@ async def test_what_a_hold_still_holds_goes_back_when_its_time_has_come(
         await services.relay.journal([(first.seq, first.record)])
         services.relay.emitted([first.seq])
         sweeper = Sweeper(services)
-        assert not await sweeper.sweep()
+        assert not await sweeper.sweep(connection)
         assert await balance(connection, ada) == 0, "not yet"
         at.clock.forward(3_601)
-        assert [await sweeper.sweep() for _ in range(4)] == [True, True, False, False], "some at a time"
+        assert [await sweeper.sweep(connection) for _ in range(4)] == [True, True, False, False], "some at a time"
         assert (await balance(connection, ada), await balance(connection, pending)) == (46, 0)
         assert await connection.fetchval("SELECT count(*) FROM holds WHERE state = 'expired'") == 5
         await services.relay.tidy()
