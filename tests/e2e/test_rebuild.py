@@ -151,7 +151,7 @@ async def _quiet(stack: Stack, dsn: str, bootstrap: str, prefix: str) -> None:
     async with ground(dsn, bootstrap, prefix, []) as it, it.process() as services:
         await services.relay.journal()
         it.clock.forward(60)
-        await Sweeper(services).sweep()
+        await Sweeper(services).sweep(await services.connect())
         assert await it.observer.fetchval("SELECT count(*) FROM outbox") == 0
 
 

@@ -182,7 +182,7 @@ async def test_a_replay_that_dies_after_its_commit_is_finished_by_the_sweeper_an
     ends = await desk.ends()
     async with desk.at.process() as services:
         sweeper = Sweeper(services, abandoned_s=0)
-        await sweeper.sweep()
+        await sweeper.sweep(await services.connect())
     assert sum((await desk.ends()).values()) == sum(ends.values()) + 2
     assert (await desk.applied()).published == 2, "nothing has settled them yet"
     async with desk.worker():

@@ -89,7 +89,7 @@ async def settled(at: Ground, expected: dict[str, tuple[int, str]]) -> None:
 async def sweep(services: Services, at: Ground) -> None:
     """One round of a worker's sweeper, at the clock's time. What was settled before has left by then: the clock makes it old."""
     await until(lambda: everything_left(services, at), "what was settled has left")
-    await Sweeper(services).sweep()
+    await Sweeper(services).sweep(await services.connect())
 
 
 async def everything_left(services: Services, at: Ground) -> bool:
@@ -228,7 +228,7 @@ async def test_an_event_that_comes_while_the_parked_ones_are_on_their_way_again_
                 await emit(*arguments)
 
             sweeping.emitter.emit = slow  # type: ignore[method-assign,assignment]
-            await Sweeper(sweeping).sweep()
+            await Sweeper(sweeping).sweep(await sweeping.connect())
         assert (await inbox(at))[late[0]][0] == 1
         await until(lambda: in_inbox(at, a2, 2), "the parked ones are settled")
         at.clock.forward(61)
@@ -278,7 +278,7 @@ async def test_two_sweepers_at_once_send_what_is_due_once(at: Ground) -> None:
         at.clock.forward(61)
         await until(lambda: everything_left(services, at), "what was settled has left")
         async with at.process() as one, at.process() as two:
-            await asyncio.gather(Sweeper(one).sweep(), Sweeper(two).sweep())
+            await asyncio.gather(Sweeper(one).sweep(await one.connect()), Sweeper(two).sweep())
         await settled(at, dict.fromkeys(uids, (2, "done")))
     repeats = [record for record in await at.told(SOURCE) if "attempt" in dict(record.headers)]
     assert len(repeats) == len(uids)

@@ -294,12 +294,12 @@ class Losing:
             self._work.started(services, self.at, self._acked, "{}:{}".format(*self._outside)),
         ):
             sweeper = Sweeper(services, abandoned_s=0.0)  # of writers that have no next owner
-            await sweeper.sweep()
+            await sweeper.sweep(await services.connect())
             await until(lambda: self._work.ended(self.at), "everything came to its end", PATIENCE_S)
             ends = await self._ends()
             await until(lambda: _same(self._acked.offsets, ends), "everything is acknowledged", PATIENCE_S)
             await services.relay.journal()
-            await sweeper.sweep()
+            await sweeper.sweep(await services.connect())
         await self._work.check(self.at)
         broken = [result for result in await verify(self.at.observer) if not result.holds]
         assert broken == []
