@@ -126,7 +126,7 @@ async def _claim(
     marks: frozenset[str] = frozenset()
     if reused:
         # settled under the message's own position, so that its redelivery is a repeat
-        positions = [inbox.Claim(item.position_uid, 1, item.fingerprint) for item in reused]
+        positions = [inbox.Claim(item.position_uid, item.attempt, item.fingerprint) for item in reused]
         marks = (await inbox.own_and_claim(connection, stage.name, epochs, positions, at))[1].fresh
     live: list[Item] = []
     odd = {id(item) for item in reused}

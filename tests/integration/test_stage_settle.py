@@ -91,6 +91,22 @@ async def test_an_id_that_is_used_for_something_else_is_refused_and_its_true_own
     await assert_holds(connection)
 
 
+async def test_a_reused_id_at_a_later_attempt_is_journaled_as_it_is_stored(connection: Connection) -> None:
+    """As a letter that somebody redrives all the same."""
+    await run(connection, record(0, id="x"))
+    other = record(7, amount=9, id="x", attempt=2)
+    settled = await run(connection, other)
+    assert settled.outcomes == {("rejected", "event_id_reused"): 1, ("repeat", ""): 0}
+    assert settled.sealed is not None
+    (block,) = [block for block in unpack(settled.sealed.record).blocks if block.table.name == "inbox"]
+    assert block.columns[2].strip("{=}") == "2"
+    stored = await connection.fetchval(
+        "SELECT attempt FROM inbox WHERE event_id <> ALL($1)", [items(record(0, id="x"))[0].uid]
+    )
+    assert stored == 2
+    assert (await run(connection, other)).outcomes == {("repeat", ""): 1}
+
+
 async def test_what_cannot_be_read_is_a_dead_letter_with_its_bytes(connection: Connection) -> None:
     settled = await run(
         connection,
