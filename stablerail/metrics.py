@@ -21,6 +21,7 @@ from prometheus_client import (
 
 from agents.deposits.figures import SOURCES
 from chain.health import STATES
+from ledger.accounts import AccountType
 from ledger.reconciling import Run
 from ledger.verify import Result
 from stablerail.bulk import BulkHistogram
@@ -94,6 +95,13 @@ from topics.codes import Whose
 from topics.money import SCALE
 
 Outcome = Literal["done", "rejected", "retry", "repeat", "reused", "skipped"]
+ALARMED: Final = (
+    ("settle_transfers", "custodian_contradicted"),
+    ("settle_transfers", "custodian_short"),
+    ("settle_transfers", "second_transfer"),
+    ("transfer_by_custodian", "second_transfer"),
+)
+"""(stage, code) of alerts for which a rule of deploy/prometheus waits."""
 
 
 class Metrics:
@@ -131,6 +139,13 @@ class Metrics:
             self._counters[WITHDRAWALS_ENDED].labels(outcome)
         for whose in Whose:
             self._counters[DEAD_LETTERS_STORED].labels(whose.value)
+        for stage, code in ALARMED:
+            self._counters[STAGE_ALERTS].labels(stage, code)
+        for status in ("success", "failed"):
+            self._counters[JOBS_PROCESSED].labels(status)
+        for type in AccountType:
+            self._counters[SHADOW_DISCREPANCIES].labels(type.value)
+        self._set(WRITE_SUCCESS, 1)  # nothing was refused
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format; serve it as `content_type`."""

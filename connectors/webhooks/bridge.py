@@ -24,6 +24,7 @@ from connectors.webhooks.limits import LargeBodies, Refusals
 from connectors.webhooks.problems import Problem
 from connectors.webhooks.publisher import Publisher, Unavailable
 from connectors.webhooks.source import (
+    NOT_UNDERSTOOD,
     Act,
     Ignored,
     NotNow,
@@ -146,6 +147,8 @@ def create_bridge(
         for source in (mount.source, *mount.by_header.values()):
             # a series that begins at its first rise has, to Prometheus, not risen
             context.metrics.webhooks.labels(source.vendor, "unavailable", "broker_unavailable")
+            for code in NOT_UNDERSTOOD:
+                context.metrics.webhooks.labels(source.vendor, "not_understood", code)
         endpoint = _endpoint(mount, context)
         for path in mount.paths:
             app.add_api_route(path, endpoint, methods=["POST"])

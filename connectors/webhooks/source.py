@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from topics.catalog import Topic
 from topics.events import Event
@@ -68,6 +68,10 @@ class Ignored:
     """From a fixed set (a metric label), never from the body."""
     reason: str = ""
     """Free text for the log."""
+
+
+NOT_UNDERSTOOD: Final = ("not_json", "wrong_schema", "unsupported_version", "unknown_type", "unknown_state")
+"""The codes that a vendor's novelty has."""
 
 
 @dataclass(frozen=True, slots=True)

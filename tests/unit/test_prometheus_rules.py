@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from connectors.webhooks.bridge import Metrics as BridgeMetrics
 from stablerail import metric_list
+from stablerail.metrics import Metrics
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "stablerail.rules.yml"
 TESTS = RULES.with_name("stablerail.rules.test.yml")
@@ -37,6 +38,24 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
         "GasAccountLow",
         "OrderOverdue",
     ]
+
+
+def test_what_an_alert_waits_for_is_there_before_it_rises() -> None:
+    """A series that begins at its first rise has, to Prometheus, not risen."""
+    there = [
+        (sample.name, sample.labels)
+        for family in Metrics().registry.collect()
+        for sample in family.samples
+    ]  # fmt: skip
+    rules = "".join(path.read_text() for path in RULES.parent.glob("*.rules.yml"))
+    waited = set(re.findall(r"increase\((\w+)(?:\{(.*?)\})?\[", rules))
+    assert len(waited) > 8
+    for name, selector in waited - {found for found in waited if found[0].startswith("stablerail_webhooks")}:
+        wanted = {label: values.split("|") for label, values in re.findall(r'(\w+)=~?"([^"]*)"', selector)}
+        for label, values in wanted.items():
+            assert set(values) <= {labels.get(label) for other, labels in there if other == name}, (name, label)
+        assert name in {other for other, _ in there}, name
+    assert Metrics().registry.get_sample_value("ledger_write_success_rate") == 1, "LedgerWriteFailures"
 
 
 def test_every_alert_fires_when_it_should_and_only_then() -> None:
