@@ -12,13 +12,12 @@ from typing import Any, Final, NoReturn
 import typer
 from rich.console import Console
 
-from stablerail.config import ConfigError, Settings, load_settings
+from stablerail.config import EXIT_CONFIG, ConfigError, Settings, load_settings
 
 # piped into a file or another program nothing is wrapped
 out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
 
-EXIT_CONFIG = 78
 """EX_CONFIG."""
 JOURNAL_WAIT_S: Final = 10.0
 """What is committed is safe already: a person need not wait for a broker that is away."""
@@ -102,5 +101,7 @@ def run(action: Callable[[], Awaitable[Any]]) -> Any:
         return asyncio.run(main())
     except LedgerError as error:
         fail(f"{error.code}: {error}")
-    except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
+    except ConfigError as error:
+        fail(str(error), EXIT_CONFIG)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError, ChainError) as error:
         fail(f"{type(error).__name__}: {error}")

@@ -15,9 +15,9 @@ from ledger.errors import PhaseRefused
 from ledger.rows import Connection
 from ledger.shadow import Mirror
 from ledger.shadow_backfill import Totals, backfill
-from stablerail.cli_base import EXIT_CONFIG, actor_of, err, fail, journaled, needed_settings, out, run
+from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
 from stablerail.cli_corrections import Actor
-from stablerail.config import PREFIX, Settings
+from stablerail.config import EXIT_CONFIG, PREFIX, Settings
 from topics.money import SCALE
 
 shadow_app = typer.Typer(no_args_is_help=True, help="The ledger beside a legacy table of balances.")

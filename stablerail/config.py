@@ -95,6 +95,10 @@ class Problem:
     expected: str
 
 
+EXIT_CONFIG: Final = 78
+"""EX_CONFIG: settings are wrong or missing."""
+
+
 class ConfigError(Exception):
     """Settings are wrong or missing; the text names each and says what is expected."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -65,6 +65,8 @@ def network_default(setting: str, network: Network) -> dict[Chain, Any]:
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _UNIT_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_HOST = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:\[\]@/]*)(:[0-9]{1,5})?")
+"""As in a URL, where PostgreSQL's may say several; an empty one is a socket's."""
 _BOOTSTRAP = re.compile(r"[\w.\-]+:[0-9]{1,5}(,[\w.\-]+:[0-9]{1,5})*", re.ASCII)
 
 
@@ -115,16 +117,33 @@ def _bootstrap(value: str) -> str:
     return value
 
 
+def _parts(url: str, says: str) -> SplitResult:
+    """Raises ValueError for a URL that does not say its host plainly: a password that is not escaped would be read, and shown, as
+    something else."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(says) from None
+    _user, at, hosts = parts.netloc.rpartition("@")
+    stray = "@" in parts.path + parts.fragment or (not at and "@" in parts.query)
+    if stray or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        raise ValueError(f"{says}; / ? # and @ in a user or password are written %2F %3F %23 %40")
+    return parts
+
+
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
+    says = "must be an http:// or https:// URL"
+    parts = _parts(value, says)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL")
+        raise ValueError(says)
     return value.rstrip("/")
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
-    if urlsplit(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
-        raise ValueError("must start with postgresql://")
+    says = "must be postgresql://user:password@host:port/database"
+    parts = _parts(value.get_secret_value(), says)
+    if parts.scheme not in ("postgresql", "postgres") or parts.fragment:
+        raise ValueError(says)
     return value
 
 
@@ -230,7 +249,10 @@ def _shown(name: str, value: Any) -> str:
 
 def masked_url(url: str) -> str:
     """Scheme, user, host, port and, for a database, its name. Providers put keys into user, password, path or query."""
-    parts = urlsplit(url)
+    try:
+        parts = _parts(url, "")
+    except ValueError:
+        return MASK
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}:{MASK}@" if parts.password and parts.username else f"{MASK}@" if parts.username else ""
     if parts.scheme in ("postgresql", "postgres"):

@@ -17,7 +17,7 @@ from ledger.errors import RoleRefused
 from ledger.journal import Publish, Relay
 from ledger.rows import Connection
 from ledger.shadow import Mirror, mirrored
-from stablerail.config import Settings
+from stablerail.config import ConfigError, Problem, Settings
 from stablerail.shadow import mirror_for
 from topics.events import Chain
 
@@ -37,6 +37,11 @@ def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) ->
                 lost_not_cancelled()
             ):  # here, once: whoever opens one and waits for a server that is away sees an error
                 return await _open()
+        except (asyncpg.ClientConfigurationError, UnicodeError, OverflowError):
+            # not with the driver's text, which may hold what it took for the host
+            raise ConfigError(
+                (Problem("STABLERAIL_DATABASE_URL", "must be a URL that PostgreSQL's clients read"),)
+            ) from None
         except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
             role = settings.database_role
             remedy = f"run `stablerail migrate` as the owner; a login of its own needs: GRANT {role} TO the login"

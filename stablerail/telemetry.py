@@ -30,7 +30,7 @@ QUIET_LOGGERS: Final = ("aiokafka", "faust", "mode", "kafka", "asyncio", "uvicor
 _SECRET_NAME = re.compile(r"secret|key|token|authorization|password|passwd|ciphertext|dsn|cookie", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"(^|[_-])(id|ids)$|^(idempotency|partition|message)[_-]?key$", re.IGNORECASE)
 """A key's or token's id is no secret, and without it a line about a refused key says nothing."""
-_URL_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+(?=@)")
+_URL_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s\"']+(?=@)")
 _API_KEY = re.compile(r"\b(sr_[0-9a-f]{16}_)[0-9a-f]{64}\b|\b((?:TEST|LIVE|SAND)_API_KEY:)[^\s\"']+")
 _NESTING_MAX: Final = 6
 

@@ -32,9 +32,9 @@ from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
 from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
-from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable
+from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable, RoleRefused
 from stablerail import shadow
-from stablerail.config import Settings
+from stablerail.config import EXIT_CONFIG, ConfigError, Settings
 from stablerail.connections import opener
 from stablerail.metrics import Metrics
 from stablerail.movements import NEEDS
@@ -54,15 +54,16 @@ POLL_S_MAX = 10 * 365 * 86_400.0
 
 
 def run_worker(movement: str, settings: Settings, port: int, supervisor: int | None = None) -> NoReturn:
-    """Runs until SIGTERM or the end of `supervisor`, its process (exit code 0), or a crash (EXIT_BUG), and ends the process."""
+    """Runs until SIGTERM or the end of `supervisor`, its process (exit code 0), wrong settings (EXIT_CONFIG), or a crash (EXIT_BUG),
+    and ends the process."""
     settings.require(*NEEDS[movement])
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
     try:
         uvloop.run(_Worker(movement, settings, port, supervisor).run())
-    except (ACopy, DatabaseBehind, LegacyUnusable) as error:  # nothing was done
+    except (ACopy, ConfigError, DatabaseBehind, LegacyUnusable, RoleRefused) as error:  # nothing was done
         _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
-        exit_now(EXIT_BUG)
+        exit_now(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG)
 
 
 class _FaustWorker(faust.Worker):

@@ -196,6 +196,34 @@ def test_the_printed_settings_show_no_secret() -> None:
     assert shown["STABLERAIL_DEPOSIT_MINIMUM"] == "1.000000 USDC"
 
 
+@pytest.mark.parametrize("odd", ["s3/cr3t", "1/s3cr3t", "s3?cr3t", "1?s3cr3t", "s3#cr3t", "1#s3cr3t", "s3]cr3t"])
+def test_a_password_that_is_not_escaped_is_refused_and_never_shown(odd: str) -> None:
+    for name, url in {
+        "database_url": f"postgresql://rail:{odd}@db.internal:5432/rail",
+        "circle_api_url": f"https://rail:{odd}@proxy.example/circle",
+    }.items():
+        with pytest.raises(ConfigError) as refused:
+            load_settings(env_file=None, **{name: url})
+        (problem,) = refused.value.problems
+        assert problem.name.startswith(f"STABLERAIL_{name.upper()}")
+        assert "cr3t" not in str(refused.value)
+        assert "cr3t" not in masked_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://rail:s3%2Fcr3t@one:5432,two:5433/rail",
+        "postgresql://rail:s3cr3t@[fd00::1]:5432/rail?options=-c%20x%3Dy",
+        "postgresql:///rail?host=/tmp&user=rail@tenant",
+        "postgresql://rail@tenant:s3cr3t@db/rail",
+    ],
+)
+def test_every_way_to_name_a_server_is_taken(url: str) -> None:
+    given = url.replace("rail@tenant:", "rail%40tenant:").replace("user=rail@", "user=rail%40")
+    assert load_settings(env_file=None, database_url=given).secret("database_url") == given
+
+
 def test_a_secret_that_looks_like_a_url_is_none() -> None:
     names = ("sumsub_webhook_secret", "withdrawal_keystore_password", "circle_api_key", "alpaca_api_key")
     settings = load_settings(env_file=None, **dict.fromkeys(names, "c0rrect://h0rse-battery"))
