@@ -91,9 +91,9 @@ class CustodyCheck:
         connect: Callable[[], Awaitable[Connection]],
         interval_s: float,
         leads: Callable[[], bool],
-        tell: Callable[[str, int], None],
+        tell: Callable[[str, int | None], None],
     ) -> None:
-        """`tell(chain, base units)` gets the difference."""
+        """`tell(chain, base units)` gets the difference, None where another process watches the chain."""
         self._custody, self._reading, self._interval_s = custody, Kept(connect), interval_s
         self._leads, self._tell = leads, tell
 
@@ -107,6 +107,8 @@ class CustodyCheck:
                     self._tell(chain, difference)
                     if difference:
                         _log.warning("custody.differs", chain=chain, base_units=difference)
+                else:
+                    self._tell(chain, None)
             except _LATER as error:
                 _log.warning("custody.retry", chain=chain, error=type(error).__name__, reason=str(error))
             await asyncio.sleep(self._interval_s)

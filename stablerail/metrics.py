@@ -240,8 +240,12 @@ class Metrics:
         """How long the credited webhooks of a batch took: seconds -> how many."""
         self._bulk[WEBHOOK_TO_LEDGER].observe(waits_s)
 
-    def custody_discrepancy(self, chain: str, base_units: int) -> None:
-        self._set(CUSTODY_DISCREPANCY, base_units / SCALE, chain)
+    def custody_discrepancy(self, chain: str, base_units: int | None) -> None:
+        """None: another worker compares."""
+        if base_units is None:
+            self._gauges[CUSTODY_DISCREPANCY].remove_by_labels({"chain": chain})
+        else:
+            self._set(CUSTODY_DISCREPANCY, base_units / SCALE, chain)
 
     def discrepancy_threshold(self, base_units: int) -> None:
         self._set(DISCREPANCY_THRESHOLD, base_units / SCALE)
@@ -294,13 +298,16 @@ class Metrics:
         for one in STATES:
             self._set(RPC_ENDPOINT_STATE, one == state, chain, endpoint, one)
 
-    def lane(self, chain: str, signer: str, reason: str, in_flight: int) -> None:
-        """A lane as it was just read; `reason` is empty while it is open."""
-        name = reason.partition(": ")[0]
-        known = name if not name or name in REASONS else "other"
-        for one in (*REASONS, "other"):
-            self._set(LANE_PAUSED, int(one == known), chain, signer, one)
-        self._set(LANE_IN_FLIGHT, in_flight, chain, signer)
+    def lanes(self, found: Iterable[tuple[str, str, str, int]]) -> None:
+        """(chain, signer, reason, in no block) of every lane that there is; `reason` is empty while it is open."""
+        self._gauges[LANE_PAUSED].clear()
+        self._gauges[LANE_IN_FLIGHT].clear()
+        for chain, signer, reason, in_flight in found:
+            name = reason.partition(": ")[0]
+            known = name if not name or name in REASONS else "other"
+            for one in (*REASONS, "other"):
+                self._set(LANE_PAUSED, int(one == known), chain, signer, one)
+            self._set(LANE_IN_FLIGHT, in_flight, chain, signer)
 
     def gas_account(self, chain: str, is_low: bool) -> None:
         self._set(GAS_ACCOUNT_LOW, int(is_low), chain)

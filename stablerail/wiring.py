@@ -250,11 +250,11 @@ async def _withdrawals(settings: Settings, shared: Services, metrics: Metrics) -
     # in the order of the flow
     stages: tuple[Stage[Any], ...] = (
         accept_withdrawals.stage(withdrawal_policy(settings)),
-        *sign_transactions.stages(desks, metrics.lane),
+        *sign_transactions.stages(desks),
         broadcast_transactions.stage(broadcasters, shared.connect),
         track_confirmations.stage(writers, shared.connect, shared.clock),
         raise_fees.stage(desks, dict.fromkeys(settings.withdrawal_chains, raise_policy(settings))),
-        top_up_lanes.stage(desks, policies, metrics.lane, metrics.gas_account),
+        top_up_lanes.stage(desks, policies, metrics.gas_account),
         settle_withdrawals.stage(settings.shards_of(AccountType.SYSTEM_BUFFER_USDC)),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)

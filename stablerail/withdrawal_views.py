@@ -58,6 +58,7 @@ class WithdrawalViews:
         self._metrics.withdrawals_open(
             [(row["chain"], row["status"], row["withdrawals"], row["oldest_age_s"]) for row in self.states]
         )
+        self._metrics.lanes([(row["chain"], row["signer"], row["reason"], row["unmined"]) for row in self.lanes])
 
     def mount(self, app: Any) -> None:
         """The table, the agent that alone writes it, and the pages."""

@@ -7,10 +7,10 @@ ORDER BY chain, status
 
 -- name: lanes
 SELECT l.chain, l.signer, l.next_nonce, l.chain_nonce, l.status, l.reason, count(a.nonce) AS in_flight,
-       min(a.signed_at) AS oldest
+       count(a.nonce) FILTER (WHERE a.unmined) AS unmined, min(a.signed_at) AS oldest
 FROM lanes l
 LEFT JOIN (
-    SELECT chain, signer, nonce, min(signed_at) AS signed_at
+    SELECT chain, signer, nonce, bool_and(phase = 'unmined') AS unmined, min(signed_at) AS signed_at
     FROM attempts WHERE phase IN ('unmined', 'mined') GROUP BY chain, signer, nonce
 ) AS a ON a.chain = l.chain AND a.signer = l.signer
 GROUP BY l.chain, l.signer

@@ -32,7 +32,7 @@ Two stages are made here: `sign_transactions` is woken by an accepted withdrawal
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -286,23 +286,14 @@ def takes(event: WithdrawalAccepted) -> bool:
     return event.rail == Rail.CHAIN
 
 
-Seen = Callable[[str, str, str, int], None]
-"""Is told a lane's chain and signer, why it is paused ("" = it is open), and how many of its transactions are in no block."""
-
-
-def unseen(_chain: str, _signer: str, _reason: str, _in_flight: int) -> None: ...
-
-
 class LaneTeller:
-    """Tells of a lane as it was just read: to the metrics each time, to the log where it is another than before."""
+    """Tells the log of a lane that is another than before."""
 
-    def __init__(self, seen: Seen) -> None:
-        self._seen = seen
+    def __init__(self) -> None:
         self._known: dict[LaneKey, str] = {}
 
-    def __call__(self, lane: Lane, in_flight: int) -> None:
+    def __call__(self, lane: Lane) -> None:
         key = (lane.chain, lane.signer)
-        self._seen(*key, lane.reason, in_flight)
         if self._known.get(key, "") != lane.reason:
             log = _log.error if lane.reason else _log.info
             log(
@@ -317,9 +308,9 @@ class LaneTeller:
 class SignTransactions:
     """Of both stages: they share what was seen of the chain."""
 
-    def __init__(self, desks: Desks, seen: Seen) -> None:
+    def __init__(self, desks: Desks) -> None:
         self._desks = desks
-        self._tell = LaneTeller(seen)
+        self._tell = LaneTeller()
 
     async def prepare(self, events: Sequence[Received]) -> Prepared:
         """Before the transaction: what each chain that is asked for says of our signers."""
@@ -350,7 +341,7 @@ class SignTransactions:
             lane = stored.get(key) or await first_lane(connection, key, looks[key], at)
             if lane is None:
                 continue
-            self._tell(lane, flying[key].unmined)
+            self._tell(lane)
             facts.queues[key] = _queue(desk, looks[key], lane, flying[key], key in stored, key in prepared.away)
         return facts
 
@@ -403,9 +394,9 @@ def _queue(desk: Desk, look: Look, lane: Lane, flying: Sum, stored: bool, away: 
     )
 
 
-def stages(desks: Desks, seen: Seen = unseen) -> tuple[Stage[Any], Stage[Any]]:
+def stages(desks: Desks) -> tuple[Stage[Any], Stage[Any]]:
     """Woken by an accepted withdrawal, and by a block."""
-    agent = SignTransactions(desks, seen)
+    agent = SignTransactions(desks)
     woken = (
         Stage(
             name=name,

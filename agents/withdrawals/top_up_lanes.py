@@ -34,11 +34,9 @@ from agents.withdrawals.sign_transactions import (
     PAUSED,
     RETIRED,
     LaneTeller,
-    Seen,
     counted,
     first_lane,
     shut,
-    unseen,
 )
 from agents.withdrawals.top_ups import DONE, FAILED, WEI, TopUp, TopUpPolicy, given, unsigned
 from agents.withdrawals.top_ups import OPEN as ON_ITS_WAY
@@ -176,9 +174,9 @@ Low = Callable[[str, bool], None]
 
 
 class TopUpLanes:
-    def __init__(self, desks: Desks, policies: Mapping[Chain, TopUpPolicy], seen: Seen, low: Low) -> None:
+    def __init__(self, desks: Desks, policies: Mapping[Chain, TopUpPolicy], low: Low) -> None:
         self._desks, self._policies, self._low = desks, policies, low
-        self._tell = LaneTeller(seen)
+        self._tell = LaneTeller()
 
     async def prepare(self, events: Sequence[Received]) -> Prepared:
         """Before the transaction: what each chain that has a head says of our signers."""
@@ -212,7 +210,7 @@ class TopUpLanes:
         today = at.replace(hour=0, minute=0, second=0, microsecond=0)
         spent = int(await connection.fetchval(_sql.given, key[0], today))
         rows = await connection.fetch(_sql.lanes, key[0], sorted(CLEARS_ITSELF))
-        self._tell(lane, flying.unmined)
+        self._tell(lane)
         payees, left = _poor(policy, key, rows, prepared), policy.day_max - spent
         spent_out = any(policy.upto - payee.coins > left for payee in payees)
         self._low(key[0], look.native < policy.low * WEI or lane.reason == LOW_GAS or spent_out)
@@ -254,9 +252,9 @@ def _poor(policy: TopUpPolicy, giver: LaneKey, rows: Iterable[Any], prepared: Pr
 def _untold(_chain: str, _is_low: bool) -> None: ...
 
 
-def stage(desks: Desks, policies: Mapping[Chain, TopUpPolicy], seen: Seen = unseen, low: Low = _untold) -> Stage[Facts]:
+def stage(desks: Desks, policies: Mapping[Chain, TopUpPolicy], low: Low = _untold) -> Stage[Facts]:
     """The desks that sign_transactions has, with one of a gas account for each chain that has a policy."""
-    agent = TopUpLanes(desks, policies, seen, low)
+    agent = TopUpLanes(desks, policies, low)
     return Stage(
         name=NAME,
         source=CHAIN_HEADS,

@@ -56,14 +56,20 @@ async def test_money_on_our_wallets_that_the_ledger_does_not_know_is_told_once_i
         async def connect() -> Connection:
             return connection
 
-        check = CustodyCheck(custody, connect, 0.01, lambda: True, metrics.custody_discrepancy)
+        leads = [True]
+        check = CustodyCheck(custody, connect, 0.01, lambda: leads[0], metrics.custody_discrepancy)
         task = asyncio.create_task(check.work())
 
-        async def told() -> bool:
-            name, labels = "stablerail_custody_discrepancy", {"chain": "MATIC"}
-            return metrics.registry.get_sample_value(name, labels) == DUST / 10**6
+        async def told() -> float | None:
+            return metrics.registry.get_sample_value("stablerail_custody_discrepancy", {"chain": "MATIC"})
 
-        await until(told, "the gauge")
+        assert await until(told, "the gauge") == DUST / 10**6
+        leads[0] = False
+
+        async def untold() -> bool:
+            return await told() is None
+
+        await until(untold, "another worker's, from now on")
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

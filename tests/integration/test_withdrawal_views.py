@@ -85,7 +85,7 @@ async def test_the_worker_shows_lanes_and_open_withdrawals_and_counts_ends(
         assert lane.pop("oldest_age_s") > 0
         assert lane == {
             "chain": "MATIC", "signer": SIGNER, "next_nonce": 2, "chain_nonce": 1, "status": "paused", "reason": "low_gas",
-            "in_flight": 1, "told": 2,
+            "in_flight": 1, "unmined": 1, "told": 2,
         }  # fmt: skip
         _, page = await worker.get("/nonces")
         assert "paused: low_gas" in page
@@ -101,6 +101,8 @@ async def test_the_worker_shows_lanes_and_open_withdrawals_and_counts_ends(
                 'stablerail_withdrawals_ended_total{outcome="failed"} 0.0',
                 'stablerail_withdrawal_seconds_count{outcome="completed"} 1.0',
                 'stablerail_withdrawals_open{chain="MATIC",state="broadcasting"} 1.0',
+                f'stablerail_lane_paused{{chain="MATIC",reason="low_gas",signer="{SIGNER}"}} 1.0',
+                f'stablerail_lane_in_flight{{chain="MATIC",signer="{SIGNER}"}} 1.0',
             }
             return wanted <= set(metrics.splitlines())
 

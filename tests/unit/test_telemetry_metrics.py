@@ -96,6 +96,16 @@ def test_everything_else_reaches_its_series() -> None:
     assert all(f"# HELP {metric.name}" in text for metric in metric_list.ALL)
 
 
+def test_a_lane_that_is_open_again_or_gone_is_not_shown_paused() -> None:
+    subject, lane = Metrics(), {"chain": "MATIC", "signer": "0xa"}
+    subject.lanes([("MATIC", "0xa", "low_gas", 3), ("MATIC", "0xb", "foreign_nonce: 7", 0)])
+    assert value(subject, "stablerail_lane_paused", reason="low_gas", **lane) == 1
+    assert value(subject, "stablerail_lane_in_flight", **lane) == 3
+    subject.lanes([("MATIC", "0xa", "", 0)])
+    assert value(subject, "stablerail_lane_paused", reason="low_gas", **lane) == 0
+    assert value(subject, "stablerail_lane_paused", reason="foreign_nonce", chain="MATIC", signer="0xb") is None
+
+
 def test_two_processes_in_one_test_do_not_share_series() -> None:
     one, two = Metrics(), Metrics()
     one.dead_letter("t", "c")
