@@ -1,4 +1,4 @@
-"""The chart of accounts (DESIGN §4).
+"""The chart of accounts.
 
 Balance = debits − credits. A customer's accounts never go below zero; the system's may. A hot system account can have
 shards: its balance is their sum. The chart says for each type who may own it and in which asset it is kept; an account

@@ -1,4 +1,4 @@
-"""What an order is: its identity, its row, the fills it had, and the money it moves (DESIGN §4). Pure.
+"""What an order is: its identity, its row, the fills it had, and the money it moves. Pure.
 
 ```
  placed ─▶ reserved ─▶ filled | cancelled | expired        placed ─▶ rejected

@@ -1,4 +1,4 @@
-"""The invariants that can be told from the database alone (DESIGN §7). Each gives the rows that break it.
+"""The invariants that can be told from the database alone. Each gives the rows that break it.
 
 All but the audit chain are views of the schema, one text of each rule. `verify` looks at all of them; `verify_ledger` at the ledger's
 own (1, 2, 3, 11), on all data or since a checkpoint. Both look at one snapshot and hold little in memory, however many rows there are.

@@ -16,8 +16,8 @@ from typer.core import TyperGroup
 
 from stablerail.cli_audit import audit_app
 from stablerail.cli_base import actor_of as _actor
+from stablerail.cli_base import err, journaled, out
 from stablerail.cli_base import fail as _fail
-from stablerail.cli_base import journaled, out
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
 from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
@@ -35,7 +35,7 @@ from stablerail.cli_shadow import shadow_app
 from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
-from stablerail.config import Settings
+from stablerail.config import Settings, names_without_effect
 from stablerail.config_values import describe
 
 
@@ -95,7 +95,9 @@ def config() -> None:
     table = Table("setting", "value", "", "help", header_style="bold", pad_edge=False, box=None)
     for row in describe(_settings(logs=False)):
         table.add_row(row.name, row.value, "default" if row.is_default else "set", row.help)
-    out.print(table)
+    out.print(table, markup=False)
+    for unused in names_without_effect():
+        err.print(f"{unused.name} has no effect: {unused.expected}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -259,7 +261,7 @@ def keys_list() -> None:
     for key in _run(action):
         revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
         table.add_row(key.id, key.name, ", ".join(sorted(key.scopes)), f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
-    out.print(table)
+    out.print(table, markup=False)
 
 
 @keys_app.command("revoke")
@@ -311,7 +313,9 @@ def dev_down(directory: Annotated[Path, typer.Option(help="as given to up")] = P
 
 @app.command()
 def demo(once: Annotated[bool, typer.Option(help="end by itself; exit code 0 when everything agrees")] = False) -> None:
-    """The whole story on this machine: approval, wallets, a deposit, its finality."""
+    """The whole story on this machine: approval, wallets, a deposit, its finality, and a withdrawal whose worker is killed
+    (kill -9) between signature and sending.
+    """
     from stablerail.demo import run_demo
 
     raise typer.Exit(run_demo(once=once))

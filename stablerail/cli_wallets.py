@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -17,8 +17,6 @@ from topics.events import Chain
 
 wallets_app = typer.Typer(no_args_is_help=True, help="Customers' wallets: where they are, and what an operator may do.")
 workers_app = typer.Typer(no_args_is_help=True, help="The workers: how they are, restart them, run a job now.")
-
-Format = Annotated[Literal["text", "json"], typer.Option(help="json for programs")]
 
 
 def _now() -> datetime:

@@ -298,7 +298,7 @@ class Settings(BaseSettings):
     withdrawal_speed_ups_max: int = Field(
         5, ge=0, le=15, description="how often by itself; 0: never. `tx speed-up --force` goes to 20 attempts"
     )
-    withdrawal_stuck_after_s: float = Field(
+    withdrawal_stuck_after_s: Seconds = Field(
         1_800, gt=0, description="in no block for so long while it is the next of its lane: a person must look"
     )
     withdrawal_tip_floors_gwei: Mapped[dict[Chain, int]] = Field(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from chain import addresses, assets, finality
 from chain.errors import BadAddress, NoToken
@@ -190,7 +191,8 @@ def _endpoints(value: dict[Chain, tuple[SecretStr, ...]]) -> dict[Chain, tuple[S
 
 T = TypeVar("T")
 Seconds = Annotated[float, BeforeValidator(duration_s)]
-BaseUnits = Annotated[int, BeforeValidator(_base_units)]
+_FROM_DECIMAL: Final = BeforeValidator(_base_units)
+BaseUnits = Annotated[int, _FROM_DECIMAL]
 Mapped = Annotated[T, BeforeValidator(_json)]
 Listed = Annotated[T, BeforeValidator(_listed)]
 Bootstrap = Annotated[str, AfterValidator(_bootstrap)]
@@ -223,7 +225,7 @@ def describe(settings: Settings) -> tuple[SettingRow, ...]:
     return tuple(
         SettingRow(
             name=PREFIX + name.upper(),
-            value=_shown(name, getattr(settings, name)),
+            value=_shown(name, getattr(settings, name), _in_usdc(field)),
             is_default=name not in settings.model_fields_set,
             help=field.description or "",
         )
@@ -231,15 +233,21 @@ def describe(settings: Settings) -> tuple[SettingRow, ...]:
     )
 
 
-def _shown(name: str, value: Any) -> str:
+def _in_usdc(field: FieldInfo) -> bool:
+    """Whether its value, or each value of its mapping, is an amount of USDC in base units."""
+    within = (getattr(part, "__metadata__", ()) for part in get_args(field.annotation))
+    return any(_FROM_DECIMAL in metadata for metadata in (field.metadata, *within))
+
+
+def _shown(name: str, value: Any, in_usdc: bool) -> str:
     if value is None:
         return "(not set)"
-    if isinstance(value, int) and (name.startswith(("deposit_", "withdrawal_m")) or name.endswith("_day_maximum")):
+    if isinstance(value, int) and in_usdc:
         return f"{format_amount(value)} USDC"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_shown(name, each)}" for key, each in value.items()) or "(none)"
+        return ", ".join(f"{key}: {_shown(name, each, in_usdc)}" for key, each in value.items()) or "(none)"
     if isinstance(value, tuple):
-        return ", ".join(_shown(name, each) for each in value) or "(none)"
+        return ", ".join(_shown(name, each, in_usdc) for each in value) or "(none)"
     if isinstance(value, SecretStr):
         return masked_url(value.get_secret_value()) if name.endswith(("_url", "_urls")) else MASK
     if isinstance(value, float):

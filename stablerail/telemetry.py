@@ -6,18 +6,19 @@ becomes text before the mask, so that a password in a driver's message is masked
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import secrets
 import sys
-from collections.abc import Generator, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import orjson
 import structlog
 from pydantic import SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from topics import trace
 
 if TYPE_CHECKING:
     from stablerail.tracing import Exported
@@ -126,43 +127,15 @@ def masked_text(text: str) -> str:
     return _API_KEY.sub(lambda match: (match[1] or match[2]) + MASK, text)
 
 
-@contextlib.contextmanager
-def bind_event(stage: str, event_id: str | None = None, trace_id: str | None = None) -> Generator[None]:
-    """Every line logged inside carries these. A batch binds its stage; one event's work binds all three."""
-    bound: MutableMapping[str, str] = {"stage": stage}
-    if event_id is not None:
-        bound["event_id"] = event_id
-    if trace_id is not None:
-        bound["trace_id"] = trace_id
-    with structlog.contextvars.bound_contextvars(**bound):
-        yield
-
-
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
-
-
 def new_traceparent() -> str:
     """A W3C traceparent that starts a trace, marked as sampled."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
-def trace_id_of(traceparent: str | None) -> str | None:
-    """The trace id, 32 hex digits; None when the header is absent or not one."""
-    match = _parsed(traceparent)
-    return None if match is None else match[2]
-
-
-def child_traceparent(traceparent: str | None) -> str:
-    """The same trace, a new span, the sender's flags; a new trace when the header is absent or not one."""
-    match = _parsed(traceparent)
-    return new_traceparent() if match is None else f"00-{match[2]}-{secrets.token_hex(8)}-{match[4]}"
-
-
-def _parsed(traceparent: str | None) -> re.Match[str] | None:
-    match = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None and len(traceparent) <= 200 else None
-    if match is None or match[1] == "ff" or (match[1] == "00" and match[5]):
-        return None
-    return None if match[2] == "0" * 32 or match[3] == "0" * 16 else match
+def child_traceparent(header: str | None) -> str:
+    """The caller's trace, a new span, the caller's flags; a new trace when the header is absent or not one."""
+    received = trace.read_traceparent(header)
+    return new_traceparent() if received is None else trace.child(received, secrets.token_hex(8))
 
 
 def exported(url: str | None, service: str) -> Exported | None:

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_IDS_AND_FLAGS = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00-({_IDS_AND_FLAGS})|(?!00|ff)[0-9a-f]{{2}}-({_IDS_AND_FLAGS})(?:-.*)?", re.ASCII)
 
 
 class Span(NamedTuple):
@@ -31,8 +32,10 @@ Spans = Callable[[Span], None]
 """Where spans go. Cheap, and never raises for a collector's sake."""
 
 
-def is_traceparent(text: str | None) -> bool:
-    return text is not None and _TRACEPARENT.fullmatch(text) is not None
+def read_traceparent(header: str | None) -> str | None:
+    """A caller's traceparent as version 00; None when it is none. Of a later version what 00 has is read, as W3C asks."""
+    match = None if header is None else _TRACEPARENT.fullmatch(header)
+    return None if match is None else f"00-{match[1] or match[2]}"
 
 
 def is_sampled(traceparent: str) -> bool:

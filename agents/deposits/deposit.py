@@ -1,4 +1,4 @@
-"""What a deposit is: its identity, its row, and the money it moves (DESIGN §3.12, §4). Pure.
+"""What a deposit is: its identity, its row, and the money it moves (docs/adr/0005). Pure.
 
 Identity: the n-th equal transfer (same token and amount) to an address in a transaction, whoever reports it. Equal
 transfers to one address are interchangeable, so reports of several sources meet at the same n in any order.

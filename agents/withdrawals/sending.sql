@@ -70,8 +70,5 @@ CROSS JOIN LATERAL (
     GROUP BY a.nonce
 ) AS f
 
--- name: lanes
-SELECT chain, signer, next_nonce, chain_nonce, status, reason, version, updated_at FROM lanes ORDER BY chain, signer
-
 -- name: any_restore
 SELECT EXISTS (SELECT FROM restores)

@@ -1,4 +1,4 @@
-"""What a withdrawal is: its identity, its row, its history, the transactions signed for it, and the money it moves (DESIGN §5). Pure.
+"""What a withdrawal is: its identity, its row, its history, the transactions signed for it, and the money it moves (docs/adr/0015). Pure.
 
 ```
  pending ─▶ signing ─▶ broadcasting ◀─▶ confirming ─▶ completed | failed | cancelled (a cancel was mined)

@@ -36,7 +36,7 @@ from connectors.webhooks.source import (
 )
 from topics.catalog import INPUT_BYTES_MAX, WEBHOOKS_DLQ
 from topics.envelope import headers_of, value_of
-from topics.trace import Span, Spans, child, is_traceparent
+from topics.trace import Span, Spans, child, read_traceparent
 
 log = structlog.get_logger()
 
@@ -180,15 +180,14 @@ def _endpoint(mount: Mount, context: _Context) -> Callable[[Request], Awaitable[
     async def receive(request: Request) -> Response:
         started_ns = time.time_ns()
         source = mount.source_of(request.headers)
-        parent = request.headers.get("traceparent")
+        parent = read_traceparent(request.headers.get("traceparent"))
         traceparent = trace_of(parent, context.trace_ratio, new_span=context.spans is not None)
 
         def over(outcome: str, code: str) -> None:
             if context.spans is not None:
                 about = {"url.path": request.url.path, "webhook.outcome": outcome, "webhook.code": code}
-                above = parent if is_traceparent(parent) else None
                 name = f"webhook {source.vendor}"
-                context.spans(Span(name, "server", traceparent, above, started_ns, time.time_ns(), about))
+                context.spans(Span(name, "server", traceparent, parent, started_ns, time.time_ns(), about))
 
         with context.metrics.seconds.labels(source.vendor).time():
             try:
@@ -312,7 +311,7 @@ def _retry_after(limits: Limits) -> dict[str, str]:
 
 def trace_of(received: str | None, ratio: float = 1.0, *, new_span: bool = False) -> str:
     """The caller's W3C `traceparent` when it is one, else a new one, sampled at the ratio. `new_span`: a span of ours in it."""
-    if received is not None and is_traceparent(received):
-        return child(received, secrets.token_hex(8)) if new_span else received
+    if (parent := read_traceparent(received)) is not None:
+        return child(parent, secrets.token_hex(8)) if new_span else parent
     sampled = secrets.randbelow(1_000_000) < ratio * 1_000_000
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{sampled:02x}"

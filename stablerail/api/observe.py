@@ -10,7 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stablerail.metrics import Metrics
-from stablerail.telemetry import child_traceparent, trace_id_of
+from stablerail.telemetry import child_traceparent
+from topics.envelope import trace_id
 
 log = structlog.get_logger()
 
@@ -45,7 +46,7 @@ class Observed:
 
         traceparent = child_traceparent(Headers(scope=scope).get("traceparent"))
         scope.setdefault("state", {})["traceparent"] = traceparent  # for what the request causes
-        with structlog.contextvars.bound_contextvars(trace_id=trace_id_of(traceparent)):
+        with structlog.contextvars.bound_contextvars(trace_id=trace_id(traceparent)):
             try:
                 await self.app(scope, receive, watched)
             finally:

@@ -70,6 +70,24 @@ def test_config_prints_every_setting_and_no_secret(run: Callable[..., Result]) -
     assert "STABLERAIL_WORKER_UNASSIGNED_TIMEOUT_S" in result.output
 
 
+def test_config_prints_brackets_as_they_are(run: Callable[..., Result]) -> None:
+    address = "http://[fd00::1]:8545"
+    result = run("config", circle_wallet_set_id="[/x]", rpc_urls='{"ETH": ["' + address + '"]}')
+    assert result.exit_code == 0
+    assert "[/x]" in result.output
+    assert address in result.output
+
+
+def test_config_says_which_names_have_no_effect(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "has no effect" not in run("config").stderr
+    monkeypatch.setenv("ONCHAIN_WITHDRAWAL_TIMEOUT", "5m")
+    result = run("config")
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("ONCHAIN_WITHDRAWAL_TIMEOUT has no effect: ")
+    assert "has no effect" not in result.stdout
+
+
 def test_an_argument_that_is_no_text_is_refused_by_its_place(run: Callable[..., Result]) -> None:
     refused = run("ledger", "correct", "request", "--reason", os.fsdecode(b"because \xff"))
     assert refused.exit_code == 2
@@ -149,6 +167,8 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_once(run: Cal
     assert key_id in listed.output
     assert "admin, read" in listed.output
     assert secret not in listed.output
+    assert run("keys", "create", "--scope", "read", "--name", "[/x]").exit_code == 0
+    assert "[/x]" in run("keys", "list").output
     assert run("keys", "revoke", key_id).exit_code == 0
     again = run("keys", "revoke", key_id)
     assert (again.exit_code, isinstance(again.exception, SystemExit)) == (1, True)

@@ -170,6 +170,14 @@ def test_durations_are_read_with_their_unit(text: str, seconds: float) -> None:
     assert duration_s(text) == seconds
 
 
+def test_every_time_of_the_settings_may_have_a_unit() -> None:
+    for field in Settings.model_fields:
+        if field.endswith("_s") and not field.endswith("_per_s"):
+            with pytest.raises(ConfigError, match="must be a duration"):
+                load_settings(env_file=None, **{field: "soon"})
+    assert load_settings(env_file=None, withdrawal_stuck_after_s="30m").withdrawal_stuck_after_s == 1_800
+
+
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "1 week", "1e3", "s", "nan", "inf"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
@@ -222,6 +230,15 @@ def test_a_password_that_is_not_escaped_is_refused_and_never_shown(odd: str) -> 
 def test_every_way_to_name_a_server_is_taken(url: str) -> None:
     given = url.replace("rail@tenant:", "rail%40tenant:").replace("user=rail@", "user=rail%40")
     assert load_settings(env_file=None, database_url=given).secret("database_url") == given
+
+
+def test_amounts_are_shown_as_they_are_given() -> None:
+    settings = load_settings(env_file=None, buffer_alert_threshold="7000.5", withdrawal_user_day_maximum="20")
+    shown = {row.name.removeprefix("STABLERAIL_"): row.value for row in describe(settings)}
+    assert shown["BUFFER_ALERT_THRESHOLD"] == "7000.500000 USDC"
+    assert shown["DISCREPANCY_ALERT_THRESHOLD"] == "100.000000 USDC"
+    assert shown["WITHDRAWAL_USER_DAY_MAXIMUM"] == "20.000000 USDC"
+    assert shown["WITHDRAWAL_IN_FLIGHT_MAX"] == "16", "a count is no amount"
 
 
 def test_a_secret_that_looks_like_a_url_is_none() -> None:

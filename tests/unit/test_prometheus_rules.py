@@ -17,7 +17,7 @@ from stablerail.metrics import Metrics
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "stablerail.rules.yml"
 TESTS = RULES.with_name("stablerail.rules.test.yml")
 ORDERS, ORDERS_TESTS = (RULES.with_name(f"orders.{kind}.yml") for kind in ("rules", "rules.test"))
-WITHDRAWALS, WITHDRAWALS_TESTS = (RULES.with_name(f"withdrawals.{kind}.yml") for kind in ("rules", "test"))
+WITHDRAWALS, WITHDRAWALS_TESTS = (RULES.with_name(f"withdrawals.{kind}.yml") for kind in ("rules", "rules.test"))
 
 
 def test_alerts_are_about_metrics_that_we_have() -> None:

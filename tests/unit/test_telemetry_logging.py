@@ -1,4 +1,4 @@
-"""What reaches the log: one JSON object per line, masked, with stage, event and trace; and W3C trace contexts."""
+"""What reaches the log: one JSON object per line, masked, with its trace; and W3C trace contexts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import structlog
 from pydantic import SecretStr
 
 from stablerail import telemetry
-from stablerail.telemetry import bind_event, child_traceparent, configure_logging, new_traceparent, trace_id_of
+from stablerail.telemetry import child_traceparent, configure_logging, new_traceparent
+from topics.envelope import trace_id
+from topics.trace import read_traceparent
 
 TOKEN = "sr_0123456789abcdef_" + "a7" * 32
 
@@ -37,24 +39,23 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_is_one_json_object_with_stage_event_and_trace(stream: io.StringIO) -> None:
-    with bind_event("credit_deposits", "scanner:1", "0af7651916cd43dd8448eb211c80319c"):
+def test_a_line_is_one_json_object_with_its_trace(stream: io.StringIO) -> None:
+    with structlog.contextvars.bound_contextvars(trace_id="0af7651916cd43dd8448eb211c80319c"):
         structlog.get_logger("agents.stage").info("credited", amount=25_000_000)
     structlog.get_logger("agents.stage").info("after")
     first, second = lines(stream)
     assert first["message"] == "credited"
-    assert (first["stage"], first["event_id"], first["amount"]) == ("credit_deposits", "scanner:1", 25_000_000)
-    assert first["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert (first["trace_id"], first["amount"]) == ("0af7651916cd43dd8448eb211c80319c", 25_000_000)
     assert first["level"] == "info"
     assert first["timestamp"].endswith("Z")
-    assert "stage" not in second
+    assert "trace_id" not in second
 
 
 def test_the_standard_librarys_loggers_come_out_the_same_way(stream: io.StringIO) -> None:
-    with bind_event("watch_chain"):
+    with structlog.contextvars.bound_contextvars(trace_id="0af7"):
         logging.getLogger("some.library").warning("slow by %d ms", 12, extra={"api_key": "s3cr3t", "chain": "MATIC"})
     (line,) = lines(stream)
-    assert (line["message"], line["logger"], line["stage"]) == ("slow by 12 ms", "some.library", "watch_chain")
+    assert (line["message"], line["logger"], line["trace_id"]) == ("slow by 12 ms", "some.library", "0af7")
     assert (line["api_key"], line["chain"]) == (telemetry.MASK, "MATIC")
 
 
@@ -130,7 +131,7 @@ def test_auto_is_json_where_nobody_looks_at_a_terminal(stream: io.StringIO) -> N
 def test_a_trace_goes_on_with_a_new_span() -> None:
     parent = new_traceparent()
     child = child_traceparent(parent)
-    assert trace_id_of(child) == trace_id_of(parent)
+    assert trace_id(child) == trace_id(parent)
     assert child != parent
     assert child_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00").endswith("-00")
 
@@ -150,9 +151,12 @@ def test_a_trace_goes_on_with_a_new_span() -> None:
     ],
 )
 def test_what_is_no_trace_context_starts_a_new_trace(header: str | None) -> None:
-    assert trace_id_of(header) is None
-    assert trace_id_of(child_traceparent(header)) is not None
+    assert read_traceparent(header) is None
+    made = child_traceparent(header)
+    assert read_traceparent(made) == made
 
 
 def test_a_later_version_of_the_header_is_read_as_far_as_we_know_it() -> None:
-    assert trace_id_of("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more") is not None
+    known = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert read_traceparent(f"01-{known}-more") == f"00-{known}"
+    assert read_traceparent(f"01-{known}more") is None
