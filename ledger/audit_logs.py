@@ -7,9 +7,10 @@ commit's row in `audit` holds their hash: a log that is edited, deleted, inserte
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
@@ -18,6 +19,18 @@ from ledger.rows import Connection, Row
 from ledger.sql import load
 
 _sql = load("ledger", "sql/audit_logs.sql")
+
+
+class Caller(NamedTuple):
+    """From where a request came."""
+
+    address: str | None = None
+    user_agent: str | None = None
+
+
+NOBODY: Final = Caller()
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller", default=NOBODY)
+"""Set while a request is answered; what is logged of it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +48,8 @@ class Log:
     status: Literal["done", "refused"] = "done"
     error: str | None = None
     """The refusal's code."""
-    address: str | None = None
-    user_agent: str | None = None
+    address: str | None = field(default_factory=lambda: CALLER.get().address)
+    user_agent: str | None = field(default_factory=lambda: CALLER.get().user_agent)
 
     def row(self, batch: int, n: int, at: datetime) -> Row:
         """A row of `audit_logs`: the n-th log of its commit."""

@@ -13,14 +13,14 @@ correction stays as it was, and the caller gets the refusal.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 import orjson
 
-from ledger.accounts import SUSPENSE, SYSTEM, Account, spendable
+from ledger.accounts import SUSPENSE, SYSTEM, Account, AccountType, spendable
 from ledger.audit_logs import Log
 from ledger.commit import Owner, lock_writer, seal
 from ledger.errors import (
@@ -29,6 +29,9 @@ from ledger.errors import (
     CorrectionDecided,
     CorrectionRefused,
     CorrectionReused,
+    InsufficientFunds,
+    MoneyHeld,
+    NothingLeft,
     PostingRefused,
     ReasonMissing,
     SameActor,
@@ -36,7 +39,7 @@ from ledger.errors import (
     UnknownUser,
 )
 from ledger.levels import buffer_levels
-from ledger.posting import Direction, Leg, Transaction, check_balanced, check_leg, credit, debit
+from ledger.posting import Direction, Fold, Leg, Transaction, check_balanced, check_leg, credit, debit
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, Row, block
 from ledger.sql import load
@@ -48,6 +51,9 @@ _sql = load("ledger", "sql/corrections.sql")
 WRITER: Final = "corrections"
 REASON_LENGTH_MAX: Final = 1_000
 LEGS_MAX: Final = 100
+HOLDING: Final = frozenset({AccountType.PENDING_WITHDRAWAL, AccountType.PENDING_INVESTMENT})
+Left = Callable[[], Awaitable[int | None]]
+"""Base units; None: there is no telling."""
 _NAMESPACE: Final = uuid.UUID("5e1f3a52-0f0e-4c4d-9a3b-8f6f0c1d2e3f")
 
 
@@ -93,9 +99,10 @@ class Correction:
 
 async def request(
     connection: Connection, correction_id: str, legs: Sequence[Leg], reason: str, actor: str, at: datetime,
-    *, kind: str = "correction", reference: str = "",
+    *, kind: str = "correction", reference: str = "", left: Left | None = None,
 ) -> Correction:  # fmt: skip
-    """Asks for a correction. The same id with the same contents answers what is there and changes nothing.
+    """Asks for a correction. The same id with the same contents answers what is there and changes nothing. `left`: how much there is
+    to correct of what it is about, asked where nobody else asks or approves meanwhile.
 
     Raises CorrectionRefused, PostingRefused for legs that could never be posted; nothing is written then.
     """
@@ -120,6 +127,8 @@ async def request(
                 raise CorrectionReused(correction_id)
             return known
         await _check_customers(connection, legs)
+        if left is not None:
+            await _check_left(connection, wanted, await left())
         log = Log(actor, "correction.requested", "correction", wanted.id, after=wanted.plain())
         await _seal(connection, owners, [wanted._block()], log, at)
     return wanted
@@ -129,11 +138,17 @@ async def assign_suspense(
     connection: Connection, correction_id: str, user_id: str, amount: int, reason: str, actor: str, at: datetime,
     *, reference: str = "",
 ) -> Correction:  # fmt: skip
-    """Asks that money in suspense becomes a customer's. As `request`."""
+    """Asks that money in suspense becomes a customer's, of what is about `reference` no more than was parked. As `request`."""
     legs = (debit(spendable(user_id), amount), credit(SUSPENSE, amount))
+
+    async def left() -> int | None:
+        ((came, remains),) = await connection.fetch(_sql.parked, reference, SUSPENSE.id)
+        return int(remains) if int(came) else None  # a word of people's own, not what was parked
+
     return await request(
-        connection, correction_id, legs, reason, actor, at, kind="suspense_assigned", reference=reference
-    )
+        connection, correction_id, legs, reason, actor, at, kind="suspense_assigned", reference=reference,
+        left=left if reference else None,
+    )  # fmt: skip
 
 
 async def approve(connection: Connection, correction_id: str, actor: str, at: datetime) -> Correction:
@@ -153,6 +168,7 @@ async def approve(connection: Connection, correction_id: str, actor: str, at: da
             fold = await lock(connection, [transaction], at)
             at = fold.at
             fold.post(transaction)
+            await _check_holds(connection, fold, found)
             done = replace(found, state="approved", decided_by=actor, decided_at=at)
             posted = [*blocks_of(fold, owners[0].batch), done._block()]
             levels = [*buffer_levels(fold)]
@@ -203,6 +219,26 @@ def _check(legs: Sequence[Leg], reason: str, actor: str) -> None:
     check_balanced((leg.account, leg.direction, leg.amount) for leg in legs)
 
 
+async def _check_left(connection: Connection, wanted: Correction, left: int | None) -> None:
+    if left is None:
+        return
+    others = [_legs(row[0]) for row in await connection.fetch(_sql.asked, wanted.kind, wanted.reference)]
+    left -= sum(map(_moved, others))
+    if _moved(wanted.legs) > left:
+        raise NothingLeft(wanted.reference, left, _moved(wanted.legs))
+
+
+async def _check_holds(connection: Connection, fold: Fold, correction: Correction) -> None:
+    """The accounts are locked: nobody makes or captures a hold of theirs."""
+    for account in {leg.account for leg in correction.legs if leg.direction == "c"}:
+        balance = fold.balances[account].balance
+        if account.type in HOLDING and balance < (held := int(await connection.fetchval(_sql.held, account.id))):
+            raise MoneyHeld(str(account), held, balance)
+        if account is SUSPENSE and correction.kind == "suspense_assigned" and balance < 0:
+            taken = _moved(correction.legs)
+            raise InsufficientFunds(str(account), balance + taken, taken)
+
+
 async def _check_customers(connection: Connection, legs: Sequence[Leg]) -> None:
     """A mistyped customer would get an account and the money."""
     owners = {leg.account.owner for leg in legs} - {SYSTEM}
@@ -249,6 +285,10 @@ async def _known(connection: Connection, correction_id: str) -> Correction:
     return found
 
 
+def _moved(legs: Sequence[Leg]) -> int:
+    return sum(leg.amount for leg in legs if leg.direction == "c")
+
+
 def _plain(legs: Sequence[Leg]) -> list[dict[str, str]]:
     return [
         {
@@ -261,8 +301,12 @@ def _plain(legs: Sequence[Leg]) -> list[dict[str, str]]:
 
 def _read(row: Any) -> Correction:
     found = dict(row)
+    return Correction(**{**found, "legs": _legs(found["legs"])})
+
+
+def _legs(stored: str) -> tuple[Leg, ...]:
     legs = []
-    for leg in orjson.loads(found.pop("legs")):
+    for leg in orjson.loads(stored):
         direction: Direction = leg["direction"]
         legs.append(Leg(Account(leg["owner"], leg["type"], leg["asset"], leg["shard"]), direction, int(leg["amount"])))
-    return Correction(**found, legs=tuple(legs))
+    return tuple(legs)

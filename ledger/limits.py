@@ -35,10 +35,9 @@ async def list_limits(connection: Connection) -> dict[str, Limit]:
 
 
 async def set_limits(
-    connection: Connection, values: dict[str, int | None], at: datetime, *, actor: str, address: str | None = None
+    connection: Connection, values: dict[str, int | None], at: datetime, *, actor: str
 ) -> Sealed | None:
-    """Sets each to its value, or unsets it (None), all in one commit; None when nothing changed. `address`: the actor's, for
-    the logs. ValueError, and nothing is done, for a value below zero."""
+    """Sets each to its value, or unsets it (None), all in one commit; None when nothing changed. ValueError, and nothing is done, for a value below zero."""
     if bad := [name for name, value in values.items() if value is not None and value < 0]:
         raise ValueError(f"{bad[0]}: a limit is not below zero")
     try:
@@ -55,7 +54,7 @@ async def set_limits(
                 else:
                     upserts.append(Limit(name, value, actor, at))
                 verb = "unset" if value is None else "set"
-                logs.append(Log(actor, f"limit.{verb}", "limit", name, _plain(before), _plain(value), address=address))
+                logs.append(Log(actor, f"limit.{verb}", "limit", name, _plain(before), _plain(value)))
             if not logs:
                 raise Unchanged
             changes = ((Op.UPSERT, upserts), (Op.DELETE, deletes))

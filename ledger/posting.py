@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from ledger.accounts import AMOUNT_MAX, OUT_OF_REACH, Account, refusal_of
 from ledger.counters import Count, StateKey, counted
-from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, Unbalanced
+from ledger.errors import AmountOutOfRange, ClosedAccount, InsufficientFunds, LegsOutOfRange, Unbalanced
 from ledger.rows import Block
 
 Direction = Literal["d", "c"]
+LEGS_MAX: Final = 32_767
+"""`entries.seq` is a smallint."""
 
 
 class Leg(NamedTuple):
@@ -216,6 +218,8 @@ class Fold:
         if operation is not None:
             legs, state = operation.apply(transaction, self)
         moves = _moves(legs, self.balances)
+        if len(moves) > LEGS_MAX or (operation is None and not moves):
+            raise LegsOutOfRange(len(moves), LEGS_MAX)
         counters = counted(transaction.counts, self.states)
         for seq, (account, direction, amount) in enumerate(moves):
             held = self.balances[account]

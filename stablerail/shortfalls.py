@@ -27,7 +27,8 @@ from topics.money import format_amount
 
 _sql = load("stablerail", "operations.sql")
 
-WRITER: Final = "shortfalls"
+WRITER: Final = corrections.WRITER
+"""One lock for both: what is asked for is not taken meanwhile."""
 TREASURY: Final = Account(SYSTEM, AccountType.TREASURY_CAPITAL_USDC)
 
 
@@ -90,7 +91,13 @@ async def write_off(
     Raises NothingOwed, CorrectionRefused."""
     found = await _owed(connection, deposit_id)
     legs = (debit(SHORTFALL, found.owed), credit(TREASURY, found.owed))
-    return await corrections.request(connection, correction_id, legs, reason, actor, at, reference=deposit_id)
+
+    async def left() -> int:
+        return (await _owed(connection, deposit_id)).owed
+
+    return await corrections.request(
+        connection, correction_id, legs, reason, actor, at, reference=deposit_id, left=left
+    )
 
 
 async def _owed(connection: Connection, deposit_id: str) -> Shortfall:

@@ -99,6 +99,7 @@ CODES: Final[dict[str, Code]] = {
     "unknown_account": Code(Whose.OURS, "the account does not exist", redrivable=True),
     "wrong_asset": Code(Whose.OURS, "the account is of another asset"),
     "unbalanced": Code(Whose.OURS, "debits and credits differ"),
+    "legs_out_of_range": Code(Whose.OURS, "a transaction that moves nothing, or in too many steps"),
     "amount_out_of_range": Code(Whose.PRODUCER, "not an amount that an account can hold"),
     "transaction_reused": Code(Whose.OURS, "the transaction's id was used with other contents"),
     "unknown_hold": Code(Whose.OURS, "the hold does not exist", redrivable=True),

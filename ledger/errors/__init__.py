@@ -8,6 +8,7 @@ LedgerError (code)
  │    ├── ClosedAccount        account, closed_at
  │    ├── AmountOutOfRange     amount, limit
  │    ├── Unbalanced           asset, difference
+ │    ├── LegsOutOfRange       count, count_max
  │    ├── TransactionReused    transaction_id, stored, given: the id exists with other contents
  │    ├── GroupRefused         transaction_id, cause: another member of the atomic group was refused
  │    ├── LimitExceeded        counter, used, wanted, limit
@@ -27,6 +28,8 @@ LedgerError (code)
  │    ├── UnknownUser          users
  │    ├── ReasonMissing        length_max
  │    ├── ActorMissing
+ │    ├── MoneyHeld            account, held, left
+ │    ├── NothingLeft          reference, left, wanted
  │    └── BadLegs              count, count_max
  ├── OrderRefused              what contradicts what is known of an order; nothing moved
  │    ├── UnknownOrder         order_id
@@ -79,6 +82,8 @@ from ledger.errors.corrections import (
     CorrectionDecided,
     CorrectionRefused,
     CorrectionReused,
+    MoneyHeld,
+    NothingLeft,
     ReasonMissing,
     SameActor,
     UnknownCorrection,
@@ -102,6 +107,7 @@ from ledger.errors.postings import (
     HoldExceeded,
     HoldNotDue,
     InsufficientFunds,
+    LegsOutOfRange,
     LimitExceeded,
     NotReversible,
     PostingRefused,
@@ -155,10 +161,13 @@ __all__ = [
     "LedgerError",
     "LegacyAway",
     "LegacyUnusable",
+    "LegsOutOfRange",
     "LimitExceeded",
+    "MoneyHeld",
     "NoRecord",
     "NotOnAccount",
     "NotReversible",
+    "NothingLeft",
     "OrderNotReserved",
     "OrderOverfilled",
     "OrderRefused",

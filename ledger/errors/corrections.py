@@ -82,6 +82,26 @@ class ActorMissing(CorrectionRefused):
         super().__init__("say who you are")
 
 
+class MoneyHeld(CorrectionRefused):
+    """It would take what open holds still hold: whoever captures one of them would find nothing."""
+
+    code = "money_held"
+
+    def __init__(self, account: str, held: int, left: int) -> None:
+        super().__init__(f"{account} would have {left}, and open holds need {held}")
+        self.account, self.held, self.left = account, held, left
+
+
+class NothingLeft(CorrectionRefused):
+    """More than is left of what it is about, less what others asked for."""
+
+    code = "nothing_left"
+
+    def __init__(self, reference: str, left: int, wanted: int) -> None:
+        super().__init__(f"of {reference} {left} is left to correct, and {wanted} is asked for")
+        self.reference, self.left, self.wanted = reference, left, wanted
+
+
 class BadLegs(CorrectionRefused):
     """Too few legs to move anything, or too many for a person to look through."""
 

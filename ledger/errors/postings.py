@@ -73,6 +73,16 @@ class Unbalanced(PostingRefused):
         self.asset, self.difference = asset, difference
 
 
+class LegsOutOfRange(PostingRefused):
+    """A transaction moves nothing, or in more steps than an entry's number can tell apart."""
+
+    code = "legs_out_of_range"
+
+    def __init__(self, count: int, count_max: int) -> None:
+        super().__init__(f"a transaction has 1 to {count_max} entries, not {count}")
+        self.count, self.count_max = count, count_max
+
+
 class TransactionReused(PostingRefused):
     """A transaction id that was used for other contents. `stored` and `given` are their fingerprints, in hex."""
 

@@ -9,6 +9,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ledger.audit_logs import CALLER, Caller
 from stablerail.metrics import Metrics
 from stablerail.telemetry import child_traceparent
 from topics.envelope import trace_id
@@ -16,6 +17,7 @@ from topics.envelope import trace_id
 log = structlog.get_logger()
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+AGENT_LENGTH_MAX: Final = 200
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines; counted, not logged."""
 
@@ -46,6 +48,7 @@ class Observed:
 
         traceparent = child_traceparent(Headers(scope=scope).get("traceparent"))
         scope.setdefault("state", {})["traceparent"] = traceparent  # for what the request causes
+        CALLER.set(_caller(scope))  # of this request's task alone
         with structlog.contextvars.bound_contextvars(trace_id=trace_id(traceparent)):
             try:
                 await self.app(scope, receive, watched)
@@ -58,3 +61,9 @@ class Observed:
         self.metrics.http_request(self.name, method, route, status, seconds)
         if route not in _QUIET:
             log.info("http_request", method=method, route=route, status=status, duration_ms=round(seconds * 1000, 1))
+
+
+def _caller(scope: Scope) -> Caller:
+    agent = "".join(filter(str.isprintable, Headers(scope=scope).get("user-agent", "")))[:AGENT_LENGTH_MAX]
+    client = scope.get("client")
+    return Caller(client[0] if client else None, agent or None)

@@ -198,9 +198,8 @@ async def change_limits(
     values = {name: None if text is None else parse_amount(text) for name, text in changes.limits.items()}
     journal = request.app.state.journal
     journal.check()
-    address = request.client.host if request.client else None
     async with request.app.state.pool.acquire(timeout=reads.ACQUIRE_TIMEOUT_S) as connection:
-        sealed = await set_limits(connection, values, datetime.now(UTC), actor=_actor(key), address=address)
+        sealed = await set_limits(connection, values, datetime.now(UTC), actor=_actor(key))
         found = await _limits(connection, known)
     await journal.take(sealed)
     return found

@@ -100,8 +100,10 @@ async def test_a_customer_sees_each_chain_become_ready_and_the_stream_ends_with_
     assert [wallet["chain"] for wallet in all_of_them] == ["APTOS", "ETH", "MATIC"]
     one = (await api.get("/v1/wallets/addresses", params={"user_id": "kim", "chain": "ETH"})).json()["addresses"]
     assert one == [wallet for wallet in all_of_them if wallet["chain"] == "ETH"]
-    logs = await rig.at.observer.fetch("SELECT actor FROM audit_logs WHERE action = 'wallet_job.triggered'")
-    assert [actor[:4] for (actor,) in logs] == ["key:"]
+    logs = await rig.at.observer.fetch(
+        "SELECT actor, address, user_agent FROM audit_logs WHERE action = 'wallet_job.triggered'"
+    )
+    assert [(actor[:4], address, agent[:5]) for actor, address, agent in logs] == [("key:", "127.0.0.1", "pytho")]
 
 
 async def test_a_customer_who_is_rejected_later_is_frozen_and_it_is_told_and_logged(

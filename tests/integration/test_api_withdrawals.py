@@ -283,7 +283,8 @@ async def test_limits_change_while_the_system_runs_and_each_change_is_audited(at
         }
         again = await client.put("/v1/admin/limits", json={"limits": changes})
         assert again.json() == changed.json(), "nothing changed, nothing is written"
-        await client.put("/v1/admin/limits", json={"limits": {"withdrawal.max.MATIC": None}})
+        agent = {"User-Agent": "ops/1.0 \t" + "x" * 300}
+        await client.put("/v1/admin/limits", json={"limits": {"withdrawal.max.MATIC": None}}, headers=agent)
         allowed = await ask(client, "k3", amount="21")
         assert (await decided(at, allowed.json()["id"])).popitem()[1] == ("signing", None)
         for bad, code in (
@@ -299,6 +300,8 @@ async def test_limits_change_while_the_system_runs_and_each_change_is_audited(at
         ("limit.set", "withdrawal.max.MATIC", None, "20000000"), ("limit.set", "withdrawal.min.MATIC", None, "0"),
         ("limit.unset", "withdrawal.max.MATIC", "20000000", None),
     ]  # fmt: skip
+    last = await at.observer.fetchrow("SELECT address, user_agent FROM audit_logs WHERE action = 'limit.unset'")
+    assert tuple(last) == ("127.0.0.1", ("ops/1.0 " + "x" * 300)[:200])
     await assert_whole(at)
 
 

@@ -144,6 +144,8 @@ def test_what_is_owed_is_written_off_by_two_people_and_nothing_is_taken_meanwhil
     for _ in range(2):  # the same id asks once
         asked = _settle(run, "--write-off", "--reason", "lost", "--id", ID)
         assert (asked.exit_code, "requested" in asked.stdout) == (0, True)
+    twice = _settle(run, "--write-off", "--reason", "lost")
+    assert (twice.exit_code, "nothing_left" in twice.stderr) == (1, True), "another id, the same loss"
     act(lambda till: _comes(till, 4 * USDC))
     meanwhile = _settle(run)
     assert (meanwhile.exit_code, "waits for approval" in meanwhile.stderr) == (1, True)

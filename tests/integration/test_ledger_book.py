@@ -20,6 +20,7 @@ from ledger.errors import (
     HoldNotDue,
     InsufficientFunds,
     LedgerError,
+    LegsOutOfRange,
     NotReversible,
     PostingRefused,
     ReversalExceeded,
@@ -258,6 +259,14 @@ async def test_each_refusal_says_what_it_saw_and_writes_nothing(connection: Conn
         await refused(connection, t(2, debit(buffer(), 5), rest), UnknownAccount, name=str(stranger))
     for amount in (0, -1, AMOUNT_MAX + 1):
         await refused(connection, fund(2, amount), AmountOutOfRange, amount=amount, limit=AMOUNT_MAX)
+
+
+async def test_what_moves_nothing_or_in_too_many_steps_is_refused_alone(connection: Connection) -> None:
+    many = [debit(ADA, 1) for _ in range(20_000)] + [credit(buffer(), 1) for _ in range(20_000)]
+    results = (await post(connection, "api", [t(1), fund(2, 5), t(3, *many)], AT)).results
+    assert [type(result) for result in results] == [LegsOutOfRange, Posted, LegsOutOfRange]
+    assert await balance(connection, ADA) == 5
+    assert isinstance((await post(connection, "api", [t(1)], AT)).results[0], LegsOutOfRange), "asked again"
 
 
 async def test_several_assets_balance_each_by_itself(connection: Connection) -> None:

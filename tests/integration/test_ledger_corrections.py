@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from ledger.accounts import SHORTFALL, Account, spendable
+from ledger.accounts import SHORTFALL, Account, AccountType, spendable
 from ledger.audit_logs import Log, Wanted, every, page
+from ledger.book import post
 from ledger.commit import lock_writer, seal
 from ledger.corrections import (
     SUSPENSE,
@@ -21,7 +22,8 @@ from ledger.corrections import (
     request,
 )
 from ledger.errors import InsufficientFunds, LedgerError
-from ledger.posting import Leg, credit, debit
+from ledger.holds import hold, void
+from ledger.posting import Leg, Transaction, credit, debit
 from ledger.rows import Connection, Op, block, write
 from ledger.tables import WALLETS
 from ledger.verify import verify_logs
@@ -93,6 +95,37 @@ async def test_asking_and_approving_twice_does_it_once(books: Connection) -> Non
     assert await balance(books, ADA) == 30
     assert len(await logged(books)) == 2
     assert await code_of(reject(books, ID, "bob", LATER)) == "correction_decided"
+
+
+async def test_what_was_parked_is_assigned_once(books: Connection) -> None:
+    legs = [debit(SUSPENSE, 40), credit(SHORTFALL, 40)]
+    await request(books, "4" * 32, legs, "of an unknown sender", "ann", AT, reference="deposit-7")
+    await approve(books, "4" * 32, "bob", AT)
+    await assign_suspense(books, ID, "ada", 30, "mail", "ann", AT, reference="deposit-7")
+    again = assign_suspense(books, "2" * 32, "ada", 30, "mail", "eve", AT, reference="deposit-7")
+    assert await code_of(again) == "nothing_left", "30 of 40 are asked for"
+    await approve(books, ID, "bob", AT)
+    again = assign_suspense(books, "2" * 32, "ada", 11, "mail", "eve", AT, reference="deposit-7")
+    assert await code_of(again) == "nothing_left", "30 of 40 are hers"
+    await assign_suspense(books, "2" * 32, "ada", 10, "the rest", "eve", AT, reference="deposit-7")
+    await approve(books, "2" * 32, "bob", AT)
+    await assign_suspense(books, "3" * 32, "ada", 51, "ticket 9", "eve", AT, reference="ticket 9")
+    assert await code_of(approve(books, "3" * 32, "bob", AT)) == "insufficient_funds", "suspense has 50"
+    assert await balance(books, ADA) == 40
+
+
+async def test_what_a_hold_holds_is_not_taken_from_under_it(books: Connection) -> None:
+    """Whoever was paid meanwhile could not be debited."""
+    pending = Account("ada", AccountType.PENDING_WITHDRAWAL)
+    funds = Transaction("f" * 32, "top_up", "", (debit(ADA, 50), credit(SHORTFALL, 50)))
+    held = hold("a" * 32, "hold", "w", source=ADA, pending=pending, amount=30, expires_at=None)
+    await post(books, "api", [funds, held], AT)
+    await request(books, ID, [debit(ADA, 30), credit(pending, 30)], "it looks stuck", "ann", AT)
+    assert await code_of(approve(books, ID, "bob", AT)) == "money_held"
+    assert (await balance(books, ADA), await balance(books, pending)) == (20, 30)
+    assert (await logged(books))[-1] == ("bob", "correction.approved", "refused", "money_held")
+    await post(books, "api", [void("b" * 32, "void", "w", hold_id=held.id)], AT)
+    assert await code_of(approve(books, ID, "bob", AT)) == "insufficient_funds"
 
 
 async def test_of_many_who_approve_at_once_one_posts(books: Connection, dsn: str) -> None:
