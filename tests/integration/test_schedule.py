@@ -278,7 +278,7 @@ async def test_two_sweepers_at_once_send_what_is_due_once(at: Ground) -> None:
         at.clock.forward(61)
         await until(lambda: everything_left(services, at), "what was settled has left")
         async with at.process() as one, at.process() as two:
-            await asyncio.gather(Sweeper(one).sweep(await one.connect()), Sweeper(two).sweep())
+            await asyncio.gather(Sweeper(one).sweep(await one.connect()), Sweeper(two).sweep(await two.connect()))
         await settled(at, dict.fromkeys(uids, (2, "done")))
     repeats = [record for record in await at.told(SOURCE) if "attempt" in dict(record.headers)]
     assert len(repeats) == len(uids)
