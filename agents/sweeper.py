@@ -38,10 +38,14 @@ _sql = load("agents", "sweeper.sql")
 
 WRITER: Final = "sweeper"
 DUE_MAX: Final = 500
+DUE_BYTES_MAX: Final = 16_000_000
+"""Of values and headers in one commit, whose record has them three times over: in hex in the row, and in the message."""
 SILENCE_S: Final = 60.0
 """A leader that looks at nothing for so long is frozen: its next look would be half a second after the last."""
 ABANDONED_S: Final = 30.0
 """A committed record is emitted within milliseconds while its owner lives; after this it has none."""
+ABANDONED_BYTES_MAX: Final = 64_000_000
+"""Of records that are read at once; one may have as many."""
 
 
 class Sweeper:
@@ -86,12 +90,12 @@ class Sweeper:
             return False
         async with connection.transaction():
             owners = await lock_writer(connection, WRITER)
-            rows = await connection.fetch(_sql.due, now, DUE_MAX, SENT)
+            rows = await connection.fetch(_sql.due, now, DUE_MAX, SENT, DUE_BYTES_MAX)
             if not rows:
                 return False
             changes = Changes()
             messages: list[Message] = []
-            for stage, event_id, attempt, topic, key, value, packed, due in rows:
+            for stage, event_id, attempt, topic, key, value, packed, due, _ in rows:
                 headers = orjson.loads(packed)
                 changes.upsert(SCHEDULE, (stage, event_id, attempt, topic, key, value, headers, SENT, due))
                 messages.append(_again(attempt, topic, key, value, headers))
@@ -108,7 +112,8 @@ class Sweeper:
         await self._services.relay.journal([(sealed.seq, sealed.record)])
         await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
         self._services.relay.emitted([sealed.seq])
-        return len(rows) == DUE_MAX
+        found: int = rows[0]["found"]
+        return found > len(rows) or found == DUE_MAX
 
     async def _expired(self, connection: Connection) -> bool:
         batch = await expire_due(connection, WRITER, self._services.clock(), holds_max=DUE_MAX)
@@ -122,7 +127,7 @@ class Sweeper:
 
     async def _abandoned_records(self, connection: Connection) -> None:
         before = self._services.clock() - self._abandoned
-        for seq, packed in await connection.fetch(_journal.left_behind, before):
+        for seq, packed in await connection.fetch(_journal.left_behind, before, ABANDONED_BYTES_MAX):
             record = unpack(packed)
             await self._services.emitter.emit(record.messages, record.stage, record.at)
             await connection.execute(_journal.delete, [seq])

@@ -19,14 +19,14 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import zstandard
 
-from ledger.errors import JournalBroken
+from ledger.errors import JournalBroken, RecordTooLarge
 from ledger.rows import Block, Op
 from ledger.tables import BY_NAME
 from topics.envelope import Headers, headers_of
 
 VERSION: Final = 1
 BYTES_MAX: Final = 256 * 1024 * 1024
-"""What a record may unpack to: a bound for readers, far above what 2,000 events of limited size can cause."""
+"""What a record may unpack to: a bound for readers, far above what 2,000 events of limited size can cause. None is made over it."""
 
 # a wider window than level 1's own: ids and hashes repeat from column to column, half a megabyte apart
 _compressor = zstandard.ZstdCompressor(
@@ -71,7 +71,11 @@ def pack_content(blocks: Sequence[Block], messages: Sequence[Message]) -> tuple[
 
 
 def pack(stage: str, topic: str, at: datetime, content: bytes, proof: Sequence[Block]) -> bytes:
-    return _compressor.compress(msgpack.packb([VERSION, stage, topic, at.isoformat(), content, _plain(proof)]))
+    """Raises RecordTooLarge where `unpack` would refuse it: what compresses well may be small and yet too much to read."""
+    plain: bytes = msgpack.packb([VERSION, stage, topic, at.isoformat(), content, _plain(proof)])
+    if len(plain) > BYTES_MAX:
+        raise RecordTooLarge(f"{len(plain)} bytes unpacked; at most {BYTES_MAX}")
+    return _compressor.compress(plain)
 
 
 def unpack(record: bytes) -> CommitRecord:

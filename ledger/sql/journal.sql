@@ -26,7 +26,14 @@ WHERE o.stage = $1 AND o.topic = $2 AND o.partitions && $3::int[] AND o.journale
 ORDER BY o.seq
 
 -- name: left_behind
-SELECT o.seq, o.record FROM outbox o WHERE o.at < $1 AND o.journaled ORDER BY o.seq LIMIT 100
+-- The first of them until their bytes pass $2, one at least.
+SELECT seq, record
+FROM (
+    SELECT seq, record, sum(octet_length(record)) OVER (ORDER BY seq) - octet_length(record) AS before
+    FROM (SELECT o.seq, o.record FROM outbox o WHERE o.at < $1 AND o.journaled ORDER BY o.seq LIMIT 100) AS first
+) AS counted
+WHERE before < $2
+ORDER BY seq
 
 -- name: delete
 DELETE FROM outbox WHERE seq = ANY($1::bigint[])

@@ -16,7 +16,7 @@ import zstandard
 from ledger import record as records
 from ledger.accounts import SHORTFALL, buffer, spendable
 from ledger.commit import claim_owners, lock_owners, lock_writer, seal
-from ledger.errors import JournalBroken
+from ledger.errors import JournalBroken, RecordTooLarge
 from ledger.posting import Fold, Transaction, credit, debit
 from ledger.record import Message, pack, pack_content, unpack
 from ledger.rows import Block, Changes, Connection, Op, Table, block, write
@@ -183,10 +183,23 @@ def test_what_is_no_record_is_broken_and_nothing_else(damaged: bytes) -> None:
 
 
 def test_a_record_that_unpacks_to_too_much_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "BYTES_MAX", 1_000)
     content, _ = pack_content([], [Message("t", None, bytes(10_000))])
+    packed = pack("s", "t", AT, content, [])
+    monkeypatch.setattr(records, "BYTES_MAX", 1_000)
     with pytest.raises(JournalBroken):
-        unpack(pack("s", "t", AT, content, []))
+        unpack(packed)
+
+
+async def test_a_record_that_nobody_could_unpack_is_not_committed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "BYTES_MAX", 100_000)
+    message = Message("t", None, bytes(100_000))  # compressed it is small
+    async with connection.transaction():
+        owners = await lock_writer(connection, "cli")
+        with pytest.raises(RecordTooLarge):
+            await seal(connection, "cli", owners, blocks=[], messages=[message], at=AT, actor="x", summary={})
+    assert await connection.fetchval("SELECT count(*) FROM outbox") == 0
 
 
 async def test_a_later_write_of_a_key_replaces_the_earlier_one(connection: Connection) -> None:

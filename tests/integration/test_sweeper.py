@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
+import orjson
 import pytest
 
 from agents.services import Services
@@ -16,7 +18,7 @@ from ledger.book import post
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.holds import capture, hold
 from ledger.posting import Transaction, credit, debit
-from ledger.record import Message
+from ledger.record import Message, unpack
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import SCHEMA, Ground, ground, read_topic, until
@@ -87,6 +89,19 @@ async def test_a_record_of_a_writer_that_died_before_it_emitted_is_emitted(at: G
     async with at.process() as services:
         await Sweeper(services).sweep(await services.connect())
     await swept(at, ["one"], records)
+
+
+async def test_records_that_were_left_are_read_some_at_a_time(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred of them may be more than a process has room for."""
+    monkeypatch.setattr("agents.sweeper.ABANDONED_BYTES_MAX", 1)
+    records = [await commit(at, name) for name in ("one", "two")]
+    at.clock.forward(ABANDONED_S + 1)
+    async with at.process() as services:
+        sweeper, connection = Sweeper(services), await services.connect()
+        await sweeper.sweep(connection)
+        assert await told(at) == ["one"]
+        await sweeper.sweep(connection)
+    await swept(at, ["one", "two"], records)
 
 
 async def test_what_a_living_writer_has_just_committed_is_left_to_it(at: Ground) -> None:
@@ -197,3 +212,57 @@ async def test_what_a_hold_still_holds_goes_back_when_its_time_has_come(
     assert await waiting(at) == 0
     assert not [result for result in await verify(at.observer) if not result.holds]
     await connection.close()
+
+
+async def scheduled(at: Ground, values: Sequence[bytes], headers: Sequence[tuple[str, bytes]] = ()) -> None:
+    """Retries of these values, due one after the other, all of them by now."""
+    packed = orjson.dumps([[name.encode().hex(), value.hex()] for name, value in headers]).decode()
+    now = at.clock()
+    await at.observer.executemany(
+        "WITH event AS (INSERT INTO inbox SELECT 'any', id, 1, id, 'retry', $5 FROM gen_random_uuid() AS id RETURNING event_id)"
+        " INSERT INTO schedule (stage, event_id, attempt, topic, key, value, headers, code, available_at)"
+        " SELECT 'any', event_id, 2, $1, $2, $3, $4, 'not_yet', $5 FROM event",
+        [
+            (WALLETS_REQUESTED.name, b"k", value, packed, now - timedelta(seconds=len(values) - number))
+            for number, value in enumerate(values)
+        ],
+    )
+
+
+async def sweep_all(at: Ground) -> int:
+    """Looks as long as there may be more; how many commits it took."""
+    async with at.process() as services:
+        sweeper, connection = Sweeper(services), await services.connect()
+        while await sweeper.sweep(connection):
+            pass
+        await services.relay.tidy()
+    records = assemble(await read_topic(at.bootstrap, JOURNAL, at.prefix))
+    return len([record for _, packed in records if (record := unpack(packed)).messages])
+
+
+async def values(at: Ground) -> list[bytes]:
+    return [record.value for record in await at.told(WALLETS_REQUESTED)]
+
+
+async def test_due_events_too_large_for_one_record_are_sent_in_several_commits(at: Ground) -> None:
+    due = [b64encode(os.urandom(735_000)) for _ in range(45)]
+    await scheduled(at, due)
+    assert await sweep_all(at) > 1
+    assert await values(at) == due
+    assert await waiting(at) == 0
+
+
+async def test_due_events_that_compress_well_make_no_record_that_nobody_can_unpack(at: Ground) -> None:
+    due = [b"%d%s" % (number, b" " * 980_000) for number in range(95)]
+    await scheduled(at, due)
+    assert await sweep_all(at) > 1
+    assert await values(at) == due
+
+
+async def test_headers_of_due_events_count_too_and_one_event_always_goes(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.sweeper.DUE_BYTES_MAX", 1)
+    await scheduled(at, [b"", b"", b""], [("ce_id", b"x")])
+    assert await sweep_all(at) == 3
+    assert await values(at) == [b"", b"", b""]
