@@ -6,16 +6,20 @@ file's tests stay together; so do all that share the product of the `story` fixt
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from stablerail.dev import processes
+from stablerail.telemetry import QUIET_LOGGERS
 from tests.support.accepting import close_what_a_closed_server_accepted
 from tests.support.memory import keep_files_in_memory
 from tests.support.parts import (
@@ -47,6 +51,19 @@ settings.load_profile("suite")
 
 _run = ExitStack()
 _shared_parts: list[Path] = []
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A program that a test runs in this process sets up its logging, to a stream that ends with the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    yield
+    root.handlers[:], root.level = handlers, level
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
 
 
 def pytest_configure(config: pytest.Config) -> None:

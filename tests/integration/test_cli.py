@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import structlog
 from aiokafka.admin import NewTopic
 from click.testing import Result
 from typer.testing import CliRunner
@@ -29,20 +27,14 @@ SECRET = "s3cret-of-nobody"
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No settings but the test's own, and no broker that somebody happens to run here; room for whole lines; logging as before
-    afterwards: its stream is the runner's."""
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings but the test's own, and no broker that somebody happens to run here; room for whole lines."""
     for name in os.environ.keys() - ENVIRONMENT.keys():
         if name.startswith("STABLERAIL_") and not name.startswith("STABLERAIL_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("STABLERAIL_KAFKA_BOOTSTRAP", "127.0.0.1:1")
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.fixture

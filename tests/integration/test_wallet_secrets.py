@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
-import structlog
 import zstandard
 
 from agents.onboarding.control import trigger
@@ -33,13 +31,8 @@ async def rig(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[R
 
 
 @pytest.fixture
-def logs_as_in_production() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+def logs_as_in_production() -> None:
     configure_logging("json", "debug")
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 def forms(secret: bytes) -> list[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -21,18 +20,10 @@ TOKEN = "sr_0123456789abcdef_" + "a7" * 32
 
 
 @pytest.fixture
-def stream() -> Generator[io.StringIO]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in telemetry.QUIET_LOGGERS}
+def stream() -> io.StringIO:
     output = io.StringIO()
     configure_logging("json", "info", output)
-    yield output
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
-    structlog.reset_defaults()
+    return output
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
