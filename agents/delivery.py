@@ -34,7 +34,7 @@ from agents.services import Services
 from agents.stage import REUSED, Settled, SplitBatch, settle
 from ledger.commit import TRANSIENT, Sealed, claim_owners, lost_not_cancelled
 from ledger.errors import Fenced, RecordTooLarge
-from ledger.record import unpack
+from ledger.record import told_of
 from ledger.rows import Connection
 from ledger.sql import load
 from topics.envelope import Received, trace_id
@@ -342,8 +342,8 @@ class Delivery:
                 return await connection.fetch(_sql.left_by_partitions, self.stage.name, topic, partitions)
 
             for seq, packed in await self._persist(left):
-                record = unpack(packed)
-                await self._services.emitter.emit(record.messages, record.stage, record.at)
+                told = told_of(packed)
+                await self._services.emitter.emit(told.messages, told.stage, told.at)
                 self._services.relay.emitted([seq])
 
     # -- settling ----------------------------------------------------------------------------------------------------

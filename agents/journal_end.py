@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -9,7 +10,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from agents import lenient_records
 from ledger.assembly import Assembly
 from ledger.errors import JournalBroken
+from ledger.links import links_of
 from ledger.rebuild_batch import Journaled
+from ledger.record import proof_of
 from topics.catalog import JOURNAL
 
 MESSAGES: Final = 50
@@ -20,8 +23,9 @@ FETCH_WAIT_MS: Final = 10
 
 
 async def last_record(bootstrap: str, prefix: str) -> Journaled | None:
-    """The highest record among the journal's last messages, whole; None: there is none, or no such topic. What is not a record of
-    ours is passed over: `stablerail verify --kafka` names it. Raises KafkaError when no broker answers."""
+    """The highest record among the journal's last messages, whole, that says which place in its chains it has; None: there is none,
+    or no such topic. What is not a record of ours is passed over, whatever its key says: `stablerail verify --kafka` names it.
+    Raises KafkaError when no broker answers."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap.replace(";", ","),
         group_id=None,
@@ -46,8 +50,19 @@ async def last_record(bootstrap: str, prefix: str) -> Journaled | None:
                     one = assembly.take(message.offset, message.key, message.value, message.headers)
                 except JournalBroken:
                     continue
-                if one is not None and (found is None or one.seq > found.seq):
+                if one is not None and (found is None or one.seq > found.seq) and _has_place(one):
                     found = one
+                await asyncio.sleep(
+                    0
+                )  # a large one took a while to read, and a process that reconnects has others at work
         return found
     finally:
         await consumer.stop()
+
+
+def _has_place(one: Journaled) -> bool:
+    try:
+        links_of(proof_of(one.packed))
+    except JournalBroken:
+        return False
+    return True

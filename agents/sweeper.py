@@ -25,7 +25,7 @@ from agents.parking import SENT
 from agents.services import Services
 from ledger.book import expire_due
 from ledger.commit import TRANSIENT, lock_writer, seal
-from ledger.record import Message, unpack
+from ledger.record import Message, told_of
 from ledger.rows import Changes, Connection
 from ledger.sql import load
 from ledger.tables import SCHEDULE
@@ -128,10 +128,10 @@ class Sweeper:
     async def _abandoned_records(self, connection: Connection) -> None:
         before = self._services.clock() - self._abandoned
         for seq, packed in await connection.fetch(_journal.left_behind, before, ABANDONED_BYTES_MAX):
-            record = unpack(packed)
-            await self._services.emitter.emit(record.messages, record.stage, record.at)
+            told = told_of(packed)
+            await self._services.emitter.emit(told.messages, told.stage, told.at)
             await connection.execute(_journal.delete, [seq])
-            _log.info("sweeper.finished", writer=record.stage, messages=len(record.messages))
+            _log.info("sweeper.finished", writer=told.stage, messages=len(told.messages))
 
 
 def _again(attempt: int, topic: str, key: bytes | None, value: bytes, headers: list[list[str]]) -> Message:

@@ -21,10 +21,10 @@ from typing import Final
 import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
-from ledger.errors import ACopy, DatabaseBehind, JournalBroken
+from ledger.errors import ACopy, DatabaseBehind
 from ledger.links import links_of
 from ledger.rebuild_batch import Journaled
-from ledger.record import unpack
+from ledger.record import proof_of
 from ledger.rows import Connection
 from ledger.sql import load
 
@@ -36,7 +36,7 @@ Publish = Callable[[Sequence[tuple[int, bytes]], int], Awaitable[None]]
 messages may not have left: whoever has only the journal knows that all below it were told."""
 Connect = Callable[[], Awaitable[Connection]]
 LastJournaled = Callable[[], Awaitable[Journaled | None]]
-"""The highest record at the journal's end."""
+"""The highest record at the journal's end, of those whose place in the chains can be read."""
 
 RETRY_WAIT_S_MAX = 2.0
 _LOCK: Final = f"BEGIN; {_sql.lock_relay}"
@@ -137,14 +137,10 @@ class Relay:
         if (
             last is not None and last.seq >= first_seq
         ):  # below it: the history before a rebuild, or late ones left out by it
-            try:
-                record = unpack(last.packed)
-                links = links_of(record)
-            except JournalBroken:  # `stablerail verify --kafka` names it
-                links = []
-            for link in links:
+            proof = proof_of(last.packed)
+            for link in links_of(proof):
                 if not await connection.fetchval(_sql.has, *link.owner, link.place.position, link.place.head):
-                    raise DatabaseBehind(last.seq, record.at)
+                    raise DatabaseBehind(last.seq, proof.at)
         self._last_journaled = None
 
     def emitted(self, seqs: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from ledger.commit import Seals, link
 from ledger.errors import JournalBroken
 from ledger.folding import rows_of
-from ledger.record import CommitRecord
+from ledger.record import CommitRecord, Proof
 from ledger.rows import Row, Table
 from ledger.tables import AUDIT, OWNERS
 
@@ -43,11 +43,11 @@ class Link(NamedTuple):
         return link(head, self.digest, self.at, self.actor, self.summary, self.seals)
 
 
-def links_of(record: CommitRecord) -> list[Link]:
+def links_of(record: CommitRecord | Proof) -> list[Link]:
     """One per owner, at least one. Raises JournalBroken when the record's two halves do not agree."""
     try:
         audit, owners = _rows(record, AUDIT), _rows(record, OWNERS)
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise JournalBroken(f"its proof cannot be read: {error}") from error
     places = {row[:3]: Place(*row[3:]) for row in owners}
     links = []
@@ -70,5 +70,5 @@ def name(owner: Key) -> str:
     return f"{stage} {topic}[{partition}]"
 
 
-def _rows(record: CommitRecord, table: Table) -> list[Row]:
+def _rows(record: CommitRecord | Proof, table: Table) -> list[Row]:
     return [row for block in record.proof if block.table is table for row in rows_of(block)]

@@ -11,7 +11,8 @@ PostgreSQL: the journal gets the same bytes, and zstd halves them at a tenth of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -21,7 +22,7 @@ import zstandard
 
 from ledger.errors import JournalBroken, RecordTooLarge
 from ledger.rows import Block, Op
-from ledger.tables import BY_NAME
+from ledger.tables import AUDIT, BY_NAME, OWNERS
 from topics.envelope import Headers, headers_of
 
 VERSION: Final = 1
@@ -64,6 +65,23 @@ class CommitRecord:
     proof: list[Block]
 
 
+class Told(NamedTuple):
+    """What a record has to tell, and nothing of the rows that it wrote."""
+
+    stage: str
+    at: datetime
+    messages: list[Message]
+
+
+class Proof(NamedTuple):
+    """What a record says of its place in the chains, and nothing of the other rows that it wrote."""
+
+    at: datetime
+    digest: bytes
+    proof: list[Block]
+    """Of audit and owners."""
+
+
 def pack_content(blocks: Sequence[Block], messages: Sequence[Message]) -> tuple[bytes, bytes]:
     """-> content, its SHA-256."""
     content: bytes = msgpack.packb([_plain(blocks), messages])
@@ -80,13 +98,8 @@ def pack(stage: str, topic: str, at: datetime, content: bytes, proof: Sequence[B
 
 def unpack(record: bytes) -> CommitRecord:
     """Raises JournalBroken for anything that `pack` of this version did not make."""
-    try:
-        if zstandard.frame_content_size(record) > BYTES_MAX:  # max_output_size binds only where the frame does not say
-            raise JournalBroken(f"a commit record of more than {BYTES_MAX} bytes")
-        version, *rest = msgpack.unpackb(_decompressor.decompress(record, max_output_size=BYTES_MAX))
-        if version != VERSION:
-            raise JournalBroken(f"a commit record of version {version}; this program reads {VERSION}")
-        stage, topic, at, content, proof = rest
+    with _reading():
+        stage, topic, at, content, proof = _opened(record)
         blocks, messages = msgpack.unpackb(content)
         return CommitRecord(
             stage=stage,
@@ -97,10 +110,44 @@ def unpack(record: bytes) -> CommitRecord:
             digest=hashlib.sha256(content).digest(),
             proof=[_block(b) for b in proof],
         )
-    except JournalBroken:
-        raise
-    except (zstandard.ZstdError, msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
+
+
+def told_of(record: bytes) -> Told:
+    """Also of a record of a newer program, whose tables this one does not know: it must be told all the same. Raises JournalBroken."""
+    with _reading():
+        stage, _, at, content, _ = _opened(record)
+        _, messages = msgpack.unpackb(content)
+        return Told(stage, datetime.fromisoformat(at), [Message(*m) for m in messages])
+
+
+def proof_of(record: bytes) -> Proof:
+    """Also of a record of a newer program, whose other tables and newest columns this one does not know. Raises JournalBroken."""
+    with _reading():
+        _, _, at, content, proof = _opened(record)
+        known = [_block(b) for b in proof if b[0] in (AUDIT.name, OWNERS.name)]
+        for one in known:
+            del one.columns[len(one.table.written(one.op)) :]
+        return Proof(datetime.fromisoformat(at), hashlib.sha256(content).digest(), known)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What is not as `pack` makes it is JournalBroken."""
+    try:
+        yield
+    except (zstandard.ZstdError, msgpack.UnpackException, ValueError, TypeError, KeyError, IndexError) as error:
         raise JournalBroken(f"not a commit record: {error}") from error
+
+
+def _opened(record: bytes) -> list[Any]:
+    """Stage, topic, time, content, proof."""
+    if zstandard.frame_content_size(record) > BYTES_MAX:  # max_output_size binds only where the frame does not say
+        raise JournalBroken(f"a commit record of more than {BYTES_MAX} bytes")
+    rest: list[Any]
+    version, *rest = msgpack.unpackb(_decompressor.decompress(record, max_output_size=BYTES_MAX))
+    if version != VERSION:
+        raise JournalBroken(f"a commit record of version {version}; this program reads {VERSION}")
+    return rest
 
 
 def _plain(blocks: Sequence[Block]) -> list[Any]:

@@ -11,9 +11,12 @@ import asyncpg
 import pytest
 
 from agents.journal_end import last_record
-from ledger.errors import ACopy, DatabaseBehind
+from ledger.commit import lock_writer, seal
+from ledger.errors import ACopy, DatabaseBehind, JournalBroken
 from ledger.journal import Relay
 from ledger.migrate import upgrade
+from ledger.rebuild_batch import Journaled
+from ledger.rows import Op, Table, block
 from stablerail.api.journal import Journal
 from stablerail.config import Settings, load_settings
 from stablerail.connections import relay_of
@@ -122,6 +125,44 @@ async def test_an_empty_database_is_behind_and_one_whose_last_commits_never_got_
     await check(at, at.dsn)
 
 
+async def test_an_old_backup_is_noticed_also_where_something_foreign_stands_at_the_journals_end(at: Ground) -> None:
+    async with empty_database(at.dsn) as empty:
+        await upgrade(empty, SCHEMA)
+        await work(at, 0)
+        await at.send(JOURNAL, b"abcdefgh", b"is no record")
+        with pytest.raises(DatabaseBehind):
+            await check(at, empty)
+    await check(at, at.dsn)
+
+
+async def test_a_last_record_that_cannot_be_read_is_not_taken_for_one_that_the_database_has(at: Ground) -> None:
+    async def last() -> Journaled:
+        return Journaled(1, b"is no record", 0)
+
+    relay = Relay(at.connect, nothing, (), last)
+    with pytest.raises(JournalBroken):
+        await relay.check()
+    await relay.close()
+
+
+async def test_a_newer_programs_last_record_says_what_the_database_must_have(at: Ground) -> None:
+    async with empty_database(at.dsn) as empty:
+        await upgrade(empty, SCHEMA)
+        newer = block(Table("of_tomorrow", ("id",), "id:text"), Op.INSERT, [("1",)])
+        async with at.process() as services:
+            connection = await services.connect()
+            async with connection.transaction():
+                owners = await lock_writer(connection, "api")
+                await seal(
+                    connection, "api", owners, blocks=[], messages=[], at=at.clock(), actor="x", summary={},
+                    written=[newer],
+                )  # fmt: skip
+            await services.relay.journal()
+        await check(at, at.dsn)
+        with pytest.raises(DatabaseBehind):
+            await check(at, empty)
+
+
 async def test_what_stands_at_the_journals_end_besides_does_not_hide_its_last_record(at: Ground) -> None:
     await work(at, 0)
     last = await last_record(at.bootstrap, at.prefix)
@@ -129,6 +170,8 @@ async def test_what_stands_at_the_journals_end_besides_does_not_hide_its_last_re
     await at.send(JOURNAL, b"what?", b"is this")
     await at.send(JOURNAL, (last.seq - 1).to_bytes(8, "big"), b"came late")
     await at.send(JOURNAL, (last.seq + 1).to_bytes(8, "big"), b"cut off", [("part", b"0"), ("parts", b"2")])
+    assert await last_record(at.bootstrap, at.prefix) == last
+    await at.send(JOURNAL, b"abcdefgh", b"looks like a number")
     assert await last_record(at.bootstrap, at.prefix) == last
     assert await last_record(at.bootstrap, f"{at.prefix}none.") is None
     await check(at, at.dsn)

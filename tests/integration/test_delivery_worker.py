@@ -14,7 +14,8 @@ import pytest
 from agents.delivery import Delivered
 from agents.stage import settle
 from ledger.accounts import buffer, spendable
-from ledger.rows import Connection
+from ledger.record import Message, pack, pack_content
+from ledger.rows import Connection, Op, Table, block
 from tests.support import ledger_rig
 from tests.support.ledger_rig import (
     AT,
@@ -256,6 +257,19 @@ async def test_what_a_crash_left_untold_is_told_by_the_next_owner_before_anythin
     await second.until_acked((0, 2))
     assert [what for _, what in bench.emitter.told()] == ["0/0/told", "unwanted", "0/2/told"]
     await assert_holds(bench.connection)
+
+
+async def test_what_a_newer_programs_owner_left_is_told_also_where_its_tables_are_not_known(bench: Bench) -> None:
+    newer = block(Table("of_tomorrow", ("id",), "id:text"), Op.INSERT, [("1",)])
+    content, _ = pack_content([newer], [Message("test.told", b"k", b"v", "left", "test")])
+    await bench.connection.execute(
+        "INSERT INTO outbox (stage, topic, partitions, at, journaled, record) VALUES ($1, $2, '{0}', $3, true, $4)",
+        *(STAGE.name, MOVES.name, AT, pack(STAGE.name, MOVES.name, AT, content, [])),
+    )
+    worker = await bench.start()
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    assert told(bench) == ["left", "0/0/told"]
 
 
 async def test_a_poison_event_stops_the_process_twice_then_is_a_dead_letter_and_its_neighbours_are_settled(

@@ -15,10 +15,11 @@ import zstandard
 
 from ledger import record as records
 from ledger.accounts import SHORTFALL, buffer, spendable
-from ledger.commit import claim_owners, lock_owners, lock_writer, seal
+from ledger.commit import Owner, _proof, claim_owners, lock_owners, lock_writer, seal
 from ledger.errors import JournalBroken, RecordTooLarge
+from ledger.links import links_of
 from ledger.posting import Fold, Transaction, credit, debit
-from ledger.record import Message, pack, pack_content, unpack
+from ledger.record import Message, pack, pack_content, proof_of, told_of, unpack
 from ledger.rows import Block, Changes, Connection, Op, Table, block, write
 from ledger.store import blocks_of, lock
 from ledger.tables import (
@@ -168,18 +169,41 @@ def test_a_record_from_before_a_table_had_its_last_columns_is_read_with_nothing_
     assert [b.columns for b in kept] == [[*older.columns, "-"], gone.columns]
 
 
+def test_of_a_newer_programs_record_what_it_tells_and_its_place_in_the_chains_can_be_read() -> None:
+    """Tables of its own among what it wrote and in its proof, and a column of its own in the audit."""
+    newer = block(Table("of_tomorrow", ("id",), "id:text"), Op.INSERT, [("1",)])
+    message = Message("t", b"k", b"v", "id", "type")
+    content, digest = pack_content([newer], [message])
+    owners = [Owner("t", partition, 3, 7, b"", 1) for partition in (0, 1)]
+    audit, places = _proof("s", owners, digest, AT, "x", {}, (1, None, None))
+    audit.columns.append("=new")
+    packed = pack("s", "t", AT, content, [audit, newer, places])
+    assert told_of(packed) == ("s", AT, [message])
+    proof = proof_of(packed)
+    assert proof.at == AT
+    assert [(link.owner, link.place.position) for link in links_of(proof)] == [(("s", "t", 0), 8), (("s", "t", 1), 8)]
+    with pytest.raises(JournalBroken, match="of_tomorrow"):
+        unpack(packed)
+
+
+@pytest.mark.parametrize("read", [unpack, told_of, proof_of])
 @pytest.mark.parametrize(
     "damaged",
     [
         b"", b"no zstd", zstandard.compress(b"\xc1"), zstandard.compress(msgpack.packb([2, 1, 2, 3, 4, 5])),
         zstandard.compress(msgpack.packb([1, "s"])), zstandard.compress(msgpack.packb(7)),
         zstandard.compress(msgpack.packb([1, "s", "t", "no time", b"", []])),
-        zstandard.compress(msgpack.packb([1, "s", "t", AT.isoformat(), msgpack.packb([[["none", "i", []]], []]), []])),
     ],
 )  # fmt: skip
-def test_what_is_no_record_is_broken_and_nothing_else(damaged: bytes) -> None:
+def test_what_is_no_record_is_broken_and_nothing_else(damaged: bytes, read: Callable[[bytes], Any]) -> None:
     with pytest.raises(JournalBroken):
-        unpack(damaged)
+        read(damaged)
+
+
+def test_a_record_of_a_table_that_is_not_known_is_broken_for_whoever_wants_its_rows() -> None:
+    content = msgpack.packb([[["none", "i", []]], []])
+    with pytest.raises(JournalBroken):
+        unpack(zstandard.compress(msgpack.packb([1, "s", "t", AT.isoformat(), content, []])))
 
 
 def test_a_record_that_unpacks_to_too_much_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

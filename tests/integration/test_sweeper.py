@@ -16,9 +16,11 @@ from agents.sweeper import ABANDONED_S, Sweeper
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.book import post
 from ledger.commit import Sealed, lock_writer, seal
+from ledger.errors import JournalBroken
 from ledger.holds import capture, hold
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message, unpack
+from ledger.rows import Block, Op, Table, block
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import SCHEMA, Ground, ground, read_topic, until
@@ -35,7 +37,11 @@ async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Gr
         yield it
 
 
-async def commit(at: Ground, name: str, *others: Message) -> Sealed:
+OF_TOMORROW = Table("of_tomorrow", ("id",), "id:text")
+"""This program does not know it."""
+
+
+async def commit(at: Ground, name: str, *others: Message, written: Sequence[Block] = ()) -> Sealed:
     """A commit with one message by a writer that does no more: nothing is journaled or emitted."""
     event = WalletsRequested(user_id=name, chains=(Chain.ETH,))
     messages = [Message(WALLETS_REQUESTED.name, b"k", value_of(event), name, event.ce_type()), *others]
@@ -44,8 +50,9 @@ async def commit(at: Ground, name: str, *others: Message) -> Sealed:
         async with connection.transaction():
             owners = await lock_writer(connection, "api")
             return await seal(
-                connection, "api", owners, blocks=[], messages=messages, at=at.clock(), actor="test", summary={}
-            )
+                connection, "api", owners, blocks=[], messages=messages, at=at.clock(), actor="test", summary={},
+                written=written,
+            )  # fmt: skip
     finally:
         await connection.close()
 
@@ -89,6 +96,17 @@ async def test_a_record_of_a_writer_that_died_before_it_emitted_is_emitted(at: G
     async with at.process() as services:
         await Sweeper(services).sweep(await services.connect())
     await swept(at, ["one"], records)
+
+
+async def test_what_a_newer_program_left_is_told_also_where_its_tables_are_not_known(at: Ground) -> None:
+    """It was rolled back after its writer had died."""
+    record = await commit(at, "one", written=[block(OF_TOMORROW, Op.INSERT, [("1",)])])
+    with pytest.raises(JournalBroken):
+        unpack(record.record)
+    at.clock.forward(ABANDONED_S + 1)
+    async with at.process() as services:
+        await Sweeper(services).sweep(await services.connect())
+    await swept(at, ["one"], [record])
 
 
 async def test_records_that_were_left_are_read_some_at_a_time(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
