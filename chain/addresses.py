@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from solders.pubkey import Pubkey
@@ -38,6 +39,15 @@ def check_address(chain: str, text: str) -> str:
             return text
         raise BadAddress("an APTOS address is 0x and 64 lower-case hexadecimal digits")
     raise _unknown(chain)
+
+
+def alike(places: Iterable[tuple[str, str]]) -> list[tuple[list[str], list[str]]]:
+    """(chains whose addresses are the same, the addresses on any of them), of what is told as (chain, canonical address)."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for chain, address in places:
+        chains = tuple(sorted(EVM_CHAINS)) if chain in EVM_CHAINS else (chain,)
+        found.setdefault(chains, set()).add(address)
+    return [(list(chains), sorted(addresses)) for chains, addresses in found.items()]
 
 
 def check_tx_hash(chain: str, text: str) -> str:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ledger import book, store
 from ledger.accounts import AccountType, asset_of, buffer, shard_of, spendable
 from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
-from ledger.errors import BalancesDisagree, GroupRefused, PostingRefused
+from ledger.errors import BalancesDisagree, GroupRefused, OrderNotReserved, PostingRefused
 from ledger.levels import buffer_levels
 from ledger.orders import (
     UNSHARDED,
@@ -90,10 +90,17 @@ async def move_to_fiat_exposure(
 async def reserve(
     connection: Connection, writer: str, user_id: str, amount: int, at: datetime, *, order_id: str
 ) -> Moved:
-    """Sets an order's money aside. Raises PostingRefused (nothing is stored then: the id may be used again), OrderReused."""
-    return await _step(
-        connection, writer, at, order_id, None, lambda order, _fill: placed(order, order_id, user_id, amount, at)
-    )
+    """Sets an order's money aside. Raises PostingRefused (nothing is stored then: the id may be used again), OrderReused, and
+    OrderNotReserved where `orders.placed` told of this order and was rejected: that answer stands."""
+
+    def rule(order: Order | None, _fill: Fill | None) -> Step | None:
+        step = placed(order, order_id, user_id, amount, at)
+        if order is not None and order.status == Status.REJECTED:
+            # "done before" would send to the broker what nothing is held for
+            raise OrderNotReserved(order_id, order.code)
+        return step
+
+    return await _step(connection, writer, at, order_id, None, rule)
 
 
 async def execute_investment(

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -41,7 +42,7 @@ from agents.withdrawals.figures import count_ends
 from agents.withdrawals.limits import WithdrawalPolicy, counted, exceeded, maximum, minimum
 from agents.withdrawals.stored import lock
 from agents.withdrawals.withdrawal import Status, Withdrawal, asked, held, moved, rows_of, settled, withdrawal_id
-from chain.addresses import EVM_CHAINS, check_address
+from chain.addresses import alike, check_address
 from chain.assets import is_supported
 from chain.errors import ChainError
 from ledger.accounts import may_own
@@ -210,26 +211,19 @@ class AcceptWithdrawals:
         frozen = {row[0] for row in await connection.fetch(_sql.frozen, sorted({e.user_id for e in wanted}))}
         own: set[str] = set()
         denied: set[str] = set()
-        for chains, addresses in _addresses(wanted, self._policy.chains):
+        for chains, addresses in alike(_addresses(wanted, self._policy.chains)):
             own |= {row[0] for row in await connection.fetch(_sql.own_addresses, chains, addresses)}
             denied |= {row[0] for row in await connection.fetch(_sql.denied_addresses, chains, addresses)}
         limits = {**self._fallback, **limits}
         return Facts(at, self._policy, limits, frozenset(own), frozenset(denied), withdrawals, frozenset(frozen))
 
 
-def _addresses(events: Iterable[WithdrawalRequested], known: Collection[str]) -> Iterable[tuple[list[str], list[str]]]:
-    """(chains whose addresses are alike, canonical addresses asked for on them)."""
-    found: dict[tuple[str, ...], set[str]] = {}
+def _addresses(events: Iterable[WithdrawalRequested], known: Collection[str]) -> Iterable[tuple[str, str]]:
+    """(chain, canonical address) of what was asked for on the chains that are known."""
     for event in events:
-        if event.chain not in known:
-            continue
-        try:
-            to = check_address(event.chain, event.to)
-        except ChainError:
-            continue  # judge refuses it
-        alike = tuple(sorted(EVM_CHAINS)) if event.chain in EVM_CHAINS else (event.chain,)
-        found.setdefault(alike, set()).add(to)
-    return [(list(chains), sorted(addresses)) for chains, addresses in found.items()]
+        if event.chain in known:
+            with suppress(ChainError):  # judge refuses it
+                yield event.chain, check_address(event.chain, event.to)
 
 
 def stage(policy: WithdrawalPolicy) -> Stage[Facts]:

@@ -10,8 +10,9 @@ lost reply, a time-out, "nonce too low" and every answer that is not in the tabl
 bytes are sent again, later and later, until a node has them or a block does (track_confirmations). Nothing is released here.
 
 What is sent again: a redelivered event, after a restart; a retry of the schedule; and what track_confirmations tells once more
-because a reorg dropped it or a pool lost it. Each batch goes out in nonce order. For a lane that is `restored` nothing is sent
-at all until it was compared with its chain; what is to be sent waits.
+because a reorg dropped it or a pool lost it. The last has no retry: it is told again each minute while no node has the
+transaction. Each batch goes out in nonce order. For a lane that is `restored` nothing is sent at all until it was compared with
+its chain; what is to be sent waits.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from agents.looking import Kept
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import stored
 from agents.withdrawals.attempts import ToSend, lock_attempts, read_to_send
+from agents.withdrawals.track_confirmations import says_unseen
 from agents.withdrawals.withdrawal import Attempt, AttemptStatus, Status, Withdrawal, attempt_row, moved
 from chain.answers import Answer, Verdict
 from chain.broadcaster import Broadcaster, Bytes
@@ -83,12 +85,14 @@ def decide(received: Received, facts: Facts) -> Outcome:
     if attempt.status not in SENDABLE:
         return Done()
     answer = facts.answers.get(key, NOT_SENT)
-    if answer is HELD:
-        return Retry(answer.code, HELD_S)
     if answer.verdict is Verdict.KNOWN:
         return _sent(received, attempt, facts)
     if answer.verdict is Verdict.REFUSED and attempt.status == AttemptStatus.SIGNED:
         return _refused(attempt, answer.code, facts)
+    if says_unseen(received.id):
+        return Done()  # it is said again while it is so: with repeats of its own each would add one more, for ever
+    if answer is HELD:
+        return Retry(answer.code, HELD_S)
     # also a refusal of what another node had before: it is not believed
     return Retry(answer.code, min(RETRY_S * 2 ** min(received.attempt - 1, 20), RETRY_S_MAX))
 

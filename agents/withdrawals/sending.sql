@@ -1,6 +1,8 @@
 -- name: to_sign
 -- What waits of each chain ($1), at most so many of each ($2), and the lanes ($4, $5), locked in this order: who locks several that
--- wait locks them as they are here, and a lane after them: to count what waits, all of it is locked first. What a customer asked for who was rejected since then waits.
+-- wait locks them as they are here, and a lane after them: to count what waits, all of it is locked first. What would be refused by
+-- now goes on waiting: its customer was rejected since, or its recipient denied on any chain ($6) whose addresses are the same.
+-- OFFSET 0: the list is asked about each in turn. Joined, all that waits would be compared with all of it, for the few that are taken.
 WITH waiting AS MATERIALIZED (
     SELECT one.*
     FROM unnest($1::text[], $2::bigint[]) AS x(chain, most)
@@ -11,6 +13,7 @@ WITH waiting AS MATERIALIZED (
         FROM withdrawals w
         WHERE w.chain = x.chain AND w.waits AND w.rail = 'chain' AND w.asset = $3
           AND NOT EXISTS (SELECT FROM kyc_standings k WHERE k.user_id = w.user_id AND k.standing = 'rejected')
+          AND NOT EXISTS (SELECT FROM denied_addresses d WHERE d.chain = ANY ($6::text[]) AND d.address = w.recipient OFFSET 0)
         ORDER BY w.requested_at, w.id
         LIMIT x.most
         FOR UPDATE OF w

@@ -2,7 +2,8 @@
 
 Takes:    of accepted withdrawals those of the rail `chain`.
 Decides:  which of the withdrawals that wait are signed now, and by which lane: the oldest first, each by the open lane with the
-          most room that has gas and USDC for it.
+          most room that has gas and USDC for it. What would be refused by now goes on waiting, keeps nobody else waiting and may
+          be cancelled: its customer was rejected, or its recipient denied, after it was accepted.
 Key:      the chain.
 Repeats:  harmless; the rows say what waits, an event only wakes. A withdrawal that was signed or cancelled waits no more.
 Refuses:  nothing; what cannot be signed now waits for the next head.
@@ -55,6 +56,7 @@ from agents.withdrawals.withdrawal import (
     lane_row,
     moved,
 )
+from chain.addresses import EVM_CHAINS
 from chain.assets import USDC
 from chain.fees import NOTHING_GAS, TRANSFER_GAS, Fees, fees
 from chain.hot_wallet import Look
@@ -353,7 +355,9 @@ async def _locked(
     chains, signers = zip(*lanes, strict=True)
     waiting: dict[Chain, dict[str, Withdrawal]] = {chain: {} for chain in most}
     stored: dict[LaneKey, Lane] = {}
-    columns = [[chain.value for chain in most], [*most.values()], USDC, [*chains], [*signers]]
+    columns = [
+        [chain.value for chain in most], [*most.values()], USDC, [*chains], [*signers], sorted(EVM_CHAINS),
+    ]  # fmt: skip
     for row in await connection.fetch(_sql.to_sign, *columns):
         values = tuple(row)
         if values[0] is None:

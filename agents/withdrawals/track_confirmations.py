@@ -50,6 +50,9 @@ BLACKLISTED: Final = "blacklisted"
 """The token's issuer refuses one of the addresses."""
 _BLACKLIST: Final = "Blacklistable: account is blacklisted"
 
+REORG: Final = "reorg"
+UNSEEN: Final = "unseen"
+
 _OPEN: Final = frozenset({AttemptStatus.SIGNED, AttemptStatus.BROADCAST, AttemptStatus.MINED})
 _FINAL: Final = frozenset({AttemptStatus.CONFIRMED, AttemptStatus.REVERTED})
 
@@ -136,11 +139,11 @@ class _Step:
             return
         for before, attempt in zip(group, after, strict=True):
             if before.status == AttemptStatus.MINED:
-                self._again(attempt, "reorg")
+                self._again(attempt, REORG)
         newest = after[-1]
         late = newest.updated_at <= self._facts.now - timedelta(seconds=RESEND_S)
         if newest.tx_hash in self._news.unseen and newest.status in _OPEN and late:
-            self._again(self._attempt(newest, AttemptStatus(newest.status)), "unseen")
+            self._again(self._attempt(newest, AttemptStatus(newest.status)), UNSEEN)
 
     def _final(self, group: Sequence[Attempt]) -> Attempt | None:
         """The attempt that ends the nonce, ended."""
@@ -214,7 +217,7 @@ class _Step:
         """It is to be sent once more, as it is."""
         self._withdrawal([attempt], Status.BROADCASTING)
         event = TransactionSigned.model_validate(_named(attempt) | {"n": attempt.n})
-        id = f"{attempt.tx_hash}:{reason}:{attempt.version}"
+        id = _again_id(attempt, reason)
         self.emits.append(Emit(TRANSACTIONS_SIGNED, f"{attempt.chain}:{attempt.signer}", event, id))
 
     def _confirmed(self, attempt: Attempt, reason: str) -> None:
@@ -232,6 +235,16 @@ class _Step:
             self.emits.append(
                 Emit(TRANSACTIONS_CONFIRMED, f"{attempt.chain}:{attempt.signer}", event, event.identity())
             )
+
+
+def _again_id(attempt: Attempt, reason: str) -> str:
+    return f"{attempt.tx_hash}:{reason}:{attempt.version}"
+
+
+def says_unseen(event_id: str) -> bool:
+    """Whether this `transactions.signed` says that nodes do not have a transaction. While that is so, another event says it again
+    RESEND_S later; the first one of a signature, and one of a reorg, is never said again."""
+    return event_id.split(":")[1:2] == [UNSEEN]
 
 
 def _named(attempt: Attempt) -> dict[str, Any]:

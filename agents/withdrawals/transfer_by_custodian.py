@@ -2,7 +2,8 @@
 
 Takes:    those of the rail `circle`.
 Decides:  which accepted withdrawals of the rail `circle` are asked of Circle now. From here on nothing but what becomes of the
-          transfer ends it: it can be cancelled no more.
+          transfer ends it: it can be cancelled no more. Not asked for is what would be refused by now: its customer was rejected
+          (`frozen_customer`), or its recipient denied (`denied_address`), after it was accepted. It is looked at every minute.
 Key:      the chain.
 Repeats:  harmless; the withdrawal's row says whether it was asked for, a call has one idempotency key for life, and a transfer
           carries the withdrawal's id as its reference.
@@ -23,6 +24,7 @@ from agents.outcome import Call, Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import stored
 from agents.withdrawals.custodian import ASKED, Source, Transfer, is_ours, rows_of
 from agents.withdrawals.withdrawal import Status, Withdrawal, moved
+from chain.addresses import alike
 from connectors.circle.transactions import SOURCE
 from ledger.rows import Connection
 from ledger.sql import load as load_sql
@@ -39,6 +41,8 @@ NO_WALLET: Final = "no_custodian_wallet"
 WITHOUT_WALLET_S: Final = 60.0
 FROZEN: Final = "frozen_customer"
 FROZEN_S: Final = 60.0
+DENIED: Final = "denied_address"
+DENIED_S: Final = 60.0
 
 
 @dataclass
@@ -50,6 +54,8 @@ class Facts:
     """Locked, by id."""
     frozen: frozenset[str] = frozenset()
     """Of their customers: those whom the KYC vendor has rejected since."""
+    denied: frozenset[str] = frozenset()
+    """Of their recipients: those that were denied since."""
 
 
 def decide(received: Received, facts: Facts) -> Outcome:
@@ -67,6 +73,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
         )  # it was set when it was accepted; until it is again the customer may cancel
     if withdrawal.user_id in facts.frozen:
         return Retry(FROZEN, FROZEN_S)  # as on the other rail: it waits, and may be cancelled
+    if withdrawal.recipient in facts.denied:
+        return Retry(DENIED, DENIED_S)  # likewise
     _, (row, line) = moved(withdrawal, Status.BROADCASTING, facts.now, NAME)
     transfer = Transfer(
         withdrawal.id, SOURCE, source.wallet_id, None, ASKED, "", None, None, facts.now, facts.now, 1
@@ -104,7 +112,10 @@ def stage(sources: Mapping[str, Source]) -> Stage[Facts]:
         known = await stored.lock(connection, ids) if ids else {}
         users = sorted({withdrawal.user_id for withdrawal in known.values()})
         frozen = await connection.fetch(_sql.frozen, users) if users else []
-        return Facts(at, sources, known, frozenset(row[0] for row in frozen))
+        denied: set[str] = set()
+        for chains, addresses in alike((withdrawal.chain, withdrawal.recipient) for withdrawal in known.values()):
+            denied |= {row[0] for row in await connection.fetch(_sql.denied_addresses, chains, addresses)}
+        return Facts(at, sources, known, frozenset(row[0] for row in frozen), frozenset(denied))
 
     return Stage(
         name=NAME,

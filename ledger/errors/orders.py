@@ -32,7 +32,7 @@ class OrderReused(OrderRefused):
 
 
 class OrderNotReserved(OrderRefused):
-    """A fill or an end of an order that was rejected: nothing was ever set aside."""
+    """A fill, an end or a second reserving of an order that was rejected: nothing was ever set aside."""
 
     code = "order_not_reserved"
 

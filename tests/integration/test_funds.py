@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 
+from agents.investing import reserve_orders
+from agents.item import read_item
+from agents.stage import settle
 from ledger import funds
 from ledger.accounts import AccountType, buffer, fiat_buffer, fiat_exposure, pending_investment, spendable
-from ledger.errors import InsufficientFunds, OrderOverfilled, TransactionReused, UnknownOrder
+from ledger.commit import claim_owners
+from ledger.errors import (
+    InsufficientFunds,
+    OrderNotReserved,
+    OrderOverfilled,
+    OrderReused,
+    TransactionReused,
+    UnknownOrder,
+)
 from ledger.funds import Moved
 from ledger.orders import Shards
 from ledger.record import unpack
@@ -26,6 +38,10 @@ from tests.support.ledger_rig import (
     dump,
 )
 from tests.support.ledger_rig import rebuild as rebuild_from
+from topics.catalog import ORDERS_PLACED
+from topics.envelope import headers_of, value_of
+from topics.events import OrderPlaced
+from topics.money import SCALE
 
 __all__ = ["connection", "databases", "dsn"]
 
@@ -91,6 +107,27 @@ async def test_what_cannot_be_is_refused_and_stores_nothing(connection: Connecti
         await funds.execute_investment(connection, WRITER, 101, AT, order_id="o1", fill_id="f1")
     await funds.release(connection, WRITER, AT, order_id="o1")
     assert await owns(connection) == (100, 0, 0, -100, 0)
+    await assert_holds(connection)
+
+
+async def test_an_order_that_was_rejected_as_an_event_is_not_reserved_by_a_call(connection: Connection) -> None:
+    stage, place = reserve_orders.stage(), (ORDERS_PLACED.name, 0)
+    event = OrderPlaced(order_id="o1", user_id="ada", amount="100")
+    headers = headers_of(event.ce_type(), event_id="o1", source="investing", time=AT)
+    record = SimpleNamespace(
+        topic=place[0], partition=0, offset=0, timestamp=0, key=b"o1", value=value_of(event), headers=headers
+    )
+    async with connection.transaction():
+        epochs, _ = await claim_owners(connection, stage.name, [place], AT)
+    await settle(connection, stage, [read_item(stage, record)], epochs, AT, None)  # type: ignore[arg-type]
+    await funds.credit_usdc(connection, WRITER, "ada", 100 * SCALE, AT, reference="deposit 1")
+    before = await dump(connection)
+    with pytest.raises(OrderNotReserved, match="insufficient_funds"):
+        await funds.reserve(connection, WRITER, "ada", 100 * SCALE, AT, order_id="o1")
+    with pytest.raises(OrderReused):
+        await funds.reserve(connection, WRITER, "ada", 99 * SCALE, AT, order_id="o1")
+    assert await dump(connection) == before
+    assert await owns(connection) == (100 * SCALE, 0, 0, -100 * SCALE, 0)
     await assert_holds(connection)
 
 

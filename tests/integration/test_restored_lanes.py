@@ -98,12 +98,44 @@ async def test_what_a_reorg_dropped_is_not_sent_again_before_the_lane_was_compar
     process = desk.process()
     again = await desk.head(process)
     assert len(again) == 1, "it is told that it is in no pool"
-    assert (await desk.sent(process, again)).outcomes[HELD] == 1
+    assert (await desk.sent(process, again)).outcomes[("done", "")] == 1
     assert await desk.in_pool() == 0
     await compared(desk)
-    await desk.sent(process, again, attempt=2)
+    assert await desk.head(process) == [], "a moment ago it was told"
+    desk.now += timedelta(seconds=61)
+    again = await desk.head(process)
+    assert (await desk.sent(process, again)).outcomes[("done", "")] == 1
+    assert await desk.in_pool() == 1
     await desk.anvil.mine()
     assert await desk.paid() == [(asked[0].recipient, asked[0].amount)]
+
+
+async def test_what_is_not_sent_for_hours_is_repeated_by_its_own_event_alone_and_paid_when_the_lane_opens(
+    desk: Sending,
+) -> None:
+    asked, process = await desk.ask(1), desk.process()
+    told = await desk.signed(process, *asked)
+    await restored(desk)
+    process = desk.process()
+    assert (await desk.sent(process, told)).outcomes[HELD] == 1
+    for _ in range(10):
+        desk.now += timedelta(seconds=61)
+        again = await desk.head(process)
+        assert len(again) == 1, "it is said as long as it is so"
+        await desk.sent(process, again)
+    assert await scheduled(desk) == ["lane_restored"]
+    await compared(desk)
+    assert (await desk.sent(process, told, attempt=2)).outcomes[("done", "")] == 1
+    assert await scheduled(desk) == []
+    await desk.anvil.mine()
+    assert await desk.paid() == [(asked[0].recipient, asked[0].amount)]
+    await assert_holds(desk.connection)
+
+
+async def scheduled(desk: Sending) -> list[str]:
+    """Why an event is to be taken up again by itself, of each."""
+    rows = await desk.connection.fetch("SELECT code FROM schedule WHERE stage = 'broadcast_transactions'")
+    return [row[0] for row in rows]
 
 
 @pytest.mark.parametrize("mined", [True, False], ids=["in a block", "in a pool"])

@@ -11,10 +11,13 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
+from agents.withdrawals import requests
 from agents.withdrawals.errors import LaneNotCounted
 from agents.withdrawals.lanes import list_lanes, open_lane, pause_lane
 from chain.fees import GWEI
+from ledger.record import Message
 from ledger.rows import Connection
+from stablerail import denied
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.usdc import Usdc
 from tests.support import ledger_rig
@@ -90,6 +93,33 @@ async def test_what_a_customer_asked_for_who_was_rejected_since_waits_and_keeps_
     await desk.connection.execute("UPDATE kyc_standings SET standing = 'approved'")
     (last,) = await desk.head(process)
     assert TransactionSigned.model_validate_json(last.value or b"").withdrawal_id == first.id
+
+
+@pytest.mark.parametrize("listed_on", ["MATIC", "ETH"], ids=["on its chain", "where addresses are alike"])
+async def test_what_would_go_to_an_address_that_was_denied_since_waits_and_keeps_nobody_else_waiting(
+    desk: Sending, listed_on: str
+) -> None:
+    to, process = "0x" + secrets.token_hex(20), desk.process()
+    (first,), (second,), (third,) = await desk.ask(to=to), await desk.ask(), await desk.ask(to=to)
+    elsewhere = "INSERT INTO denied_addresses VALUES ($1, $2, 'test', 'ann', 'now')"
+    await desk.connection.execute(elsewhere, "SOL", second.recipient)
+    assert await denied.add(desk.connection, listed_on, to, "test", "ann", desk.now)
+    overtaking = await desk.signed(process, first, second, third)
+    assert withdrawal_ids(overtaking) == [second.id]
+    assert await desk.head(process) == []
+    assert [await desk.status(one) for one in (first, third)] == [WAITS, WAITS]
+    await requests.cancel(desk.connection, third.id, desk.now, actor="ann")
+    assert await denied.remove(desk.connection, listed_on, to, "test", "ann", desk.now)
+    told = await desk.head(process)
+    assert withdrawal_ids(told) == [first.id]
+    await desk.sent(process, [*overtaking, *told])
+    await desk.anvil.mine()
+    assert await desk.paid() == [(one.recipient, one.amount) for one in (second, first)]
+    await assert_holds(desk.connection)
+
+
+def withdrawal_ids(told: list[Message]) -> list[str]:
+    return [TransactionSigned.model_validate_json(one.value or b"").withdrawal_id for one in told]
 
 
 async def test_an_event_about_a_transaction_that_we_never_signed_is_a_dead_letter(desk: Sending) -> None:

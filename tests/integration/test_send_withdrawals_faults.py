@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,6 +23,7 @@ from tests.support.ledger_rig import AT, assert_holds, connect_to, owner
 from tests.support.proxies.http import HttpProxy, http_request
 from tests.support.rpc_stub import LyingEndpoint, Refusal
 from tests.support.sending import COIN, Sending, messages, sending
+from topics.catalog import TRANSACTIONS_BROADCAST
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 chain, token = sending_rig.chain, sending_rig.token
@@ -149,6 +151,34 @@ async def test_a_payment_that_a_pool_lost_is_sent_again_as_it_was(desk: Sending)
     assert await desk.statuses() == {KNOWN: 2}
     await desk.anvil.mine()
     assert [one for one, _ in await desk.paid()] == [one.recipient for one in asked]
+    await assert_holds(desk.connection)
+
+
+async def test_what_a_pool_lost_and_no_node_takes_is_tried_again_each_minute_without_a_growing_list_of_repeats(
+    desk: Sending,
+) -> None:
+    (asked,), process = await desk.ask(), desk.process()
+    await desk.sent(process, await desk.signed(process, asked))
+    coins = await desk.anvil.rpc("eth_getBalance", desk.signer.address, "latest")
+    await desk.anvil.rpc("anvil_dropAllTransactions")
+    await desk.fund(coins=0)  # no node takes what its sender cannot pay for
+    away = desk.process([desk.rpc(NOBODY)])
+    away.epochs = process.epochs  # the same worker, every other minute without its node
+    for n in range(10):
+        desk.now += timedelta(seconds=61)
+        (again,) = await desk.head(process)
+        sent = await desk.sent(away if n % 2 else process, [again])
+        assert (sent.outcomes, messages(sent)) == ({("done", ""): 1, ("repeat", ""): 0}, [])
+        assert await desk.head(process) == [], "once a minute"
+    assert await desk.connection.fetchval("SELECT count(*) FROM schedule") == 0
+    assert await desk.status(asked) == ("broadcasting", None)
+    await desk.fund(coins=int(coins, 16))
+    desk.now += timedelta(seconds=61)
+    (sent,) = messages(await desk.sent(process, await desk.head(process)))
+    assert sent.topic == TRANSACTIONS_BROADCAST.name
+    assert await desk.statuses() == {KNOWN: 1}
+    await desk.anvil.mine()
+    assert await desk.paid() == [(asked.recipient, asked.amount)]
     await assert_holds(desk.connection)
 
 

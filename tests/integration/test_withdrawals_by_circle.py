@@ -23,6 +23,7 @@ from connectors.circle.sandbox.gate import Fault, Weather
 from connectors.circle.sandbox.state import Plan
 from connectors.circle.sandbox.tokens import usdc_token_id
 from ledger.record import Message
+from stablerail import denied
 from stablerail.dev.anvil import Node
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.usdc import Usdc
@@ -266,6 +267,36 @@ async def test_it_is_cancelled_until_it_is_asked_for_and_then_no_more(rig: Rig) 
             await requests.cancel(connection, bob, rig.at.clock(), actor="ann")
     await connection.close()
     assert (set(rig.at_circle()), await has(rig.at, "ada")) == ({bob}, (100, 0))
+
+
+async def test_what_would_go_to_an_address_that_was_denied_since_waits_and_may_be_cancelled(rig: Rig) -> None:
+    async def put_off() -> bool:
+        rows = await rig.at.observer.fetch("SELECT code FROM schedule")
+        return [row["code"] for row in rows] == ["denied_address"] * 3
+
+    evm, solana = new_address(), SOMEWHERE_ON_SOLANA
+    ids = {
+        "ada": await rig.ask("ada", to=evm), "eve": await rig.ask("eve", to=evm),
+        "sol": await rig.ask("sol", to=solana, chain="SOL"), "bob": await rig.ask("bob"),
+    }  # fmt: skip
+    async with rig.at.process() as services, running(rig.accept, services, rig.at):
+        await rig.became(dict.fromkeys(ids, ("signing", None)))
+    connection, now = await rig.at.connect(), rig.at.clock()
+    listed = (("ETH", evm), ("SOL", solana))  # an EVM address is the same on every chain of its kind
+    for chain, address in listed:
+        assert await denied.add(connection, chain, address, "test", "ann", now)
+    async with rig.worker():
+        await rig.became({"bob": ("completed", None)}, step_s=1.0)
+        await until(put_off, "the others wait")
+        assert set(rig.at_circle()) == {ids["bob"]}
+        await requests.cancel(connection, ids["eve"], now, actor="ann")
+        for chain, address in listed:
+            assert await denied.remove(connection, chain, address, "test", "ann", now)
+        await rig.became({"ada": ("completed", None), "sol": ("completed", None)}, step_s=20.0)
+    await connection.close()
+    assert (await rig.statuses())["eve"] == ("cancelled", None)
+    assert set(rig.at_circle()) == set(ids.values()) - {ids["eve"]}
+    await assert_whole(rig.at)
 
 
 async def test_a_second_transfer_of_a_withdrawal_is_a_persons_business(rig: Rig) -> None:
