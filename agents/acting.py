@@ -6,6 +6,7 @@
 | intend | what waits becomes calls, each with one key; a lease (concluding.py) | one request for many, as many as the partner takes |
 | journal | the relay | nobody is called before the intent can be rebuilt |
 | gate | the partner's gate, asked before calls are taken | after a restore nobody is called until our calls were compared with the partner |
+| renew | the lease, where it is still ours, directly before the request | who stood still since the take must not ask |
 | perform | the stored request, within the partner's rate, time-out and breaker | repeated while no end is stored: a lost reply is UNKNOWN |
 | end | pure; rows, messages and the calls' end in one commit (concluding.py) | the call's row is locked: one performer ends it |
 
@@ -81,6 +82,7 @@ class Acting:
         """Those that are with the partner."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Queue[Ended] = asyncio.Queue()
+        self._renewing = asyncio.Lock()
         self._connections: dict[str, Connection] = {}
         self._log = _log.bind(stage=stage.name, partner=stage.partner)
 
@@ -175,12 +177,33 @@ class Acting:
     async def _one(self, call: StoredCall, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
         try:
-            answer = await self._ask(call)
+            answer = await self._ask(call) if await self._renewed(call) else None
         finally:
             self._asking.discard(call.id)
             self._show()
-        self._ended.put_nowait(Ended(call, answer))
+        if answer is None:  # nobody was asked: neither an end nor an attempt
+            self._log.warning("call.lease_lost", call=call.id)
+            self._in_flight.pop(call.id, None)
+        else:
+            self._ended.put_nowait(Ended(call, answer))
         self._wake.set()
+
+    async def _renewed(self, call: StoredCall) -> bool:
+        """Whether the call is still ours; its lease then runs anew. Since the take the journal or this process may have stood
+        still, and another performer may have ended the call: a transfer that was given back would be paid. Nothing is awaited
+        between this and `perform`, whose time-out is shorter than the lease."""
+
+        async def renew(connection: Connection) -> bool:
+            loop, clock = asyncio.get_running_loop(), self._services.clock
+            started, now = loop.time(), clock()
+            until = now + timedelta(seconds=self._policy.lease_s)
+            ours = await connection.fetchval(_sql.renew, UUID(call.id), self._holder, call.takes, until)
+            # the reply may be late; one of the clocks may have stood still with the machine
+            late_s = max(loop.time() - started, (clock() - now).total_seconds())
+            return ours is not None and late_s < self._policy.lease_s
+
+        async with self._renewing:  # one connection for all
+            return await self._persist("renew", renew)
 
     async def _ask(self, call: StoredCall) -> dict[str, Any] | Refused | Again:
         log = self._log.bind(call=call.id, attempt=call.attempts + 1, members=len(call.members))
@@ -231,7 +254,7 @@ class Acting:
             async def commit(connection: Connection, some: list[Ended] = ended) -> tuple[Sealed | None, list[Done]]:
                 return await self._commits.end(connection, some, self._services.clock())
 
-            sealed, done = await self._persist(commit)
+            sealed, done = await self._persist("end", commit)
             for one in done:
                 self._deeds.committed(one)
                 for alert in one.alerts:
@@ -242,14 +265,15 @@ class Acting:
                 self._in_flight.pop(one_ended.call.id, None)
             self._wake.set()
 
-    async def _persist(self, action: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _persist(self, name: str, action: Callable[[Connection], Awaitable[T]]) -> T:
+        """On the connection of this name, until it is done."""
         while True:
             try:
                 with lost_not_cancelled():
-                    return await action(await self._connection("end"))
+                    return await action(await self._connection(name))
             except TRANSIENT as error:
-                self._log.warning("conclude.retry", error=type(error).__name__)
-                await self._drop("end")
+                self._log.warning("calls.retry", at=name, error=type(error).__name__)
+                await self._drop(name)
                 await asyncio.sleep(RETRY_WAIT_S)
 
     async def _told(self, sealed: Sealed | None) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import asyncpg
 import pytest
 
 from agents.acting import Acting, CallPolicy
@@ -15,6 +17,8 @@ from agents.onboarding import provision_wallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.services import Services
 from connectors.errors import RateLimited
+from ledger.roles import ROLE
+from ledger.rows import Connection
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from stablerail.metrics import Metrics
@@ -204,3 +208,69 @@ async def test_a_performer_that_answers_after_its_lease_changes_nothing_twice(at
     assert ([c.request["user_ids"] for c in slow.heard], len(quick.heard)) == ([["kim"], ["lee"]], 1)
     slow.heard.pop()
     await check(at, slow, quick)
+
+
+async def test_the_lease_runs_anew_from_when_the_partner_is_asked(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, answered, kafka_is_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    partner = Partner(answered, BOTH)
+    await intend(at)
+    async with at.process() as services:
+        journal = services.relay.journal
+
+        async def journaled_later(*args: Any, **kwargs: Any) -> None:
+            taken.set()
+            await kafka_is_back.wait()
+            await journal(*args, **kwargs)
+
+        monkeypatch.setattr(services.relay, "journal", journaled_later)
+        async with performing(services, partner):
+            await asyncio.wait_for(taken.wait(), 100)
+            at.clock.forward(2 * POLICY.lease_s)  # it has run out, but nobody else has taken the call
+            assert (await lease(at))[0] < at.clock()
+            kafka_is_back.set()
+            await until(lambda: was_asked(partner), "the partner is asked")
+            before = at.clock()
+            assert 0 < (before - (await lease(at))[0]).total_seconds() + POLICY.lease_s < POLICY.lease_s / 2
+            answered.set()
+            await until(lambda: concluded(at), "the conclusion")
+            await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+    assert [call.takes for call in partner.heard] == [1]
+    await check(at, partner)
+
+
+async def was_asked(partner: Partner) -> bool:
+    return bool(partner.heard)
+
+
+async def test_who_learns_too_late_that_its_lease_was_renewed_does_not_ask(at: Ground) -> None:
+    partner = Partner(BOTH)
+    await intend(at)
+
+    class Late(asyncpg.Connection):  # type: ignore[type-arg]
+        """The machine stands still while the first reply to a renewal is on its way."""
+
+        stood = False
+
+        async def fetchval(self, query: str, *args: Any, **kwargs: Any) -> Any:
+            found = await super().fetchval(query, *args, **kwargs)
+            if "UPDATE leases" in query and not Late.stood:
+                Late.stood = True
+                at.clock.forward(POLICY.lease_s + 1)
+            return found
+
+    opened: list[Connection] = []
+
+    async def connect() -> Connection:
+        settings = {"search_path": SCHEMA, "role": ROLE, "timezone": "UTC"}
+        opened.append(await asyncpg.connect(at.dsn, server_settings=settings, connection_class=Late))
+        return opened[-1]
+
+    async with at.process() as services, performing(replace(services, connect=connect), partner):
+        await until(lambda: concluded(at), "the conclusion")
+        await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+    for connection in opened:
+        await connection.close()
+    assert Late.stood
+    assert [call.takes for call in partner.heard] == [2], "what was not asked for is taken again, and is no attempt"
+    assert [call.attempts for call in partner.heard] == [0]
+    await check(at, partner)

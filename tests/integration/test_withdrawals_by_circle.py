@@ -8,15 +8,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import orjson
 import pytest
 
+from agents.acting import Acting
 from agents.recovery import comparing, restoring
 from agents.sweeper import ABANDONED_S, Sweeper
-from agents.withdrawals import poll_transfers, requests, settle_transfers
+from agents.withdrawals import poll_transfers, requests, settle_transfers, transfer_by_custodian
 from agents.withdrawals.errors import NotCancellable
+from agents.withdrawals.transfer_calls import CircleTransfers, TransferDeeds
 from agents.withdrawals.withdrawal import withdrawal_id
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault, Weather
@@ -413,3 +416,51 @@ async def test_a_refusal_of_what_circle_made_before_the_restore_gives_nothing_ba
     assert len(rig.at_circle()[ada]) == 1
     assert [one.id for one in rig.at_circle()[ada]] == [key for key, _ in (await rig.transfers()).values()]
     assert sum((await rig.paid()).values()) == 1
+
+
+async def test_a_transfer_that_was_refused_and_given_back_is_not_paid_by_a_worker_that_stood_still(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had taken the call before, and waited for the journal while another took it, asked and ended it."""
+    taken, kafka_is_back = asyncio.Event(), asyncio.Event()
+    stage = transfer_by_custodian.stage(rig.sources)
+    async with rig.at.process() as stood:
+        journal = stood.relay.journal
+
+        async def journaled_later(*args: Any, **kwargs: Any) -> None:
+            taken.set()
+            await kafka_is_back.wait()
+            await journal(*args, **kwargs)
+
+        monkeypatch.setattr(stood.relay, "journal", journaled_later)
+        deeds = TransferDeeds(CircleTransfers(rig.client, stood.clock), rig.review_attempts)
+        performers = asyncio.create_task(Acting(stage, deeds, stood, asyncio.Event(), POLICY).work())
+        try:
+            async with rig.deciding():
+                ada = await rig.ask("ada")
+                await until(lambda: _is_set(taken), "the first worker has taken it")
+            rig.circle.sandbox.state.refused = {ada}
+            rig.at.clock.forward(POLICY.lease_s + 1)
+            async with rig.worker():
+                await rig.became({"ada": ("failed", "custodian_refused")}, step_s=20)
+                assert await has(rig.at, "ada") == (100, 0)
+            rig.circle.sandbox.state.refused = set()
+            heard = rig.calls
+            kafka_is_back.set()
+            async with rig.deciding():
+                bob = await rig.ask("bob")  # asked for when the first worker is through with what it had
+                await until(lambda: _has_heard_of(rig, bob), "its next call")
+            assert stood.stop.reason is None
+        finally:
+            performers.cancel()
+            await asyncio.gather(performers, return_exceptions=True)
+    assert (rig.calls, set(rig.at_circle())) == (heard + 1, {bob})
+    await assert_whole(rig.at)
+
+
+async def _has_heard_of(rig: Rig, id: str) -> bool:
+    return id in rig.at_circle()
+
+
+async def _is_set(event: asyncio.Event) -> bool:
+    return event.is_set()

@@ -113,6 +113,16 @@ class Rig:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    @asynccontextmanager
+    async def deciding(self) -> AsyncIterator[None]:
+        """A process that decides what is asked of Circle, and asks for nothing."""
+        async with (
+            self.at.process() as services,
+            running(self.accept, services, self.at),
+            running(transfer_by_custodian.stage(self.sources), services, self.at),
+        ):
+            yield
+
     # -- customers ---------------------------------------------------------------------------------------------------
 
     async def ask(self, user: str, plan: Plan | None = None, *, to: str | None = None, **fields: Any) -> str:
