@@ -2,7 +2,7 @@
 
 Whoever holds the advisory lock leads; the others stand by. The lock is the connection's, and the commits are made on it: who
 lost the one can do no more of the other. Cursor and messages are one commit, so nothing is skipped; what a crash left between
-commit and emission, the sweeper finishes.
+commit and emission, the next leader tells before anything of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncpg
 
 from agents.services import Services
 from ledger.commit import TRANSIENT, lock_writer, lost_not_cancelled, seal
-from ledger.record import Message
+from ledger.record import Message, told_of
 from ledger.rows import Block, Connection
 from ledger.sql import load
 
@@ -42,11 +42,21 @@ class LoneWriter:
         if self._connection is None or self._connection.is_closed():
             self.leads = False
             self._connection = await self._services.connect()
-        if not self.leads:
-            self.leads = bool(await self._connection.fetchval(_sql.lead, self.name))
-            if self.leads and self._silence_s is not None:
+        if not self.leads and await self._connection.fetchval(_sql.lead, self.name):
+            if self._silence_s is not None:
                 await self._connection.execute(_sql.silence, f"{int(self._silence_s * 1000)}ms")
+            await self._drain(self._connection)
+            self.leads = True
         return self._connection if self.leads else None
+
+    async def _drain(self, connection: Connection) -> None:
+        """Emits what the last leader, or this one on a connection that it lost, committed and may not have told: before anything
+        newer. Repeats are possible, losses are not."""
+        await self._services.relay.journal()
+        for seq, packed in await connection.fetch(_sql.left, self.name):
+            told = told_of(packed)
+            await self._services.emitter.emit(told.messages, told.stage, told.at)
+            self._services.relay.emitted([seq])
 
     def give_up(self) -> None:
         """The connection, and with it the lead."""

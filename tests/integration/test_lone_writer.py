@@ -21,9 +21,12 @@ from tests.support.ledger_rig import connect_to, until
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
 
+async def nothing() -> None: ...
+
+
 def writer(dsn: str, silence_s: float | None = None) -> tuple[LoneWriter, Stop]:
     stop = Stop(ends=False)
-    services: Any = SimpleNamespace(connect=connect_to(dsn), stop=stop)
+    services: Any = SimpleNamespace(connect=connect_to(dsn), stop=stop, relay=SimpleNamespace(journal=nothing))
     return LoneWriter("one", services, silence_s), stop
 
 

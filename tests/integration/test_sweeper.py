@@ -11,6 +11,7 @@ from datetime import timedelta
 import orjson
 import pytest
 
+from agents.lone_writer import LoneWriter
 from agents.services import Services
 from agents.sweeper import ABANDONED_S, Sweeper
 from ledger.accounts import Account, AccountType, buffer, spendable
@@ -181,6 +182,30 @@ async def test_another_sweeper_leads_when_the_first_is_gone(at: Ground) -> None:
             return await standby._lone.lead() is not None
 
         await until(leads, "the other leads")
+
+
+async def test_what_a_lone_writer_left_is_told_by_the_next_leader_before_its_own(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> None:
+        raise ConnectionError("killed")
+
+    def wish(name: str) -> Message:
+        event = WalletsRequested(user_id=name, chains=(Chain.ETH,))
+        return Message(WALLETS_REQUESTED.name, b"k", value_of(event), name, event.ce_type())
+
+    async with at.process() as first:
+        gone = LoneWriter("watch", first)
+        assert await gone.lead() is not None
+        monkeypatch.setattr(first.emitter, "emit", dies)
+        with pytest.raises(ConnectionError):
+            await gone.commit([], [wish("one")], {})
+    async with at.process() as second:
+        heir = LoneWriter("watch", second)
+        await until(heir.lead, "it leads")
+        await heir.commit([], [wish("two")], {})
+        await second.relay.tidy()
+    assert (await told(at), await waiting(at)) == (["one", "two"], 0)
 
 
 async def test_a_record_in_parts_that_was_journaled_twice_is_rebuilt_once(at: Ground) -> None:
