@@ -8,7 +8,9 @@ Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next
 A deposit is final when two endpoints show it alike. A credited one that two do not show is first ORPHANED; it is reversed when,
 at a later head, two, each past the deposit's depth, still have nothing (chain/evidence.py). A node that is behind is no
 evidence. Where nobody named a block (it may not be mined yet, or not where we look), the depth is counted from the head at
-which it was first missed. A reversal cancels withdrawals that are not signed, as far as it needs them (reversal.py).
+which it was first missed. A transaction that moved and pays less often than before takes the deposits that it does not pay any
+more along to its new block: they are judged by that block's depth. A reversal cancels withdrawals that are not signed, as far as it
+needs them (reversal.py).
 
 A pending deposit is judged in the same way: what the chain shows is credited and mirrored in one commit, or parked in suspense
 where by now nobody is to be credited; what it does not show has VANISHED.
@@ -145,12 +147,19 @@ def _judge(deposit: Deposit, finding: Finding, head: int, facts: Facts, purses: 
         if isinstance(finding, Moved):
             return _Step(placed)
         return _settle_pending(placed, facts, purses) if pending else _finalize(placed, facts)
+    if isinstance(finding, Moved):  # with fewer equal transfers than were reported: judged when that block is deep
+        moved_to = deposit._replace(
+            status=deposit.status if pending else Status.ORPHANED.value,
+            block_hash=finding.block_hash,
+            block_number=finding.block_number,
+            log_index=None,
+            updated_at=facts.now,
+        )
+        return _Step(moved_to)
     if deposit.status == Status.CREDITED or (pending and deposit.block_number is None):
         since = head if deposit.block_number is None else deposit.block_number
         status = deposit.status if pending else Status.ORPHANED.value
         return _Step(deposit._replace(status=status, block_number=since, updated_at=facts.now))
-    if isinstance(finding, Moved):
-        return None  # fewer equal transfers than were reported, but not final yet
     if pending:
         return _Step(deposit._replace(status=Status.VANISHED.value, finalized_at=facts.now, updated_at=facts.now))
     return _reverse(deposit, facts, purses)

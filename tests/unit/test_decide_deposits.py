@@ -447,12 +447,44 @@ def test_fewer_equal_logs_than_credits_end_in_a_reversal_at_finality_only() -> N
         scanned = {"block_hash": BLOCKS[0], "block_number": 5, "log_index": i}
         books.report(note(source="scanner", transfer_id=f"s{i}", **scanned))
     second = books.deposit(1).id
-    books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))})
-    assert books.deposit(1).status == "orphaned"
-    assert books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))}) == Done()
+    assert books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))}).postings == ()
+    orphan = books.deposit(1)
+    assert (orphan.status, orphan.block_hash, orphan.block_number, orphan.log_index) == ("orphaned", BLOCKS[1], 6, None)
+    assert books.ask("MATIC", {second: Undecided(Doubt.NOT_FINAL)}) == Done()
     assert [p.kind for p in books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))}).postings] == [
         "deposit_reversed"
     ]
+    books.check()
+
+
+def test_an_orphan_goes_where_its_transaction_goes_and_is_credited_no_second_time_where_that_pays_it_again() -> None:
+    books = Books()
+    for i in (0, 1):
+        scanned = {"block_hash": BLOCKS[0], "block_number": 5, "log_index": i}
+        books.report(note(source="scanner", transfer_id=f"s{i}", **scanned))
+    second = books.deposit(1).id
+    books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))})
+    books.ask("MATIC", {second: Moved(BLOCKS[0], 7, (3,))})
+    assert (books.deposit(1).status, books.deposit(1).block_number) == ("orphaned", 7)
+    assert books.ask("MATIC", {second: Moved(BLOCKS[1], 8, (0, 1))}).postings == ()
+    again = books.deposit(1)
+    assert (again.status, again.block_hash, again.block_number, again.log_index) == ("credited", BLOCKS[1], 8, 1)
+    done = books.ask("MATIC", {second: Canonical(BLOCKS[1], 8, (0, 1))})
+    assert [p.kind for p in done.postings] == ["deposit_final"]
+    books.check()
+
+
+def test_a_pending_further_transfer_goes_with_its_transaction_and_vanishes_where_that_is_final_without_it() -> None:
+    books = Books(DepositPolicy(minimum=USDC, chains_read=READ, at_finality=frozenset({"MATIC"})))
+    for i in (0, 1):
+        scanned = {"block_hash": BLOCKS[0], "block_number": 5, "log_index": i}
+        books.report(note(source="scanner", transfer_id=f"s{i}", **scanned))
+    second = books.deposit(1).id
+    books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))})
+    moved = books.deposit(1)
+    assert (moved.status, moved.block_hash, moved.block_number, moved.log_index) == ("pending", BLOCKS[1], 6, None)
+    books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))})
+    assert books.deposit(1).status == "vanished"
     books.check()
 
 
