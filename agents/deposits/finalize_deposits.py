@@ -72,11 +72,19 @@ class ChainReader:
     depth_blocks: int
 
 
+class Look(NamedTuple):
+    """What the endpoints say of a deposit."""
+
+    finding: Finding
+    block_hash: str | None
+    """Where the deposit was when they were asked: of one that is elsewhere by now it says nothing."""
+
+
 @dataclass
 class Facts:
     now: datetime
-    findings: Mapping[str, Finding]
-    """What the endpoints say, by deposit id."""
+    looks: Mapping[str, Look]
+    """By deposit id."""
     policy: DepositPolicy
     due: dict[str, list[Deposit]] = field(default_factory=dict)
     """Locked deposits by chain."""
@@ -110,7 +118,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     steps = [
         step
         for deposit in facts.due.get(event.chain, ())
-        if (step := _judge(deposit, facts.findings[deposit.id], head, facts, purses)) is not None
+        if (step := _judge(deposit, facts.looks[deposit.id], head, facts, purses)) is not None
     ]
     upserts: list[tuple[Table, Row]] = []
     inserts: list[tuple[Table, Row]] = []
@@ -131,8 +139,11 @@ def decide(received: Received, facts: Facts) -> Outcome:
     )
 
 
-def _judge(deposit: Deposit, finding: Finding, head: int, facts: Facts, purses: dict[str, Purse]) -> _Step | None:
+def _judge(deposit: Deposit, look: Look, head: int, facts: Facts, purses: dict[str, Purse]) -> _Step | None:
     """None: nothing changes. `purses` change with what is taken and given."""
+    finding = look.finding
+    if look.block_hash != deposit.block_hash:
+        return None  # a report has placed it meanwhile: it is asked about again when that block is deep
     if isinstance(finding, Undecided) or deposit.status not in (Status.PENDING, Status.CREDITED, Status.ORPHANED):
         return None
     pending = deposit.status == Status.PENDING
@@ -237,7 +248,7 @@ class FinalizeDeposits:
         self._policy = policy
         self._reading = Kept(connect)
 
-    async def prepare(self, events: Sequence[Received]) -> Mapping[str, Finding]:
+    async def prepare(self, events: Sequence[Received]) -> Mapping[str, Look]:
         """Before the transaction: asks every endpoint about every deposit that is due under the newest heads."""
         heads: dict[str, int] = {}
         for received in events:
@@ -245,7 +256,7 @@ class FinalizeDeposits:
             assert isinstance(event, HeadSeen)
             if event.chain in self._chains:
                 heads[event.chain] = max(event.number, heads.get(event.chain, 0))
-        findings: dict[str, Finding] = {}
+        looks: dict[str, Look] = {}
         limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         for chain, head in heads.items():
             reader = self._chains[chain]
@@ -253,7 +264,7 @@ class FinalizeDeposits:
             async def look(row: Row, reader: ChainReader = reader, head: int = head) -> None:
                 key, tx_hash, block_hash, recipient, amount = row
                 async with limit:
-                    findings[key] = await find_transfer(
+                    finding = await find_transfer(
                         reader.rpcs,
                         tx_hash,
                         block_hash,
@@ -263,21 +274,22 @@ class FinalizeDeposits:
                         head,
                         reader.depth_blocks,
                     )
+                looks[key] = Look(finding, block_hash)
 
             try:
                 async with self._reading.open() as connection:
                     due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
             except TRANSIENT as error:
                 _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
-                return findings
+                return looks
             await asyncio.gather(*(look(tuple(row)) for row in due))
-        return findings
+        return looks
 
     async def load(
-        self, connection: Connection, _events: Sequence[Received], findings: Mapping[str, Finding], at: datetime
+        self, connection: Connection, _events: Sequence[Received], looks: Mapping[str, Look], at: datetime
     ) -> Facts:
-        facts = Facts(at, findings, self._policy)
-        for row in await connection.fetch(_sql.locked, list(findings)):
+        facts = Facts(at, looks, self._policy)
+        for row in await connection.fetch(_sql.locked, list(looks)):
             deposit = Deposit.read(row)
             facts.due.setdefault(deposit.chain, []).append(deposit)
         rows = await connection.fetch(_sql.scanned, list(facts.due))
@@ -290,7 +302,7 @@ class FinalizeDeposits:
             users = {d.user_id for d in pending if d.user_id} | set(facts.owners.values())
             facts.closed = await closed_of(connection, users)
         losers = {
-            d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(findings[d.id]) and d.user_id
+            d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(looks[d.id].finding) and d.user_id
         }
         if losers:
             facts.purses = await lock_purses(connection, losers, found, facts.owners, at)

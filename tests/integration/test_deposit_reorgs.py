@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -22,6 +24,7 @@ from tests.support import ledger_rig
 from tests.support.deposit_rig import DEPTH, USDC, Shore, Till, now, policy
 from tests.support.ledger_rig import assert_holds, connect_to, owner
 from topics.catalog import DEPOSITS_FINALIZED, WITHDRAWALS_SETTLED
+from topics.envelope import Received
 from topics.events import Chain, DepositNotified, Evidence, HeadSeen
 
 databases = ledger_rig.databases
@@ -267,6 +270,33 @@ async def test_of_a_transaction_that_waits_for_finality_what_it_pays_no_more_is_
     await shore.final()
     assert await till.statuses(address) == [("finalized", 1), ("vanished", 0)]
     assert await till.balance(spendable(user)) == PAID == await shore.usdc.balance_of(address)
+    await shore.verified()
+
+
+async def test_a_deposit_that_is_mined_again_while_the_endpoints_are_asked_where_it_was_still_waits(
+    shore: Shore,
+) -> None:
+    till = shore.till
+    shore.use(policy(at_finality=frozenset({"MATIC"})))
+    user, address = await shore.wallet()
+    _, raw = await shore.pay((address, PAID))
+    await shore.scan()
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    prepare = shore.finalize.prepare
+
+    async def slowly(events: Sequence[Received]) -> Any:
+        looks = await prepare(events)
+        await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendRawTransaction", raw))
+        await shore.scan()
+        return looks
+
+    shore.finalize = replace(shore.finalize, prepare=slowly)
+    await shore.head(DEPTH)
+    assert await till.statuses(address) == [("pending", 0)]
+    shore.use(shore.policy)
+    await shore.final()
+    assert await till.statuses(address) == [("finalized", 1)]
+    assert await till.balance(spendable(user)) == PAID
     await shore.verified()
 
 

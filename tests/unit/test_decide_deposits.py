@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.deposit import EQUAL_MAX, Deposit, deposit_id, group_of
 from agents.deposits.facts import named
+from agents.deposits.finalize_deposits import Look
 from agents.deposits.policy import DepositPolicy, outstanding_of
 from agents.deposits.reversal import Purse
 from agents.outcome import Done, Outcome, Rejected, Retry
@@ -89,11 +91,14 @@ class Books:
             if event.source == "circle":
                 group[event.transfer_id] = event.evidence
 
-    def ask(self, chain: str, findings: dict[str, Finding]) -> Done:
+    def ask(self, chain: str, findings: dict[str, Finding], before: Mapping[str, Deposit] | None = None) -> Done:
+        """`before`: the deposits as they were when the endpoints were asked; else nothing has changed since."""
+        asked = self.facts.deposits if before is None else before
+        looks = {key: Look(finding, asked[key].block_hash) for key, finding in findings.items()}
         due = [d for d in self.facts.deposits.values() if d.id in findings and d.chain == chain]
         purses = {d.user_id: Purse(self.balances[spendable(d.user_id)].balance) for d in due if d.user_id}
         facts = finalize_deposits.Facts(
-            NOW, findings, self.policy, {chain: due}, self.facts.owners, self.now_denied, purses=purses
+            NOW, looks, self.policy, {chain: due}, self.facts.owners, self.now_denied, purses=purses
         )
         done = finalize_deposits.decide(received(head(chain)), facts)
         assert isinstance(done, Done)
@@ -485,6 +490,23 @@ def test_a_pending_further_transfer_goes_with_its_transaction_and_vanishes_where
     assert (moved.status, moved.block_hash, moved.block_number, moved.log_index) == ("pending", BLOCKS[1], 6, None)
     books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))})
     assert books.deposit(1).status == "vanished"
+    books.check()
+
+
+@pytest.mark.parametrize("finding", [Missing(), Canonical(BLOCKS[0], 5, (0,)), Moved(BLOCKS[0], 7, (0,))])
+@pytest.mark.parametrize("at_finality", [frozenset(), frozenset({"MATIC"})])
+def test_what_was_found_of_a_deposit_that_was_placed_elsewhere_meanwhile_decides_nothing(
+    finding: Finding, at_finality: frozenset[str]
+) -> None:
+    books = Books(DepositPolicy(minimum=USDC, chains_read=READ, at_finality=at_finality))
+    books.report(note(source="scanner", block_hash=BLOCKS[0], block_number=5, log_index=0))
+    before = dict(books.facts.deposits)
+    books.report(note(source="scanner", transfer_id="t2", block_hash=BLOCKS[1], block_number=90, log_index=0))
+    placed = books.deposit()
+    assert (placed.status, placed.block_hash) == ("pending" if at_finality else "credited", BLOCKS[1])
+    assert books.ask("MATIC", {placed.id: finding}, before) == Done()
+    books.ask("MATIC", {placed.id: Canonical(BLOCKS[1], 90, (0,))})
+    assert (books.deposit().status, books.deposit().generation) == ("finalized", 1)
     books.check()
 
 
