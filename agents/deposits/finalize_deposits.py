@@ -13,7 +13,8 @@ more along to its new block: they are judged by that block's depth. A reversal c
 needs them (reversal.py).
 
 A pending deposit is judged in the same way: what the chain shows is credited and mirrored in one commit, or parked in suspense
-where by now nobody is to be credited; what it does not show has VANISHED.
+where by now nobody is to be credited. What it does not show is in no block any more, and has VANISHED when it is missed again a
+whole depth later: nobody has its money yet, so nothing hurries.
 """
 
 from __future__ import annotations
@@ -167,10 +168,12 @@ def _judge(deposit: Deposit, look: Look, head: int, facts: Facts, purses: dict[s
             updated_at=facts.now,
         )
         return _Step(moved_to)
-    if deposit.status == Status.CREDITED or (pending and deposit.block_number is None):
+    if deposit.status == Status.CREDITED:
         since = head if deposit.block_number is None else deposit.block_number
-        status = deposit.status if pending else Status.ORPHANED.value
-        return _Step(deposit._replace(status=status, block_number=since, updated_at=facts.now))
+        return _Step(deposit._replace(status=Status.ORPHANED.value, block_number=since, updated_at=facts.now))
+    missed_before = deposit.block_hash is None and deposit.block_number is not None  # in no block, but since a block
+    if pending and not missed_before:
+        return _Step(deposit._replace(block_hash=None, block_number=head, log_index=None, updated_at=facts.now))
     if pending:
         return _Step(deposit._replace(status=Status.VANISHED.value, finalized_at=facts.now, updated_at=facts.now))
     return _reverse(deposit, facts, purses)

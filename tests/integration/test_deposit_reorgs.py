@@ -268,6 +268,9 @@ async def test_of_a_transaction_that_waits_for_finality_what_it_pays_no_more_is_
     await shore.anvil.rpc("anvil_reorg", 2, [])
     await _again(shore, contract, raw, 1)
     await shore.final()
+    assert await till.statuses(address) == [("finalized", 1), ("pending", 0)]
+    await shore.verified()
+    await shore.head(DEPTH)
     assert await till.statuses(address) == [("finalized", 1), ("vanished", 0)]
     assert await till.balance(spendable(user)) == PAID == await shore.usdc.balance_of(address)
     await shore.verified()
@@ -294,6 +297,30 @@ async def test_a_deposit_that_is_mined_again_while_the_endpoints_are_asked_where
     await shore.head(DEPTH)
     assert await till.statuses(address) == [("pending", 0)]
     shore.use(shore.policy)
+    await shore.final()
+    assert await till.statuses(address) == [("finalized", 1)]
+    assert await till.balance(spendable(user)) == PAID
+    await shore.verified()
+
+
+async def test_a_waiting_deposit_that_was_missed_once_is_credited_where_it_is_mined_again(shore: Shore) -> None:
+    """Nobody reads the chain but those who judge: a vendor reported it, and reports nothing more."""
+    till = shore.till
+    shore.use(policy(at_finality=frozenset({"MATIC"})))
+    user, address = await till.wallet()
+    tx_hash = await shore.usdc.transfer(address, PAID)
+    receipt = await shore.anvil.wait_mined(tx_hash)
+    raw = await shore.anvil.rpc("eth_getRawTransactionByHash", tx_hash)
+    told = DepositNotified(
+        source="circle", transfer_id="w1", chain="MATIC", tx_hash=tx_hash, to=address, asset="USDC", amount=PAID,
+        evidence=Evidence.CONFIRMED, block_hash=receipt["blockHash"], block_number=int(receipt["blockNumber"], 16),
+    )  # fmt: skip
+    await till.settle(shore.credit, told)
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    await shore.head(DEPTH)
+    assert await till.statuses(address) == [("pending", 0)]
+    await shore.verified()
+    await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendRawTransaction", raw))
     await shore.final()
     assert await till.statuses(address) == [("finalized", 1)]
     assert await till.balance(spendable(user)) == PAID

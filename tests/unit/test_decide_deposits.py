@@ -489,7 +489,58 @@ def test_a_pending_further_transfer_goes_with_its_transaction_and_vanishes_where
     moved = books.deposit(1)
     assert (moved.status, moved.block_hash, moved.block_number, moved.log_index) == ("pending", BLOCKS[1], 6, None)
     books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))})
+    assert books.deposit(1).status == "pending"
+    books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))})
     assert books.deposit(1).status == "vanished"
+    books.check()
+
+
+def _waiting_for_finality(**place: Any) -> Books:
+    books = Books(DepositPolicy(minimum=USDC, chains_read=READ, at_finality=frozenset({"MATIC"})))
+    books.report(note(**place))
+    assert books.deposit().status == "pending"
+    return books
+
+
+SEEN = {"source": "scanner", "block_hash": BLOCKS[0], "block_number": 5, "log_index": 0}
+TOLD = {"block_hash": BLOCKS[0], "block_number": 5}
+"""By a vendor, who names no log."""
+
+
+@pytest.mark.parametrize("place", [SEEN, TOLD, {"block_number": 5}, {}])
+def test_a_pending_deposit_that_is_missed_once_and_then_found_is_credited_and_final(place: dict[str, Any]) -> None:
+    books = _waiting_for_finality(**place)
+    key = books.deposit().id
+    assert books.ask("MATIC", {key: Missing()}).postings == ()
+    missed = books.deposit()
+    assert (missed.status, missed.block_hash, missed.block_number, missed.log_index) == ("pending", None, 100, None)
+    done = books.ask("MATIC", {key: Canonical(BLOCKS[1], 9, (0,))})
+    assert [p.kind for p in done.postings] == ["deposit", "deposit_final"]
+    assert (books.deposit().status, books.deposit().block_hash) == ("finalized", BLOCKS[1])
+    books.check()
+
+
+@pytest.mark.parametrize("place", [SEEN, TOLD, {"block_number": 5}, {}])
+def test_a_pending_deposit_vanishes_when_it_is_missed_twice(place: dict[str, Any]) -> None:
+    books = _waiting_for_finality(**place)
+    key = books.deposit().id
+    books.ask("MATIC", {key: Missing()})
+    assert books.ask("MATIC", {key: Undecided(Doubt.BEHIND)}) == Done()
+    assert books.ask("MATIC", {key: Missing()}).postings == ()
+    assert books.deposit().status == "vanished"
+    books.check()
+
+
+def test_a_pending_deposit_that_was_missed_and_is_seen_again_is_missed_anew_before_it_vanishes() -> None:
+    books = _waiting_for_finality(**SEEN)
+    key = books.deposit().id
+    books.ask("MATIC", {key: Missing()})
+    books.report(note(**SEEN | {"transfer_id": "t2", "block_hash": BLOCKS[1], "block_number": 90}))
+    assert (books.deposit().block_hash, books.deposit().block_number) == (BLOCKS[1], 90)
+    books.ask("MATIC", {key: Missing()})
+    assert books.deposit().status == "pending"
+    books.ask("MATIC", {key: Missing()})
+    assert books.deposit().status == "vanished"
     books.check()
 
 
