@@ -114,10 +114,13 @@ def _first(event: DepositNotified, n: int, names: Named, report: Report, facts: 
         why = _why_not(chain, amount, user_id, sender, sure, facts)
     waits = final or why is not None
     counted = None if waits or chain not in policy.outstanding_max else amount
+    number = event.block_number
+    if event.block_hash is None and chain in policy.chains_read:
+        number = None  # to finality a number without a block is what was missed before
     deposit = Deposit(
         report.deposit_id, n, chain, names.tx_hash, names.to, event.asset, amount, user_id,
         _PENDING if waits else _CREDITED, 0 if waits else 1, shard_of(names.to, policy.buffer_shards),
-        event.block_hash, event.block_number, event.log_index, None if waits else now, None, now, sender,
+        event.block_hash, number, event.log_index, None if waits else now, None, now, sender,
         None if why is None else why.value, counted,
     )  # fmt: skip
     if waits:

@@ -8,10 +8,13 @@ Refuses:  nothing; what the endpoints cannot tell yet is asked again at the next
 A deposit is final when two endpoints show it alike. A credited one that two do not show is first ORPHANED; it is reversed when,
 at a later head, two, each past the deposit's depth, still have nothing (chain/evidence.py). A node that is behind is no
 evidence. Where nobody named a block (it may not be mined yet, or not where we look), the depth is counted from the head at
-which it was first missed. A reversal cancels withdrawals that are not signed, as far as it needs them (reversal.py).
+which it was first missed. A transaction that moved and pays less often than before takes the deposits that it does not pay any
+more along to its new block: they are judged by that block's depth. A reversal cancels withdrawals that are not signed, as far as it
+needs them (reversal.py).
 
 A pending deposit is judged in the same way: what the chain shows is credited and mirrored in one commit, or parked in suspense
-where by now nobody is to be credited; what it does not show has VANISHED.
+where by now nobody is to be credited. What it does not show is in no block any more, and has VANISHED when it is missed again a
+whole depth later: nobody has its money yet, so nothing hurries.
 """
 
 from __future__ import annotations
@@ -70,11 +73,19 @@ class ChainReader:
     depth_blocks: int
 
 
+class Look(NamedTuple):
+    """What the endpoints say of a deposit."""
+
+    finding: Finding
+    block_hash: str | None
+    """Where the deposit was when they were asked: of one that is elsewhere by now it says nothing."""
+
+
 @dataclass
 class Facts:
     now: datetime
-    findings: Mapping[str, Finding]
-    """What the endpoints say, by deposit id."""
+    looks: Mapping[str, Look]
+    """By deposit id."""
     policy: DepositPolicy
     due: dict[str, list[Deposit]] = field(default_factory=dict)
     """Locked deposits by chain."""
@@ -108,7 +119,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     steps = [
         step
         for deposit in facts.due.get(event.chain, ())
-        if (step := _judge(deposit, facts.findings[deposit.id], head, facts, purses)) is not None
+        if (step := _judge(deposit, facts.looks[deposit.id], head, facts, purses)) is not None
     ]
     upserts: list[tuple[Table, Row]] = []
     inserts: list[tuple[Table, Row]] = []
@@ -129,8 +140,11 @@ def decide(received: Received, facts: Facts) -> Outcome:
     )
 
 
-def _judge(deposit: Deposit, finding: Finding, head: int, facts: Facts, purses: dict[str, Purse]) -> _Step | None:
+def _judge(deposit: Deposit, look: Look, head: int, facts: Facts, purses: dict[str, Purse]) -> _Step | None:
     """None: nothing changes. `purses` change with what is taken and given."""
+    finding = look.finding
+    if look.block_hash != deposit.block_hash:
+        return None  # a report has placed it meanwhile: it is asked about again when that block is deep
     if isinstance(finding, Undecided) or deposit.status not in (Status.PENDING, Status.CREDITED, Status.ORPHANED):
         return None
     pending = deposit.status == Status.PENDING
@@ -145,12 +159,21 @@ def _judge(deposit: Deposit, finding: Finding, head: int, facts: Facts, purses: 
         if isinstance(finding, Moved):
             return _Step(placed)
         return _settle_pending(placed, facts, purses) if pending else _finalize(placed, facts)
-    if deposit.status == Status.CREDITED or (pending and deposit.block_number is None):
+    if isinstance(finding, Moved):  # with fewer equal transfers than were reported: judged when that block is deep
+        moved_to = deposit._replace(
+            status=deposit.status if pending else Status.ORPHANED.value,
+            block_hash=finding.block_hash,
+            block_number=finding.block_number,
+            log_index=None,
+            updated_at=facts.now,
+        )
+        return _Step(moved_to)
+    if deposit.status == Status.CREDITED:
         since = head if deposit.block_number is None else deposit.block_number
-        status = deposit.status if pending else Status.ORPHANED.value
-        return _Step(deposit._replace(status=status, block_number=since, updated_at=facts.now))
-    if isinstance(finding, Moved):
-        return None  # fewer equal transfers than were reported, but not final yet
+        return _Step(deposit._replace(status=Status.ORPHANED.value, block_number=since, updated_at=facts.now))
+    missed_before = deposit.block_hash is None and deposit.block_number is not None  # in no block, but since a block
+    if pending and not missed_before:
+        return _Step(deposit._replace(block_hash=None, block_number=head, log_index=None, updated_at=facts.now))
     if pending:
         return _Step(deposit._replace(status=Status.VANISHED.value, finalized_at=facts.now, updated_at=facts.now))
     return _reverse(deposit, facts, purses)
@@ -228,7 +251,7 @@ class FinalizeDeposits:
         self._policy = policy
         self._reading = Kept(connect)
 
-    async def prepare(self, events: Sequence[Received]) -> Mapping[str, Finding]:
+    async def prepare(self, events: Sequence[Received]) -> Mapping[str, Look]:
         """Before the transaction: asks every endpoint about every deposit that is due under the newest heads."""
         heads: dict[str, int] = {}
         for received in events:
@@ -236,7 +259,7 @@ class FinalizeDeposits:
             assert isinstance(event, HeadSeen)
             if event.chain in self._chains:
                 heads[event.chain] = max(event.number, heads.get(event.chain, 0))
-        findings: dict[str, Finding] = {}
+        looks: dict[str, Look] = {}
         limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         for chain, head in heads.items():
             reader = self._chains[chain]
@@ -244,7 +267,7 @@ class FinalizeDeposits:
             async def look(row: Row, reader: ChainReader = reader, head: int = head) -> None:
                 key, tx_hash, block_hash, recipient, amount = row
                 async with limit:
-                    findings[key] = await find_transfer(
+                    finding = await find_transfer(
                         reader.rpcs,
                         tx_hash,
                         block_hash,
@@ -254,21 +277,22 @@ class FinalizeDeposits:
                         head,
                         reader.depth_blocks,
                     )
+                looks[key] = Look(finding, block_hash)
 
             try:
                 async with self._reading.open() as connection:
                     due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
             except TRANSIENT as error:
                 _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
-                return findings
+                return looks
             await asyncio.gather(*(look(tuple(row)) for row in due))
-        return findings
+        return looks
 
     async def load(
-        self, connection: Connection, _events: Sequence[Received], findings: Mapping[str, Finding], at: datetime
+        self, connection: Connection, _events: Sequence[Received], looks: Mapping[str, Look], at: datetime
     ) -> Facts:
-        facts = Facts(at, findings, self._policy)
-        for row in await connection.fetch(_sql.locked, list(findings)):
+        facts = Facts(at, looks, self._policy)
+        for row in await connection.fetch(_sql.locked, list(looks)):
             deposit = Deposit.read(row)
             facts.due.setdefault(deposit.chain, []).append(deposit)
         rows = await connection.fetch(_sql.scanned, list(facts.due))
@@ -281,7 +305,7 @@ class FinalizeDeposits:
             users = {d.user_id for d in pending if d.user_id} | set(facts.owners.values())
             facts.closed = await closed_of(connection, users)
         losers = {
-            d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(findings[d.id]) and d.user_id
+            d.user_id for d in found if d.status == Status.ORPHANED and _may_be_gone(looks[d.id].finding) and d.user_id
         }
         if losers:
             facts.purses = await lock_purses(connection, losers, found, facts.owners, at)

@@ -110,6 +110,9 @@ async def test_on_a_chain_of_finality_first_nothing_is_credited_before_it(shore:
     assert await till.balance(spendable(user)) == 0
     await shore.anvil.rpc("anvil_reorg", 1, [])
     await shore.final()
+    assert [status for status, _ in await held(till, address)] == ["pending"] * 2, "missed once"
+    await shore.verified()
+    await shore.final()
     assert [status for status, _ in await held(till, address)] == ["vanished"] * 2
     assert till.said(DEPOSITS_FINALIZED.name) == []
     await shore.verified()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -17,11 +19,12 @@ from ledger.rows import Changes
 from ledger.tables import CHAIN_CURSORS
 from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
-from stablerail.dev.usdc import Usdc, deploy
+from stablerail.dev.usdc import BATCH_CODE, BATCH_CONSTRUCTOR, Usdc, calldata, deploy
 from tests.support import ledger_rig
-from tests.support.deposit_rig import DEPTH, USDC, Shore, Till, now
+from tests.support.deposit_rig import DEPTH, USDC, Shore, Till, now, policy
 from tests.support.ledger_rig import assert_holds, connect_to, owner
 from topics.catalog import DEPOSITS_FINALIZED, WITHDRAWALS_SETTLED
+from topics.envelope import Received
 from topics.events import Chain, DepositNotified, Evidence, HeadSeen
 
 databases = ledger_rig.databases
@@ -184,6 +187,144 @@ async def test_a_deposit_whose_sender_pays_another_one_instead_is_taken_back_and
     with pytest.raises(Exception, match="nonce too low"):
         await shore.anvil.rpc("eth_sendRawTransaction", raw)
     await assert_holds(till.connection)
+
+
+async def _pays_while_it_can(shore: Shore) -> str:
+    """A contract as the batch is, that goes on where a transfer is refused: how often it pays depends on what it has."""
+    code = BATCH_CODE.format(token=shore.usdc.address[2:].lower())
+    refusal, nothing = "600080fd", "5b5b5b5b"
+    assert code.count(refusal) == 1
+    made = {"from": shore.usdc.owner, "data": f"0x{BATCH_CONSTRUCTOR}{code.replace(refusal, nothing)}"}
+    receipt = await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendTransaction", made))
+    return str(receipt["contractAddress"])
+
+
+async def _twice(shore: Shore, address: str) -> tuple[str, str]:
+    """One transaction that pays it twice: its contract, and its raw form. Two blocks: what the contract has, the payments."""
+    contract = await _pays_while_it_can(shore)
+    await shore.anvil.wait_mined(await shore.usdc.mint(contract, 2 * PAID))
+    call = calldata("transfer(address,uint256)", address, PAID)
+    paying = {"from": shore.usdc.payer, "to": contract, "data": call + call[2:], "gas": hex(500_000)}
+    tx_hash = await shore.anvil.rpc("eth_sendTransaction", paying)
+    assert len((await shore.anvil.wait_mined(tx_hash))["logs"]) == 2
+    return contract, await shore.anvil.rpc("eth_getRawTransactionByHash", tx_hash)
+
+
+async def _again(shore: Shore, contract: str, raw: str, times: int) -> str:
+    """The same transaction, mined anew, when its contract has enough to pay so often: the block."""
+    await shore.anvil.wait_mined(await shore.usdc.mint(contract, times * PAID))
+    receipt = await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendRawTransaction", raw))
+    assert len(receipt["logs"]) == times
+    return str(receipt["blockHash"])
+
+
+async def test_a_transaction_that_pays_once_where_it_paid_twice_keeps_one_credit(shore: Shore) -> None:
+    till = shore.till
+    user, address = await shore.wallet()
+    contract, raw = await _twice(shore, address)
+    await shore.scan()
+    assert await till.balance(spendable(user)) == 2 * PAID
+    await shore.anvil.rpc("anvil_reorg", 2, [])
+    block = await _again(shore, contract, raw, 1)
+    await shore.head(DEPTH)
+    assert await till.statuses(address) == [("finalized", 1), ("orphaned", 1)]
+    await shore.head()
+    assert await till.statuses(address) == [("finalized", 1), ("reversed", 1)]
+    assert await till.rows("SELECT DISTINCT block_hash FROM deposits WHERE recipient = $1", address) == [(block,)]
+    assert await till.balance(spendable(user)) == PAID == await shore.usdc.balance_of(address)
+    ends = sorted(end["outcome"] for end in till.said(DEPOSITS_FINALIZED.name, user_id=user))
+    assert ends == ["finalized", "reversed"]
+    await assert_holds(till.connection)
+
+
+async def test_a_transaction_that_pays_once_and_then_twice_again_keeps_both_credits(shore: Shore) -> None:
+    till = shore.till
+    user, address = await shore.wallet()
+    contract, raw = await _twice(shore, address)
+    await shore.scan()
+    await shore.anvil.rpc("anvil_reorg", 2, [])
+    await shore.anvil.mine(DEPTH)
+    await _again(shore, contract, raw, 1)
+    await shore.head()
+    assert await till.statuses(address) == [("credited", 1), ("orphaned", 1)], "only its old block is deep"
+    await shore.anvil.rpc("anvil_reorg", 3, [])
+    block = await _again(shore, contract, raw, 2)
+    await shore.head()
+    assert await till.statuses(address) == [("credited", 1)] * 2
+    await shore.final()
+    assert await till.statuses(address) == [("finalized", 1)] * 2
+    assert await till.rows("SELECT DISTINCT block_hash FROM deposits WHERE recipient = $1", address) == [(block,)]
+    assert await till.balance(spendable(user)) == 2 * PAID == await shore.usdc.balance_of(address)
+    await assert_holds(till.connection)
+
+
+async def test_of_a_transaction_that_waits_for_finality_what_it_pays_no_more_is_not_credited(shore: Shore) -> None:
+    till = shore.till
+    shore.use(policy(at_finality=frozenset({"MATIC"})))
+    user, address = await shore.wallet()
+    contract, raw = await _twice(shore, address)
+    await shore.scan()
+    assert await till.statuses(address) == [("pending", 0)] * 2
+    await shore.anvil.rpc("anvil_reorg", 2, [])
+    await _again(shore, contract, raw, 1)
+    await shore.final()
+    assert await till.statuses(address) == [("finalized", 1), ("pending", 0)]
+    await shore.verified()
+    await shore.head(DEPTH)
+    assert await till.statuses(address) == [("finalized", 1), ("vanished", 0)]
+    assert await till.balance(spendable(user)) == PAID == await shore.usdc.balance_of(address)
+    await shore.verified()
+
+
+async def test_a_deposit_that_is_mined_again_while_the_endpoints_are_asked_where_it_was_still_waits(
+    shore: Shore,
+) -> None:
+    till = shore.till
+    shore.use(policy(at_finality=frozenset({"MATIC"})))
+    user, address = await shore.wallet()
+    _, raw = await shore.pay((address, PAID))
+    await shore.scan()
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    prepare = shore.finalize.prepare
+
+    async def slowly(events: Sequence[Received]) -> Any:
+        looks = await prepare(events)
+        await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendRawTransaction", raw))
+        await shore.scan()
+        return looks
+
+    shore.finalize = replace(shore.finalize, prepare=slowly)
+    await shore.head(DEPTH)
+    assert await till.statuses(address) == [("pending", 0)]
+    shore.use(shore.policy)
+    await shore.final()
+    assert await till.statuses(address) == [("finalized", 1)]
+    assert await till.balance(spendable(user)) == PAID
+    await shore.verified()
+
+
+async def test_a_waiting_deposit_that_was_missed_once_is_credited_where_it_is_mined_again(shore: Shore) -> None:
+    """Nobody reads the chain but those who judge: a vendor reported it, and reports nothing more."""
+    till = shore.till
+    shore.use(policy(at_finality=frozenset({"MATIC"})))
+    user, address = await till.wallet()
+    tx_hash = await shore.usdc.transfer(address, PAID)
+    receipt = await shore.anvil.wait_mined(tx_hash)
+    raw = await shore.anvil.rpc("eth_getRawTransactionByHash", tx_hash)
+    told = DepositNotified(
+        source="circle", transfer_id="w1", chain="MATIC", tx_hash=tx_hash, to=address, asset="USDC", amount=PAID,
+        evidence=Evidence.CONFIRMED, block_hash=receipt["blockHash"], block_number=int(receipt["blockNumber"], 16),
+    )  # fmt: skip
+    await till.settle(shore.credit, told)
+    await shore.anvil.rpc("anvil_reorg", 1, [])
+    await shore.head(DEPTH)
+    assert await till.statuses(address) == [("pending", 0)]
+    await shore.verified()
+    await shore.anvil.wait_mined(await shore.anvil.rpc("eth_sendRawTransaction", raw))
+    await shore.final()
+    assert await till.statuses(address) == [("finalized", 1)]
+    assert await till.balance(spendable(user)) == PAID
+    await shore.verified()
 
 
 async def _until_waiting(dsn: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.deposit import EQUAL_MAX, Deposit, deposit_id, group_of
 from agents.deposits.facts import named
+from agents.deposits.finalize_deposits import Look
 from agents.deposits.policy import DepositPolicy, outstanding_of
 from agents.deposits.reversal import Purse
 from agents.outcome import Done, Outcome, Rejected, Retry
@@ -89,11 +91,14 @@ class Books:
             if event.source == "circle":
                 group[event.transfer_id] = event.evidence
 
-    def ask(self, chain: str, findings: dict[str, Finding]) -> Done:
+    def ask(self, chain: str, findings: dict[str, Finding], before: Mapping[str, Deposit] | None = None) -> Done:
+        """`before`: the deposits as they were when the endpoints were asked; else nothing has changed since."""
+        asked = self.facts.deposits if before is None else before
+        looks = {key: Look(finding, asked[key].block_hash) for key, finding in findings.items()}
         due = [d for d in self.facts.deposits.values() if d.id in findings and d.chain == chain]
         purses = {d.user_id: Purse(self.balances[spendable(d.user_id)].balance) for d in due if d.user_id}
         facts = finalize_deposits.Facts(
-            NOW, findings, self.policy, {chain: due}, self.facts.owners, self.now_denied, purses=purses
+            NOW, looks, self.policy, {chain: due}, self.facts.owners, self.now_denied, purses=purses
         )
         done = finalize_deposits.decide(received(head(chain)), facts)
         assert isinstance(done, Done)
@@ -447,12 +452,112 @@ def test_fewer_equal_logs_than_credits_end_in_a_reversal_at_finality_only() -> N
         scanned = {"block_hash": BLOCKS[0], "block_number": 5, "log_index": i}
         books.report(note(source="scanner", transfer_id=f"s{i}", **scanned))
     second = books.deposit(1).id
-    books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))})
-    assert books.deposit(1).status == "orphaned"
-    assert books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))}) == Done()
+    assert books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))}).postings == ()
+    orphan = books.deposit(1)
+    assert (orphan.status, orphan.block_hash, orphan.block_number, orphan.log_index) == ("orphaned", BLOCKS[1], 6, None)
+    assert books.ask("MATIC", {second: Undecided(Doubt.NOT_FINAL)}) == Done()
     assert [p.kind for p in books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))}).postings] == [
         "deposit_reversed"
     ]
+    books.check()
+
+
+def test_an_orphan_goes_where_its_transaction_goes_and_is_credited_no_second_time_where_that_pays_it_again() -> None:
+    books = Books()
+    for i in (0, 1):
+        scanned = {"block_hash": BLOCKS[0], "block_number": 5, "log_index": i}
+        books.report(note(source="scanner", transfer_id=f"s{i}", **scanned))
+    second = books.deposit(1).id
+    books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))})
+    books.ask("MATIC", {second: Moved(BLOCKS[0], 7, (3,))})
+    assert (books.deposit(1).status, books.deposit(1).block_number) == ("orphaned", 7)
+    assert books.ask("MATIC", {second: Moved(BLOCKS[1], 8, (0, 1))}).postings == ()
+    again = books.deposit(1)
+    assert (again.status, again.block_hash, again.block_number, again.log_index) == ("credited", BLOCKS[1], 8, 1)
+    done = books.ask("MATIC", {second: Canonical(BLOCKS[1], 8, (0, 1))})
+    assert [p.kind for p in done.postings] == ["deposit_final"]
+    books.check()
+
+
+def test_a_pending_further_transfer_goes_with_its_transaction_and_vanishes_where_that_is_final_without_it() -> None:
+    books = Books(DepositPolicy(minimum=USDC, chains_read=READ, at_finality=frozenset({"MATIC"})))
+    for i in (0, 1):
+        scanned = {"block_hash": BLOCKS[0], "block_number": 5, "log_index": i}
+        books.report(note(source="scanner", transfer_id=f"s{i}", **scanned))
+    second = books.deposit(1).id
+    books.ask("MATIC", {second: Moved(BLOCKS[1], 6, (0,))})
+    moved = books.deposit(1)
+    assert (moved.status, moved.block_hash, moved.block_number, moved.log_index) == ("pending", BLOCKS[1], 6, None)
+    books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))})
+    assert books.deposit(1).status == "pending"
+    books.ask("MATIC", {second: Canonical(BLOCKS[1], 6, (0,))})
+    assert books.deposit(1).status == "vanished"
+    books.check()
+
+
+def _waiting_for_finality(**place: Any) -> Books:
+    books = Books(DepositPolicy(minimum=USDC, chains_read=READ, at_finality=frozenset({"MATIC"})))
+    books.report(note(**place))
+    assert books.deposit().status == "pending"
+    return books
+
+
+SEEN = {"source": "scanner", "block_hash": BLOCKS[0], "block_number": 5, "log_index": 0}
+TOLD = {"block_hash": BLOCKS[0], "block_number": 5}
+"""By a vendor, who names no log."""
+
+
+@pytest.mark.parametrize("place", [SEEN, TOLD, {"block_number": 5}, {}])
+def test_a_pending_deposit_that_is_missed_once_and_then_found_is_credited_and_final(place: dict[str, Any]) -> None:
+    books = _waiting_for_finality(**place)
+    key = books.deposit().id
+    assert books.ask("MATIC", {key: Missing()}).postings == ()
+    missed = books.deposit()
+    assert (missed.status, missed.block_hash, missed.block_number, missed.log_index) == ("pending", None, 100, None)
+    done = books.ask("MATIC", {key: Canonical(BLOCKS[1], 9, (0,))})
+    assert [p.kind for p in done.postings] == ["deposit", "deposit_final"]
+    assert (books.deposit().status, books.deposit().block_hash) == ("finalized", BLOCKS[1])
+    books.check()
+
+
+@pytest.mark.parametrize("place", [SEEN, TOLD, {"block_number": 5}, {}])
+def test_a_pending_deposit_vanishes_when_it_is_missed_twice(place: dict[str, Any]) -> None:
+    books = _waiting_for_finality(**place)
+    key = books.deposit().id
+    books.ask("MATIC", {key: Missing()})
+    assert books.ask("MATIC", {key: Undecided(Doubt.BEHIND)}) == Done()
+    assert books.ask("MATIC", {key: Missing()}).postings == ()
+    assert books.deposit().status == "vanished"
+    books.check()
+
+
+def test_a_pending_deposit_that_was_missed_and_is_seen_again_is_missed_anew_before_it_vanishes() -> None:
+    books = _waiting_for_finality(**SEEN)
+    key = books.deposit().id
+    books.ask("MATIC", {key: Missing()})
+    books.report(note(**SEEN | {"transfer_id": "t2", "block_hash": BLOCKS[1], "block_number": 90}))
+    assert (books.deposit().block_hash, books.deposit().block_number) == (BLOCKS[1], 90)
+    books.ask("MATIC", {key: Missing()})
+    assert books.deposit().status == "pending"
+    books.ask("MATIC", {key: Missing()})
+    assert books.deposit().status == "vanished"
+    books.check()
+
+
+@pytest.mark.parametrize("finding", [Missing(), Canonical(BLOCKS[0], 5, (0,)), Moved(BLOCKS[0], 7, (0,))])
+@pytest.mark.parametrize("at_finality", [frozenset(), frozenset({"MATIC"})])
+def test_what_was_found_of_a_deposit_that_was_placed_elsewhere_meanwhile_decides_nothing(
+    finding: Finding, at_finality: frozenset[str]
+) -> None:
+    books = Books(DepositPolicy(minimum=USDC, chains_read=READ, at_finality=at_finality))
+    books.report(note(source="scanner", block_hash=BLOCKS[0], block_number=5, log_index=0))
+    before = dict(books.facts.deposits)
+    books.report(note(source="scanner", transfer_id="t2", block_hash=BLOCKS[1], block_number=90, log_index=0))
+    placed = books.deposit()
+    assert (placed.status, placed.block_hash) == ("pending" if at_finality else "credited", BLOCKS[1])
+    assert books.ask("MATIC", {placed.id: finding}, before) == Done()
+    books.ask("MATIC", {placed.id: Canonical(BLOCKS[1], 90, (0,))})
+    assert (books.deposit().status, books.deposit().generation) == ("finalized", 1)
     books.check()
 
 
