@@ -11,6 +11,7 @@ A call's row is locked first: only one performer ends it, and an attempt that an
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -19,11 +20,12 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 
 from agents.deeds import Deeds
-from agents.intents import OPEN, Again, Ended, Member, StoredCall, form
+from agents.intents import OPEN, Again, Conclusion, Ended, Member, StoredCall, form
 from agents.outcome import Done, Rejected, Stage
-from connectors.errors import Refused
+from connectors.errors import ConnectorCode, Refused
 from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.record import Message
@@ -32,6 +34,7 @@ from ledger.sql import load
 from ledger.tables import CALL_MEMBERS, CALLS
 from topics.envelope import value_of
 
+_log = structlog.get_logger()
 _sql = load("agents", "acting.sql")
 
 
@@ -166,7 +169,7 @@ class Concluder:
         at: datetime,
     ) -> str:
         """Which end it was."""
-        conclusion = answer if isinstance(answer, Again) else self._deeds.conclude(call, answer, facts)
+        conclusion = answer if isinstance(answer, Again) else self._judge(call, answer, facts)
         if isinstance(conclusion, Again):
             call = replace(call, attempts=call.attempts + conclusion.counted)
             if not conclusion.counted or call.attempts < self._policy.attempts_max:
@@ -183,6 +186,17 @@ class Concluder:
         made.changes.upsert(CALLS, call.row(self._stage, conclusion.state, at, None, error))
         made.released.append(UUID(call.id))
         return conclusion.state
+
+    def _judge(self, call: StoredCall, answer: dict[str, Any] | Refused, facts: Any) -> Conclusion | Again:
+        """An answer that the deeds cannot read is an attempt, as other nonsense is. It must not end the worker, nor keep back the
+        ends that share the commit. The next attempt has the same key: what the partner made is not made again."""
+        try:
+            return self._deeds.conclude(call, answer, facts)
+        except Exception as error:
+            # not the error's own text: it may quote the reply
+            where = " ".join(f"{one.name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__))
+            _log.error("call.unreadable", stage=self._stage.name, call=call.id, error=type(error).__name__, where=where)
+            return Again(str(ConnectorCode.UNKNOWN))
 
     async def _put_off(
         self, connection: Connection, made: _Commit, call: StoredCall, again: Again, facts: Any, at: datetime

@@ -46,7 +46,7 @@ class Deeds(Generic[F]):
         return Done()
 
     def conclude(self, call: StoredCall, reply: dict[str, Any] | Refused, facts: F) -> Conclusion | Again:
-        """What the partner's answer means for each member."""
+        """What the partner's answer means for each member. An exception says that it cannot be read: an attempt."""
         raise NotImplementedError
 
     def give_up(self, call: StoredCall, code: str, facts: F) -> Conclusion:

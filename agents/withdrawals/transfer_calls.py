@@ -22,7 +22,7 @@ from agents.withdrawals.custodian import (
 )
 from agents.withdrawals.transfer_by_custodian import NAME
 from agents.withdrawals.withdrawal import ENDED, Status, Withdrawal, moved
-from connectors.circle.client import PAGE_SIZE, PAGES_MAX, CircleClient
+from connectors.circle.client import PAGE_SIZE, PAGES_MAX, CircleClient, id_of
 from connectors.circle.transactions import SOURCE
 from connectors.errors import Refused, Unknown
 from ledger.rows import Connection, Row, Table
@@ -76,8 +76,10 @@ class CircleTransfers:
                 since=call.created_at - LISTED_FROM, after=after, destination_address=call.request["to"]
             )
             for one in page:
-                if one.get("refId") == call.request["withdrawal_id"] and isinstance(one.get("id"), str):
-                    return {"id": one["id"], "state": str(one.get("state"))}
+                if (
+                    one.get("refId") == call.request["withdrawal_id"]
+                ):  # also under an id that nobody can read: it is there
+                    return {"id": id_of(one), "state": str(one.get("state"))}
             if len(page) < PAGE_SIZE:
                 return None
             after = str(page[-1].get("id"))

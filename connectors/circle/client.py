@@ -17,11 +17,12 @@ from urllib.parse import quote
 import orjson
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
 from connectors.partner import PartnerClient
+from topics.events import Text
 
 PAGE_SIZE: Final = 50  # Circle's maximum
 PAGES_MAX: Final = (
@@ -30,6 +31,7 @@ PAGES_MAX: Final = (
 REPLY_BYTES_MAX: Final = 4_000_000  # 200 wallets on each of 4 chains are 400 kB
 LEAST: Final = "0.000001"
 """Of USDC; a wallet that holds less holds none."""
+_ID: Final = TypeAdapter[str](Text)
 SOMETHING_WENT_WRONG: Final = "-1"  # Circle's code for a failure of its own, sent with status 400
 
 
@@ -37,7 +39,7 @@ class CircleWallet(BaseModel):
     """A wallet as Circle describes it; unknown fields and unknown states are kept out of our way."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
-    id: str
+    id: Text
     address: str
     blockchain: str
     """Circle's name: see connectors.circle.chains."""
@@ -78,10 +80,7 @@ class CircleClient(PartnerClient):
         """The id of the wallet set."""
         body = {"idempotencyKey": idempotency_key, "name": name}
         data = await self._mutate("/v1/w3s/developer/walletSets", body)
-        try:
-            return str(data["walletSet"]["id"])
-        except (KeyError, TypeError):
-            raise Unknown("Circle's reply holds no wallet set id") from None
+        return id_of(data.get("walletSet"))
 
     async def create_wallets(
         self,
@@ -195,9 +194,7 @@ class CircleClient(PartnerClient):
             "refId": ref_id,
         }
         data = await self._mutate("/v1/w3s/developer/transactions/transfer", body)
-        if not isinstance(data.get("id"), str):
-            raise Unknown("Circle's reply holds no transaction id")
-        return dict(data)
+        return {**data, "id": id_of(data)}
 
     async def list_transactions(
         self,
@@ -305,6 +302,14 @@ class CircleClient(PartnerClient):
         return data
 
 
+def id_of(thing: Any) -> str:
+    """What Circle calls it: an id that our books and events can hold. With any other the thing is there, and nobody can name it."""
+    try:
+        return _ID.validate_python(thing["id"])
+    except (KeyError, TypeError, ValidationError):
+        raise Unknown("Circle's reply holds no readable id") from None
+
+
 def _amounts(balances: Any, token_id: str) -> list[str]:
     return [str(balance["amount"]) for balance in balances if balance["token"]["id"] == token_id]
 
@@ -324,7 +329,7 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError:
     answer = _json(raw)
-    partner_code = str(answer["code"])[:40] if "code" in answer else None
+    partner_code = _printable(str(answer["code"]))[:40] if "code" in answer else None
     message = str(answer.get("message", ""))[:300]
     if status == 429:
         seconds = retry_after if retry_after is not None and retry_after.isascii() and retry_after.isdigit() else None
@@ -332,6 +337,11 @@ def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError
     if status >= 500 or status == 408 or (status == 400 and partner_code == SOMETHING_WENT_WRONG):
         return Unavailable(f"{status} (code {partner_code}): {message}", sent=True)
     return Refused(status, partner_code, message)
+
+
+def _printable(text: str) -> str:
+    """As events and headers can hold it."""
+    return "".join(one for one in text if " " <= one <= "~")
 
 
 def _wallets(data: Mapping[str, Any]) -> list[CircleWallet]:

@@ -12,11 +12,12 @@ import asyncpg
 import pytest
 
 from agents.acting import Acting, CallPolicy
-from agents.intents import StoredCall
+from agents.intents import Again, Conclusion, StoredCall
 from agents.onboarding import provision_wallets
 from agents.onboarding.wallet_calls import WalletDeeds
+from agents.onboarding.wallet_requests import Facts
 from agents.services import Services
-from connectors.errors import RateLimited
+from connectors.errors import RateLimited, Refused
 from ledger.roles import ROLE
 from ledger.rows import Connection
 from ledger.verify import verify
@@ -274,3 +275,56 @@ async def test_who_learns_too_late_that_its_lease_was_renewed_does_not_ask(at: G
     assert [call.takes for call in partner.heard] == [2], "what was not asked for is taken again, and is no attempt"
     assert [call.attempts for call in partner.heard] == [0]
     await check(at, partner)
+
+
+class Odd(Partner):
+    """Every customer a call of its own. Lee's wallets have no id, and mo's reply cannot be read; they come with kim's."""
+
+    def __init__(self) -> None:
+        super().__init__(BOTH)
+        self._members_max = 1
+        self.all_asked = asyncio.Event()
+
+    async def perform(self, call: StoredCall) -> dict[str, Any]:
+        reply = await super().perform(call)
+        if len(self.heard) == 3:
+            self.all_asked.set()
+        await self.all_asked.wait()
+        if call.request["user_ids"] == ["lee"]:
+            reply["wallets"] = [{**wallet, "id": ""} for wallet in reply["wallets"]]
+        return reply
+
+    def conclude(self, call: StoredCall, reply: dict[str, Any] | Refused, facts: Facts) -> Conclusion | Again:
+        if call.request["user_ids"] == ["mo"]:
+            raise LookupError("who reads this knows what is in the reply")
+        return super().conclude(call, reply, facts)
+
+
+async def test_a_reply_that_nobody_can_read_is_an_attempt_and_holds_up_nobody_else(
+    at: Ground, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partner = Odd()
+    for user in ("lee", "mo", "kim"):
+        await intend(at, user)
+
+    async def attempts() -> dict[str, tuple[int, str]]:
+        rows = await at.observer.fetch("SELECT request -> 'user_ids' ->> 0, attempts, state FROM calls")
+        return {user: (count, state) for user, count, state in rows if user != "kim"}
+
+    async def are(count: int, state: str) -> bool:
+        return await attempts() == dict.fromkeys(("lee", "mo"), (count, state))
+
+    async with at.process() as services, performing(services, partner):
+        await until(lambda: concluded(at), "the good customer's conclusion")
+        for count in range(1, POLICY.attempts_max):
+            await until(lambda count=count: are(count, "open"), f"attempts: {count}")  # type: ignore[misc]
+            at.clock.forward(2 * POLICY.retry_max_s)
+        await until(lambda: are(POLICY.attempts_max, "failed"), "they are given up: the same calls may be opened again")
+        await until(lambda: at.told(WALLETS_PROVISIONED), "the news")
+    keys = {call.idempotency_key for call in partner.heard if call.request["user_ids"] != ["kim"]}
+    assert (len(keys), len(partner.heard)) == (2, 1 + 2 * POLICY.attempts_max)
+    letters = await at.told(WALLETS_REQUESTED.dlq)
+    assert {WalletsRequested.model_validate_json(one.value).user_id for one in letters} == {"lee", "mo"}
+    assert {dict(one.headers)["dlq_code"] for one in letters} == {b"partner_outcome_unknown"}
+    assert "LookupError" in (said := capsys.readouterr().out)
+    assert "who reads this" not in said

@@ -241,6 +241,8 @@ async def test_a_ciphertext_is_good_for_one_request(circle: CircleSandbox, clien
         (201, b"<html>", Unknown),
         (201, b'{"data": []}', Unknown),
         (201, b'{"data": {"walletSet": null}}', Unknown),
+        (201, b'{"data": {"walletSet": "7"}}', Unknown),
+        (201, b'{"data": {"walletSet": {"id": "a\\u0000b"}}}', Unknown),
         (302, b"", Refused),
         (400, b'{"code": -1, "message": "Something went wrong"}', Unavailable),
         (403, b"<html>", Refused),
@@ -263,6 +265,48 @@ async def test_any_answer_is_a_result_or_one_of_our_errors(
                 return
             with pytest.raises(expected):
                 await client.create_wallet_set(key(), "customers")
+
+
+@pytest.mark.parametrize("odd", ["", "a\0b", "a\nb", " a", "\u00fc", "a" * 201, None, 7])
+async def test_an_id_that_our_books_cannot_hold_is_no_readable_reply(circle: CircleSandbox, odd: Any) -> None:
+    """What was made is made: the same key must ask again, so this is no refusal, and no success either."""
+    wallet = {"id": odd, "address": "0x1", "blockchain": "MATIC-AMOY", "refId": "user_1"}
+
+    async def reply(request: web.Request) -> web.Response:
+        return web.json_response({"data": {"id": odd, "state": "INITIATED", "wallets": [wallet], "wallet": wallet}})
+
+    async with client_of(circle.base_url) as client, served(reply) as base_url:
+        await client._ciphertext()  # the entity key is known from here on
+        client._base_url = base_url
+        for asked in (
+            client.create_wallets(key(), "set", ["MATIC-AMOY"], [("alice", "user_1")]),
+            client.list_wallets("user_1"),
+            client.wallet("w1"),
+            client.create_transfer(
+                key(),
+                wallet_id="w1",
+                token_id="t1",
+                destination_address="0x1",
+                amount="1",
+                fee_level="LOW",
+                ref_id="r1",
+            ),
+        ):
+            with pytest.raises(Unknown):
+                await asked
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("A\nB", "AB"), ("\0", ""), (175005, "175005"), ("k\u00f6" * 50, "k" * 40), (None, "None")]
+)
+async def test_a_code_of_the_partner_is_read_without_what_no_event_can_hold(written: Any, read: str) -> None:
+    async def reply(request: web.Request) -> web.Response:
+        return web.json_response({"code": written, "message": "no"}, status=400)
+
+    async with served(reply) as base_url, client_of(base_url) as client:
+        with pytest.raises(Refused) as refused:
+            await client.list_wallets("user_1")
+        assert refused.value.partner_code == read
 
 
 async def test_a_rate_limit_with_a_time_says_when() -> None:

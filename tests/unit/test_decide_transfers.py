@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.intents import KEY_TRUSTED, StoredCall
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import transfer_by_custodian
 from agents.withdrawals.custodian import ASKED, Source, Transfer
 from agents.withdrawals.settle_transfers import ABSENT_S, Facts, decide, fold
+from agents.withdrawals.transfer_calls import CircleTransfers
 from agents.withdrawals.transfer_looks import Look, TransferLooker
 from agents.withdrawals.withdrawal import Withdrawal
+from connectors.circle.client import CircleClient
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.transactions import transferred
+from connectors.errors import Refused, Unknown
 from connectors.webhooks.source import NotUnderstood
 from ledger.rows import Connection
 from stablerail import verify_kafka
@@ -279,3 +284,33 @@ def test_what_is_nowhere_must_be_so_all_the_time_for_the_same_hashes() -> None:
     assert [looked(nowhere, 60.0) for _ in range(2)] == [0.0, 60.0]
     assert [looked(nowhere, 600.0), looked(nowhere, 60.0)] == [0.0, 60.0], "nobody looked meanwhile"
     assert [looked(Look(both, absent=True), 60.0) for _ in range(2)] == [0.0, 60.0], "one more was told of"
+
+
+class Lists(CircleClient):
+    """Lists one transfer with our reference, refuses every new one, and counts those."""
+
+    def __init__(self, id: Any) -> None:
+        self._id = id
+        self.asked = 0
+
+    async def outbound_page(self, **_: Any) -> list[dict[str, Any]]:
+        return [{"id": "another", "refId": "another"}, {"id": self._id, "refId": ID, "state": "SENT"}]
+
+    async def create_transfer(self, *_: Any, **__: Any) -> dict[str, Any]:
+        self.asked += 1
+        raise Refused(400, "2", "no")
+
+
+def older(by: timedelta) -> StoredCall:
+    wanted = {"withdrawal_id": ID, "wallet_id": "w", "token_id": "t", "to": TO, "amount": "1", "fee_level": "LOW"}
+    return StoredCall("cd" * 16, UUID(int=1), wanted, (), NOW - by)
+
+
+@pytest.mark.parametrize("age", [timedelta(hours=1), 2 * KEY_TRUSTED])
+async def test_a_transfer_that_circle_lists_is_neither_made_anew_nor_refused_whatever_its_id(age: timedelta) -> None:
+    for odd in ("", "a\0b", None):
+        client = Lists(odd)
+        with pytest.raises(Unknown):
+            await CircleTransfers(client, lambda: NOW).perform(older(age))
+        assert client.asked == (age < KEY_TRUSTED)
+    assert await CircleTransfers(Lists("t1"), lambda: NOW).perform(older(age)) == {"id": "t1", "state": "SENT"}
