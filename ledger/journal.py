@@ -174,16 +174,18 @@ class Relay:
             if await connection.execute(_LOCK) != _LOCKED:
                 raise ACopy
             rows = await connection.fetch(_sql.waiting, self._floor.seq, gone)
-            seqs = [row[0] for row in rows]
-            missing = [seq for seq in seqs if seq not in self._fresh]
-            found: dict[int, bytes] = {}
-            if missing:
-                found = dict(tuple(row) for row in await connection.fetch(_sql.records, missing))
-            if seqs:
-                _, oldest, xmin, own = rows[0]
-                untold = seqs[0] if oldest is None else min(seqs[0], oldest)
+            known = {seq: self._fresh.get(seq) for seq, *_ in rows}
+            if missing := [seq for seq, record in known.items() if record is None]:
+                known.update(dict(tuple(row) for row in await connection.fetch(_sql.records, missing)))
+            # without a record: deleted since the look above, by another process, which had published and told it
+            records = [(seq, record) for seq, record in known.items() if record is not None]
+            seqs = [seq for seq, _ in records]
+            if rows:
+                first, oldest, xmin, own = rows[0]
+                untold = first if oldest is None else min(first, oldest)
                 self._floor.look(untold, xmin, own)
-                await self._publish([(seq, self._fresh.get(seq) or found[seq]) for seq in seqs], untold)
+                if records:
+                    await self._publish(records, untold)
         except BaseException:
             await self._disconnect()
             raise

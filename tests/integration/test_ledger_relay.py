@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
+import asyncpg
 import msgpack
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -17,6 +19,7 @@ from ledger.commit import Sealed, lock_writer, seal
 from ledger.journal import Relay
 from ledger.record import Message, unpack
 from ledger.rows import Connection
+from ledger.sql import load
 from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, create_missing
 from tests.support import ledger_rig
@@ -197,6 +200,31 @@ async def test_records_that_another_process_left_go_too_and_those_it_took_are_no
     assert len(ours.sent) == 2
     await relay.close()
     await other.close()
+
+
+async def test_what_another_process_deletes_between_a_turns_two_looks_was_told_and_is_passed_over(
+    dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mark was lost, then its messages left, and whoever deletes such a row does not wait for the relay row."""
+    broker = Broker()
+    relay = relay_of(dsn, broker)
+    gone, stays = await commit(connection), await commit(connection)
+    fetch, looks = asyncpg.Connection.fetch, load("ledger", "sql/journal.sql")
+
+    async def fetch_late(self: Any, query: str, *args: Any) -> Any:
+        if query == looks.records:
+            await connection.execute("DELETE FROM outbox WHERE seq = $1", gone.seq)
+        return await fetch(self, query, *args)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", fetch_late)
+    await relay.journal()
+    assert broker.seqs() == [stays.seq]
+    gone = await commit(connection)
+    await relay.journal()
+    assert broker.seqs() == [stays.seq], "all that waited has gone"
+    monkeypatch.undo()
+    assert await left(connection) == [(stays.seq, True)]
+    await relay.close()
 
 
 async def test_two_relays_at_once_publish_every_record_once_and_each_writers_in_order(
