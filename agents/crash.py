@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 
 import structlog
 
+from ledger.errors import ACopy, DatabaseBehind
 from ledger.rows import Connection
 
 EXIT_BUG: Final = 70
@@ -36,7 +37,12 @@ class Stop:
     def __call__(self, reason: str, error: BaseException | None = None) -> None:
         if self.reason is None:
             self.reason = reason
-            structlog.get_logger().critical("process.stops", reason=reason, exc_info=error)
+            about: dict[str, Any] = {"exc_info": error}
+            if isinstance(
+                error, ACopy | DatabaseBehind
+            ):  # its text says what is to be done; where it was raised says nothing
+                about = {"code": error.code}
+            structlog.get_logger().critical("process.stops", reason=reason, **about)
             if self._ends:
                 exit_now(EXIT_BUG)
 

@@ -33,7 +33,7 @@ from agents.outcome import Rejected, Stage
 from agents.services import Services
 from agents.stage import REUSED, Settled, SplitBatch, settle
 from ledger.commit import TRANSIENT, Sealed, claim_owners, lost_not_cancelled
-from ledger.errors import Fenced, RecordTooLarge
+from ledger.errors import ACopy, DatabaseBehind, Fenced, RecordTooLarge
 from ledger.record import told_of
 from ledger.rows import Connection
 from ledger.sql import load
@@ -381,6 +381,8 @@ class Delivery:
                 else:
                     self._slots.release()
                 await asyncio.Event().wait()  # consumes no more; an operator restarts the worker
+            except (ACopy, DatabaseBehind):
+                raise  # no event's fault: nothing is counted, split or settled in such a database
             except Exception as error:
                 if len(part) > 1 and not self._services.stop.stopping:
                     if not isinstance(error, SplitBatch | RecordTooLarge):

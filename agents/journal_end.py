@@ -1,4 +1,4 @@
-"""What the journal's end says that a database must have: looked at once by each process, before it acts."""
+"""What the journal's end says that a database must have: looked at by each process before it acts, and when it connects anew."""
 
 from __future__ import annotations
 

@@ -70,7 +70,10 @@ class _Floor:
 
 class Relay:
     """One per process. `journal` is called by every committer of the process, at once if they like. It raises ACopy where the
-    database is one, and DatabaseBehind where it is not the one that the journal is of; `last_journaled` None: nobody asks that."""
+    database is one, and DatabaseBehind where it is not the one that the journal is of; `last_journaled` None: nobody asks that.
+
+    Both are asked anew with each connection: at the same address another server may answer, which was promoted when the first
+    died and never heard of its last commits."""
 
     def __init__(
         self,
@@ -83,8 +86,9 @@ class Relay:
         self._publish = publish
         self._retry_on: tuple[type[Exception], ...] = (*TRANSIENT, *retry_on)
         self._last_journaled = last_journaled
-        """None also once it was asked: what this process has seen journaled, the database has."""
         self._connection: Connection | None = None
+        self._is_checked = False
+        """The connection's database is the one that the journal is of."""
         self._lock = asyncio.Lock()
         self._fresh: dict[int, bytes] = {}
         self._emitted: list[int] = []
@@ -110,8 +114,7 @@ class Relay:
                         await self._settled()
                         if taken:
                             return
-                        await self.check()
-                        await self._turn()
+                        await self._turn(await self._checked())
                         if marked:
                             await self._settled()
                     for seq, _ in records:  # visible and not waiting: another process's relay may have taken them
@@ -127,10 +130,22 @@ class Relay:
     async def check(self) -> None:
         """Before anything is told or done: the database is the one that the journal is of, at its end. A commit is there before
         the journal has it, so a record that is missing was made by a database that was lost. Raises DatabaseBehind and ACopy."""
-        if self._last_journaled is None:
-            return
-        last = await self._last_journaled()  # first: what it has, the database had before
+        async with self._lock:
+            await self._checked()
+
+    async def _checked(self) -> Connection:
+        """The connection, whose database was looked at. Raises as `check`."""
+        if (ready := self._ready()) is not None:
+            return ready
+        # first: what it has, the database had before
+        last = await self._last_journaled() if self._last_journaled is not None else None
         connection = await self._connected()
+        if self._last_journaled is not None:
+            await self._check(connection, last)
+        self._is_checked = True
+        return connection
+
+    async def _check(self, connection: Connection, last: Journaled | None) -> None:
         relay, first_seq = await connection.fetchrow(_sql.standing) or (None, 0)
         if relay is None:
             raise ACopy
@@ -141,34 +156,38 @@ class Relay:
             for link in links_of(proof):
                 if not await connection.fetchval(_sql.has, *link.owner, link.place.position, link.place.head):
                     raise DatabaseBehind(last.seq, proof.at)
-        self._last_journaled = None
 
     def emitted(self, seqs: Sequence[int]) -> None:
         """The messages of these records have left: their rows go with the next turn."""
         self._emitted.extend(seqs)
 
     async def tidy(self) -> None:
-        """Deletes what has been emitted: without a next commit no turn would, and the sweeper would emit it again."""
+        """Deletes what has been emitted: without a next commit no turn would, and the sweeper would emit it again. After a lost
+        connection a turn does it, which asks first whose numbers they are; it raises what `journal` does."""
         if not self._emitted:
             return
         async with self._lock:
             await self._settled()
-            connection = await self._connected()
-            gone = list(self._emitted)
-            await connection.execute(_sql.delete, gone)
-            del self._emitted[: len(gone)]
+            connection = self._ready()
+            if connection is not None:
+                gone = list(self._emitted)
+                await connection.execute(_sql.delete, gone)
+                del self._emitted[: len(gone)]
+                return
+        await self.journal()
 
     async def close(self) -> None:
         """Deletes what has been emitted and closes the connection."""
-        if self._emitted:
-            await self.journal()
-        elif self._marking is not None:
-            await asyncio.gather(self._marking, return_exceptions=True)
-        await self._disconnect()
+        try:
+            if self._emitted:
+                await self.journal()
+            elif self._marking is not None:
+                await asyncio.gather(self._marking, return_exceptions=True)
+        finally:
+            await self._disconnect()
 
-    async def _turn(self) -> None:
+    async def _turn(self, connection: Connection) -> None:
         """Until the records are published. `_settled` waits for the rest of it."""
-        connection = await self._connected()
         gone = list(self._emitted)
         try:
             if await connection.execute(_LOCK) != _LOCKED:
@@ -216,9 +235,18 @@ class Relay:
             if marking.done():
                 self._marking = None
 
+    def _ready(self) -> Connection | None:
+        """The connection, while it lives and its database was looked at."""
+        alive = self._connection is not None and not self._connection.is_closed()
+        return self._connection if alive and self._is_checked else None
+
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
+            self._is_checked = False
+            self._floor = (
+                _Floor()
+            )  # another server counts its transactions, and may count its records, from somewhere else
         return self._connection
 
     async def _disconnect(self) -> None:

@@ -89,7 +89,7 @@ def _keep_alive(connection: Any) -> None:
 
 
 def relay_of(settings: Settings, publish: Publish) -> Relay:
-    """The relay of a process. Before its first turn it looks whether the database is the one that the journal is of."""
+    """The relay of a process. With each connection it looks first whether the database is the one that the journal is of."""
     last = partial(last_record, settings.kafka_bootstrap, settings.topic_prefix)
     return Relay(connector(settings, synchronous_commit="off"), publish, (KafkaError,), last)
 

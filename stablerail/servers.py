@@ -33,7 +33,7 @@ from connectors.webhooks.guard import KEPT_S, guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
-from ledger.errors import RoleRefused
+from ledger.errors import ACopy, DatabaseBehind, RoleRefused
 from ledger.shadow import mirrored
 from stablerail import shadow
 from stablerail.api.app import create_api
@@ -199,11 +199,16 @@ def run_api(settings: Settings) -> None:
     async def main() -> None:
         await until_up(partial(reach, settings), "api.waits")
         app = api_app(settings, Metrics())
-        await _server(app, settings.api_host, settings.api_port, settings).serve()
+        server = _server(app, settings.api_host, settings.api_port, settings)
+        journal: Journal = app.state.journal
+        journal.on_unfit = partial(setattr, server, "should_exit", True)
+        await server.serve()
+        if journal.unfit is not None:
+            raise journal.unfit
 
     try:
         uvloop.run(main())
-    except RoleRefused as error:  # nothing was done
+    except (RoleRefused, ACopy, DatabaseBehind) as error:  # nothing was done, or nothing of it was told
         _log.critical("api.stops", code=error.code, reason=str(error))
         raise SystemExit(EXIT_BUG) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from aiokafka.errors import KafkaError
@@ -33,7 +34,10 @@ class Journal:
         self._relay = relay
         self._emitter = emitter
         self._waiting: set[asyncio.Task[None]] = set()
-        self._unfit: LedgerError | None = None
+        self.unfit: LedgerError | None = None
+        """Why the database turned out not to be the deployment's."""
+        self.on_unfit: Callable[[], None] = lambda: None
+        """Called then: there is nothing more to do for this process."""
 
     @classmethod
     def of(cls, settings: Settings) -> Journal:
@@ -54,13 +58,14 @@ class Journal:
         await asyncio.gather(*self._waiting, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S_MAX):
-                await self._relay.close()
+                with contextlib.suppress(ACopy, DatabaseBehind):  # nothing is deleted there
+                    await self._relay.close()
                 await self._emitter.stop()
 
     def check(self) -> None:
         """Before a commit. Raises the problem when too many wait already, or the database turned out not to be the deployment's."""
-        if self._unfit is not None:
-            raise _unfit(self._unfit)
+        if self.unfit is not None:
+            raise _unfit(self.unfit)
         if len(self._waiting) >= WAITING_MAX:
             raise _unavailable("Too many requests wait for Kafka; nothing was done. Try again later.")
 
@@ -78,20 +83,24 @@ class Journal:
         try:
             await journaling
         except (ACopy, DatabaseBehind) as error:
-            self._unfit = error
+            self._found_unfit(error)
             raise _unfit(error) from None
 
     async def _tell(self, sealed: Sealed | None, journaling: asyncio.Task[None]) -> None:
         try:
             await journaling
-        except (ACopy, DatabaseBehind):
-            return  # `take` says it
-        if sealed is None:
-            return
-        await self._emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._relay.emitted([sealed.seq])
-        with contextlib.suppress(*TRANSIENT):  # else with the next commit
-            await self._relay.tidy()
+            if sealed is None:
+                return
+            await self._emitter.emit(sealed.messages, sealed.stage, sealed.at)
+            self._relay.emitted([sealed.seq])
+            with contextlib.suppress(*TRANSIENT):  # else with the next commit
+                await self._relay.tidy()
+        except (ACopy, DatabaseBehind) as error:  # also long after the caller had its answer
+            self._found_unfit(error)
+
+    def _found_unfit(self, error: LedgerError) -> None:
+        self.unfit = error
+        self.on_unfit()
 
 
 def _unfit(error: LedgerError) -> Problem:

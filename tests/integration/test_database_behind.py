@@ -6,20 +6,23 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 import pytest
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from agents.emitter import Emitter
 from agents.journal_end import last_record
 from ledger.commit import lock_writer, seal
 from ledger.errors import ACopy, DatabaseBehind, JournalBroken
 from ledger.journal import Relay
 from ledger.migrate import upgrade
 from ledger.rebuild_batch import Journaled
-from ledger.rows import Op, Table, block
+from ledger.rows import Connection, Op, Table, block
 from stablerail.api.journal import Journal
 from stablerail.config import Settings, load_settings
-from stablerail.connections import relay_of
+from stablerail.connections import connector, relay_of
 from stablerail.dev.kafka import Kafka
 from stablerail.problems import Problem
 from tests.integration import test_cli
@@ -110,6 +113,110 @@ async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
         await check(at, backup)
         with pytest.raises(DatabaseBehind):  # the lost one, come back
             await check(at, at.dsn)
+
+
+class Moving:
+    """One address for a database and the standby that is promoted when it has died."""
+
+    def __init__(self, at: Ground) -> None:
+        self._at = at
+        self.dsn = at.dsn
+        self.looks = 0
+        """At the journal's end."""
+        self.away = 0
+        """So many looks find no broker."""
+
+    async def connect(self) -> Connection:
+        return await connector(settings_of(self._at, self.dsn), synchronous_commit="off")()
+
+    async def last(self) -> Journaled | None:
+        self.looks += 1
+        if self.away:
+            self.away -= 1
+            raise KafkaConnectionError("away")
+        return await last_record(self._at.bootstrap, self._at.prefix)
+
+    async def promote(self, dsn: str) -> None:
+        """The connections of the first are lost, and who connects anew comes to the other."""
+        self.dsn = dsn
+        await self._at.observer.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'stablerail'"
+        )
+
+
+@asynccontextmanager
+async def living(at: Ground, moving: Moving) -> AsyncIterator[tuple[Relay, Emitter]]:
+    emitter = Emitter(at.bootstrap, at.prefix)
+    await emitter.start()
+    relay = Relay(moving.connect, emitter.journal, (KafkaError,), moving.last)
+    try:
+        yield relay, emitter
+    finally:
+        with suppress(DatabaseBehind):
+            await relay.close()
+        await emitter.stop()
+
+
+async def commit(at: Ground, first: int) -> None:
+    connection = await at.connect()
+    await live(connection, first, 1)
+    await connection.close()
+
+
+async def test_a_living_process_that_comes_to_a_standby_without_the_last_commits_is_stopped(at: Ground) -> None:
+    moving = Moving(at)
+    async with empty_database(at.dsn) as standby, living(at, moving) as (relay, _):
+        await commit(at, 0)
+        await relay.journal()
+        await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+        await commit(at, 1)
+        await relay.journal()
+        assert moving.looks == 1, "one for each connection"
+        last = await at.observer.fetchval("SELECT max(seq) FROM outbox")
+        relay.emitted([last])
+        await moving.promote(standby)
+        with pytest.raises(DatabaseBehind):
+            await relay.journal()
+        with pytest.raises(DatabaseBehind):  # again, and whatever it wants of it
+            await relay.tidy()
+        with pytest.raises(DatabaseBehind):
+            await relay.check()
+
+
+async def test_a_living_process_that_comes_to_a_standby_with_all_commits_goes_on_when_kafka_lets_it_look(
+    at: Ground,
+) -> None:
+    moving = Moving(at)
+    async with empty_database(at.dsn) as standby, living(at, moving) as (relay, _):
+        await commit(at, 0)
+        await relay.journal()
+        await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+        moving.away = 2
+        await moving.promote(standby)
+        await relay.journal()
+        assert moving.looks == 1 + 3
+        await relay.journal()
+        assert moving.looks == 1 + 3
+
+
+async def test_the_api_answers_for_nothing_and_stops_when_its_database_turns_out_to_be_behind(at: Ground) -> None:
+    moving, stopped = Moving(at), asyncio.Event()
+    async with empty_database(at.dsn) as standby, living(at, moving) as (relay, emitter):
+        journal = Journal(relay, emitter)
+        journal.on_unfit = stopped.set
+        await upgrade(standby, SCHEMA)
+        await commit(at, 0)
+        await journal.take(None)
+        journal.check()
+        relay.emitted([1])
+        await moving.promote(standby)
+        with pytest.raises(Problem, match="database_behind"):
+            await journal.take(None)
+        assert stopped.is_set()
+        with pytest.raises(Problem, match="database_behind"):
+            journal.check()
+        await journal.stop()
 
 
 async def test_an_empty_database_is_behind_and_one_whose_last_commits_never_got_there_is_not(at: Ground) -> None:

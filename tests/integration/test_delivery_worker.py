@@ -14,6 +14,7 @@ import pytest
 from agents.delivery import Delivered
 from agents.stage import settle
 from ledger.accounts import buffer, spendable
+from ledger.errors import DatabaseBehind
 from ledger.record import Message, pack, pack_content
 from ledger.rows import Connection, Op, Table, block
 from tests.support import ledger_rig
@@ -270,6 +271,25 @@ async def test_what_a_newer_programs_owner_left_is_told_also_where_its_tables_ar
     await worker.feed(record(0))
     await worker.until_acked((0, 0))
     assert told(bench) == ["left", "0/0/told"]
+
+
+async def test_a_database_that_turns_out_to_be_behind_stops_the_process_and_is_no_events_fault(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found after a lost connection, when what may have been committed is to be finished."""
+
+    async def journal(*_: Any, **__: Any) -> None:
+        raise DatabaseBehind(7, AT)
+
+    worker = await bench.start()
+    await worker.feed(record(0))
+    await worker.until_acked((0, 0))
+    monkeypatch.setattr(worker.services.relay, "journal", journal)
+    worker.delivery._in_doubt = True
+    await worker.feed(record(1))
+    assert "rebuild --take-over" in await worker.until_stopped()
+    assert await bench.connection.fetchval("SELECT count(*) FROM crashes") == 0
+    assert worker.acked == [(0, 0)]
 
 
 async def test_a_poison_event_stops_the_process_twice_then_is_a_dead_letter_and_its_neighbours_are_settled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -351,6 +351,29 @@ async def test_who_is_cancelled_while_it_is_marked_takes_the_mark_from_nobody(ds
     await relay.close()
     await holding.close()
     await watching.close()
+
+
+async def test_with_a_new_connection_a_turn_looks_at_all_rows_again(
+    databases: Callable[[], str], dsn: str, connection: Connection
+) -> None:
+    """It may be to a server that counts from somewhere else."""
+    broker, addresses = Broker(), [databases(), dsn]
+
+    async def connect() -> Connection:
+        made: Connection = await connect_to(addresses.pop(), synchronous_commit="off")()
+        return made
+
+    relay = Relay(connect, broker.publish, (KafkaError,))
+    await relay.journal()
+    relay._floor.seq = 1_000
+    other: Connection = await connect_to(addresses[0])()
+    sealed = await commit(other)
+    assert relay._connection is not None
+    relay._connection.terminate()
+    await relay.journal()
+    assert broker.sent == [(sealed.seq, sealed.record)]
+    await relay.close()
+    await other.close()
 
 
 async def test_a_lost_mark_repeats_a_record_and_loses_none(dsn: str, connection: Connection) -> None:
