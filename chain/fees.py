@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any, Final, NamedTuple
@@ -58,6 +58,11 @@ class FeeHistory(NamedTuple):
     tips: tuple[int, ...]
     """What each of the last blocks paid at HISTORY_PERCENTILE; empty blocks left out."""
 
+    @property
+    def tip(self) -> int:
+        """In the middle; nothing where all blocks were empty."""
+        return median_low(self.tips) if self.tips else 0
+
 
 class Fees(NamedTuple):
     max_fee: int
@@ -68,9 +73,16 @@ def fees(history: FeeHistory, policy: FeePolicy) -> Fees | None:
     """What to offer now; None when the chain costs more than the cap."""
     if history.base_fee + policy.priority_floor > policy.max_fee_cap:
         return None
-    tip = max(median_low(history.tips) if history.tips else 0, policy.priority_floor)
+    tip = max(history.tip, policy.priority_floor)
     tip = min(tip, policy.max_fee_cap - history.base_fee)
     return Fees(min(BASE_FEE_HEADROOM * history.base_fee + tip, policy.max_fee_cap), tip)
+
+
+def middle(histories: Sequence[FeeHistory]) -> FeeHistory:
+    """Of what several endpoints say: the base fee in the middle, and apart from it the tip in the middle; of two the lesser. One
+    that is honest about the one may lie about the other."""
+    base_fee = median_low(history.base_fee for history in histories)
+    return FeeHistory(base_fee, (median_low(history.tip for history in histories),))
 
 
 def raised(before: Fees, market: Fees | None, policy: FeePolicy) -> Fees | None:

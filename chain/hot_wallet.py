@@ -9,7 +9,7 @@ from typing import Final
 
 from chain.errors import RpcError, RpcTimeout, WrongChainId
 from chain.evidence import QUORUM
-from chain.fees import HISTORY_BLOCKS, HISTORY_PERCENTILE, FeeHistory, read_history
+from chain.fees import HISTORY_BLOCKS, HISTORY_PERCENTILE, FeeHistory, middle, read_history
 from chain.health import FAR_BLOCKS
 from chain.logs import topic_of
 from chain.rpc import Call, Rpc
@@ -38,7 +38,7 @@ class Look:
     tokens: int
     """Base units."""
     history: FeeHistory
-    """Of the endpoint in the middle."""
+    """In the middle of what the endpoints say (fees.py)."""
     disputed: bool = False
     """Two answered, and count its nonces differently: one is behind, or lies."""
 
@@ -119,7 +119,7 @@ def _merged(looks: Sequence[Look]) -> Look | None:
         pending_nonce=_counted(looks, lambda look: look.pending_nonce),
         native=sorted(look.native for look in looks)[money],
         tokens=sorted(look.tokens for look in looks)[money],
-        history=sorted((look.history for look in looks), key=lambda history: history.base_fee)[(len(looks) - 1) // 2],
+        history=middle([look.history for look in looks]),
         disputed=len(looks) == QUORUM and len({(look.nonce, look.pending_nonce) for look in looks}) > 1,
     )
 

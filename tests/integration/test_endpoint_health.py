@@ -14,7 +14,7 @@ import pytest
 from chain import heads, health
 from chain.endpoints import Hedged, hedged, ranked
 from chain.errors import RpcRateLimited, RpcTimeout, RpcUnavailable, WrongChainId
-from chain.fees import FeeHistory
+from chain.fees import FeeHistory, FeePolicy, Fees, fees
 from chain.head_news import APART_S, HeadNews
 from chain.heads import readable
 from chain.health import APART, BEHIND, FORGET_S, OK, OUTVOTED, OUTVOTED_S, RATE_LIMITED, SLOW, SLOW_S, Health
@@ -166,21 +166,41 @@ def test_how_an_endpoint_does_is_what_was_seen_last_and_what_was_outvoted_stays_
 
 
 def test_one_of_three_endpoints_that_lies_of_a_signer_pauses_no_lane_and_makes_none_overspend() -> None:
-    fees = FeeHistory(30, (2,))
-    true = Look(100, 7, 9, 10**18, 5_000_000, fees)
+    market = FeeHistory(30, (2,))
+    true = Look(100, 7, 9, 10**18, 5_000_000, market)
     lies: list[dict[str, Any]] = [
         {"nonce": 1_000, "pending_nonce": 1_000}, {"nonce": 0, "pending_nonce": 0}, {"native": 0, "tokens": 0},
         {"native": 10**24, "tokens": 10**18}, {"block_number": 10**9}, {"block_number": 1, "tokens": 0},
-        {"history": FeeHistory(10**15, ())}, {"history": FeeHistory(0, ())},
+        {"history": FeeHistory(10**15, ())}, {"history": FeeHistory(0, ())}, {"history": FeeHistory(30, (10**12,))},
+        {"history": FeeHistory(30, (0,))}, {"history": FeeHistory(1, (10**12,))},
     ]  # fmt: skip
     for lie in (replace(true, **lie) for lie in lies):
         for looks in ([lie, true, true], [true, lie, true], [true, true, lie]):
             assert _merged(looks) == true
-    behind = Look(99, 6, 7, 10**18 - 5, 4_000_000, fees)
-    assert _merged([true, behind]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, fees, disputed=True)
-    assert _merged([true, replace(behind, nonce=7, pending_nonce=9)]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, fees)
+    behind = Look(99, 6, 7, 10**18 - 5, 4_000_000, market)
+    assert _merged([true, behind]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, market, disputed=True)
+    assert _merged([true, replace(behind, nonce=7, pending_nonce=9)]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, market)
     assert _merged([true]) == true
     assert _merged([]) is None
+
+
+@pytest.mark.parametrize(
+    "lie", [FeeHistory(1, (10**12,) * 10), FeeHistory(30, (10**12,)), FeeHistory(10**12, (10**12,))]
+)
+def test_one_of_two_endpoints_that_lies_of_the_market_makes_no_payment_offer_more(lie: FeeHistory) -> None:
+    policy = FeePolicy(priority_floor=1, max_fee_cap=10**13)
+    true = Look(100, 7, 9, 10**18, 5_000_000, FeeHistory(30, (9, 2, 4)))
+    honest = fees(true.history, policy)
+    assert honest is not None
+    for looks in ([true, replace(true, history=lie)], [replace(true, history=lie), true]):
+        merged = _merged(looks)
+        assert merged is not None
+        offer = fees(merged.history, policy)
+        assert offer is not None
+        assert (offer.max_fee <= honest.max_fee, offer.priority_fee <= honest.priority_fee) == (True, True)
+    quiet = _merged([true, replace(true, history=FeeHistory(30, ()))])  # its last blocks were empty
+    assert quiet is not None
+    assert fees(quiet.history, policy) == Fees(61, 1)
 
 
 async def test_a_head_is_heard_of_at_once_and_again_after_the_node_was_away(tmp_path: Path, tools: Tools) -> None:
