@@ -30,7 +30,7 @@ from agents.deposits.deposit import (
     finalized,
     parked,
 )
-from agents.deposits.evidence import TAKEN_BACK, is_final, listed, must_look, proven, rank
+from agents.deposits.evidence import TAKEN_BACK, is_final, listed, look_again, proven, rank
 from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of
 from agents.deposits.figures import count_credits
 from agents.deposits.lookups import Lookups
@@ -52,8 +52,6 @@ __all__ = ["DepositPolicy", "Facts", "decide", "fold", "stage"]
 NAME: Final = "credit_deposits"
 _PENDING, _CREDITED = Status.PENDING.value, Status.CREDITED.value
 _NOT_CREDITED = frozenset({Status.PENDING, Status.REVERSED, Status.VANISHED})
-LOOK_S, LOOK_S_MAX = 10.0, 600.0
-"""Until the custodian is asked again: times the attempts, and at most."""
 _RANK = {Evidence.SEEN: 0, Evidence.CONFIRMED: 1, Evidence.COMPLETE: 2}
 
 
@@ -90,8 +88,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
     further = key != names.group_id and (before is None or before.status == _PENDING)
     if further and facts.looked is not None and is_final(event, facts.policy):
         n = before.n if before is not None else n
-        if must_look(received, event, n, names, facts):
-            return Retry("not_looked_up", min(LOOK_S * received.attempt, LOOK_S_MAX))
+        if not listed(event, n, names, facts):
+            return look_again(received, event)
     if before is None:
         return _first(event, n, names, report, facts)
     return _advance(event, before, names, report, facts, reported=known is not None)

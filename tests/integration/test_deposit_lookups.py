@@ -130,14 +130,54 @@ async def test_while_circle_does_not_answer_the_second_waits_and_the_first_does_
     await assert_holds(till.connection)
 
 
-async def test_what_circles_list_never_has_is_never_credited(till: Till, circle: Circle, stage: Stage[Facts]) -> None:
+async def test_what_circles_list_never_has_is_never_credited_and_a_person_is_told_once(
+    till: Till, circle: Circle, stage: Stage[Facts]
+) -> None:
     circle.listed = [told("t1", "complete")]
     await till.settle(stage, told("t1", "complete"))
-    for attempt in range(1, 21):
-        await till.settle(stage, told("t2", "complete"), attempt=attempt)
+    await till.settle(stage, told("t2", "confirmed"))
+    for attempt in range(1, 41):
+        settled = await till.settle(stage, told("t2", "complete"), attempt=attempt)
+        assert settled.outcomes == {("retry", "not_looked_up"): 1, ("repeat", ""): 0}
+        assert till.alerts == ({"deposit_not_listed": 1} if attempt >= 20 else {})
     assert await till.rows("SELECT status, held FROM deposits ORDER BY n") == [
         ("finalized", None),
         ("pending", "unproven"),
     ]
     assert await balance(till) == 5 * USDC
+    await assert_holds(till.connection)
+
+
+async def test_a_transfer_that_circles_list_has_an_hour_later_is_credited(
+    till: Till, circle: Circle, stage: Stage[Facts]
+) -> None:
+    """Away for all the looks of the first half hour, and behind its own words when it is back."""
+    await till.settle(stage, told("t1", "complete"))
+    circle.answers = False
+    for attempt in range(1, 21):
+        await till.settle(stage, told("t2", "complete"), attempt=attempt)
+    circle.answers = True
+    circle.listed = [told("t1", "complete")]
+    await till.settle(stage, told("t2", "complete"), attempt=21)
+    assert await statuses(till) == ["finalized"]
+    circle.listed = [told("t1", "complete"), told("t2", "complete")]
+    await till.settle(stage, told("t2", "complete"), attempt=22)
+    assert await statuses(till) == ["finalized"] * 2
+    assert await balance(till) == 10 * USDC
+    await assert_holds(till.connection)
+
+
+async def test_a_transfer_that_mint_reports_is_credited_when_circles_list_has_as_many(
+    till: Till, circle: Circle, stage: Stage[Facts]
+) -> None:
+    """Its ids are others than those of the list."""
+    circle.listed = [told("t1", "complete"), told("t2", "confirmed")]
+    first, second = (told(id, "complete").model_copy(update={"source": "circle_mint"}) for id in ("m1", "m2"))
+    await till.settle(stage, first, second)
+    assert await statuses(till) == ["finalized"]
+    circle.listed = [told("t1", "complete"), told("t2", "complete")]
+    await till.settle(stage, second, attempt=2)
+    await till.settle(stage, told("t1", "complete"), told("t2", "complete"))
+    assert await statuses(till) == ["finalized"] * 2
+    assert await balance(till) == 10 * USDC
     await assert_holds(till.connection)
