@@ -74,10 +74,13 @@ class Books:
 
     def report(self, event: DepositNotified) -> Outcome:
         self.facts.denied = self.now_denied
+        self.facts.purses = {user: Purse(self.balances[spendable(user)].balance) for user in ("ada", "bob")}
         self.listed(event)
         outcome = credit_deposits.decide(received(event), self.facts)
         if isinstance(outcome, Done):
             self.take(outcome)
+            for user, purse in self.facts.purses.items():
+                assert purse.spendable == self.balances[spendable(user)].balance, "what is folded is what was posted"
         return outcome
 
     def listed(self, event: DepositNotified) -> None:
