@@ -50,6 +50,7 @@ class Retry:
 
     code: str
     after_s: float
+    alerts: tuple[Alert, ...] = ()
 
 
 class Alert(NamedTuple):

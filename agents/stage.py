@@ -105,7 +105,7 @@ async def settle(
         sealed = await _seal(connection, stage, owners, live, outcomes, fold, at, claimed_at, counts)
     told = [(item, o) for item, o in zip(live, outcomes, strict=True) if not isinstance(o, Done)]
     counts[("repeat", "")] = repeats
-    alerts = [alert for outcome in outcomes if isinstance(outcome, Done) for alert in outcome.alerts]
+    alerts = [alert for outcome in outcomes if not isinstance(outcome, Rejected) for alert in outcome.alerts]
     return Settled(sealed, counts, refused, told, decided=(live, outcomes), alerts=alerts)
 
 

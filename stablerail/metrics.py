@@ -96,6 +96,8 @@ from topics.money import SCALE
 
 Outcome = Literal["done", "rejected", "retry", "repeat", "reused", "skipped"]
 ALARMED: Final = (
+    ("credit_deposits", "deposit_contradicted"),
+    ("credit_deposits", "deposit_not_listed"),
     ("settle_transfers", "custodian_contradicted"),
     ("settle_transfers", "custodian_short"),
     ("settle_transfers", "second_transfer"),

@@ -144,7 +144,7 @@ class WalletsFrozen(Event):
 
 
 class Evidence(StrEnum):
-    """How sure a report of a transfer is, weakest first."""
+    """How sure a report of a transfer is, weakest first; or that it will never come."""
 
     SEEN = "seen"
     """Somebody says so."""
@@ -152,6 +152,8 @@ class Evidence(StrEnum):
     """In a block, not final."""
     COMPLETE = "complete"
     """Final, in the source's words."""
+    FAILED = "failed"
+    """It will never come. Only the custodian's word is taken for it, and only on chains that we do not read."""
 
 
 class DepositNotified(Event):

@@ -7,8 +7,9 @@ Refuses:  unknown_wallet, unsupported_token, unknown_chain, bad_address, bad_tx_
           ->  deposits.notified.dlq
 
 On chains that we do not read ourselves the custodian's COMPLETE is finality: what finalize_deposits.py does elsewhere, the
-mirror or the parking, is done here. A credit is never taken back for its sender's sake: where the deny-list's evidence comes
-after it, people are told and correct it.
+mirror or the parking, is done here. So is the reversal, when the custodian says that a transfer has failed and its list says
+so too: what is said of it later credits nothing, and what is final is not taken back. A credit is never taken back for its
+sender's sake: where the deny-list's evidence comes after it, people are told and correct it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from agents.deposits.deposit import (
     finalized,
     parked,
 )
-from agents.deposits.evidence import TAKEN_BACK, is_final, listed, must_look, proven, rank
-from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of
+from agents.deposits.evidence import TAKEN_BACK, has_failed, is_final, is_news, listed, look_again, proven, rank
+from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of, takes_back
 from agents.deposits.figures import count_credits
 from agents.deposits.lookups import Lookups
 from agents.deposits.policy import DepositPolicy, Held
+from agents.deposits.reversal import cancel, reverse
 from agents.outcome import Alert, Done, Emit, Outcome, Rejected, Retry, Stage
 from chain.assets import is_supported
 from chain.errors import ChainError
@@ -43,7 +45,13 @@ from ledger.errors import ClosedAccount, LimitExceeded, PostingRefused
 from ledger.posting import Transaction
 from ledger.rows import Row, Table
 from ledger.tables import DEPOSIT_REPORTS, DEPOSITS
-from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, DEPOSITS_PARKED
+from topics.catalog import (
+    DEPOSITS_CREDITED,
+    DEPOSITS_FINALIZED,
+    DEPOSITS_NOTIFIED,
+    DEPOSITS_PARKED,
+    WITHDRAWALS_SETTLED,
+)
 from topics.envelope import Received
 from topics.events import DepositNotified, Evidence
 
@@ -52,9 +60,6 @@ __all__ = ["DepositPolicy", "Facts", "decide", "fold", "stage"]
 NAME: Final = "credit_deposits"
 _PENDING, _CREDITED = Status.PENDING.value, Status.CREDITED.value
 _NOT_CREDITED = frozenset({Status.PENDING, Status.REVERSED, Status.VANISHED})
-LOOK_S, LOOK_S_MAX = 10.0, 600.0
-"""Until the custodian is asked again: times the attempts, and at most."""
-_RANK = {Evidence.SEEN: 0, Evidence.CONFIRMED: 1, Evidence.COMPLETE: 2}
 
 
 def decide(received: Received, facts: Facts) -> Outcome:
@@ -70,6 +75,9 @@ def decide(received: Received, facts: Facts) -> Outcome:
             return Rejected("unknown_wallet", f"{names.to} on {event.chain}")
         if (event.chain, sender_of(event)) in facts.ours:
             return Done()  # between wallets of ours: the mirror stays as it is
+    failed = event.evidence is Evidence.FAILED
+    if failed and not takes_back(event, facts.policy):
+        return Done()
     known = facts.reports.get(names.report_id)
     if known is None:
         n = rank(event, facts.groups.get(names.group_id, ()))
@@ -78,7 +86,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
         key = deposit_id(names.group_id, n)
     elif known.group_id != names.group_id:
         return Rejected("transfer_changed", f"{event.source} reported {event.transfer_id} with other contents before")
-    elif _RANK[event.evidence] <= _RANK[Evidence(known.evidence)]:
+    elif not is_news(event.evidence, Evidence(known.evidence)):
         return Done()
     else:
         key = known.deposit_id
@@ -87,14 +95,21 @@ def decide(received: Received, facts: Facts) -> Outcome:
         event.block_hash if event.source == SCANNER else None, facts.now,
     )  # fmt: skip
     before = facts.deposits.get(key)
+    if failed and not has_failed(event, names, facts):
+        return look_again(received, event)
     further = key != names.group_id and (before is None or before.status == _PENDING)
     if further and facts.looked is not None and is_final(event, facts.policy):
         n = before.n if before is not None else n
-        if must_look(received, event, n, names, facts):
-            return Retry("not_looked_up", min(LOOK_S * received.attempt, LOOK_S_MAX))
+        if not listed(event, n, names, facts):
+            return look_again(received, event)
     if before is None:
-        return _first(event, n, names, report, facts)
-    return _advance(event, before, names, report, facts, reported=known is not None)
+        return _vanished(event, n, names, report, facts) if failed else _first(event, n, names, report, facts)
+    if failed:
+        return _taken_back(before, report, facts, reported=known is not None)
+    done = _advance(event, before, names, report, facts, reported=known is not None)
+    if known is not None and known.evidence == Evidence.FAILED:
+        done = done._replace(alerts=(*done.alerts, _contradicted(before, report)))
+    return done
 
 
 def ahead(received: Received) -> None:
@@ -147,6 +162,42 @@ def _advance(
     else:
         made = _Made(after)
     return _told(before, report, facts, *made, reported=reported)
+
+
+def _vanished(event: DepositNotified, n: int, names: Named, report: Report, facts: Facts) -> Done:
+    """It failed before anything else was heard of it. What is said of it before comes too late to credit it."""
+    now = facts.now
+    deposit = Deposit(
+        report.deposit_id, n, event.chain, names.tx_hash, names.to, event.asset, event.amount,
+        facts.owners.get((event.chain, names.to)), Status.VANISHED.value, 0,
+        shard_of(names.to, facts.policy.buffer_shards), event.block_hash, event.block_number, event.log_index,
+        None, now, now, sender_of(event),
+    )  # fmt: skip
+    return Done(inserts=((DEPOSIT_REPORTS, report), (DEPOSITS, deposit)))
+
+
+def _taken_back(before: Deposit, report: Report, facts: Facts, *, reported: bool) -> Done:
+    """What becomes of a deposit that failed; one that is final stays."""
+    if before.status in (Status.CREDITED, Status.ORPHANED):
+        assert before.user_id is not None
+        step = reverse(before, facts.purses[before.user_id].copy(), facts.now)
+        gone = cancel(step.cancelled, facts.now, NAME)
+        postings, emits = (*gone.postings, *step.postings), (*gone.emits, *step.emits)
+        done = _told(before, report, facts, step.deposit, postings, emits, reported=reported)
+        return done._replace(
+            inserts=(*done.inserts, *gone.inserts), upserts=(*done.upserts, *gone.upserts), alerts=step.alerts
+        )
+    after = before
+    if before.status == _PENDING:
+        after = before._replace(status=Status.VANISHED.value, finalized_at=facts.now, updated_at=facts.now)
+    done = _told(before, report, facts, after, (), (), reported=reported)
+    return done._replace(alerts=(_contradicted(before, report),)) if before.status in ENDED else done
+
+
+def _contradicted(deposit: Deposit, report: Report) -> Alert:
+    """Another end of a transfer than the custodian told before: the first one stands."""
+    said = {"status": deposit.status, "transfer_id": report.transfer_id, "evidence": report.evidence}
+    return Alert("deposit_contradicted", about(deposit) | said)
 
 
 class _Made(NamedTuple):
@@ -285,5 +336,5 @@ def stage(policy: DepositPolicy, lookups: Lookups | None = None) -> Stage[Facts]
         fold=fold,
         figures=count_credits,
         bystanders=frozenset({"unsupported_token"}),  # whoever sends customers other tokens, for cents
-        emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED),
+        emits=(DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_PARKED, WITHDRAWALS_SETTLED),
     )

@@ -26,6 +26,10 @@ CUSTODIAN: Final = "circle"
 """The source name of whoever holds our wallets: an address it reports is ours, known to us or not."""
 
 
+Place = tuple[str, str]
+"""(chain, address)"""
+
+
 class Status(StrEnum):
     PENDING = "pending"
     """Reported, not credited; `held` says why. Finality judges it."""

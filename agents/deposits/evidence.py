@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agents.deposits.deposit import CUSTODIAN, SCANNER, Deposit, Report, Status
 from agents.deposits.facts import Facts, Named
 from agents.deposits.policy import DepositPolicy
+from agents.outcome import Alert, Retry
 from topics.envelope import Received
 from topics.events import DepositNotified, Evidence
 
 TAKEN_BACK: Final = frozenset({Status.REVERSED, Status.VANISHED})
+LOOK_S, LOOK_S_MAX = 10.0, 600.0
+"""Until the custodian is asked again: times the attempts, and at most."""
 LOOKS_MAX: Final = 20
-"""How often the custodian's list may lack what the custodian said itself."""
+"""Looks, over half an hour, after which a person hears of it. It goes on: a custodian that was away for longer may still list it."""
+
+
+_SURE: Final = {Evidence.SEEN: 0, Evidence.CONFIRMED: 1, Evidence.COMPLETE: 2, Evidence.FAILED: 2}
+
+
+def is_news(said: Evidence, known: Evidence) -> bool:
+    """Whether it is better evidence than what is known of the same transfer; another end than the known one is news too."""
+    return said is not known and _SURE[said] >= _SURE[known]
 
 
 def is_final(event: DepositNotified, policy: DepositPolicy) -> bool:
@@ -32,19 +43,34 @@ def proven(event: DepositNotified, deposit: Deposit, names: Named, facts: Facts)
 
 
 def listed(event: DepositNotified, n: int, names: Named, facts: Facts) -> bool:
-    """Whether the custodian's list has that many equal transfers, this one complete."""
-    listed = (facts.looked or {}).get(names.group_id, {})
-    return len(listed) > n and listed.get(event.transfer_id) is Evidence.COMPLETE
+    """Whether the custodian's list has that many equal transfers, this one complete. Another source's transfer has no id there
+    (Circle Mint's are others than those of Circle's wallets): then that many are complete. What failed is none, and what was
+    taken back for it, before this one, needs none."""
+    said = _said(names, facts)
+    ids = {report.deposit_id for report in facts.groups.get(names.group_id, ())}
+    before = [d for id in ids if (d := facts.deposits.get(id)) is not None and d.n < n and d.status in TAKEN_BACK]
+    if event.source == CUSTODIAN:
+        there = sum(evidence is not Evidence.FAILED for evidence in said.values())
+        return there > n - len(before) and said.get(event.transfer_id) is Evidence.COMPLETE
+    return list(said.values()).count(Evidence.COMPLETE) > n - len(before)
 
 
-def must_look(received: Received, event: DepositNotified, n: int, names: Named, facts: Facts) -> bool:
-    """Whether the custodian has to be asked (again) before this can be decided: it did not answer, or its list lags behind its
-    own words."""
-    assert facts.looked is not None
-    if names.group_id not in facts.looked:
-        return True
-    lags = event.source == CUSTODIAN and not listed(event, n, names, facts)
-    return lags and received.attempt < LOOKS_MAX
+def has_failed(event: DepositNotified, names: Named, facts: Facts) -> bool:
+    """Whether the custodian's list says so too; where there is nobody to ask, its notification is believed."""
+    return facts.looked is None or _said(names, facts).get(event.transfer_id) is Evidence.FAILED
+
+
+def _said(names: Named, facts: Facts) -> Mapping[str, Evidence]:
+    return (facts.looked or {}).get(names.group_id, {})
+
+
+def look_again(received: Received, event: DepositNotified) -> Retry:
+    """The custodian did not answer, or its list lags behind what was said."""
+    alerts: tuple[Alert, ...] = ()
+    if received.attempt == LOOKS_MAX:
+        about = {name: str(getattr(event, name)) for name in ("chain", "tx_hash", "source", "transfer_id")}
+        alerts = (Alert("deposit_not_listed", about),)
+    return Retry("not_looked_up", min(LOOK_S * received.attempt, LOOK_S_MAX), alerts)
 
 
 def rank(event: DepositNotified, reports: Sequence[Report]) -> int:

@@ -8,12 +8,13 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from agents.deposits.deposit import Deposit, Report, Status, group_of, report_id
+from agents.deposits.deposit import CUSTODIAN, Deposit, Place, Report, Status, group_of, report_id
 from agents.deposits.policy import DepositPolicy, outstanding_of
+from agents.deposits.reversal import Purse, lock_purses
 from agents.outcome import Done
 from chain.addresses import EVM_CHAINS, check_address, check_tx_hash
 from chain.errors import ChainError
-from ledger.accounts import spendable
+from ledger.accounts import shard_of, spendable
 from ledger.rows import Connection, uuids
 from ledger.sql import load as load_sql
 from ledger.store import lock_counters
@@ -26,9 +27,6 @@ WALLETS_CACHED_MAX: Final = 200_000
 """Wallets never change: a bounded cache saves their query. What is not known is asked again."""
 
 _SETTLED: Final = frozenset({Status.CREDITED, Status.ORPHANED, Status.FINALIZED, Status.PARKED})
-
-Place = tuple[str, str]
-"""(chain, address)"""
 
 
 class Named(NamedTuple):
@@ -61,6 +59,8 @@ class Facts:
     """What the custodian lists of groups that may hold several transfers (lookups.py); None: there is nobody to ask."""
     outstanding: dict[str, int] = field(default_factory=dict)
     """User id -> credited and not final, of those with a bound."""
+    purses: dict[str, Purse] = field(default_factory=dict)
+    """Of the customers who may lose a deposit."""
 
     def add(self, report: Report) -> None:
         """A report as it now is."""
@@ -78,6 +78,8 @@ def fold(facts: Facts, done: Done) -> None:
             if isinstance(row, Deposit):
                 if facts.policy.outstanding_max:
                     _count(facts, row)
+                if facts.purses:
+                    _pay(facts, row)
                 facts.deposits[row.id] = row
             elif isinstance(row, Report):
                 facts.add(row)
@@ -88,6 +90,23 @@ def _count(facts: Facts, row: Deposit) -> None:
     change = (row.counted or 0) - ((before.counted or 0) if before else 0)
     if change and row.user_id is not None:
         facts.outstanding[row.user_id] = facts.outstanding.get(row.user_id, 0) + change
+
+
+def _pay(facts: Facts, row: Deposit) -> None:
+    """What a deposit has given to its customer's purse, or taken from it."""
+    before, purse = facts.deposits.get(row.id), facts.purses.get(row.user_id or "")
+    if purse is None:
+        return
+    if row.generation > (before.generation if before else 0):
+        purse.spendable += row.amount
+    elif row.status == Status.REVERSED and before is not None and before.status != Status.REVERSED:
+        purse.take(row.amount)
+
+
+def takes_back(event: DepositNotified, policy: DepositPolicy) -> bool:
+    """Whether it is the word that a transfer will never come, of whom we believe it: the custodian, where we do not read the
+    chain."""
+    return event.evidence is Evidence.FAILED and event.source == CUSTODIAN and event.chain not in policy.chains_read
 
 
 def named(event: DepositNotified) -> Named | ChainError:
@@ -131,6 +150,7 @@ class Loader:
         senders: list[tuple[Place, Place]] = []
         groups: list[str] = []
         reports: list[str] = []
+        failed = False
         for received in events:
             event = received.event
             assert isinstance(event, DepositNotified)
@@ -143,6 +163,7 @@ class Loader:
                 refused.add(wallet)
             groups.append(names.group_id)
             reports.append(names.report_id)
+            failed = failed or takes_back(event, self._policy)
             sender = sender_of(event)
             if sender is not None:
                 senders.append(((event.chain, sender), wallet))
@@ -164,6 +185,8 @@ class Loader:
             known = {(d.chain, d.sender) for d in facts.deposits.values() if d.sender and d.status not in _SETTLED}
             if known:  # said by an earlier report; this one may be silent
                 facts.denied |= await denied_of(connection, known)
+        if failed:
+            await self._lock_purses(connection, facts, events)
         again = {self._owners[wallet] for wallet in refused if wallet in self._owners}
         if again:
             facts.closed = await closed_of(connection, again)
@@ -174,6 +197,31 @@ class Loader:
             counters = await lock_counters(connection, [outstanding_of(user) for user in bounded])
             facts.outstanding = {user: counters.get(outstanding_of(user), 0) for user in bounded}
         return facts
+
+    async def _lock_purses(self, connection: Connection, facts: Facts, events: Sequence[Received]) -> None:
+        """The purses of those who may lose a deposit, locked with all that the whole batch may post: else two batches could
+        wait for each other."""
+        policy, due, losers = self._policy, list(facts.deposits.values()), set[str]()
+        for received in events:
+            event = received.event
+            assert isinstance(event, DepositNotified)
+            names = named(event)
+            if isinstance(names, ChainError):
+                continue  # decide refuses it
+            user = self._owners.get((event.chain, names.to))
+            due.append(
+                Deposit(
+                    names.group_id, 0, event.chain, names.tx_hash, names.to, event.asset, event.amount, user,
+                    Status.PENDING.value, 1, shard_of(names.to, policy.buffer_shards),
+                    None, None, None, None, None, facts.now,
+                    counted=event.amount if user is not None and event.chain in policy.outstanding_max else None,
+                )
+            )  # fmt: skip
+            if takes_back(event, policy):
+                known = facts.reports.get(names.report_id)
+                deposit = None if known is None else facts.deposits.get(known.deposit_id)
+                losers.update(one for one in (user, deposit and deposit.user_id) if one)
+        facts.purses = await lock_purses(connection, losers, due, self._owners, facts.now)
 
     async def _learn(self, connection: Connection, wallets: set[Place]) -> None:
         unknown = [key for key in wallets if key not in self._owners]

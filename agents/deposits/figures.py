@@ -1,7 +1,7 @@
 """What became of the deposits of a committed batch, for the metrics: by who reported them, and how long the webhooks took.
 
 One look per event and one call per figure: a batch may hold thousands. Outcomes: credited, finalized, reversed, orphaned,
-moved, pending, known (said before, or no news), rejected, retry.
+moved, pending, vanished, known (said before, or no news), rejected, retry.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def count_ends(observer: Observer, _items: Sequence[Item], outcomes: Sequence[Ou
 def _became(done: Done) -> Iterator[str]:
     if not done.emits:
         status = next((row.status for _, row in (*done.inserts, *done.upserts) if isinstance(row, Deposit)), None)
-        yield "pending" if status == Status.PENDING else "known"
+        yield str(status) if status in (Status.PENDING, Status.VANISHED) else "known"
     for topic, _, event, _ in done.emits:
         if topic is DEPOSITS_CREDITED:
             yield "credited"

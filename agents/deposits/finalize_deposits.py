@@ -27,15 +27,14 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from agents.deposits.deposit import Deposit, Status, about, credited, finalized, parked, reversed_
-from agents.deposits.facts import Place, closed_of, denied_of, owners_of
+from agents.deposits.deposit import Deposit, Place, Status, about, credited, finalized, parked
+from agents.deposits.facts import closed_of, denied_of, owners_of
 from agents.deposits.figures import count_ends
 from agents.deposits.policy import DepositPolicy, Held
-from agents.deposits.reversal import Purse, lock_purses
+from agents.deposits.reversal import Purse, cancel, lock_purses, reverse
 from agents.looking import Kept
 from agents.outcome import Alert, Done, Emit, Outcome, Stage
-from agents.withdrawals.withdrawal import Status as Withdrawn
-from agents.withdrawals.withdrawal import Withdrawal, moved, released, settled
+from agents.withdrawals.withdrawal import Withdrawal
 from chain.evidence import Canonical, Finding, Moved, Undecided, find_transfer
 from chain.rpc import Rpc
 from ledger.commit import TRANSIENT
@@ -52,7 +51,6 @@ from topics.catalog import (
 )
 from topics.envelope import Received
 from topics.events import HeadSeen
-from topics.money import format_amount
 
 _log = structlog.get_logger()
 _sql = load_sql("agents.deposits", "deposits.sql")
@@ -126,12 +124,11 @@ def decide(received: Received, facts: Facts) -> Outcome:
     postings: list[Transaction] = []
     emits: list[Emit] = []
     for step in steps:
-        for withdrawal in step.cancelled:
-            after, (row, line) = moved(withdrawal, Withdrawn.CANCELLED, facts.now, NAME, "deposit_reversed")
-            upserts.append(row)
-            inserts.append(line)
-            postings.append(released(withdrawal))
-            emits.append(settled(after))
+        cancelled = cancel(step.cancelled, facts.now, NAME)
+        upserts += cancelled.upserts
+        inserts += cancelled.inserts
+        postings += cancelled.postings
+        emits += cancelled.emits
         upserts.append((DEPOSITS, step.deposit))
         postings += step.postings
         emits += step.emits
@@ -217,14 +214,7 @@ def _park(deposit: Deposit, why: Held, now: datetime) -> _Step:
 
 def _reverse(deposit: Deposit, facts: Facts, purses: dict[str, Purse]) -> _Step:
     assert deposit.user_id is not None
-    taken = purses[deposit.user_id].take(deposit.amount)
-    gone = deposit._replace(status=Status.REVERSED.value, finalized_at=facts.now, updated_at=facts.now)
-    after, posting, emit = reversed_(gone, taken.shortfall)
-    alerts: tuple[Alert, ...] = ()
-    if taken.shortfall:
-        owed = {"user_id": deposit.user_id, "shortfall": format_amount(taken.shortfall)}
-        alerts = (Alert("deposit_shortfall", about(deposit) | owed),)
-    return _Step(after, (posting,), (emit,), taken.cancelled, alerts)
+    return _Step(*reverse(deposit, purses[deposit.user_id], facts.now))
 
 
 def fold(facts: Facts, done: Done) -> None:

@@ -1,8 +1,9 @@
 """Equal transfers of one transaction on chains that we do not read: how many the custodian's own list has, asked before a
-batch's transaction. A vendor's second id for one transfer must not be a second credit, and no chain of ours can tell.
+batch's transaction. A vendor's second id for one transfer must not be a second credit, and no chain of ours can tell. And
+whether a transfer has failed: what was credited is not taken back on one notification.
 
-Asked only for what may be a second one: most batches ask nothing. What is not answered within the time is not known, and
-`credit_deposits` takes the event again later.
+Asked only for what may be a second one or has failed: most batches ask nothing. What is not answered within the time is not
+known, and `credit_deposits` takes the event again later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from agents.deposits.deposit import CUSTODIAN
 from agents.deposits.facts import named
 from agents.looking import Kept
 from chain.errors import ChainError
@@ -73,6 +75,7 @@ class Lookups:
     async def prepare(self, events: Sequence[Received]) -> Looked:
         transfers: defaultdict[str, set[str]] = defaultdict(set)
         groups: dict[str, _Asked] = {}
+        failed: set[str] = set()
         for received in events:
             event = received.event
             assert isinstance(event, DepositNotified)
@@ -82,7 +85,10 @@ class Lookups:
             if isinstance(names, ChainError):
                 continue  # decide refuses it
             transfers[names.group_id].add(names.report_id)
-            if event.evidence is Evidence.COMPLETE:
+            fails = event.evidence is Evidence.FAILED and event.source == CUSTODIAN
+            if fails:
+                failed.add(names.group_id)
+            if fails or event.evidence is Evidence.COMPLETE:
                 groups[names.group_id] = _Asked(event.chain, names.tx_hash, names.to)
         if not groups:
             return {}
@@ -94,7 +100,7 @@ class Lookups:
             return {}
         for group_id, report_id in known:
             transfers[group_id].add(report_id)
-        wanted = [group_id for group_id in groups if len(transfers[group_id]) > 1][:ASKED_MAX]
+        wanted = [id for id in groups if id in failed or len(transfers[id]) > 1][:ASKED_MAX]
         return await self._ask({group_id: groups[group_id] for group_id in wanted}) if wanted else {}
 
     async def _ask(self, groups: Mapping[str, _Asked]) -> Looked:

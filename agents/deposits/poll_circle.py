@@ -20,6 +20,7 @@ import orjson
 import structlog
 
 from agents.deposits.deposit import report_id
+from agents.deposits.evidence import is_news
 from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
 from connectors.circle.chains import Network
@@ -45,7 +46,6 @@ LOOKUPS_MAX: Final = 20
 LOOKUP_PAUSE: Final = 10
 """A transaction that is not at its end is looked up again after a tenth of its age: one that a chain dropped never ends."""
 FORGET_MAX: Final = 1_000
-_RANK: Final = {evidence: rank for rank, evidence in enumerate(Evidence)}
 
 Transaction = dict[str, Any]
 
@@ -107,7 +107,7 @@ def decide(
     said = notified(transaction, polled.network, polled.usdc_tokens)
     if isinstance(said, NotUnderstood):
         return Found(seen, _unreadable(transaction, said, now))
-    if known.evidence is not None and _RANK[Evidence(known.evidence)] >= _RANK[said.evidence]:
+    if known.evidence is not None and not is_news(said.evidence, Evidence(known.evidence)):
         return Found(seen, None)
     value = value_of(said)
     # of its contents too: a transaction that was mined again has the same state in another block
@@ -130,7 +130,7 @@ def _json(transaction: Transaction) -> bytes:
 
 
 def _unreadable(transaction: Transaction, said: NotUnderstood, now: datetime) -> Message | None:
-    if said.code == "unknown_state" and transaction.get("state") not in ENDED:
+    if said.code == "unknown_state":
         return None  # on its way, in a word of Circle's that we do not know: the end will be another one
     fields = {"vendor": SOURCE, "path": "GET /v1/w3s/transactions", "code": said.code, "reason": said.reason}
     headers = [(name, value.encode()) for name, value in fields.items()]

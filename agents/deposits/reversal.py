@@ -18,16 +18,18 @@ from typing import NamedTuple
 
 import asyncpg
 
-from agents.deposits.deposit import Deposit, finalized, parked, reversed_
-from agents.deposits.facts import Place
+from agents.deposits.deposit import Deposit, Place, Status, about, finalized, parked, reversed_
 from agents.deposits.policy import Held
-from agents.withdrawals.withdrawal import Withdrawal, released
+from agents.outcome import Alert, Emit
+from agents.withdrawals.withdrawal import Status as Withdrawn
+from agents.withdrawals.withdrawal import Withdrawal, moved, released, settled
 from ledger import store
 from ledger.accounts import spendable
 from ledger.holds import HOLDS
 from ledger.posting import Transaction
-from ledger.rows import Connection
+from ledger.rows import Connection, Row, Table
 from ledger.sql import load as load_sql
+from topics.money import format_amount
 
 _sql = load_sql("agents.deposits", "deposits.sql")
 
@@ -61,6 +63,48 @@ class Purse:
         taken = min(amount, self.spendable)
         self.spendable -= taken
         return Taken(tuple(cancelled), amount - taken)
+
+
+class Reversed(NamedTuple):
+    """What becomes of a deposit that is taken back."""
+
+    deposit: Deposit
+    postings: tuple[Transaction, ...]
+    emits: tuple[Emit, ...]
+    cancelled: tuple[Withdrawal, ...]
+    alerts: tuple[Alert, ...]
+
+
+def reverse(deposit: Deposit, purse: Purse, now: datetime) -> Reversed:
+    """Of one that is credited. The purse is lighter then."""
+    assert deposit.user_id is not None
+    taken = purse.take(deposit.amount)
+    gone = deposit._replace(status=Status.REVERSED.value, finalized_at=now, updated_at=now)
+    after, posting, emit = reversed_(gone, taken.shortfall)
+    alerts: tuple[Alert, ...] = ()
+    if taken.shortfall:
+        owed = {"user_id": deposit.user_id, "shortfall": format_amount(taken.shortfall)}
+        alerts = (Alert("deposit_shortfall", about(deposit) | owed),)
+    return Reversed(after, (posting,), (emit,), taken.cancelled, alerts)
+
+
+class Cancelled(NamedTuple):
+    """What becomes of withdrawals that a reversal cancels; to be posted before it."""
+
+    postings: tuple[Transaction, ...]
+    inserts: tuple[tuple[Table, Row], ...]
+    upserts: tuple[tuple[Table, Row], ...]
+    emits: tuple[Emit, ...]
+
+
+def cancel(withdrawals: Sequence[Withdrawal], now: datetime, stage: str) -> Cancelled:
+    steps = [moved(withdrawal, Withdrawn.CANCELLED, now, stage, "deposit_reversed") for withdrawal in withdrawals]
+    return Cancelled(
+        tuple(map(released, withdrawals)),
+        tuple(line for _, (_, line) in steps),
+        tuple(row for _, (row, _) in steps),
+        tuple(settled(after) for after, _ in steps),
+    )
 
 
 async def lock_purses(

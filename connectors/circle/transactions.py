@@ -39,10 +39,18 @@ class _Inbound(Model):
     source_address: Any = None
 
 
-EVIDENCE: Final[Mapping[str, Evidence]] = {"CONFIRMED": Evidence.CONFIRMED, "COMPLETE": Evidence.COMPLETE}
-"""Circle's state -> ours; an inbound transaction in another one is not understood."""
-ENDED: Final = frozenset({"COMPLETE", "FAILED", "DENIED", "CANCELLED", "CANCELED"})
+FAILED: Final = frozenset({"FAILED", "DENIED", "CANCELLED"})
+"""The ends of a transfer that is not paid."""
+_SPELLED: Final = {"CANCELED": "CANCELLED"}
+"""Circle's webhook page has one L, its SDK two."""
+ENDED: Final = frozenset({"COMPLETE", *FAILED, *_SPELLED})
 """States that no other follows."""
+EVIDENCE: Final[Mapping[str, Evidence]] = {
+    "CONFIRMED": Evidence.CONFIRMED,
+    **dict.fromkeys(ENDED, Evidence.FAILED),
+    "COMPLETE": Evidence.COMPLETE,
+}
+"""Circle's state -> ours; an inbound transaction in another one is not understood."""
 _ADDRESS: Final = re.compile(r"[0-9A-Za-z_.:-]{1,128}", re.ASCII)
 _PLAIN: Final = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,199}")
 _BLOCK_HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
@@ -100,12 +108,6 @@ class _Outbound(Model):
     ref_id: Any = None
     block_height: Any = None
     error_reason: Any = None
-
-
-FAILED: Final = frozenset({"FAILED", "DENIED", "CANCELLED"})
-"""The ends of a transfer that is not paid."""
-_SPELLED: Final = {"CANCELED": "CANCELLED"}
-"""Circle's webhook page has one L, its SDK two."""
 
 
 def transferred(

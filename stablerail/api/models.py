@@ -89,8 +89,8 @@ class Deposit(Answer):
     user_id: str | None = Field(description="null: the wallet's owner is not known", examples=["user_42"])
     status: DepositStatus = Field(
         description="pending: reported, not credited; credited: on the balance; orphaned: its block left the chain. "
-        "The ends: finalized; reversed: the chain dropped it; parked: final and kept in suspense; vanished: never "
-        "credited, and not on its chain"
+        "The ends: finalized; reversed: the chain dropped it, or it failed; parked: final and kept in suspense; vanished: "
+        "never credited, and not on its chain"
     )
     chain: str = Field(examples=["MATIC"])
     tx_hash: str = Field(examples=[_TX])
@@ -117,7 +117,7 @@ class Report(Answer):
 
     source: str = Field(examples=["circle"])
     transfer_id: str = Field(description="the source's own id of the transfer")
-    evidence: str = Field(description="seen, confirmed or complete", examples=["confirmed"])
+    evidence: str = Field(description="seen, confirmed, complete or failed", examples=["confirmed"])
     block_hash: str | None = Field(description="in which block our own reader saw it")
     reported_at: datetime
 

@@ -76,10 +76,13 @@ class Books:
 
     def report(self, event: DepositNotified) -> Outcome:
         self.facts.denied = self.now_denied
+        self.facts.purses = {user: Purse(self.balances[spendable(user)].balance) for user in ("ada", "bob")}
         self.listed(event)
         outcome = credit_deposits.decide(received(event), self.facts)
         if isinstance(outcome, Done):
             self.take(outcome)
+            for user, purse in self.facts.purses.items():
+                assert purse.spendable == self.balances[spendable(user)].balance, "what is folded is what was posted"
         return outcome
 
     def listed(self, event: DepositNotified) -> None:
@@ -367,8 +370,9 @@ def test_where_we_cannot_read_the_custodians_complete_is_finality() -> None:
         ({"t1": "complete", "t2": "confirmed"}, 1, "retry"),
         ({}, 1, "retry"),
         (None, 1, "retry"),  # Circle did not answer
-        ({"t2": "complete"}, 20, "pending"),
+        ({"t2": "complete"}, 20, "retry"),
         (None, 20, "retry"),
+        (None, 1000, "retry"),
     ],
 )
 def test_where_we_cannot_read_a_further_transfer_is_credited_when_the_custodians_list_has_it(
@@ -383,7 +387,9 @@ def test_where_we_cannot_read_a_further_transfer_is_credited_when_the_custodians
     books.facts.looked = {} if found is None else {names.group_id: found}
     done = credit_deposits.decide(received(event)._replace(attempt=attempt), books.facts)
     if outcome == "retry":
-        assert done == Retry("not_looked_up", 10.0 * attempt)
+        assert isinstance(done, Retry)
+        assert (done.code, done.after_s) == ("not_looked_up", min(10.0 * attempt, 600.0))
+        assert [alert.code for alert in done.alerts] == ["deposit_not_listed"] * (attempt == 20)
         return
     assert isinstance(done, Done)
     books.take(done)

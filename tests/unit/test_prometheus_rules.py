@@ -30,6 +30,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
     assert named <= ours | bridge
     assert re.findall(r"alert: (\w+)", code) == [
         "DepositProcessingFailure",
+        "DepositUnclear",
         "BufferDiscrepancy",
         "LowSystemBuffer",
         "WithdrawalStuck",
