@@ -213,6 +213,10 @@ async def test_a_worker_killed_while_it_finishes_what_another_left_loses_nothing
 
 
 async def test_a_worker_told_to_stop_finishes_what_is_in_flight(rig: CrashRig) -> None:
+    assert rig.worker.stop(timeout_s=PATIENCE_S) == 0
+    before = await rig.epochs()
+    rig.start_worker(STABLERAIL_KAFKA_SESSION_TIMEOUT_S="20")  # who lost its session cannot acknowledge
+    await rig.until_owned(before)
     hold, batch, _ = await held_at(rig, EMIT_REQUEST)
     rig.worker.send_signal(signal.SIGTERM)
     assert hold.release()

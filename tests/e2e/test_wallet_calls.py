@@ -263,7 +263,8 @@ class Boundary:
 
 
 def at_circle(where: Any) -> Callable[[World], Hold]:
-    return lambda w: w.http.hold(http_request("POST", CREATE), where)
+    """Whatever is asked until the kill: on a busy machine the worker may ask again before it."""
+    return lambda w: w.http.hold(http_request("POST", CREATE), where, and_later=True)
 
 
 def at_commit(text: str, where: Any) -> Callable[[World], Hold]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 import pytest
+from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from agents.deposits.deposit import transaction_ids
@@ -25,11 +26,12 @@ from ledger.rows import Op, block, write
 from ledger.store import account_row
 from ledger.tables import ACCOUNTS, DEPOSIT_REPORTS, DEPOSITS, ENTRIES, TRANSACTIONS, WALLET_REQUESTS, WALLETS
 from stablerail import servers
-from stablerail.api import create_api, reads, withdrawal_reads
+from stablerail.api import create_api, onboarding_routes, reads, withdrawal_reads
 from stablerail.config import load_settings
 from stablerail.dev.postgres import Postgres
 from stablerail.keys import Scope, authenticate, create_key, list_keys, revoke_key
 from tests.support.invariants import end_database, may_break
+from tests.support.ledger_rig import until
 from tests.support.patience import PATIENCE_S
 from tests.support.proxies.postgres import PostgresProxy
 
@@ -416,7 +418,16 @@ async def test_what_others_hold_for_too_long_is_asked_for_again(pool: asyncpg.Po
 async def test_a_stream_whose_database_goes_away_ends_and_its_client_comes_again(
     pool: asyncpg.Pool, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stablerail.api.onboarding_routes.LOOK_S", 0.01)
+    looks, look = 0, onboarding_routes._found
+
+    async def counted(request: Request, user_id: str) -> onboarding_routes.OnboardingStatus:
+        nonlocal looks
+        found = await look(request, user_id)
+        looks += 1
+        return found
+
+    monkeypatch.setattr(onboarding_routes, "LOOK_S", 0.01)
+    monkeypatch.setattr(onboarding_routes, "_found", counted)
     await add_wallet(pool)
     async with pool.acquire() as connection:
         name = await connection.fetchval("SELECT current_database()")
@@ -425,7 +436,8 @@ async def test_a_stream_whose_database_goes_away_ends_and_its_client_comes_again
     with capture_logs() as logs:
         async with pool.acquire() as other, other.transaction():
             streamed = asyncio.create_task(client.get("/v1/onboarding/events", params={"user_id": "user_42"}))
-            await asyncio.sleep(0.3)
+            await until(lambda: looks >= 2, "the stream has begun and looked again")
+            await other.execute("SET lock_timeout = 0")  # a look may be reading just now
             await other.execute("LOCK TABLE wallet_requests")
             answer = await streamed
     assert (answer.status_code, answer.text.startswith("id: 0\nevent: status\n")) == (200, True)

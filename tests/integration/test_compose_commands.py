@@ -114,7 +114,7 @@ async def running(name: str, translate: Translate, prefix: str, directory: Path)
         return ran.returncode == 0
 
     try:
-        await until(healthy, f"{name} healthy by its own check", timeout_s=100)
+        await until(healthy, f"{name} healthy by its own check", timeout_s=300)
         yield
     finally:
         await asyncio.to_thread(child.stop)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chain import endpoints, heads
 from chain.errors import ChainError
 from chain.rpc import BALANCES_AT_ONCE, Rpc
 from ledger.rows import Connection
@@ -22,6 +23,7 @@ from tests.support import ledger_rig
 from tests.support.in_process import until
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import owner
+from tests.support.patience import PATIENCE_S
 from tests.support.rpc_stub import LyingEndpoint
 from topics.events import Chain
 
@@ -76,8 +78,10 @@ async def test_money_on_our_wallets_that_the_ledger_does_not_know_is_told_once_i
 
 
 async def test_an_endpoint_that_lies_or_stands_still_rings_for_nothing(
-    dsn: str, connection: Connection, anvil: Anvil, usdc: Usdc
+    dsn: str, connection: Connection, anvil: Anvil, usdc: Usdc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (heads, endpoints):
+        monkeypatch.setattr(module, "GRACE_S", PATIENCE_S)  # all of them are heard
     wallet = "0x" + secrets.token_hex(20)
     database = await owner(dsn)
     await database.execute(

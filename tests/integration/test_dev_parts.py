@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import NoError, TopicAlreadyExistsError
 
 from stablerail.dev.anvil import Anvil, RpcRefused
 from stablerail.dev.errors import NotRunning, PartFailed
@@ -52,10 +53,13 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 100) -> None:
 
 
 async def create_topic(bootstrap: str, name: str, replicas: int = 1) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    """Asks until it is there: a broker that has just come may not know the others yet."""
+    admin, done = AIOKafkaAdminClient(bootstrap_servers=bootstrap), (NoError.errno, TopicAlreadyExistsError.errno)
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(name, 1, replicas)])
+        async with asyncio.timeout(100):
+            while (await admin.create_topics([NewTopic(name, 1, replicas)])).topic_errors[0][1] not in done:
+                await asyncio.sleep(0.1)
     finally:
         await admin.close()
 

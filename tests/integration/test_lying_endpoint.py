@@ -17,6 +17,7 @@ from agents.chains.watch_chain import WatchChain, Watched
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
+from chain import endpoints, heads, health
 from chain.logs import topic_of
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
@@ -26,6 +27,7 @@ from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.usdc import Usdc, deploy
 from tests.support.in_process import Ground, ground, running, until
+from tests.support.patience import PATIENCE_S
 from tests.support.rpc_stub import LyingEndpoint
 from topics.catalog import CHAIN_HEADS, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
 from topics.events import Chain
@@ -92,8 +94,10 @@ async def test_an_endpoint_of_another_chain_is_refused_at_the_start_and_later(
 
 
 async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_money_is_final(
-    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools
+    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module, name in ((heads, "GRACE_S"), (endpoints, "GRACE_S"), (health, "SLOW_S")):
+        monkeypatch.setattr(module, name, PATIENCE_S)  # all three are heard, and the liar is read first
     topics = [DEPOSITS_NOTIFIED, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, CHAIN_HEADS]
     async with AsyncExitStack() as stack:
         at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, topics))

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from agents.withdrawals.stored import lock
 from agents.withdrawals.withdrawal import Status, Withdrawal, moved
+from chain import hot_wallet
 from ledger.commit import lock_writer, seal
 from ledger.rows import Changes, Connection
 from stablerail.dev.anvil import Anvil
@@ -20,6 +21,7 @@ from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import AT, assert_holds, connect_to, owner
+from tests.support.patience import PATIENCE_S
 from tests.support.proxies.http import HttpProxy, http_request
 from tests.support.rpc_stub import LyingEndpoint, Refusal
 from tests.support.sending import COIN, Sending, messages, sending
@@ -44,6 +46,13 @@ async def liar(desk: Sending) -> AsyncIterator[LyingEndpoint]:
     """Before the node; what it is told to lie about is a test's."""
     async with LyingEndpoint(desk.anvil.rpc_url) as endpoint:
         yield endpoint
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every endpoint is heard, however busy the machine is."""
+    for name in ("GRACE_S", "LOOK_S_MAX"):
+        monkeypatch.setattr(hot_wallet, name, PATIENCE_S)
 
 
 async def test_a_reply_that_is_lost_after_the_node_took_the_payment_is_not_a_failure_and_not_a_second_payment(
@@ -125,6 +134,7 @@ async def test_a_node_that_hangs_or_serves_another_chain_does_not_stop_a_second_
     assert await desk.nonces() == [0, 1]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_an_endpoint_that_is_behind_or_wrong_makes_us_wait_and_never_overspend(
     desk: Sending, liar: LyingEndpoint
 ) -> None:
@@ -198,6 +208,7 @@ async def test_a_payment_that_a_reorg_dropped_is_broadcasting_again_and_then_sen
     await assert_holds(desk.connection)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_lane_is_not_begun_where_two_endpoints_count_its_nonces_differently(
     desk: Sending, liar: LyingEndpoint
 ) -> None:

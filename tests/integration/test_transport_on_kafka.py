@@ -26,11 +26,11 @@ async def bench(kafka: Kafka, topic_prefix: str, tmp_path: Path) -> AsyncIterato
         yield it
 
 
-async def trickle(bench: Rig, count: int) -> None:
-    """`count` records over a couple of seconds, so that whatever happens meanwhile meets work in hand."""
-    for _ in range(count // 40):
+async def trickle(bench: Rig, done: asyncio.Event) -> None:
+    """Records until `done`, so that whatever happens meanwhile meets work in hand, however slow the machine is."""
+    while not done.is_set():
         await bench.produce(40)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
 
 
 async def test_every_record_is_processed_once_in_order_and_committed(bench: Rig) -> None:
@@ -91,10 +91,10 @@ async def test_what_takes_the_place_of_records_that_the_broker_lost_is_read_and_
 
 
 async def test_a_worker_joins_and_one_leaves_and_nothing_is_lost(bench: Rig) -> None:
-    first = await bench.worker(delay_s=0.01)
+    first, done = await bench.worker(delay_s=0.05), asyncio.Event()
     await bench.until(lambda: bench.assigned(first) is not None, "the first worker's assignment")
-    load = asyncio.create_task(trickle(bench, 6000))
-    second = await bench.worker(delay_s=0.01)
+    load = asyncio.create_task(trickle(bench, done))
+    second = await bench.worker(delay_s=0.05)
     half = PARTITIONS // 2
     await bench.until(
         lambda: len(bench.assigned(second) or ()) == len(bench.assigned(first) or ()) == half, "a share each"
@@ -103,18 +103,20 @@ async def test_a_worker_joins_and_one_leaves_and_nothing_is_lost(bench: Rig) -> 
     await bench.until(lambda: len(bench.lines("R")) > before + 200, "work on both")
     assert await bench.end(first) == 0
     await bench.until(lambda: len(bench.assigned(second) or ()) == PARTITIONS, "the second has all")
+    done.set()
     await load
     await bench.until_all_processed()
     assert await bench.end(second) == 0
 
 
 async def test_a_worker_killed_with_work_in_hand_loses_nothing(bench: Rig) -> None:
-    victim = await bench.worker(delay_s=0.01)
+    victim, done = await bench.worker(delay_s=0.05), asyncio.Event()
     heir = await bench.worker(delay_s=0.01)
     await bench.until(lambda: bool(bench.assigned(victim)) and bool(bench.assigned(heir)), "both at work")
-    load = asyncio.create_task(trickle(bench, 4000))
+    load = asyncio.create_task(trickle(bench, done))
     await bench.until(lambda: len(bench.lines("R")) > 400, "work in hand")
     assert await bench.end(victim, signal.SIGKILL) == -signal.SIGKILL
+    done.set()
     await load
     await bench.until_all_processed()
     assert await bench.end(heir) == 0

@@ -124,8 +124,11 @@ async def test_a_worker_shows_itself_on_loopback_only_and_ends_well_on_sigterm(
     await worker.until_assigned()
     assert listening(worker.port) == {"127.0.0.1"}
     assert json.loads((await worker.get("/healthz"))[1]) == {"status": "ok"}
-    assert await worker.get("/readyz") == (200, json.dumps({"status": "ready", "trouble": {}}, separators=(",", ":")))
 
+    async def ready() -> bool:
+        return await worker.get("/readyz") == (200, '{"status":"ready","trouble":{}}')
+
+    await worker.until(ready, "being ready")
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
     await producer.start()
     for n in range(20):
@@ -141,11 +144,14 @@ async def test_a_worker_shows_itself_on_loopback_only_and_ends_well_on_sigterm(
     assert status == 200
     assert "credit_deposits" in page
     assert "finalize_deposits" in page
-    status, metrics = await worker.get("/metrics")
-    assert status == 200
+
+    async def metrics_of_a_ready_one() -> str:
+        status, page = await worker.get("/metrics")
+        return page if status == 200 and 'stablerail_worker_ready{movement="deposits"} 1.0' in page else ""
+
+    metrics = await worker.until(metrics_of_a_ready_one, "metrics that say it is ready")
     assert 'stablerail_stage_events_total{outcome="rejected",stage="credit_deposits"} 20.0' in metrics
     assert 'stablerail_dead_letters_total{code="not_json",topic="deposits.notified.dlq"} 20.0' in metrics
-    assert 'stablerail_worker_ready{movement="deposits"} 1.0' in metrics
     for path in ("/table/", "/router/", "/table/x/y", "/graph/", "/stats/x"):
         assert (await worker.get(path))[0] == 404, path
 

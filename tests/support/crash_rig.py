@@ -117,9 +117,10 @@ class CrashRig:
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def start_worker(self) -> Worker:
-        """One more worker of the group; does not wait."""
-        self.workers.append(Worker(len(self.workers) + 1, self._stack.directory, self._environment()))
+    def start_worker(self, **settings: str) -> Worker:
+        """One more worker of the group, with settings of its own; does not wait."""
+        environment = {**self._environment(), **settings}
+        self.workers.append(Worker(len(self.workers) + 1, self._stack.directory, environment))
         return self.worker
 
     def _environment(self) -> dict[str, str]:

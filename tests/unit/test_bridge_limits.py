@@ -162,7 +162,7 @@ def test_a_process_that_stood_still_answers_what_was_sent_to_it_meanwhile(
     kept: bool, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
     async def main() -> None:
-        protocol = guarded(10, head_s=0.5)
+        protocol = guarded(10, head_s=NEVER_S)
         async with served(protocol) as app:
             app.answering.set()
             with socket.create_connection(app.socket.getsockname()) as client:
@@ -173,9 +173,12 @@ def test_a_process_that_stood_still_answers_what_was_sent_to_it_meanwhile(
                     assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 204 ")
                 else:
                     await until(lambda: bool(protocol.waiting))
+                protocol.head_s = 0.05
+                (waiting,) = protocol.waiting
+                waiting._wait()  # anew, with the new time
                 client.setblocking(True)
                 client.sendall(GET)
-                time.sleep(0.6)  # the loop stands still, and the time is up
+                time.sleep(0.1)  # the loop stands still, and the time is up
                 client.setblocking(False)
                 assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 204 ")
 

@@ -85,9 +85,9 @@ class Proxy(ABC):
         if self._failures:
             raise self._failures[0]
 
-    def hold(self, match: Match, where: Where = "request", nth: int = 1) -> Hold:
+    def hold(self, match: Match, where: Where = "request", nth: int = 1, *, and_later: bool = False) -> Hold:
         async def arm() -> Hold:  # in the loop's thread, so that counting starts between two frames
-            hold = Hold(self, match, where, nth)
+            hold = Hold(self, match, where, nth, and_later)
             self._holds.append(hold)
             return hold
 

@@ -48,17 +48,18 @@ class Dropped(Exception):
 
 
 class Hold:
-    """Stops the nth frame that matches, counted over all connections since the hold was made; the others pass.
+    """Stops the nth frame that matches, counted over all connections since the hold was made; the others pass. With
+    `and_later` those after it are stopped too, until the verdict.
 
     `seen` counts the frames that matched so far, whether stopped or not.
     """
 
-    def __init__(self, proxy: Proxy, match: Match, where: Where, nth: int) -> None:
+    def __init__(self, proxy: Proxy, match: Match, where: Where, nth: int, and_later: bool) -> None:
         if nth < 1 or where not in ("request", "reply"):
             raise ValueError(f"hold {where!r} of match number {nth}: want request or reply, and a number from 1")
         self.where = where
         self.seen = 0
-        self._proxy, self._match, self._nth = proxy, match, nth
+        self._proxy, self._match, self._nth, self._and_later = proxy, match, nth, and_later
         self._hit: concurrent.futures.Future[Frame] = concurrent.futures.Future()
         self._hit.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for the others
         self._verdict: asyncio.Future[Verdict] = proxy.loop.create_future()
@@ -105,13 +106,14 @@ class Hold:
         if not self._match(frame):
             return False
         self.seen += 1
-        return self.seen == self._nth
+        return self.seen == self._nth or (self._and_later and self.seen > self._nth)
 
     async def pause(self, frame: Frame, client: asyncio.StreamWriter) -> None:
         """Report the hit and wait for the verdict; raises Dropped."""
         if self._verdict.done():
             return
-        self._hit.set_result(frame)
+        if not self.is_hit:
+            self._hit.set_result(frame)
         verdict = await self._verdict
         if verdict == "drop" or (verdict == "go" and is_gone(client)):
             raise Dropped
