@@ -45,6 +45,8 @@ class Plan:
     fund_s: float = 300.0
     drain_s: float = 300.0
     pause_s: tuple[float, float] = (0.3, 2.5)
+    more_s: float = 0.0
+    """Beyond `seconds` it goes on for so long at most, while a kind of fault has not hit enough."""
     kinds: tuple[str, ...] = ()
     """Faults; empty: all of them."""
     weights: dict[str, int] = field(default_factory=dict)
@@ -117,9 +119,14 @@ async def run(plan: Plan, view: View) -> Result:
         for difference in result.differences[:5]:
             result.traces.append("\n".join(await _told_of(difference, history, at)))
         result.restarts, result.ended = rig.restarts, list(rig.ended)
-    hits = history.hits()
-    result.short = [kind for kind in faults.kinds if not plan.is_enough(hits.get(kind, []))]
+    result.short = _short(plan, history, faults)
     return result
+
+
+def _short(plan: Plan, history: History, faults: Faults) -> list[str]:
+    """Kinds of faults that have not hit enough."""
+    hits = history.hits()
+    return [kind for kind in faults.kinds if not plan.is_enough(hits.get(kind, []))]
 
 
 async def _break(plan: Plan, view: View, load: Load, faults: Faults) -> None:
@@ -128,8 +135,8 @@ async def _break(plan: Plan, view: View, load: Load, faults: Faults) -> None:
     breaking = asyncio.create_task(faults.work())
     looking = asyncio.create_task(_look_forever(load))
     try:
-        while (left := ends - time.monotonic()) > 0:
-            view.left_s = left
+        while (left := ends - time.monotonic()) > 0 or (left > -plan.more_s and _short(plan, load.history, faults)):
+            view.left_s = max(left, 0.0)
             if load.history.in_flight < plan.target:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(load.issue(), 10)

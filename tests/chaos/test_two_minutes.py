@@ -15,8 +15,8 @@ SECONDS = 120
 TARGET = 12
 """Events in flight at once: beside two other processes of tests on two cores, a world that breaks with more drains for minutes. Each
 kind of fault must still hit while five are (exit code 2 otherwise)."""
-LIMIT_S = 540.0
-"""Start and drain depend on what else the machine does."""
+LIMIT_S = 900.0
+"""Start and drain depend on what else the machine does, and so does how long it takes until every kind of fault has hit."""
 STOP_S = 60.0
 
 

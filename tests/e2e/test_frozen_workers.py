@@ -23,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 rigs, rig = crash_points.rigs, crash_points.rig
 SETTINGS = {
     "STABLERAIL_KAFKA_SESSION_TIMEOUT_S": "3",
-    "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "4",  # on a busy machine as well it is frozen before its transaction is ended
+    "STABLERAIL_DATABASE_IDLE_TIMEOUT_S": "10",  # on a busy machine as well it is frozen before its transaction is ended
     "STABLERAIL_DATABASE_LOCK_TIMEOUT_S": "1",
 }
 
