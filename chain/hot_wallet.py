@@ -18,7 +18,10 @@ from chain.wire import amount, mapping, quantity
 LOOK_S_MAX: Final = 3.0
 """An endpoint that takes longer has not answered."""
 GRACE_S: Final = 0.25
-"""Once one endpoint has answered, the others are waited for so long."""
+"""Once QUORUM endpoints have answered, the others are waited for so long."""
+ALONE_S: Final = 1.0
+"""One answer alone waits so long for a second: an endpoint that hangs must not make every look last LOOK_S_MAX. The first look,
+which may begin a lane, waits as long as that."""
 AGE_S_MAX: Final = 15.0
 """Older than this it is looked at again, though no new block was told of."""
 
@@ -40,7 +43,8 @@ class Look:
     history: FeeHistory
     """In the middle of what the endpoints say (fees.py)."""
     disputed: bool = False
-    """Two answered, and count its nonces differently: one is behind, or lies."""
+    """Fewer endpoints answered than must agree, or two that count its nonces differently: one is behind, or lies. No lane is
+    begun on that; one that has begun has its own nonces, and pays."""
 
 
 class HotWallet:
@@ -68,12 +72,16 @@ class HotWallet:
     async def _read(self) -> Look | None:
         tasks = [asyncio.create_task(self._one(rpc)) for rpc in self._rpcs]
         waiting: set[asyncio.Task[Look]] = set(tasks)
+        alone_s = LOOK_S_MAX if self._last is None else ALONE_S
+        answered = 0
         try:
             async with asyncio.timeout(LOOK_S_MAX) as limit:
                 while waiting:
                     done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    if any(task.exception() is None for task in done):
-                        limit.reschedule(min(limit.when() or 0.0, asyncio.get_running_loop().time() + GRACE_S))
+                    answered += sum(task.exception() is None for task in done)
+                    if answered:
+                        patience_s = GRACE_S if answered >= QUORUM else alone_s
+                        limit.reschedule(min(limit.when() or 0.0, asyncio.get_running_loop().time() + patience_s))
         except TimeoutError:
             pass
         finally:
@@ -85,7 +93,8 @@ class HotWallet:
             if failure is not None and not isinstance(failure, RpcError):
                 raise failure
         self.failure = "; ".join(str(failure) for failure in failures if failure is not None) or RpcTimeout.code
-        return _merged([task.result() for task in tasks if not task.cancelled() and task.exception() is None])
+        looks = [task.result() for task in tasks if not task.cancelled() and task.exception() is None]
+        return _merged(looks, len(self._rpcs))
 
     async def _one(self, rpc: Rpc) -> Look:
         balance_of = {"to": self._token, "data": "0x70a08231" + topic_of(self.address)[2:]}
@@ -105,14 +114,16 @@ class HotWallet:
         return Look(number, *found)
 
 
-def _merged(looks: Sequence[Look]) -> Look | None:
+def _merged(looks: Sequence[Look], configured: int) -> Look | None:
     """What two endpoints have reached, where two answer. One that is behind, or that lies about one figure, is overruled by two
-    others; of two, the one that makes us wait is believed, and never the one that makes us overspend."""
+    others; of two, the one that makes us wait is believed, and never the one that makes us overspend. `configured`: how many
+    were asked."""
     if not looks:
         return None
     reached = _second(looks, lambda look: look.block_number)
     looks = [look for look in looks if look.block_number >= reached - FAR_BLOCKS]
     money = 1 if len(looks) > QUORUM else 0
+    counts = {(look.nonce, look.pending_nonce) for look in looks}
     return Look(
         block_number=min(reached, *(look.block_number for look in looks)),
         nonce=_counted(looks, lambda look: look.nonce),
@@ -120,7 +131,7 @@ def _merged(looks: Sequence[Look]) -> Look | None:
         native=sorted(look.native for look in looks)[money],
         tokens=sorted(look.tokens for look in looks)[money],
         history=middle([look.history for look in looks]),
-        disputed=len(looks) == QUORUM and len({(look.nonce, look.pending_nonce) for look in looks}) > 1,
+        disputed=len(looks) < min(QUORUM, configured) or (len(looks) == QUORUM and len(counts) > 1),
     )
 
 

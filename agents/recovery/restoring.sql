@@ -25,13 +25,14 @@ ORDER BY chain, signer
 
 -- name: used_nonces
 -- Those below $3 that were signed for and are not final in our books, with every attempt. What a person looks at already, as
--- another's transaction has its nonce, is known.
+-- another's transaction has its nonce, is known; so is what a person has ended for that (foreign.py): all its attempts say so.
 SELECT a.nonce, array_agg(a.tx_hash ORDER BY a.n)
 FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
 WHERE a.chain = $1 AND a.signer = $2 AND a.nonce < $3
 GROUP BY a.nonce
 HAVING NOT bool_or(a.status IN ('confirmed', 'reverted'))
    AND NOT bool_or(w.status = 'manual_review' AND w.code = 'nonce_taken')
+   AND NOT bool_and(a.status = 'replaced' AND coalesce(a.error = 'nonce_taken', FALSE))
 ORDER BY a.nonce
 
 -- name: last_before

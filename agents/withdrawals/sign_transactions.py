@@ -370,9 +370,9 @@ async def _locked(
 
 
 async def first_lane(connection: Connection, key: LaneKey, look: Look, at: datetime) -> Lane | None:
-    """A signer that we have no lane of goes on where its chain counts: None while that is disputed, since every nonce waits for
-    the ones before it. One that has sent something is not used unseen where a database was restored: what it sent may have been
-    ours."""
+    """A signer that we have no lane of goes on where its chain counts: None while that is disputed, as it is where one endpoint of
+    several answered, since every nonce waits for the ones before it. One that has sent something is not used unseen where a
+    database was restored: what it sent may have been ours."""
     if look.disputed:
         _log.warning("lane.disputed", chain=key[0], signer=key[1], nonce=look.nonce, pending_nonce=look.pending_nonce)
         return None

@@ -176,12 +176,16 @@ def test_one_of_three_endpoints_that_lies_of_a_signer_pauses_no_lane_and_makes_n
     ]  # fmt: skip
     for lie in (replace(true, **lie) for lie in lies):
         for looks in ([lie, true, true], [true, lie, true], [true, true, lie]):
-            assert _merged(looks) == true
+            assert _merged(looks, 3) == true
     behind = Look(99, 6, 7, 10**18 - 5, 4_000_000, market)
-    assert _merged([true, behind]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, market, disputed=True)
-    assert _merged([true, replace(behind, nonce=7, pending_nonce=9)]) == Look(99, 7, 9, 10**18 - 5, 4_000_000, market)
-    assert _merged([true]) == true
-    assert _merged([]) is None
+    assert _merged([true, behind], 2) == Look(99, 7, 9, 10**18 - 5, 4_000_000, market, disputed=True)
+    assert _merged([true, replace(behind, nonce=7, pending_nonce=9)], 3) == Look(
+        99, 7, 9, 10**18 - 5, 4_000_000, market
+    )
+    assert _merged([true], 1) == true
+    for configured in (2, 3):
+        assert _merged([true], configured) == replace(true, disputed=True)
+    assert _merged([], 1) is None
 
 
 @pytest.mark.parametrize(
@@ -193,12 +197,12 @@ def test_one_of_two_endpoints_that_lies_of_the_market_makes_no_payment_offer_mor
     honest = fees(true.history, policy)
     assert honest is not None
     for looks in ([true, replace(true, history=lie)], [replace(true, history=lie), true]):
-        merged = _merged(looks)
+        merged = _merged(looks, 2)
         assert merged is not None
         offer = fees(merged.history, policy)
         assert offer is not None
         assert (offer.max_fee <= honest.max_fee, offer.priority_fee <= honest.priority_fee) == (True, True)
-    quiet = _merged([true, replace(true, history=FeeHistory(30, ()))])  # its last blocks were empty
+    quiet = _merged([true, replace(true, history=FeeHistory(30, ()))], 2)  # its last blocks were empty
     assert quiet is not None
     assert fees(quiet.history, policy) == Fees(61, 1)
 

@@ -112,6 +112,7 @@ async def test_a_thousand_in_flight_on_four_lanes_are_each_paid_once_under_fault
         Faulty(chain.rpc_url, drawn, hides=True) as other,
     ):
         desk.in_flight_max, desk.rule = IN_FLIGHT, RaisePolicy(blocks=5)
+        await desk.head(desk.process())  # its lanes are begun: while an endpoint is away none is
         desk.rpcs = [desk.rpc(one.url), desk.rpc(other.url)]
         asked = await desk.ask(LANES * IN_FLIGHT)
         told: list[Message] = []

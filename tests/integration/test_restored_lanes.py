@@ -12,6 +12,7 @@ import pytest
 from agents.recovery import restoring
 from agents.recovery.comparing import NONCES_UNKNOWN, NOT_REACHED, Compared, compare_lane
 from agents.withdrawals.errors import LaneRestored
+from agents.withdrawals.foreign import release
 from agents.withdrawals.lanes import add_lane, drain_lane, open_lane, pause_lane, retire_lane
 from chain.transactions import digest, signed, transfer_data, unsigned_call
 from ledger.rows import Connection
@@ -21,7 +22,7 @@ from tests.support import ledger_rig
 from tests.support import sending as sending_rig
 from tests.support.ledger_rig import assert_holds, connect_to
 from tests.support.rpc_stub import LyingEndpoint
-from tests.support.sending import DEPTH, USDC, Sending, sending
+from tests.support.sending import DEPTH, USDC, Process, Sending, sending
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 chain, token = sending_rig.chain, sending_rig.token
@@ -59,6 +60,12 @@ async def send(desk: Sending, nonce: int) -> None:
     )  # fmt: skip
     (signature,) = await desk.signer.signatures([digest(fields)])
     await desk.anvil.rpc("eth_sendRawTransaction", "0x" + signed(fields, signature).raw.hex())
+
+
+async def blocks(desk: Sending, process: Process, number: int) -> None:
+    for _ in range(number):
+        await desk.anvil.mine()
+        await desk.head(process)
 
 
 async def test_nothing_is_signed_or_sent_until_the_lane_was_compared_and_then_each_is_paid_once(desk: Sending) -> None:
@@ -165,6 +172,32 @@ async def test_another_transaction_with_a_nonce_of_ours_keeps_the_lane_closed(de
     await desk.anvil.mine()
     await restored(desk)
     assert (await compared(desk)).unknown == ("nonce 0",)
+
+
+async def test_after_a_restore_a_stranger_s_nonce_that_a_person_has_ended_is_known_and_no_other(desk: Sending) -> None:
+    asked, process = await desk.ask(3), desk.process()
+    told = await desk.signed(process, *asked[:2])
+    await desk.sent(process, told[:1])
+    await desk.anvil.mine()
+    await send(desk, 1)
+    await desk.anvil.mine()
+    await blocks(desk, process, DEPTH + 1)
+    assert await desk.status(asked[1]) == ("manual_review", "nonce_taken")
+    key, rpcs = ("MATIC", desk.signer.address), [desk.rpc(desk.anvil.rpc_url) for _ in range(2)]
+    await release(desk.connection, key, 1, rpcs, DEPTH, "an old key", desk.now, "ann")
+    assert await desk.status(asked[1]) == ("failed", "nonce_taken")
+    await open_lane(desk.connection, key, desk.now, "ann")
+    await desk.signed(process, asked[2])
+    await restored(desk)
+    await send(desk, 2)
+    await desk.anvil.mine()
+    assert (await compared(desk)).unknown == ("nonce 2",), "nobody has ended this one"
+    await desk.anvil.rpc("anvil_reorg", 1, [])
+    await desk.anvil.rpc("anvil_dropAllTransactions")
+    found = await compared(desk)
+    assert (found.code, found.unknown) == ("", ())
+    assert await desk.lane() == (3, "open", "")
+    await assert_holds(desk.connection)
 
 
 async def test_a_person_who_knows_better_opens_a_lane_unseen_and_the_audit_says_why(desk: Sending) -> None:

@@ -33,6 +33,8 @@ chain, token = sending_rig.chain, sending_rig.token
 SIGNED, KNOWN = ("broadcasting", "signed"), ("confirming", "broadcast")
 NOBODY = "http://127.0.0.1:9"
 """No node listens there."""
+PATIENT_S = 3_600.0
+"""Whoever waits for an endpoint that hangs is ended by the test's own time-out."""
 
 
 @pytest.fixture
@@ -121,6 +123,7 @@ async def test_without_a_node_nothing_is_signed_or_lost_and_all_goes_on_when_it_
 async def test_a_node_that_hangs_or_serves_another_chain_does_not_stop_a_second_one(
     desk: Sending, liar: LyingEndpoint
 ) -> None:
+    await desk.head(desk.process())  # its lane is begun: on one of two it is not
     asked = await desk.ask(2)
     liar.hangs = True
     hanging = desk.process([desk.rpc(liar.url, 0.3), desk.rpc(desk.anvil.rpc_url)])
@@ -229,6 +232,50 @@ async def test_a_lane_is_not_begun_where_two_endpoints_count_its_nonces_differen
     await assert_holds(desk.connection)
 
 
+@pytest.mark.parametrize("honest", ["late", "away", "hanging"])
+async def test_a_lane_is_not_begun_on_the_word_of_the_one_endpoint_that_is_quick(
+    desk: Sending, liar: LyingEndpoint, honest: str
+) -> None:
+    async def late(params: list[str], count: object) -> object:
+        await asyncio.sleep(0.5 if params[1] == "latest" else 0)
+        return count
+
+    asked = await desk.ask(2)
+    liar.lies["eth_getTransactionCount"] = lambda _params, _honest: hex(7)
+    async with LyingEndpoint(desk.anvil.rpc_url) as other:
+        other.lies["eth_getTransactionCount"] = late
+        other.hangs = honest == "hanging"
+        process = desk.process([desk.rpc(NOBODY if honest == "away" else other.url), desk.rpc(liar.url)])
+        with capture_logs() as logs:
+            assert await desk.signed(process, *asked) == []
+            await desk.anvil.mine()
+            assert await desk.head(process) == []
+    assert [line["event"] for line in logs] == ["lane.disputed"] * 2
+    assert (await desk.connection.fetchval("SELECT count(*) FROM lanes"), await desk.nonces()) == (0, [])
+    assert len(await desk.head(desk.process())) == 2
+    assert await desk.nonces() == [0, 1]
+    await assert_holds(desk.connection)
+
+
+async def test_two_endpoints_that_are_slow_begin_a_lane_and_one_that_hangs_then_slows_no_look(
+    desk: Sending, liar: LyingEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(_params: object, chain_id: object) -> object:
+        await asyncio.sleep(0.5)
+        return chain_id
+
+    monkeypatch.setattr(hot_wallet, "LOOK_S_MAX", PATIENT_S)
+    monkeypatch.setattr(hot_wallet, "ALONE_S", 0.25)
+    liar.lies["eth_chainId"] = late
+    asked = await desk.ask(2)
+    process = desk.process([desk.rpc(liar.url, PATIENT_S), desk.rpc(desk.anvil.rpc_url)])
+    assert len(await desk.signed(process, asked[0])) == 1
+    liar.hangs = True
+    await desk.anvil.mine()
+    assert len(messages(await desk.run(process, process.wait, await desk.newest()))) == 1
+    assert await desk.nonces() == [0, 1]
+
+
 def refusing(endpoint: LyingEndpoint, text: str) -> None:
     def refuse(_params: object, _result: object) -> object:
         raise Refusal(-32000, text)
@@ -239,6 +286,7 @@ def refusing(endpoint: LyingEndpoint, text: str) -> None:
 async def test_bytes_that_no_node_will_ever_take_are_for_a_person_and_release_nothing(
     desk: Sending, liar: LyingEndpoint
 ) -> None:
+    await desk.head(desk.process())
     (asked,) = await desk.ask()
     refusing(liar, "intrinsic gas too low: gas 20000, minimum needed 21000")
     process = desk.process([desk.rpc(liar.url), desk.rpc(NOBODY)])
