@@ -31,7 +31,7 @@ FROM attempts a LEFT JOIN withdrawals w ON w.id = a.withdrawal_id
 WHERE a.chain = $1 AND a.signer = $2 AND a.nonce < $3
 GROUP BY a.nonce
 HAVING NOT bool_or(a.status IN ('confirmed', 'reverted'))
-   AND NOT bool_or(w.status = 'manual_review' AND w.code = 'nonce_taken')
+   AND NOT coalesce(bool_or(w.status = 'manual_review' AND w.code = 'nonce_taken'), FALSE)  -- a top-up has no withdrawal
    AND NOT bool_and(a.status = 'replaced' AND coalesce(a.error = 'nonce_taken', FALSE))
 ORDER BY a.nonce
 

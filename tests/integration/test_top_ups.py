@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from agents.recovery import restoring
+from agents.recovery.comparing import compare_lane
 from agents.withdrawals.errors import NonceNotTaken
 from agents.withdrawals.foreign import Released, release
 from agents.withdrawals.key_ring import KeyRing
@@ -319,6 +320,23 @@ async def test_a_top_up_whose_nonce_a_stranger_used_is_ended_by_a_person_once_th
         assert await desk.lane_of(desk.gas) == ("open", "")
         assert await desk.connection.fetchval("SELECT count(*) FROM audit_logs WHERE action = 'top_up.released'") == 1
         await assert_holds(desk.connection)
+
+
+async def test_after_a_restore_the_gas_account_s_lane_stays_closed_while_a_stranger_has_a_nonce_of_a_top_up(
+    lanes: MakeDesk,
+) -> None:
+    async with lanes(1, poor=1) as desk:
+        assert desk.gas is not None
+        gas, rpcs = ("MATIC", desk.gas.address), [desk.rpc(desk.anvil.rpc_url), desk.rpc(desk.anvil.rpc_url)]
+        process = desk.process(rpcs)
+        await block(desk, process, send=False)
+        await use_nonce(desk, desk.gas, 0)
+        await desk.anvil.mine(DEPTH + 2)
+        await restoring.close(desk.connection, desk.now, "ann", first_seq=1_000_000, records=7)
+        (lane,) = [one for one in await restoring.closed_lanes(desk.connection) if one.signer == desk.gas.address]
+        assert (await compare_lane(desk.connection, lane, rpcs)).unknown == ("nonce 0",)
+        await release(desk.connection, gas, 0, rpcs, DEPTH, "who had the key", desk.now, "ann")
+        assert (await compare_lane(desk.connection, lane, rpcs)).code == ""
 
 
 async def test_a_top_up_that_no_block_takes_is_sped_up_and_given_once(lanes: MakeDesk) -> None:
