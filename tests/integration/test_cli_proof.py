@@ -118,7 +118,15 @@ def test_making_and_ending_a_key_is_audited_without_its_secret(run: Callable[...
 def test_suspense_is_assigned_to_a_customer_we_know(run: Callable[..., Result], books: str) -> None:
     asked = run("suspense", "assign", "ada", "3", "--reason", "hers", "--id", ID, "--actor", "ann")
     assert asked.exit_code == 0, asked.output
-    assert run("ledger", "correct", "approve", ID, "--actor", "bob").exit_code == 0
+    early = run("ledger", "correct", "approve", ID, "--actor", "bob")
+    assert (early.exit_code, "insufficient_funds" in early.output) == (1, True), "nothing is in suspense"
+    legs = ("--debit", "system.suspense_usdc:USDC=3", "--credit", "system.treasury_capital_usdc:USDC=3")
+    assert (
+        run("ledger", "correct", "request", *legs, "--reason", "found", "--id", "2" * 32, "--actor", "ann").exit_code
+        == 0
+    )
+    for one in ("2" * 32, ID):
+        assert run("ledger", "correct", "approve", one, "--actor", "bob").exit_code == 0
     unknown = run("suspense", "assign", "adda", "3", "--reason", "hers", "--actor", "ann")
     assert (unknown.exit_code, unknown.output.split(":")[0]) == (1, "unknown_user")
 
