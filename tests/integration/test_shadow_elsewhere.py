@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
@@ -513,11 +514,10 @@ async def test_a_login_that_lost_its_rights_is_as_a_server_that_is_away(apart: A
 async def telling(apart: Apart, elsewhere: Any) -> AsyncIterator[tuple[asyncio.Task[None], Stop]]:
     stop = Stop(ends=False)
 
-    class Services:
-        connect = staticmethod(connect_to(apart.dsn))
+    async def nothing() -> None: ...
 
-    services: Any = Services()
-    services.stop = stop
+    relay = SimpleNamespace(journal=nothing)
+    services: Any = SimpleNamespace(connect=connect_to(apart.dsn), stop=stop, relay=relay)
     teller = TellLegacy(services, elsewhere)
     task = asyncio.create_task(teller.work())
     try:
