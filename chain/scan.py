@@ -42,7 +42,8 @@ class ScanSettings:
     overlap_blocks: int = 6
     """Blocks read again each pass: a node behind a load balancer may have answered without its newest logs."""
     recent_max: int = 128
-    """Checkpoints kept. A reorg past the oldest stops the scan, so it must exceed the depth of finality."""
+    """Checkpoints kept, at times half of them far back (`advance`). A reorg past the oldest stops the scan, so it must exceed the
+    depth of finality."""
 
     def __post_init__(self) -> None:
         if not (self.span_max_blocks >= 1 and self.overlap_blocks >= 0 and self.recent_max >= 1):
@@ -97,17 +98,22 @@ def narrow(state: ScanState, refused: Range) -> ScanState | None:
     return replace(state, span_blocks=refused.blocks // 2) if refused.blocks > 1 else None
 
 
-def advance(state: ScanState, read: Range, end_hash: str, settings: ScanSettings) -> ScanState:
-    """After `read` was read and its last block has `end_hash`."""
+def advance(
+    state: ScanState, read: Range, end_hash: str, settings: ScanSettings, *, doubtful: bool = False
+) -> ScanState:
+    """After `read` was read and its last block has `end_hash`. `doubtful`: on the word of one endpoint of several. Its blocks may turn
+    out to be made up, however many: the older half of the checkpoints then stays as it is, for the way back."""
     assert state.cursor is None or read.last > state.cursor.number
     recent = (*state.recent, Cursor(read.last, end_hash))
+    kept = recent[: settings.recent_max // 2] if doubtful else ()
+    dropped = max(len(recent) - settings.recent_max, 0)
     span_blocks = min(state.span_blocks, settings.span_max_blocks)
     if 2 * read.blocks >= span_blocks:  # a much shorter read says nothing about the limit
         span_blocks = min(settings.span_max_blocks, span_blocks + max(1, span_blocks // 8))
     return replace(
         state,
-        recent=recent[-settings.recent_max :],
-        pruned=state.pruned or len(recent) > settings.recent_max,
+        recent=(*kept, *recent[len(kept) + dropped :]),
+        pruned=state.pruned or dropped > 0,
         span_blocks=span_blocks,
     )
 

@@ -58,9 +58,11 @@ async def scan_once(
     head: Block | None = None,
     *,
     agreed: bool = False,
+    doubtful: bool = False,
 ) -> Pass:
     """One pass. `watched`: lower-case addresses, loaded just before; None: transfers to whomever. Raises ChainError; the stored state then still holds.
-    `head`: the endpoint's, where the caller has just read it; `agreed`: another endpoint has reached it too.
+    `head`: the endpoint's, where the caller has just read it; `agreed`: another endpoint has reached it too;
+    `doubtful`: there are others, and none has.
 
     ChainMoved is ordinary (call again); ReorgTooDeep needs a person.
     """
@@ -93,7 +95,7 @@ async def scan_once(
         raise ChainMoved(f"block {head.number} changed while it was read")
     _check_hashes(transfers, {head.number: head.hash, end.number: end.hash})
     return Pass(
-        advance(state, wanted, end.hash, settings),
+        advance(state, wanted, end.hash, settings, doubtful=doubtful),
         # A zero transfer moves nothing; they are sent in masses to poison address books.
         transfers=tuple(transfer for transfer in transfers if transfer.amount > 0),
         heads=(head,),

@@ -24,6 +24,8 @@ class Assembly:
         self._whole: set[int] = set()
         """Of the records in parts."""
         self._seq_last = 0
+        self._ends: list[int] = []
+        """The highest number before each rebuild."""
 
     def take(
         self, offset: int, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
@@ -51,15 +53,28 @@ class Assembly:
                 value = b"".join(parts[place] for place in range(count))
             except KeyError:
                 raise JournalBroken(f"record {seq} at offset {offset}: its parts do not belong together") from None
+        if seq > self._seq_last + 2 * GAP and not _is_record(value):
+            raise NoRecord(f"offset {offset}: a number that no record of ours has, and no record")
+        if self._seq_last and seq >= self._seq_last + JUMP:
+            self._ends.append(self._seq_last)
         self._seq_last = max(self._seq_last, seq)
         return Journaled(seq, value, offset, open)
 
     def check_end(self) -> None:
         """Raises JournalBroken when a record lacks a part and higher ones follow: a relay that dies within a record leaves it to
-        the next, which sends it again before them. At the journal's end it is a commit that never got there."""
+        the next, which sends it again before them. At the journal's end it is a commit that never got there, and so it is at the end
+        of a database that was lost, before the numbers of the one that was rebuilt."""
         for seq in sorted(self._parts.keys() - self._whole):
-            if seq < self._seq_last:
+            if seq < self._seq_last and not any(end < seq < end + JUMP for end in self._ends):
                 raise JournalBroken(f"record {seq} lacks a part")
+
+
+def _is_record(packed: bytes) -> bool:
+    try:
+        unpack(packed)
+    except JournalBroken:
+        return False
+    return True
 
 
 class RestoreScan:

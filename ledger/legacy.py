@@ -132,7 +132,7 @@ class Legacy:
     @cached_property
     def _first_page(self) -> str:
         """A statement of its own: with "or there is none before", no plan could begin at a key."""
-        return f"{self._select} ORDER BY l.{self.user} LIMIT $1"
+        return f"{self._select} WHERE l.{self.user} IS NOT NULL ORDER BY l.{self.user} LIMIT $1"
 
     async def read(self, connection: Reader, users: Iterable[str]) -> dict[str, Held]:
         """What the customers' rows show; who has none is left out. One statement."""

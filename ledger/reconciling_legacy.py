@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Final
 
-from ledger.accounts import AccountType, asset_of
+from ledger.accounts import AMOUNT_MAX, AccountType, asset_of
 from ledger.legacy import Held, Legacy
 from ledger.reading import AccountName, Reader
 from ledger.reconciling import Comparison, Difference, Found
@@ -109,7 +109,8 @@ def _differences(legacy: Legacy, user: str, ours: Mapping[AccountType, int], the
 
 
 def _whole(shown: Decimal | None, ours: int) -> int | None:
-    """In whole base units; what the table has below one is rounded away from ours, so that a difference stays one."""
-    if shown is None:
+    """In whole base units; what the table has below one is rounded away from ours, so that a difference stays one. None also for
+    what is no balance: NaN, infinity, more digits than an account has."""
+    if shown is None or not shown.is_finite() or abs(shown) > AMOUNT_MAX:
         return None
     return int(shown.to_integral_value(ROUND_FLOOR if shown < ours else ROUND_CEILING))

@@ -127,6 +127,16 @@ NOT_TAKEN: Final = (
     asyncpg.RaiseError,
 )
 
+# What is nobody's refusal: another writer was first, or the server's state. The commit fails by it, and runs again.
+_PASSING: Final = (
+    asyncpg.TransactionRollbackError,
+    asyncpg.InvalidTransactionStateError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+AT_ONCE: Final = "SET CONSTRAINTS ALL IMMEDIATE"
+
 # What a login that lost a right, its password or the table itself is told; as while the server is away, nothing is compared.
 UNREADABLE: Final[tuple[type[Exception], ...]] = (
     asyncpg.SyntaxOrAccessError,
@@ -134,6 +144,11 @@ UNREADABLE: Final[tuple[type[Exception], ...]] = (
     asyncpg.InvalidCatalogNameError,
     LegacyUnusable,
 )
+
+
+def is_refused(error: asyncpg.PostgresError) -> bool:
+    """Whether it ends only the writing of the legacy table: a trigger may raise any code."""
+    return isinstance(error, NOT_TAKEN) or not isinstance(error, _PASSING)
 
 
 def not_read(error: Exception) -> LegacyAway:
@@ -165,8 +180,8 @@ class Mirror:
         ok = True
         try:
             await self._write_safely(connection, steps)
-        except NOT_TAKEN as error:
-            if self._overtaken(error):
+        except asyncpg.PostgresError as error:
+            if not is_refused(error) or self._overtaken(error):
                 raise
             await connection.execute(_BACK)
             ok = False
@@ -177,11 +192,12 @@ class Mirror:
             self._watcher.shadow_written((time.monotonic() - started) * 1_000, ok=ok)
 
     async def _write_safely(self, connection: Connection, steps: Sequence[Step]) -> None:
-        """In a phase that writes, behind a savepoint, which stays where it fails: three commands in one message, since each of them
-        alone would be a tenth of the ledger's own commit. The statement is prepared by the first that does not find it."""
+        """In a phase that writes, behind a savepoint, which stays where it fails: four commands in one message, since each of them
+        alone would be a tenth of the ledger's own commit. What the table's constraints put off until the commit they say now: there
+        it would be the ledger's that fails. The statement is prepared by the first that does not find it."""
         arrays = ", ".join(f"'{array}'" for array in _arrays(steps))
         phases = ", ".join(f"'{phase}'" for phase in _WRITING)
-        write = f"EXECUTE shadow_write ({arrays}, ARRAY[{phases}]); RELEASE SAVEPOINT shadow"
+        write = f"EXECUTE shadow_write ({arrays}, ARRAY[{phases}]); {AT_ONCE}; RELEASE SAVEPOINT shadow"
         try:
             await connection.execute(f"SAVEPOINT shadow; {write}")
         except asyncpg.InvalidSQLStatementNameError:

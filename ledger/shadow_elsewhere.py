@@ -34,7 +34,7 @@ from ledger.errors import LegacyAway, LegacyUnusable
 from ledger.legacy import Held, Legacy
 from ledger.reading import Reader
 from ledger.rows import Connection
-from ledger.shadow import NOT_TAKEN, UNREADABLE, Difference, Look, Mirror, Phase, Watcher, filled, not_read
+from ledger.shadow import AT_ONCE, UNREADABLE, Difference, Look, Mirror, Phase, Watcher, filled, is_refused, not_read
 from ledger.sql import load
 
 _log = structlog.get_logger()
@@ -45,12 +45,20 @@ BATCH: Final = 500
 TRIES_MAX: Final = 20
 """Readings of a customer whose balances change all the time; then nothing is said of it."""
 TIMEOUT_S: Final = 10.0
+GLANCE_S: Final = 2.0
+"""For a customer's balance, whose reader holds a connection of the API's meanwhile, and a snapshot of the ledger."""
+SILENT_S: Final = 10.0
+"""A server that let a glance wait is asked by one in so long; the others go on without it."""
 REFUSED_S: Final = 60.0
 """What the table did not take is offered again after so long."""
 OURS: Final = "stablerail_shadow"
 
-AWAY: Final = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError,
-               asyncpg.InternalClientError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)  # fmt: skip
+AWAY: Final = (
+    OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError,
+    asyncpg.InternalClientError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby has its address
+)  # fmt: skip
 
 
 class Elsewhere(Mirror):
@@ -67,6 +75,8 @@ class Elsewhere(Mirror):
         self._told: list[UUID] = []
         self._refused: dict[str, float] = {}
         """Customers whose rows the table did not take: until when they are left alone, by the loop's clock."""
+        self._silent_until = 0.0
+        """By the loop's clock; 0.0: it answers."""
 
     @asynccontextmanager
     async def there(self) -> AsyncIterator[Connection]:
@@ -84,6 +94,9 @@ class Elsewhere(Mirror):
             except AWAY as error:
                 await self.close()
                 raise LegacyAway(f"the legacy table's server: {type(error).__name__}") from error
+            except asyncio.CancelledError:  # half asked
+                await self.close()
+                raise
 
     async def close(self) -> None:
         there, self._there = self._there, None
@@ -99,7 +112,8 @@ class Elsewhere(Mirror):
         try:
             if await there.fetchval("SELECT to_regclass($1)", self._ours) is None:
                 await there.execute(self._filled(_sql.make_ours))
-            await there.execute(self._filled(_sql.first_of_ours))
+            if not await there.fetchval(self._filled(_sql.has_ours)):  # a standby can be read
+                await there.execute(self._filled(_sql.first_of_ours))
         except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError) as error:
             statement = " ".join(self._filled(_sql.make_ours).split())
             remedy = f"as an owner run: {statement}; and grant SELECT, INSERT and UPDATE on it"
@@ -146,7 +160,7 @@ class Elsewhere(Mirror):
         """Theirs, then ours: on a connection whose snapshot may stand still, what was told in between is missing for a moment, and
         nothing is there twice. Whoever finds a difference has it confirmed."""
         try:
-            told, shown = (await self._shown([user]))[user]
+            told, shown = await self._glance(user)
         except LegacyAway:
             phase, ours = await self._here(connection, [user])
             if not phase.reads_ledger:
@@ -157,6 +171,22 @@ class Elsewhere(Mirror):
         phase, ours = await self._here(connection, [user])
         ledger, legacy = _both(ours[user], told, shown)
         return Look(phase, {user: ledger}, {user: legacy} if legacy else {})
+
+    async def _glance(self, user: str) -> tuple[list[UUID], dict[str, Decimal] | None]:
+        """What the table shows of the customer. Raises LegacyAway, soon: a server that hangs must not hold up the API."""
+        now = asyncio.get_running_loop().time()
+        if self._silent_until:
+            if now < self._silent_until:
+                raise LegacyAway("the legacy table's server: it has not answered lately")
+            self._silent_until = now + SILENT_S
+        try:
+            async with asyncio.timeout(GLANCE_S):
+                found = (await self._shown([user]))[user]
+        except TimeoutError:
+            self._silent_until = now + GLANCE_S + SILENT_S
+            raise LegacyAway(f"the legacy table's server: no answer within {GLANCE_S:g} s") from None
+        self._silent_until = 0.0
+        return found
 
     def _as_it_should_be(self, ledger: Mapping[str, int]) -> dict[str, Decimal]:
         return {type.value: Decimal(self.legacy.shown(ledger.get(type, 0))) for type in self.legacy.types}
@@ -223,8 +253,8 @@ class Elsewhere(Mirror):
             async with there.transaction():
                 await self._add(there, rows)
             return [row[0] for row in rows]
-        except NOT_TAKEN as error:
-            if isinstance(error, asyncpg.LockNotAvailableError):
+        except asyncpg.PostgresError as error:
+            if isinstance(error, AWAY) or not is_refused(error):
                 raise
         by_owner: dict[str, list[Any]] = {}
         for row in rows:
@@ -235,7 +265,9 @@ class Elsewhere(Mirror):
                 async with there.transaction():
                     await self._add(there, own)
                 taken += [row[0] for row in own]
-            except NOT_TAKEN as error:
+            except asyncpg.PostgresError as error:
+                if isinstance(error, AWAY) or not is_refused(error):
+                    raise
                 self._refused[owner] = again_at
                 _log.error("shadow.not_written", error=type(error).__name__, table=self.legacy.table, user_id=owner)
         return taken
@@ -243,6 +275,7 @@ class Elsewhere(Mirror):
     async def _add(self, there: Connection, rows: Sequence[Any]) -> None:
         owners, types, amounts = ([row[column] for row in rows] for column in (1, 2, 3))
         await there.execute(self._given, owners, types, amounts)
+        await there.execute(AT_ONCE)  # its commit is everybody's
 
     @cached_property
     def _given(self) -> str:

@@ -174,7 +174,8 @@ async def _endpoints(settings: Settings, chain: Chain, stack: AsyncExitStack) ->
 
 
 def _away(comparison: Comparison, chain: Chain, error: ChainError | ConnectorError) -> Gap:
-    return Gap(comparison, chain.value, GapCode.AWAY, f"{error.code}: {error}"[:REASON_MAX])
+    said = f"{error.code}: {error}".replace("\0", "")  # of somebody else's, and PostgreSQL's texts hold no NUL
+    return Gap(comparison, chain.value, GapCode.AWAY, said[:REASON_MAX])
 
 
 def _unset(*fields: str) -> str:

@@ -17,6 +17,7 @@ import structlog
 from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
 from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
+from chain.evidence import QUORUM
 from chain.head_news import HeadNews
 from chain.heads import readable
 from chain.rpc import FILTER_ADDRESSES_MAX, Block, Rpc
@@ -104,7 +105,10 @@ class WatchChain:
         self._tell_left_out(source.left_out)
         state = await self._state(connection, source.head)
         addresses = await self._addresses(connection)
-        found = await scan_once(rpc, state, addresses, self._watched.scan, source.head, agreed=source.agreed)
+        found = await scan_once(
+            rpc, state, addresses, self._watched.scan, source.head,
+            agreed=source.agreed, doubtful=not source.agreed and len(self._watched.rpcs) >= QUORUM,
+        )  # fmt: skip
         if addresses is None:
             found = await self._ours(connection, found)
         if found.rewound_from is not None:

@@ -503,6 +503,15 @@ def test_a_commit_whose_last_part_never_came_is_no_damage_at_the_end_and_a_hole_
         assembled(a, b, higher)
 
 
+def test_a_commit_cut_off_by_the_loss_of_its_database_is_no_hole_in_the_rebuilt_ones_journal() -> None:
+    a, b, _ = parts_of(5, b"a", b"b", b"c")
+    [lower], [higher], [rebuilt] = parts_of(4, b"s"), parts_of(6, b"s"), parts_of(4 + GAP, b"s")
+    for order in ((a, lower, b, rebuilt), (lower, a, rebuilt), (lower, rebuilt, a, b)):
+        assert [one.seq for one in assembled(*order)] == [4, 4 + GAP]
+    with pytest.raises(JournalBroken, match="record 5 lacks a part"):
+        assembled(lower, a, higher, rebuilt)
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -511,6 +520,7 @@ def test_a_commit_whose_last_part_never_came_is_no_damage_at_the_end_and_a_hole_
         ((7, b"\0" * 8, b"v", [("part", b"x"), ("parts", b"2")]), "record 0 at offset 7: its headers"),
         ((7, b"\0" * 8, b"v", [("open", b"x")]), "record 0 at offset 7: its headers"),
         ((7, b"\0" * 8, b"v", [("part", None)]), "record 0 at offset 7: its headers"),
+        ((7, b"abcdefgh", b"v", []), "offset 7: a number that no record of ours has"),
     ],
 )
 def test_a_message_that_is_no_record_is_named_by_its_offset(message: Any, told: str) -> None:

@@ -12,14 +12,14 @@ from ledger import reconciling_legacy
 from ledger.accounts import AccountType, buffer, fiat_buffer, fiat_exposure, spendable
 from ledger.legacy import Legacy
 from ledger.posting import Transaction, credit, debit
-from ledger.reconciling import Comparison, Difference, Found, GapCode
+from ledger.reconciling import Comparison, Difference, Found, GapCode, commit
 from ledger.reconciling_legacy import compare_legacy
 from ledger.rows import Changes, Connection
 from stablerail import reconcile as reconciling
 from stablerail.config import Settings, load_settings
 from stablerail.reconcile import reconcile
 from tests.support import ledger_rig
-from tests.support.ledger_rig import owner
+from tests.support.ledger_rig import AT, owner
 from tests.support.payouts import store
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -82,6 +82,20 @@ async def test_each_customer_whose_values_differ_is_named(
         Difference(Comparison.LEGACY, "eve", "eve.fiat_exposure:USD", None, 1),
     ]
     assert found.results() == {Comparison.LEGACY: (6, 7, 3 + 2 + 16 + 1)}
+
+
+async def test_what_is_no_balance_is_a_difference_and_the_run_is_stored(dsn: str, connection: Connection) -> None:
+    await funded(connection, "ada")
+    writer = await legacy_of(dsn, [("ada", 5, 3), ("bob", 0, 0), ("cyd", 0, 0), ("dan", 0, 0)])
+    for user, value in (("bob", "NaN"), ("cyd", "Infinity"), ("dan", "1e40")):
+        await writer.execute(f"UPDATE balances SET cash = '{value}' WHERE who = $1", user)
+    await writer.close()
+    found = Found()
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        assert [done async for done in compare_legacy(connection, legacy(), found)][-1] == 4
+    run, _ = await commit(connection, found, AT, AT, "ann")
+    assert run.differences == 3
+    assert {(one.user_id, one.other) for one in found.kept} == {("bob", None), ("cyd", None), ("dan", None)}
 
 
 async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(

@@ -207,6 +207,27 @@ async def test_a_table_that_does_not_take_it_stops_no_posting_and_gets_it_with_t
     assert await beside.differences() == []
 
 
+PUT_OFF = """
+CREATE TABLE public.users (id text PRIMARY KEY);
+ALTER TABLE public.balances ADD FOREIGN KEY (user_id) REFERENCES public.users DEFERRABLE INITIALLY DEFERRED
+"""
+"""As Django makes it."""
+TRIGGER = """
+CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
+CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON public.balances FOR EACH ROW EXECUTE FUNCTION public.refuse()
+"""
+REFUSALS = [PUT_OFF, TRIGGER.format("RAISE 'no' USING ERRCODE = '45000';"), TRIGGER.format("ASSERT false;")]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=["at_the_commit", "a_code_of_its_own", "assert"])
+async def test_nothing_that_the_table_refuses_by_refuses_a_posting(beside: Beside, refusal: str) -> None:
+    await beside.begin(Phase.SHADOW)
+    await beside.admin.execute(refusal)
+    await funds.credit_usdc(beside.product, "w", "ada", 1_000_000, AT, reference="d1")
+    assert await beside.row() is None
+    assert [one[0] for one in await beside.differences()] == ["ada"]
+
+
 async def test_another_rule_of_the_table_is_not_mistaken_for_another_writer(beside: Beside) -> None:
     await beside.begin(Phase.SHADOW)
     await beside.admin.execute("CREATE UNIQUE INDEX ON public.balances (power)")

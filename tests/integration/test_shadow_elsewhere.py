@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
@@ -37,7 +38,7 @@ from stablerail.metrics import Metrics
 from stablerail.rebuild import rebuild_database
 from stablerail.servers import api_app
 from tests.integration.test_rebuild_kafka import postgres_tool
-from tests.integration.test_shadow import AT, MAKE, legacy_of, product_of, through, until_hit_or_done
+from tests.integration.test_shadow import AT, MAKE, REFUSALS, legacy_of, product_of, through, until_hit_or_done
 from tests.support import ledger_rig
 from tests.support.in_process import SCHEMA, ground, until
 from tests.support.ledger_rig import connect_to, owner
@@ -249,6 +250,91 @@ async def test_what_the_table_does_not_take_holds_up_nobody_else_and_is_offered_
     assert await apart.row("eve") == [2, 0, 0]
 
 
+@pytest.mark.parametrize("refusal", REFUSALS, ids=["at_the_commit", "a_code_of_its_own", "assert"])
+async def test_whatever_the_table_refuses_one_customer_by_the_next_is_given(apart: Apart, refusal: str) -> None:
+    await shadow_phases.begin(apart.plain, Phase.SHADOW, AT, "tests")
+    await apart.there.execute(refusal.replace("BEGIN", "BEGIN IF NEW.user_id = 'bob' THEN RETURN NEW; END IF;"))
+    if "users" in refusal:
+        await apart.there.execute(
+            "INSERT INTO public.users VALUES ('bob'); GRANT SELECT ON public.users TO stablerail_app"
+        )
+    await apart.credit("ada", 1_000_000, "d1")
+    await apart.credit("bob", 1_000_000, "d2")
+    assert await apart.elsewhere.give(apart.plain) == 1
+    assert (await apart.row(), await apart.row("bob")) == (None, [1, 0, 0])
+    assert await apart.waiting() == 1
+
+
+@pytest.mark.parametrize("state", ["SET default_transaction_read_only = on", "CONNECTION LIMIT 0"])
+async def test_a_server_that_takes_no_writes_or_no_connections_is_away(apart: Apart, state: str) -> None:
+    """A standby at its address; a server that is full."""
+    await shadow_phases.begin(apart.plain, Phase.SHADOW, AT, "tests")
+    await apart.elsewhere.read(apart.plain, ["ada"])
+    await apart.elsewhere.close()
+    await apart.credit("ada", 1_000_000, "d1")
+    name = urlsplit(apart.dsn_there).path[1:]
+    parts = urlsplit(apart.dsn_there)
+    far = apart.another(urlunsplit(parts._replace(netloc=f"far_{name}:far@{parts.hostname}:{parts.port}")))
+    await apart.there.execute(
+        f"CREATE ROLE far_{name} LOGIN PASSWORD 'far';"
+        f" GRANT SELECT, INSERT, UPDATE ON public.balances, public.stablerail_shadow TO far_{name};"
+        f' ALTER DATABASE "{name}" {state}'
+    )
+    try:
+        with pytest.raises(LegacyAway):
+            await far.give(apart.plain)
+    finally:
+        await far.close()
+        await apart.there.execute(f'ALTER DATABASE "{name}" RESET ALL; ALTER DATABASE "{name}" CONNECTION LIMIT -1')
+        await apart.there.execute(f"DROP OWNED BY far_{name}; DROP ROLE far_{name}")
+    assert await apart.elsewhere.give(apart.plain) == 1
+
+
+async def test_a_server_that_hangs_holds_up_a_glance_and_then_nobody(
+    apart: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow_elsewhere, "GLANCE_S", 0.2)
+    await shadow_phases.begin(apart.plain, Phase.LEDGER, AT, "tests")
+    await apart.credit("ada", 1_000_000, "d1")
+    asked: list[Any] = []
+
+    async def hangs(_reader: Any, writer: Any) -> None:
+        asked.append(writer)  # and says nothing
+
+    server = await asyncio.start_server(hangs, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    far = apart.another(f"postgresql://x:x@127.0.0.1:{port}/x")
+    readers = [await connect_to(apart.dsn)() for _ in range(3)]
+    found = await asyncio.gather(*(far.balances(one, "ada") for one in readers))
+    assert [one["USDC"].by_type for one, *_ in found] == [{"usdc_balance": 1_000_000}] * 3
+    before = len(asked)
+    await far.balances(apart.plain, "ada")
+    assert len(asked) == before, "nobody is asked any more"
+    monkeypatch.setattr(far, "_dsn", apart.dsn_there)
+    far._silent_until = 1e-9  # its time has passed
+    await apart.elsewhere.give(apart.plain)
+    _, _, differences = await far.balances(apart.plain, "ada")
+    assert (differences, far._silent_until) == ([], 0.0), "it answers, and is asked again"
+    await far.close()
+    for one in (*readers, *asked):
+        one.terminate() if hasattr(one, "terminate") else one.close()
+    server.close()
+
+
+async def test_what_a_customer_has_who_is_never_read_twice_alike_is_not_written_again(
+    apart: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posted to whenever both are read: the table may have all of it."""
+    await shadow_phases.begin(apart.plain, Phase.OFF, AT, "tests")
+    await apart.credit("ada", 1_000_000, "d1")
+    await apart.there.execute("INSERT INTO public.balances (user_id, usdc) VALUES ('ada', 1)")
+    monkeypatch.setattr(shadow_elsewhere, "TRIES_MAX", 0)
+    assert await shadow_phases.catch_up(apart.plain, apart.elsewhere) == 0
+    monkeypatch.undo()
+    await apart.elsewhere.give(apart.plain)
+    assert await apart.row() == [1, 0, 0]
+
+
 async def test_a_row_that_is_locked_there_is_waited_for_and_stops_no_more_than_a_turn(apart: Apart) -> None:
     await shadow_phases.begin(apart.plain, Phase.SHADOW, AT, "tests")
     await apart.credit("ada", 1_000_000, "d1")
@@ -428,11 +514,10 @@ async def test_a_login_that_lost_its_rights_is_as_a_server_that_is_away(apart: A
 async def telling(apart: Apart, elsewhere: Any) -> AsyncIterator[tuple[asyncio.Task[None], Stop]]:
     stop = Stop(ends=False)
 
-    class Services:
-        connect = staticmethod(connect_to(apart.dsn))
+    async def nothing() -> None: ...
 
-    services: Any = Services()
-    services.stop = stop
+    relay = SimpleNamespace(journal=nothing)
+    services: Any = SimpleNamespace(connect=connect_to(apart.dsn), stop=stop, relay=relay)
     teller = TellLegacy(services, elsewhere)
     task = asyncio.create_task(teller.work())
     try:

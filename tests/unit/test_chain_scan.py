@@ -194,6 +194,35 @@ async def test_a_reorg_past_every_stored_block_stops_the_scan() -> None:
     assert stopped.value.code == "reorg_too_deep"
 
 
+async def test_on_one_endpoints_word_the_older_half_of_what_is_stored_stays() -> None:
+    short = ScanSettings(TOKEN, span_max_blocks=2, overlap_blocks=0, recent_max=4)
+    chain, state = chain_of(40), begin(0, short)
+    for doubtful in [False] * 3 + [True] * 9:
+        state = (await scan_once(chain, state, {OURS}, short, doubtful=doubtful)).state
+    assert [cursor.number for cursor in state.recent] == [1, 3, 21, 23]
+    for _ in range(2):
+        state = (await scan_once(chain, state, {OURS}, short)).state
+    assert [cursor.number for cursor in state.recent] == [21, 23, 25, 27]
+
+
+async def test_a_made_up_chain_is_left_however_long_it_was_followed() -> None:
+    short = ScanSettings(TOKEN, span_max_blocks=2, overlap_blocks=0, recent_max=4)
+    chain = chain_of(8)
+    state, seen = begin(0, short), set[TransferLog]()
+    for _ in range(4):
+        done = await scan_once(chain, state, {OURS}, short, agreed=True)
+        state, seen = done.state, seen | set(done.transfers)
+    liar = FakeChain(list(chain.blocks), made=1_000)
+    liar.mine(40)
+    for _ in range(12):
+        state = (await scan_once(liar, state, {OURS}, short, doubtful=True)).state
+    chain.mine(6)
+    for _ in range(10):
+        done = await scan_once(chain, state, {OURS}, short, agreed=True)
+        state, seen = done.state, seen | set(done.transfers)
+    assert seen == chain.to_us()
+
+
 async def test_a_refusal_halves_the_range_until_it_is_one_block_then_it_is_an_error() -> None:
     chain, state, spans = chain_of(40), begin(0, SETTINGS), []
     chain.logs_max_blocks = 0
