@@ -249,28 +249,30 @@ class Elsewhere(Mirror):
 
     async def _give(self, there: Connection, rows: Sequence[Any], again_at: float) -> list[UUID]:
         """All together; where the table does not take that, each customer alone. The ids of what it took."""
-        try:
-            async with there.transaction():
-                await self._add(there, rows)
+        if await self._refusal(there, rows) is None:
             return [row[0] for row in rows]
-        except asyncpg.PostgresError as error:
-            if isinstance(error, AWAY) or not is_refused(error):
-                raise
         by_owner: dict[str, list[Any]] = {}
         for row in rows:
             by_owner.setdefault(row[1], []).append(row)
         taken: list[UUID] = []
         for owner, own in by_owner.items():
-            try:
-                async with there.transaction():
-                    await self._add(there, own)
+            if (error := await self._refusal(there, own)) is None:
                 taken += [row[0] for row in own]
-            except asyncpg.PostgresError as error:
-                if isinstance(error, AWAY) or not is_refused(error):
-                    raise
-                self._refused[owner] = again_at
-                _log.error("shadow.not_written", error=type(error).__name__, table=self.legacy.table, user_id=owner)
+                continue
+            self._refused[owner] = again_at
+            _log.error("shadow.not_written", error=type(error).__name__, table=self.legacy.table, user_id=owner)
         return taken
+
+    async def _refusal(self, there: Connection, rows: Sequence[Any]) -> asyncpg.PostgresError | None:
+        """What the table does not take them by; None: they are there. Raises what is no refusal."""
+        try:
+            async with there.transaction():
+                await self._add(there, rows)
+        except asyncpg.PostgresError as error:
+            if isinstance(error, AWAY) or not is_refused(error):
+                raise
+            return error
+        return None
 
     async def _add(self, there: Connection, rows: Sequence[Any]) -> None:
         owners, types, amounts = ([row[column] for row in rows] for column in (1, 2, 3))
