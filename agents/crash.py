@@ -38,9 +38,8 @@ class Stop:
         if self.reason is None:
             self.reason = reason
             about: dict[str, Any] = {"exc_info": error}
-            if isinstance(
-                error, ACopy | DatabaseBehind
-            ):  # its text says what is to be done; where it was raised says nothing
+            # their text says what is to be done; where they were raised says nothing
+            if isinstance(error, ACopy | DatabaseBehind):
                 about = {"code": error.code}
             structlog.get_logger().critical("process.stops", reason=reason, **about)
             if self._ends:

@@ -30,11 +30,10 @@ from agents.crash import Crashes
 from agents.fuse import Fuse, FuseBlown
 from agents.item import Item, is_for, read_item
 from agents.outcome import Rejected, Stage
-from agents.services import Services
+from agents.services import Services, tell_left
 from agents.stage import REUSED, Settled, SplitBatch, settle
 from ledger.commit import TRANSIENT, Sealed, claim_owners, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind, Fenced, RecordTooLarge
-from ledger.record import told_of
 from ledger.rows import Connection
 from ledger.sql import load
 from topics.envelope import Received, trace_id
@@ -334,17 +333,14 @@ class Delivery:
         self._log.info("stage.owns", partitions=[partition for _, partition in new])
 
     async def _drain(self, keys: Sequence[Key]) -> None:
-        """Emits what is committed and journaled but may not have left. Repeats are possible, losses are not."""
+        """Emits what the partitions' last owners left."""
         for topic in {topic for topic, _ in keys}:
             partitions = [partition for name, partition in keys if name == topic]
 
             async def left(connection: Connection, topic: str = topic, partitions: list[int] = partitions) -> Any:
                 return await connection.fetch(_sql.left_by_partitions, self.stage.name, topic, partitions)
 
-            for seq, packed in await self._persist(left):
-                told = told_of(packed)
-                await self._services.emitter.emit(told.messages, told.stage, told.at)
-                self._services.relay.emitted([seq])
+            await tell_left(self._services, await self._persist(left))
 
     # -- settling ----------------------------------------------------------------------------------------------------
 

@@ -52,9 +52,8 @@ async def last_record(bootstrap: str, prefix: str) -> Journaled | None:
                     continue
                 if one is not None and (found is None or one.seq > found.seq) and _has_place(one):
                     found = one
-                await asyncio.sleep(
-                    0
-                )  # a large one took a while to read, and a process that reconnects has others at work
+                # a large one took a while to read, and a process that reconnects has others at work
+                await asyncio.sleep(0)
         return found
     finally:
         await consumer.stop()

@@ -13,9 +13,9 @@ from typing import Any, Final, NoReturn
 
 import asyncpg
 
-from agents.services import Services
+from agents.services import Services, tell_left
 from ledger.commit import TRANSIENT, lock_writer, lost_not_cancelled, seal
-from ledger.record import Message, told_of
+from ledger.record import Message
 from ledger.rows import Block, Connection
 from ledger.sql import load
 
@@ -50,13 +50,9 @@ class LoneWriter:
         return self._connection if self.leads else None
 
     async def _drain(self, connection: Connection) -> None:
-        """Emits what the last leader, or this one on a connection that it lost, committed and may not have told: before anything
-        newer. Repeats are possible, losses are not."""
+        """Emits what the last leader left, or this one on a connection that it lost, before anything newer."""
         await self._services.relay.journal()
-        for seq, packed in await connection.fetch(_sql.left, self.name):
-            told = told_of(packed)
-            await self._services.emitter.emit(told.messages, told.stage, told.at)
-            self._services.relay.emitted([seq])
+        await tell_left(self._services, await connection.fetch(_sql.left, self.name))
 
     def give_up(self) -> None:
         """The connection, and with it the lead."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agents.crash import Stop
 from agents.emitter import Emitter
 from agents.fuse import WINDOW
 from ledger import journal
+from ledger.record import told_of
 from ledger.rows import Connection
 
 
@@ -56,3 +57,11 @@ class Services:
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     unready: dict[str, str] = field(default_factory=dict)
     """Stage -> why it does not work; /readyz says so."""
+
+
+async def tell_left(services: Services, rows: Iterable[Any]) -> None:
+    """Emits what is committed and journaled but may not have left: (seq, record) of the outbox. Repeats are possible, losses are not."""
+    for seq, packed in rows:
+        told = told_of(packed)
+        await services.emitter.emit(told.messages, told.stage, told.at)
+        services.relay.emitted([seq])

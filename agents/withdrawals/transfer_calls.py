@@ -76,9 +76,8 @@ class CircleTransfers:
                 since=call.created_at - LISTED_FROM, after=after, destination_address=call.request["to"]
             )
             for one in page:
-                if (
-                    one.get("refId") == call.request["withdrawal_id"]
-                ):  # also under an id that nobody can read: it is there
+                # also under an id that nobody can read: it is there
+                if one.get("refId") == call.request["withdrawal_id"]:
                     return {"id": id_of(one), "state": str(one.get("state"))}
             if len(page) < PAGE_SIZE:
                 return None

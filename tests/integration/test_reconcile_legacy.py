@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chain.errors import RpcRefused
 from ledger import reconciling_legacy
 from ledger.accounts import AccountType, buffer, fiat_buffer, fiat_exposure, spendable
 from ledger.legacy import Legacy
@@ -17,10 +18,11 @@ from ledger.reconciling_legacy import compare_legacy
 from ledger.rows import Changes, Connection
 from stablerail import reconcile as reconciling
 from stablerail.config import Settings, load_settings
-from stablerail.reconcile import reconcile
+from stablerail.reconcile import _away, reconcile
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, owner
 from tests.support.payouts import store
+from topics.events import Chain
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 
@@ -96,6 +98,12 @@ async def test_what_is_no_balance_is_a_difference_and_the_run_is_stored(dsn: str
     run, _ = await commit(connection, found, AT, AT, "ann")
     assert run.differences == 3
     assert {(one.user_id, one.other) for one in found.kept} == {("bob", None), ("cyd", None), ("dan", None)}
+
+
+def test_what_an_endpoint_said_is_kept_without_what_no_text_holds() -> None:
+    gap = _away(Comparison.CHAIN, Chain.MATIC, RpcRefused("node", "eth_call", -32_000, "a\0b"))
+    assert "ab" in gap.reason
+    assert "\0" not in gap.reason
 
 
 async def test_what_is_written_to_both_while_they_are_compared_is_no_difference(
