@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from chain.endpoints import ranked, votes
 from chain.errors import ChainError, RpcRefused, RpcTooLarge
 from chain.finality import is_final
+from chain.heads import readable
 from chain.logs import transfers_of
 from chain.rpc import Asks, Block, Call, Reads, Receipt, read_receipt
 from chain.window import latest, numbered
@@ -124,6 +125,43 @@ async def taken(
         return {number: not any(await receipts(rpc, tx_hashes))} if count > number else {}
 
     return (await votes(rpcs, agree, [number], of_endpoint)).get(number, False)
+
+
+async def fates(
+    rpcs: Sequence[Asks],
+    agree: int,
+    tx_hashes: Sequence[str],
+    token: str,
+    depth: int,
+    used: tuple[str, int] | None = None,
+) -> dict[str, Executed] | None:
+    """Those of the transactions that are final; `agree` endpoints say so of all of them alike, and the others are in no block. None:
+    that cannot be said yet. `used`: the (signer, nonce) of ours, which then is finally used, so that they never will be; without it
+    they are in no pool either."""
+    hashes = sorted(set(tx_hashes))
+    try:
+        reached = (await readable(rpcs)).head.number
+    except ChainError:
+        return None
+
+    async def of_endpoint(rpc: Asks) -> dict[int, tuple[Executed | None, ...]]:
+        head = await rpc.head_of_chain()
+        if head.number < max(reached, depth):
+            return {}
+        if used is not None:
+            (count,) = await rpc.ask([nonce(used[0], head.number - depth)])
+            if count <= used[1]:
+                return {}
+        places = {one.tx_hash: Place(one.block_hash, one.block_number) for one in await receipts(rpc, hashes) if one}
+        done = await _of_endpoint(rpc, places, token, depth) if places else {}
+        final = {tx_hash: one for tx_hash, one in done.items() if isinstance(one, Executed)}
+        absent = [tx_hash for tx_hash in hashes if tx_hash not in places]
+        if final.keys() != places.keys() or (used is None and absent and await unknown(rpc, absent) != {*absent}):
+            return {}
+        return {0: tuple(final.get(tx_hash) for tx_hash in hashes)}
+
+    found = (await votes(rpcs, agree, [0], of_endpoint)).get(0)
+    return None if found is None else {tx_hash: one for tx_hash, one in zip(hashes, found, strict=True) if one}
 
 
 async def unknown(rpc: Reads, tx_hashes: Sequence[str]) -> frozenset[str]:

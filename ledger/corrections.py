@@ -6,6 +6,8 @@
 | approve | the row locked, then the accounts; posted under an id that follows from the correction's | twice is harmless; of two at once one posts |
 | reject | the row locked and ended | |
 
+A correction may also end what it is about (agents/withdrawals/ended_by_people.py): then who approves it brings the deed.
+
 Each writes its log in the same commit. So does a refusal of the ledger or of the second person: the log is committed, the
 correction stays as it was, and the caller gets the refusal.
 """
@@ -16,7 +18,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -32,6 +34,7 @@ from ledger.errors import (
     InsufficientFunds,
     MoneyHeld,
     NothingLeft,
+    OtherCommand,
     PostingRefused,
     ReasonMissing,
     SameActor,
@@ -54,6 +57,10 @@ LEGS_MAX: Final = 100
 HOLDING: Final = frozenset({AccountType.PENDING_WITHDRAWAL, AccountType.PENDING_INVESTMENT})
 Left = Callable[[], Awaitable[int | None]]
 """Base units; None: there is no telling."""
+CORRECTION: Final = "correction"
+SUSPENSE_ASSIGNED: Final = "suspense_assigned"
+POSTED: Final = frozenset({CORRECTION, SUSPENSE_ASSIGNED})
+"""Kinds that are their legs and nothing else."""
 _NAMESPACE: Final = uuid.UUID("5e1f3a52-0f0e-4c4d-9a3b-8f6f0c1d2e3f")
 
 
@@ -64,7 +71,7 @@ class Correction:
     id: str
     """32 hex digits."""
     kind: str
-    """correction | suspense_assigned"""
+    """correction | suspense_assigned | withdrawal_paid | withdrawal_failed"""
     state: str
     """requested | approved | rejected"""
     reason: str
@@ -97,17 +104,29 @@ class Correction:
         return mine == its
 
 
+class Done(NamedTuple):
+    """What an approval does, for its commit."""
+
+    fold: Fold
+    blocks: Sequence[Block] = ()
+    """Beside the fold's."""
+    messages: Sequence[Message] = ()
+
+
+Deed = Callable[[Correction], Awaitable[Done]]
+"""Within the approval's transaction, the correction locked; it locks what it needs. Raises CorrectionRefused, PostingRefused."""
+
+
 async def request(
     connection: Connection, correction_id: str, legs: Sequence[Leg], reason: str, actor: str, at: datetime,
-    *, kind: str = "correction", reference: str = "", left: Left | None = None,
+    *, kind: str = CORRECTION, reference: str = "", left: Left | None = None, transaction_id: str | None = None,
 ) -> Correction:  # fmt: skip
     """Asks for a correction. The same id with the same contents answers what is there and changes nothing. `left`: how much there is
-    to correct of what it is about, asked where nobody else asks or approves meanwhile.
+    to correct of what it is about, asked where nobody else asks or approves meanwhile. `transaction_id`: where it is not its own.
 
     Raises CorrectionRefused, PostingRefused for legs that could never be posted; nothing is written then.
     """
     _check(legs, reason, actor)
-    transaction_id = uuid.uuid5(_NAMESPACE, correction_id).hex
     wanted = Correction(
         correction_id,
         kind,
@@ -115,7 +134,7 @@ async def request(
         reason.strip(),
         reference or correction_id,
         tuple(legs),
-        transaction_id,
+        transaction_id or uuid.uuid5(_NAMESPACE, correction_id).hex,
         actor,
         at,
     )
@@ -146,13 +165,16 @@ async def assign_suspense(
         return int(remains) if int(came) else None  # a word of people's own, not what was parked
 
     return await request(
-        connection, correction_id, legs, reason, actor, at, kind="suspense_assigned", reference=reference,
+        connection, correction_id, legs, reason, actor, at, kind=SUSPENSE_ASSIGNED, reference=reference,
         left=left if reference else None,
     )  # fmt: skip
 
 
-async def approve(connection: Connection, correction_id: str, actor: str, at: datetime) -> Correction:
-    """Posts it. An approved one is answered as it is. Raises CorrectionRefused, PostingRefused."""
+async def approve(
+    connection: Connection, correction_id: str, actor: str, at: datetime, deed: Deed | None = None
+) -> Correction:
+    """Posts it, or does `deed`, which a kind has that is more than its legs. An approved one is answered as it is. Raises
+    CorrectionRefused, PostingRefused."""
     refusal: CorrectionRefused | PostingRefused | None = None
     async with connection.transaction():
         owners = await lock_writer(connection, WRITER)
@@ -160,21 +182,20 @@ async def approve(connection: Connection, correction_id: str, actor: str, at: da
         if found.state == "approved":
             return found
         posted: list[Block] = []
-        levels: list[Message] = []
+        told: list[Message] = []
         done = found
         try:
             _decidable(found, actor)
-            transaction = found.transaction()
-            fold = await lock(connection, [transaction], at)
+            if (found.kind in POSTED) != (deed is None):
+                raise OtherCommand(found.id, found.kind)
+            fold, blocks, messages = await (_posted(connection, found, at) if deed is None else deed(found))
             at = fold.at
-            fold.post(transaction)
-            await _check_holds(connection, fold, found)
             done = replace(found, state="approved", decided_by=actor, decided_at=at)
-            posted = [*blocks_of(fold, owners[0].batch), done._block()]
-            levels = [*buffer_levels(fold)]
+            posted = [*blocks_of(fold, owners[0].batch), *blocks, done._block()]
+            told = [*messages, *buffer_levels(fold)]
         except (CorrectionRefused, PostingRefused) as error:
             refusal = error
-        await _seal(connection, owners, posted, _decided("approved", actor, found, done, refusal), at, levels)
+        await _seal(connection, owners, posted, _decided("approved", actor, found, done, refusal), at, told)
     if refusal is not None:
         raise refusal
     return done
@@ -207,6 +228,14 @@ async def find(connection: Connection, correction_id: str) -> Correction:
     return _read(row)
 
 
+async def _posted(connection: Connection, correction: Correction, at: datetime) -> Done:
+    transaction = correction.transaction()
+    fold = await lock(connection, [transaction], at)
+    fold.post(transaction)
+    await _check_holds(connection, fold, correction)
+    return Done(fold)
+
+
 def _check(legs: Sequence[Leg], reason: str, actor: str) -> None:
     if not 0 < len(reason.strip()) <= REASON_LENGTH_MAX:
         raise ReasonMissing(REASON_LENGTH_MAX)
@@ -234,7 +263,7 @@ async def _check_holds(connection: Connection, fold: Fold, correction: Correctio
         balance = fold.balances[account].balance
         if account.type in HOLDING and balance < (held := int(await connection.fetchval(_sql.held, account.id))):
             raise MoneyHeld(str(account), held, balance)
-        if account is SUSPENSE and correction.kind == "suspense_assigned" and balance < 0:
+        if account is SUSPENSE and correction.kind == SUSPENSE_ASSIGNED and balance < 0:
             taken = _moved(correction.legs)
             raise InsufficientFunds(str(account), balance + taken, taken)
 

@@ -35,6 +35,7 @@ from stablerail.cli_shadow import shadow_app
 from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
+from stablerail.cli_withdrawals import withdrawals_app
 from stablerail.config import Settings, names_without_effect
 from stablerail.config_values import describe
 
@@ -67,6 +68,7 @@ app.add_typer(tx_app, name="tx")
 app.add_typer(suspense_app, name="suspense")
 app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
+app.add_typer(withdrawals_app, name="withdrawals")
 app.add_typer(deny_app, name="deny")
 app.add_typer(shadow_app, name="shadow")
 app.add_typer(shortfall_app, name="shortfall")

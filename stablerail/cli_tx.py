@@ -43,8 +43,9 @@ REMEDIES: dict[str, str] = {
     raising.CANCELLING: "its newest attempt is a cancel; speed-up raises that",
     raising.ATTEMPTS_USED: f"as many attempts as the rule allows; --force goes to {raising.ATTEMPTS_MAX}",
     "fees_over_cap": "an eighth more is over the network's cap, STABLERAIL_WITHDRAWAL_FEE_CAPS_GWEI",
-    "nonce_taken": "something that is none of ours used its nonce; another attempt cannot be mined; `stablerail lanes release LANE NONCE` gives it back",
-    "unexpected_transfers": "its payment was mined and moved something else; another attempt cannot be mined",
+    "nonce_taken": "something that is none of ours used its nonce; another attempt cannot be mined; `stablerail lanes release LANE NONCE` gives it back,"
+    " and where that was the payment `stablerail withdrawals settle ID --paid` ends it",
+    "unexpected_transfers": "its payment was mined and moved something else; another attempt cannot be mined; `stablerail withdrawals settle` ends it",
 }
 
 

@@ -11,12 +11,20 @@ RequestRefused (code)
  ├── LaneNotCounted     lane_not_counted        opening it would skip nonces on one endpoint's stored word
  ├── LaneRetired        lane_retired            its key signs nothing for us any more
  └── LaneInFlight       lane_in_flight          the chain has not ended all of its nonces yet
+
+Of what two people say of a withdrawal (agents/withdrawals/ended_by_people.py), CorrectionRefused of the ledger:
+ ├── NotOnItsWay        not_on_its_way          it has ended, ends by itself, or nothing of it was signed or asked for
+ ├── MayStillBePaid     may_still_be_paid       one of its transactions, or of Circle's transfers, has not ended
+ ├── WasPaid            was_paid                its recipient has got something
+ └── PaymentNotProven   payment_not_proven      the transaction that is named is no payment of it
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
+
+from ledger.errors import CorrectionRefused
 
 
 class RequestRefused(Exception):
@@ -101,3 +109,19 @@ class LaneInFlight(RequestRefused):
             f"{len(nonces)} of {lane}'s nonces are not final yet, {nonces[0]} to {nonces[-1]}: `stablerail lanes drain` it, and"
             " retire it when they are"
         )
+
+
+class NotOnItsWay(CorrectionRefused):
+    code = "not_on_its_way"
+
+
+class MayStillBePaid(CorrectionRefused):
+    code = "may_still_be_paid"
+
+
+class WasPaid(CorrectionRefused):
+    code = "was_paid"
+
+
+class PaymentNotProven(CorrectionRefused):
+    code = "payment_not_proven"

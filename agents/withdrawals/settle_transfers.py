@@ -82,7 +82,7 @@ _SHORT_REASONS: Final = frozenset({"INSUFFICIENT_TOKEN", "INSUFFICIENT_NATIVE_TO
 
 
 _NOT_RELEASED: Final = frozenset({SECOND_TRANSFER, UNEXPECTED_TRANSFERS, UNPROVEN})
-"""Of a review: something may have been paid that this transfer knows nothing of. Only a person gives the hold back."""
+"""Of a review: something may have been paid that this transfer knows nothing of. Only people give the hold back (ended_by_people.py)."""
 
 
 @dataclass

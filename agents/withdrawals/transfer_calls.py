@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -70,19 +70,27 @@ class CircleTransfers:
 
     async def _find(self, call: StoredCall) -> dict[str, Any] | None:
         """The oldest of Circle's transfers with our reference."""
-        after: str | None = None
-        for _ in range(PAGES_MAX):
-            page = await self._client.outbound_page(
-                since=call.created_at - LISTED_FROM, after=after, destination_address=call.request["to"]
-            )
-            for one in page:
-                # also under an id that nobody can read: it is there
-                if one.get("refId") == call.request["withdrawal_id"]:
-                    return {"id": id_of(one), "state": str(one.get("state"))}
-            if len(page) < PAGE_SIZE:
-                return None
-            after = str(page[-1].get("id"))
-        raise Unknown("Circle's list of transfers does not end")
+        wanted = call.request
+        async for one in listed(self._client, wanted["withdrawal_id"], wanted["to"], call.created_at):
+            # also under an id that nobody can read: it is there
+            return {"id": id_of(one), "state": str(one.get("state"))}
+        return None
+
+
+async def listed(
+    client: CircleClient, withdrawal_id: str, to: str, asked_at: datetime
+) -> AsyncIterator[dict[str, Any]]:
+    """Circle's transfers to this address with the withdrawal's reference, oldest first, as Circle shows them."""
+    after: str | None = None
+    for _ in range(PAGES_MAX):
+        page = await client.outbound_page(since=asked_at - LISTED_FROM, after=after, destination_address=to)
+        for one in page:
+            if one.get("refId") == withdrawal_id:
+                yield one
+        if len(page) < PAGE_SIZE:
+            return
+        after = str(page[-1].get("id"))
+    raise Unknown("Circle's list of transfers does not end")
 
 
 @dataclass

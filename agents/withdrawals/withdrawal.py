@@ -7,7 +7,7 @@
 ```
 
 `pending` is asked for and not decided; `signing` is accepted, held, and waits for a lane with room. From the first signature on
-the withdrawal ends only by what the chain says at finality.
+the withdrawal ends only by what the chain says at finality; where that says nothing to a program, by two people (ended_by_people.py).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class AttemptStatus(StrEnum):
     CONFIRMED = "confirmed"
     """Final, and it did what it was signed for."""
     REVERTED = "reverted"
-    """Final, and it did nothing but cost its fee."""
+    """Final, and it paid nothing."""
     REPLACED = "replaced"
     """Another attempt of its nonce is final."""
 

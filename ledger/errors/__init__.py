@@ -30,6 +30,7 @@ LedgerError (code)
  │    ├── ActorMissing
  │    ├── MoneyHeld            account, held, left
  │    ├── NothingLeft          reference, left, wanted
+ │    ├── OtherCommand         correction_id, kind: it ends a withdrawal
  │    └── BadLegs              count, count_max
  ├── OrderRefused              what contradicts what is known of an order; nothing moved
  │    ├── UnknownOrder         order_id
@@ -84,6 +85,7 @@ from ledger.errors.corrections import (
     CorrectionReused,
     MoneyHeld,
     NothingLeft,
+    OtherCommand,
     ReasonMissing,
     SameActor,
     UnknownCorrection,
@@ -172,6 +174,7 @@ __all__ = [
     "OrderOverfilled",
     "OrderRefused",
     "OrderReused",
+    "OtherCommand",
     "PhaseRefused",
     "PostingRefused",
     "ReadRefused",

@@ -102,6 +102,18 @@ class NothingLeft(CorrectionRefused):
         self.reference, self.left, self.wanted = reference, left, wanted
 
 
+class OtherCommand(CorrectionRefused):
+    """It ends something as well; that is not done by posting its legs."""
+
+    code = "other_command"
+
+    def __init__(self, correction_id: str, kind: str) -> None:
+        super().__init__(
+            f"{correction_id} is a {kind}: `stablerail withdrawals approve`; any other: `ledger correct approve`"
+        )
+        self.correction_id, self.kind = correction_id, kind
+
+
 class BadLegs(CorrectionRefused):
     """Too few legs to move anything, or too many for a person to look through."""
 

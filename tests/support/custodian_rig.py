@@ -61,6 +61,8 @@ class Rig:
     anvil: Node
     usdc: Usdc
     rpc: Rpc
+    rpcs: tuple[Rpc, Rpc]
+    """Two endpoints of the same node."""
     wallets: dict[str, CircleWallet] = field(default_factory=dict)
     """By chain: where withdrawals leave from."""
     review_attempts: int = 1_000
@@ -252,9 +254,10 @@ async def custodian_rig(
         CircleSandbox(replace(config, endpoint=str(server.make_url("/circle")) if webhooks else None)) as circle,
         CircleClient(circle.base_url, key, secret, timeout_s=20) as client,
         Rpc(anvil.rpc_url, anvil.chain_id) as rpc,
+        Rpc(anvil.rpc_url, anvil.chain_id) as other,
         ground(dsn, bootstrap, prefix, TOPICS) as at,
     ):
-        rig = Rig(at, circle, client, anvil, usdc, rpc)
+        rig = Rig(at, circle, client, anvil, usdc, rpc, (rpc, other))
         within = await client.create_wallet_set(str(uuid4()), "treasury")
         names = {"MATIC": "MATIC-AMOY", "SOL": "SOL-DEVNET"}
         made = await client.create_wallets(str(uuid4()), within, list(names.values()), [("out", "treasury")])
