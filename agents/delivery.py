@@ -32,6 +32,7 @@ from agents.item import Item, is_for, read_item
 from agents.outcome import Rejected, Stage
 from agents.services import Services, tell_left
 from agents.stage import REUSED, Settled, SplitBatch, settle
+from ledger import journal
 from ledger.commit import TRANSIENT, Sealed, claim_owners, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind, Fenced, RecordTooLarge
 from ledger.rows import Connection
@@ -337,10 +338,11 @@ class Delivery:
         for topic in {topic for topic, _ in keys}:
             partitions = [partition for name, partition in keys if name == topic]
 
-            async def left(connection: Connection, topic: str = topic, partitions: list[int] = partitions) -> Any:
-                return await connection.fetch(_sql.left_by_partitions, self.stage.name, topic, partitions)
+            async def left(last: int, topic: str = topic, partitions: list[int] = partitions) -> Any:
+                given = (self.stage.name, topic, partitions, last, journal.BYTES_AT_ONCE)
+                return await self._persist(lambda connection: connection.fetch(_sql.left_by_partitions, *given))
 
-            await tell_left(self._services, await self._persist(left))
+            await tell_left(self._services, left)
 
     # -- settling ----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 from agents.outcome import Rejected, Stage
 from agents.transport import Record
@@ -45,8 +46,12 @@ class Item:
 
     @property
     def position_uid(self) -> str:
-        """An id for a message that has none of its own: where it stands."""
+        """An id for a message that has none of its own."""
         return position_uid(self.record)
+
+    @property
+    def former_uid(self) -> str:
+        return former_uid(self.record)
 
 
 def is_for(stage: Stage[Any], item: Item) -> bool:
@@ -55,13 +60,30 @@ def is_for(stage: Stage[Any], item: Item) -> bool:
 
 
 def position_uid(record: Record) -> str:
+    """Where the record stands, and its bytes: a topic that was made anew, or lost its end, has other records where these stood."""
     event_id, source = _position(record)
     return event_uid(source, event_id)
 
 
+def former_uid(record: Record) -> str:
+    """What `position_uid` was before it knew of the bytes: inbox rows of that time have it."""
+    return event_uid(_SOURCE, _place(record))
+
+
+_SOURCE: Final = "kafka"
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic}/{record.partition}/{record.offset}"
+
+
 def _position(record: Record) -> tuple[str, str]:
     """As id and source."""
-    return f"{record.topic}/{record.partition}/{record.offset}", "kafka"
+    headers = ((name.encode(errors="surrogateescape"), value) for name, value in record.headers)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (record.key, record.value, *chain.from_iterable(headers)):
+        digest.update(b"-" if part is None else b"%d:%b" % (len(part), part))
+    return f"{_place(record)}/{digest.hexdigest()}", _SOURCE
 
 
 def read_item(stage: Stage[Any], record: Record) -> Item:

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 import asyncpg
 
 from agents.services import Services, tell_left
+from ledger import journal
 from ledger.commit import TRANSIENT, lock_writer, lost_not_cancelled, seal
 from ledger.record import Message
 from ledger.rows import Block, Connection
@@ -52,7 +53,9 @@ class LoneWriter:
     async def _drain(self, connection: Connection) -> None:
         """Emits what the last leader left, or this one on a connection that it lost, before anything newer."""
         await self._services.relay.journal()
-        await tell_left(self._services, await connection.fetch(_sql.left, self.name))
+        await tell_left(
+            self._services, lambda last: connection.fetch(_sql.left, self.name, last, journal.BYTES_AT_ONCE)
+        )
 
     def give_up(self) -> None:
         """The connection, and with it the lead."""

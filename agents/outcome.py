@@ -122,7 +122,7 @@ class Stage(Generic[F]):
     fold: Callable[[F, Done], None] = _unfolded
     reads: Callable[[Any], Event] | None = None
     """Of a stage whose source are messages that need not be events (dead letters): any Kafka record as what `decide` is given,
-    whatever its bytes. Its id is its position; such a stage has no dead letters."""
+    whatever its bytes. Its id is made of its position and its bytes; such a stage has no dead letters."""
     takes: Callable[[Any], bool] = _all
     """Which events of a topic that several stages share are this one's, by the event alone. Of the others, which are another
     stage's, nothing is read, decided or stored: they are acknowledged. `stablerail verify --kafka` must know of it."""

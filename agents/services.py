@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -59,9 +59,12 @@ class Services:
     """Stage -> why it does not work; /readyz says so."""
 
 
-async def tell_left(services: Services, rows: Iterable[Any]) -> None:
-    """Emits what is committed and journaled but may not have left: (seq, record) of the outbox. Repeats are possible, losses are not."""
-    for seq, packed in rows:
-        told = told_of(packed)
-        await services.emitter.emit(told.messages, told.stage, told.at)
-        services.relay.emitted([seq])
+async def tell_left(services: Services, read: Callable[[int], Awaitable[Sequence[Any]]]) -> None:
+    """Emits what is committed and journaled but may not have left. `read`: of the outbox the next (seq, record) above a number, some
+    at a time. Repeats are possible, losses are not."""
+    last = 0
+    while rows := await read(last):
+        for last, packed in rows:
+            told = told_of(packed)
+            await services.emitter.emit(told.messages, told.stage, told.at)
+            services.relay.emitted([last])

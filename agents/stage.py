@@ -113,6 +113,9 @@ async def _claim(
     connection: Connection, stage: Stage[Any], items: Sequence[Item], epochs: dict[tuple[str, int], int], at: datetime
 ) -> tuple[list[Owner], list[Item]]:
     """The owner rows, and those items that are ours to settle now."""
+    placed = [item for item in items if item.received is None or stage.reads is not None]
+    if former := await _former(connection, stage, placed):
+        items = [replace(item, uid=former.get(item.uid, item.uid)) for item in items]
     chosen: dict[str, Item] = {}
     for item in items:
         other = chosen.setdefault(item.uid, item)
@@ -125,8 +128,10 @@ async def _claim(
     reused = [item for item in items if item.fingerprint != true[item.uid]]
     marks: frozenset[str] = frozenset()
     if reused:
-        # settled under the message's own position, so that its redelivery is a repeat
-        positions = [inbox.Claim(item.position_uid, item.attempt, item.fingerprint) for item in reused]
+        # settled under an id of the message's position and bytes, so that its redelivery is a repeat
+        former = await _former(connection, stage, reused)
+        new = [item for item in reused if item.position_uid not in former]
+        positions = [inbox.Claim(item.position_uid, item.attempt, item.fingerprint) for item in new]
         marks = (await inbox.own_and_claim(connection, stage.name, epochs, positions, at))[1].fresh
     live: list[Item] = []
     odd = {id(item) for item in reused}
@@ -140,6 +145,12 @@ async def _claim(
         elif chosen[item.uid] is item and item.uid in claimed.again:
             live.append(replace(item, again=True))
     return owners, live
+
+
+async def _former(connection: Connection, stage: Stage[Any], items: Sequence[Item]) -> dict[str, str]:
+    """position_uid -> former_uid of those that were settled under the latter: they are repeats."""
+    known = await inbox.known(connection, stage.name, [item.former_uid for item in items]) if items else {}
+    return {item.position_uid: item.former_uid for item in items if known.get(item.former_uid) == item.fingerprint}
 
 
 async def _decide(

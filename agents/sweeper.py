@@ -23,6 +23,7 @@ import structlog
 from agents.lone_writer import LoneWriter
 from agents.parking import SENT
 from agents.services import Services
+from ledger import journal
 from ledger.book import expire_due
 from ledger.commit import TRANSIENT, lock_writer, seal
 from ledger.record import Message, told_of
@@ -44,8 +45,6 @@ SILENCE_S: Final = 60.0
 """A leader that looks at nothing for so long is frozen: its next look would be half a second after the last."""
 ABANDONED_S: Final = 30.0
 """A committed record is emitted within milliseconds while its owner lives; after this it has none."""
-ABANDONED_BYTES_MAX: Final = 64_000_000
-"""Of records that are read at once; one may have as many."""
 
 
 class Sweeper:
@@ -127,7 +126,7 @@ class Sweeper:
 
     async def _abandoned_records(self, connection: Connection) -> None:
         before = self._services.clock() - self._abandoned
-        for seq, packed in await connection.fetch(_journal.left_behind, before, ABANDONED_BYTES_MAX):
+        for seq, packed in await connection.fetch(_journal.left_behind, before, journal.BYTES_AT_ONCE):
             told = told_of(packed)
             await self._services.emitter.emit(told.messages, told.stage, told.at)
             await connection.execute(_journal.delete, [seq])

@@ -80,8 +80,12 @@ async def own_and_claim(
     ours = frozenset(uid.hex for uid in fresh)
     repeats = frozenset(uid.hex for uid in again)
     missing = [uid for uid in ids if uid not in ours and uid not in repeats]
-    known = {uid.hex: fingerprint.hex for uid, fingerprint in await connection.fetch(_sql.known, stage, missing)}
-    return owners, Claimed(False, ours, repeats, known)
+    return owners, Claimed(False, ours, repeats, await known(connection, stage, missing))
+
+
+async def known(connection: Connection, stage: str, ids: Sequence[str]) -> dict[str, str]:
+    """Fingerprints of those that were settled."""
+    return {uid.hex: fingerprint.hex for uid, fingerprint in await connection.fetch(_sql.known, stage, ids)}
 
 
 async def settle(connection: Connection, stage: str, outcomes: dict[str, InboxOutcome]) -> None:

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | lock | the relay row | one publisher at a time; whoever waited finds its records done |
 | read | all visible records that are not journaled, in sequence | what is journaled is closed under dependency |
-| publish | acks=all, awaited | nothing is told to anyone before the journal has it; from here on it may be |
+| publish | acks=all, awaited; of many bytes a part at a time | nothing is told to anyone before the journal has it; from here on it may be |
 | mark | journaled, and rows whose messages have left are deleted | one statement for both; a lost mark only repeats a record |
 
 The relay's connection runs with synchronous_commit off: a mark lost in a crash repeats a record, and readers drop
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -38,6 +38,8 @@ Connect = Callable[[], Awaitable[Connection]]
 LastJournaled = Callable[[], Awaitable[Journaled | None]]
 """The highest record at the journal's end, of those whose place in the chains can be read."""
 
+BYTES_AT_ONCE: Final = 64_000_000
+"""Of records of the outbox that are read at once; one may have as many."""
 RETRY_WAIT_S_MAX = 2.0
 _LOCK: Final = f"BEGIN; {_sql.lock_relay}"
 """One round trip; what comes back of it is what the last statement did."""
@@ -66,6 +68,20 @@ class _Floor:
         if xmin >= self._younger:
             self.seq = max(self.seq, min(self._next, lowest))
             self._next, self._younger = lowest, None
+
+
+def _portions(sizes: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
+    """The numbers of (seq, bytes), in parts that are read and published at once."""
+    some: list[int] = []
+    total = 0
+    for seq, size in sizes:
+        if some and total + size > BYTES_AT_ONCE:
+            yield some
+            some, total = [], 0
+        some.append(seq)
+        total += size
+    if some:
+        yield some
 
 
 class Relay:
@@ -193,18 +209,15 @@ class Relay:
             if await connection.execute(_LOCK) != _LOCKED:
                 raise ACopy
             rows = await connection.fetch(_sql.waiting, self._floor.seq, gone)
-            known = {seq: self._fresh.get(seq) for seq, *_ in rows}
-            if missing := [seq for seq, record in known.items() if record is None]:
-                known.update(dict(tuple(row) for row in await connection.fetch(_sql.records, missing)))
-            # without a record: deleted since the look above, by another process, which had published and told it
-            records = [(seq, record) for seq, record in known.items() if record is not None]
-            seqs = [seq for seq, _ in records]
+            seqs: list[int] = []
             if rows:
-                first, oldest, xmin, own = rows[0]
+                first, _, oldest, xmin, own = rows[0]
                 untold = first if oldest is None else min(first, oldest)
                 self._floor.look(untold, xmin, own)
-                if records:
-                    await self._publish(records, untold)
+                for some in _portions((seq, size) for seq, size, *_ in rows):
+                    if records := await self._records(connection, some):
+                        await self._publish(records, untold)
+                        seqs += [seq for seq, _ in records]
         except BaseException:
             await self._disconnect()
             raise
@@ -212,6 +225,13 @@ class Relay:
             self._fresh.pop(seq, None)
         self.group_sizes.append(len(seqs))
         self._marking = asyncio.create_task(self._mark(connection, seqs, gone))
+
+    async def _records(self, connection: Connection, seqs: Sequence[int]) -> list[tuple[int, bytes]]:
+        known = {seq: self._fresh.get(seq) for seq in seqs}
+        if missing := [seq for seq, record in known.items() if record is None]:
+            known.update(dict(tuple(row) for row in await connection.fetch(_sql.records, missing)))
+        # without a record: deleted since the turn's look, by another process, which had published and told it
+        return [(seq, record) for seq, record in known.items() if record is not None]
 
     async def _mark(self, connection: Connection, seqs: Sequence[int], gone: Sequence[int]) -> None:
         try:

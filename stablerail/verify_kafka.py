@@ -24,7 +24,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents import lenient_records
-from agents.item import position_uid
+from agents.item import former_uid, position_uid
 from agents.withdrawals import sign_transactions, transfer_by_custodian
 from ledger.commit import NO_TOPIC
 from ledger.errors import JournalBroken
@@ -236,31 +236,31 @@ class _Checks:
             topic = _declared(name.removeprefix(self._prefix))
             if topic is None:
                 continue
-            asked: dict[str, tuple[Received | None, str]] = {}
+            asked: dict[str, tuple[Received | None, set[str]]] = {}
             async for record in self._read(consumer, topic.name):
                 ends = _committed(committed, TopicPartition(name, record.partition))
                 if ends and record.offset < min(ends):
                     place = f"{name}[{record.partition}] offset {record.offset}"
-                    asked[place] = (_received(topic, record), position_uid(record))
+                    asked[place] = (_received(topic, record), {position_uid(record), former_uid(record)})
                 if len(asked) == ASKED_MAX:
                     await self._ask(readers, asked)
                     asked = {}
             await self._ask(readers, asked)
 
-    async def _ask(self, stages: list[str], asked: dict[str, tuple[Received | None, str]]) -> None:
-        """`asked`: place -> what can be read there, and the id that it has of its place. The inbox knows an event by either id."""
+    async def _ask(self, stages: list[str], asked: dict[str, tuple[Received | None, set[str]]]) -> None:
+        """`asked`: place -> what can be read there, and the ids that it has of its place. The inbox knows an event by any id."""
         for stage in stages:
             takes = TAKES.get(stage)
             wanted = {
-                place: {own, own if received is None else received.uid}
+                place: own if received is None else own | {received.uid}
                 for place, (received, own) in asked.items()
                 if received is None or takes is None or takes(received.event)
             }
-            uids = [uid for pair in wanted.values() for uid in pair]
+            uids = [uid for ids in wanted.values() for uid in ids]
             known = {row[0] for row in await self._connection.fetch(_sql.known, stage, uids)}
             self.inputs.checked += len(wanted)
-            for place, pair in wanted.items():
-                if known.isdisjoint(pair):
+            for place, ids in wanted.items():
+                if known.isdisjoint(ids):
                     self.inputs.add(f"{stage} has no outcome of {place}")
 
     async def drained(self, consumer: Any, committed: dict[str, Any]) -> None:

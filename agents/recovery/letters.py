@@ -5,7 +5,7 @@
       └──(refused again)─┘          open | redriven ──discard──▶ discarded
 
 One row for an event, however often it is refused: its id is made of the stage and of the event as the inbox knows it. A
-message that could not be read is known by where it stood first, which a redriven one carries in a header.
+message that could not be read is known by its bytes and where they stood first, which a redriven one carries in a header.
 """
 
 from __future__ import annotations

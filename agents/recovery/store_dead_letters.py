@@ -2,7 +2,7 @@
 
 Decides:  whether a dead letter is a new one or an event that was refused once more, and when it is redriven by itself.
 Key:      as the refused message's; the topics have one partition.
-Repeats:  harmless; a record is known by its position, a letter by its event.
+Repeats:  harmless; a record is known by its position and bytes, a letter by its event.
 Refuses:  nothing, whatever the bytes; the topic keeps them for 90 days all the same.
 """
 

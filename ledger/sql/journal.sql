@@ -8,7 +8,7 @@ SELECT (SELECT id FROM relay WHERE id = 1), (SELECT coalesce(max(first_seq), 0) 
 SELECT EXISTS (SELECT FROM audit WHERE stage = $1 AND topic = $2 AND partition = $3 AND position = $4 AND head = $5)
 
 -- name: waiting
-SELECT seq, (SELECT min(seq) FROM outbox WHERE journaled AND seq >= $1 AND seq <> ALL($2::bigint[])),
+SELECT seq, octet_length(record), (SELECT min(seq) FROM outbox WHERE journaled AND seq >= $1 AND seq <> ALL($2::bigint[])),
     pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint
 FROM outbox WHERE NOT journaled AND seq >= $1 AND seq <> ALL($2::bigint[]) ORDER BY seq
 
@@ -20,10 +20,20 @@ WITH gone AS (DELETE FROM outbox WHERE seq = ANY($2::bigint[]))
 UPDATE outbox SET journaled = true WHERE seq = ANY($1::bigint[])
 
 -- name: left_by_partitions
-SELECT o.seq, o.record
-FROM outbox o
-WHERE o.stage = $1 AND o.topic = $2 AND o.partitions && $3::int[] AND o.journaled
-ORDER BY o.seq
+-- Above $4 the first of them until their bytes pass $5, one at least.
+SELECT seq, record
+FROM (
+    SELECT seq, record, sum(octet_length(record)) OVER (ORDER BY seq) - octet_length(record) AS before
+    FROM (
+        SELECT o.seq, o.record
+        FROM outbox o
+        WHERE o.stage = $1 AND o.topic = $2 AND o.partitions && $3::int[] AND o.journaled AND o.seq > $4
+        ORDER BY o.seq
+        LIMIT 100
+    ) AS first
+) AS counted
+WHERE before < $5
+ORDER BY seq
 
 -- name: left_behind
 -- The first of them until their bytes pass $2, one at least.

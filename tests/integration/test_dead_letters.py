@@ -34,10 +34,11 @@ from stablerail.cli import app
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.keys import Scope, create_key
+from stablerail.topics_admin import admin, create_missing
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
 from tests.support.ledger_rig import assert_holds
 from tests.support.rebuild import differences, empty_database, rebuild
-from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED, WEBHOOKS_DLQ
+from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED, WEBHOOKS_DLQ, Topic
 from topics.envelope import headers_of, value_of
 from topics.errors import EventCode, EventRefused
 from topics.events import Chain, DepositNotified, Evidence
@@ -262,6 +263,56 @@ async def test_what_was_never_an_event_is_one_letter_however_often_it_is_redrive
         await until(back, "it is refused again, and is the same letter")
         assert len(await letters.page(at.observer, Filter(code="not_json"), 10)) == 1
     await assert_holds(at.observer)
+
+
+async def made_anew(at: Ground) -> None:
+    """The topics of deposits and of their dead letters: deleted, and there again, empty."""
+    names = [topic.named(at.prefix) for topic in (DEPOSITS_NOTIFIED, DEPOSITS_NOTIFIED.dlq)]
+    async with admin(at.bootstrap) as client:
+        await client.delete_topics(names)
+
+        async def gone() -> bool:
+            return not set(names) & set(await client.list_topics())
+
+        await until(gone, "the topics are gone")
+        await create_missing(client, at.prefix, 1, [DEPOSITS_NOTIFIED, DEPOSITS_NOTIFIED.dlq])
+
+
+async def places(at: Ground, topic: Topic) -> list[tuple[int, int]]:
+    return [(one.partition, one.offset) for one in await at.told(topic)]
+
+
+async def test_letters_of_topics_that_were_made_anew_are_taken_for_none_that_stood_there_before(at: Ground) -> None:
+    """Every place of theirs was another's, and what is refused again there has the same bytes but for its headers."""
+    async with worker(at):
+        await at.send(DEPOSITS_NOTIFIED, b"k", b"{one")
+        (one,) = await stored(at, state="open", value=b"{one")
+        stood = [await places(at, topic) for topic in (DEPOSITS_NOTIFIED, DEPOSITS_NOTIFIED.dlq)]
+    await made_anew(at)
+    async with worker(at) as services:
+        connection = await at.connect()
+        done = await letters.redrive(connection, [one.id], "ann", at.clock(), force=True)
+        assert done.sealed is not None
+        await stored(at, state="redriven")
+        await services.relay.journal([(done.sealed.seq, done.sealed.record)])
+        await services.emitter.emit(done.sealed.messages, done.sealed.stage, done.sealed.at)
+        await connection.close()
+        await stored(at, id=one.id, state="open", redrives=1)
+        assert await places(at, DEPOSITS_NOTIFIED.dlq) == stood[1]
+    await made_anew(at)
+    async with worker(at):
+        await at.send(DEPOSITS_NOTIFIED, b"k", b"{two")
+        two = next(letter for letter in await stored_all(at, 2) if letter.id != one.id)
+        assert (two.value, two.state) == (b"{two", "open")
+        assert [await places(at, topic) for topic in (DEPOSITS_NOTIFIED, DEPOSITS_NOTIFIED.dlq)] == stood
+    async with worker(at):  # reads both topics again
+        await at.send(DEPOSITS_NOTIFIED, b"k", b"{three")
+        await stored_all(at, 3)
+        assert len(await at.told(DEPOSITS_NOTIFIED.dlq)) == 2, "one of each"
+    await assert_holds(at.observer)
+    async with empty_database(at.dsn) as dsn:
+        await rebuild(at.bootstrap, at.prefix, dsn, SCHEMA)
+        assert await differences(at.dsn, dsn) == {}
 
 
 async def test_what_an_older_release_could_not_read_is_resolved_by_whatever_its_stage_makes_of_it_now(

@@ -17,6 +17,7 @@ from ledger.accounts import buffer, spendable
 from ledger.errors import DatabaseBehind
 from ledger.record import Message, pack, pack_content
 from ledger.rows import Connection, Op, Table, block
+from ledger.sql import load
 from tests.support import ledger_rig
 from tests.support.ledger_rig import (
     AT,
@@ -32,6 +33,7 @@ from tests.support.ledger_rig import (
     items,
     own,
     record,
+    records_read,
     until,
 )
 from topics.envelope import Received
@@ -257,6 +259,25 @@ async def test_what_a_crash_left_untold_is_told_by_the_next_owner_before_anythin
     await second.feed(record(1, move="refuse"), record(2))
     await second.until_acked((0, 2))
     assert [what for _, what in bench.emitter.told()] == ["0/0/told", "unwanted", "0/2/told"]
+    await assert_holds(bench.connection)
+
+
+async def test_what_a_crash_left_untold_is_read_some_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it may be more than a process has room for."""
+    first = await bench.start(events_max=1, in_flight=5)
+    bench.emitter.gate.clear()
+    await first.feed(*(record(offset) for offset in range(5)))
+    await until(lambda: len(first_times(bench.emitter.journaled)) == 6, "the journal")
+    await first.end()
+    bench.emitter.gate.set()
+    read = records_read(monkeypatch, load("ledger", "sql/journal.sql").left_by_partitions)
+    largest = max(len(packed) for _, packed in bench.emitter.journaled)
+    monkeypatch.setattr("ledger.journal.BYTES_AT_ONCE", largest * 3 // 2)
+    second = await bench.start()
+    await second.feed(record(5))
+    await second.until_acked((0, 5))
+    assert [what for _, what in bench.emitter.told()] == [f"0/{offset}/told" for offset in range(6)]
+    assert max(len(some) for some in read) == 2
     await assert_holds(bench.connection)
 
 

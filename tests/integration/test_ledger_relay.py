@@ -227,6 +227,30 @@ async def test_what_another_process_deletes_between_a_turns_two_looks_was_told_a
     await relay.close()
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_what_others_left_is_read_and_published_some_at_a_time_in_one_turn(
+    lost: int, dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it may be more than a process has room for."""
+    made = [await commit(connection) for _ in range(5)]
+    monkeypatch.setattr("ledger.journal.BYTES_AT_ONCE", max(len(one.record) for one in made) * 5 // 2)
+    broker, parts = Broker(), []
+
+    async def publish(records: Sequence[tuple[int, bytes]], untold: int) -> None:
+        parts.append([made.index(next(one for one in made if one.seq == seq)) for seq, _ in records])
+        broker.lose_answers = lost if len(parts) == 2 else 0
+        await broker.publish(records, untold)
+
+    relay = Relay(connect_to(dsn, synchronous_commit="off"), publish, (KafkaError,))
+    await relay.journal([(made[3].seq, made[3].record)])
+    turn = [[0, 1], [2, 3], [4]]
+    assert parts == (turn[:2] + turn if lost else turn)
+    assert set(broker.untold) == {made[0].seq}
+    assert list(relay.group_sizes) == [5]
+    assert await left(connection) == [(one.seq, True) for one in made]
+    await relay.close()
+
+
 async def test_two_relays_at_once_publish_every_record_once_and_each_writers_in_order(
     dsn: str, connection: Connection
 ) -> None:

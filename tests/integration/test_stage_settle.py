@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agents.fuse import Fuse, FuseBlown
+from agents.item import former_uid
 from agents.outcome import Done, Emit, Outcome, Stage
 from agents.stage import REFUSALS_MAX, Settled, SplitBatch, settle
 from ledger.accounts import Account, AccountType, buffer, spendable
@@ -124,6 +125,55 @@ async def test_what_cannot_be_read_is_a_dead_letter_with_its_bytes(connection: C
     assert headers["dlq_first_at"] == b"2026-07-01T12:00:00.001000+00:00"
     assert headers["dlq_stage"] == b"test_stage"
     assert (await run(connection, record(0, value=b"\xff{"))).outcomes == {("repeat", ""): 1}
+
+
+def unreadable(offset: int, value: bytes | None = b"\xff{", *, key: bytes | None = b"ada", said: str = "1") -> Any:
+    made = record(offset, headers=[("said", said.encode())])
+    made.key, made.value = key, value
+    return made
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_stands_where_something_else_stood_is_an_event_of_its_own(
+    connection: Connection, at_once: bool
+) -> None:
+    """A topic was made anew, or lost its end: nobody can read what stands at its places now, or its ids are others'."""
+    await run(connection, record(9, id="x"))
+    stood = [unreadable(0), unreadable(1, None), unreadable(2), record(3, amount=7, id="x")]
+    stands = [
+        unreadable(0, b"\xfe"),
+        unreadable(1, None, key=None),
+        unreadable(2, said="2"),
+        record(3, amount=8, id="x"),
+    ]
+    reused = ("rejected", "event_id_reused")
+    if at_once:
+        settled = await run(connection, *stood, *stands)
+        assert settled.outcomes == {("rejected", "not_json"): 6, reused: 2, ("repeat", ""): 0}
+    else:
+        await run(connection, *stood)
+        settled = await run(connection, *stands)
+        assert settled.outcomes == {("rejected", "not_json"): 3, reused: 1, ("repeat", ""): 0}
+    assert (await run(connection, *stood, *stands)).outcomes == {("repeat", ""): 8}
+    assert await connection.fetchval("SELECT count(*) FROM inbox WHERE outcome = 'rejected'") == 8
+    assert await balance(connection, spendable("ada")) == 1
+
+
+async def test_what_the_release_before_settled_by_its_place_alone_is_a_repeat(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was settled, and not acknowledged; or somebody reads the topic again."""
+    stood = [unreadable(0), record(3, amount=7, id="x")]
+    with monkeypatch.context() as before:
+        before.setattr("agents.item.position_uid", former_uid)
+        await run(connection, record(9, id="x"), *stood)
+    again = await run(connection, *stood, record(10))
+    assert again.outcomes == {("done", ""): 1, ("repeat", ""): 2}
+    stands = [unreadable(0, b"\xfe"), record(3, amount=8, id="x")]
+    settled = await run(connection, *stands)
+    assert settled.outcomes == {("rejected", "not_json"): 1, ("rejected", "event_id_reused"): 1, ("repeat", ""): 0}
+    assert (await run(connection, *stands, *stood)).outcomes == {("repeat", ""): 4}
+    await assert_holds(connection)
 
 
 async def test_a_refused_posting_is_undone_and_what_follows_is_decided_again(connection: Connection) -> None:

@@ -22,10 +22,11 @@ from ledger.holds import capture, hold
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message, unpack
 from ledger.rows import Block, Op, Table, block
+from ledger.sql import load
 from ledger.verify import verify
 from stablerail.dev.kafka import Kafka
 from tests.support.in_process import SCHEMA, Ground, ground, read_topic, until
-from tests.support.ledger_rig import balance
+from tests.support.ledger_rig import balance, records_read
 from tests.support.rebuild import assemble, differences, empty_database, rebuild
 from topics.catalog import JOURNAL, RECORD_BYTES_MAX, WALLETS_REQUESTED
 from topics.envelope import value_of
@@ -112,7 +113,7 @@ async def test_what_a_newer_program_left_is_told_also_where_its_tables_are_not_k
 
 async def test_records_that_were_left_are_read_some_at_a_time(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred of them may be more than a process has room for."""
-    monkeypatch.setattr("agents.sweeper.ABANDONED_BYTES_MAX", 1)
+    monkeypatch.setattr("ledger.journal.BYTES_AT_ONCE", 1)
     records = [await commit(at, name) for name in ("one", "two")]
     at.clock.forward(ABANDONED_S + 1)
     async with at.process() as services:
@@ -206,6 +207,19 @@ async def test_what_a_lone_writer_left_is_told_by_the_next_leader_before_its_own
         await heir.commit([], [wish("two")], {})
         await second.relay.tidy()
     assert (await told(at), await waiting(at)) == (["one", "two"], 0)
+
+
+async def test_what_a_lone_writer_left_is_read_some_at_a_time(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledger.journal.BYTES_AT_ONCE", 1)
+    read = records_read(monkeypatch, load("agents", "lone_writer.sql").left)
+    for name in ("one", "two", "three"):
+        await commit(at, name)
+    async with at.process() as services:
+        heir = LoneWriter("api", services)
+        await until(heir.lead, "it leads")
+        await services.relay.tidy()
+    assert (await told(at), await waiting(at)) == (["one", "two", "three"], 0)
+    assert [len(some) for some in read] == [1, 1, 1, 0]
 
 
 async def test_a_record_in_parts_that_was_journaled_twice_is_rebuilt_once(at: Ground) -> None:

@@ -13,6 +13,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
+from agents.item import former_uid, position_uid
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, create_missing
@@ -94,6 +95,11 @@ async def test_what_was_settled_and_told_holds_and_an_event_without_outcome_or_l
     (found,) = (await broken(at))[10]
     assert found.startswith("credit_deposits has no outcome of ")
     await transaction.rollback()
+    (unread,) = [one for one in await at.told(DEPOSITS_NOTIFIED) if one.value == b"not an event"]
+    ids = (position_uid(unread), former_uid(unread))
+    await at.observer.execute("UPDATE inbox SET event_id = $2::uuid WHERE event_id = $1::uuid", *ids)
+    assert await broken(at) == {}, "settled by the release before, which knew it by its place alone"
+    await at.observer.execute("UPDATE inbox SET event_id = $1::uuid WHERE event_id = $2::uuid", *ids)
     await told_of(at, 3)
     assert await broken(at) == {}, "it has just come"
     (waits,) = (await broken(at, timedelta(minutes=30)))[13]

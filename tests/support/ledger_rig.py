@@ -116,6 +116,21 @@ async def unguard(connection: Connection) -> None:
         await connection.execute(f"ALTER TABLE {table.name} DISABLE TRIGGER append_only")
 
 
+def records_read(monkeypatch: pytest.MonkeyPatch, query: str) -> list[list[bytes]]:
+    """The records of each answer to it from now on."""
+    fetch = asyncpg.Connection.fetch
+    read: list[list[bytes]] = []
+
+    async def watched(self: Any, asked: str, *args: Any) -> Any:
+        rows = await fetch(self, asked, *args)
+        if asked == query:
+            read.append([row["record"] for row in rows])
+        return rows
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", watched)
+    return read
+
+
 async def dump(connection: Connection) -> dict[str, list[str]]:
     """Every journaled table's rows, as text, sorted."""
     return {
