@@ -11,7 +11,6 @@ import aiohttp
 
 from connectors.errors import Unavailable, Unknown
 
-
 WAIT_S_MIN: Final = 1.0
 """A time that is past by our clock is no leave to ask without end."""
 
