@@ -46,8 +46,6 @@ __all__ = ["Acting", "CallPolicy"]
 _log = structlog.get_logger()
 _sql = load("agents", "acting.sql")
 
-CREDENTIALS_REFUSED: Final = (401, 403)
-"""Our mistake, not the event's: the call waits until an operator has put the key right."""
 RATE_MARGIN: Final = 1.1
 """Requests arrive less evenly than they leave."""
 END_MEMBERS_MAX: Final = 2_000
@@ -215,7 +213,8 @@ class Acting:
         except Refused as error:
             self._breaker.succeeded()
             self._observe("refused", started)
-            if error.status in CREDENTIALS_REFUSED:
+            if error.credentials:
+                # our mistake, not the event's: the call waits until an operator has put the key right
                 self._services.unready[self._stage.name] = f"{self._stage.partner} refuses our credentials"
                 return Again(error.code, counted=False)
             log.warning("call.refused", error=error.code, partner_code=error.partner_code, status=error.status)

@@ -13,7 +13,7 @@ What a partner sends us is refused by `connectors.webhooks.source.Refused`.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ConnectorCode(StrEnum):
@@ -23,6 +23,10 @@ class ConnectorCode(StrEnum):
     RATE_LIMITED = "partner_rate_limited"
     UNAVAILABLE = "partner_unavailable"
     UNKNOWN = "partner_outcome_unknown"
+
+
+KEY_USED: Final = 409
+"""Status of a refusal that says that the idempotency key is known: something may have been made under it."""
 
 
 class ConnectorError(Exception):
@@ -36,8 +40,10 @@ class Refused(ConnectorError):
 
     code = ConnectorCode.REFUSED
 
-    def __init__(self, status: int, partner_code: str | None, message: str) -> None:
+    def __init__(self, status: int, partner_code: str | None, message: str, *, credentials: bool = False) -> None:
+        """`credentials`: it is about them, whatever was asked; 401 and 403 always are."""
         super().__init__(f"{status} (code {partner_code}): {message}")
+        self.credentials = credentials or status in (401, 403)
         self.status = status
         self.partner_code = partner_code
         self.message = message

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple, Self
 
 import aiohttp
 
 from connectors.errors import Unavailable, Unknown
+
+WAIT_S_MIN: Final = 1.0
+"""A time that is past by our clock is no leave to ask without end."""
 
 
 class Answer(NamedTuple):
@@ -77,3 +82,15 @@ class PartnerClient:
             if len(parts) > self._reply_bytes_max:
                 break
         return bytes(parts)
+
+
+def wait_s(retry_after: str | None) -> float | None:
+    """What the header says: seconds, or a date; None where it says nothing that can be read."""
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdigit():
+        return max(float(retry_after[:9]), WAIT_S_MIN)
+    try:
+        return max((parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds(), WAIT_S_MIN)
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
+        return None

@@ -45,6 +45,7 @@ from stablerail.config_values import (
     TopUpLimits,
     evm_address,
     is_mainnet,
+    is_private,
     network_default,
 )
 from topics.events import Chain
@@ -429,6 +430,9 @@ class Settings(BaseSettings):
             raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
         if self.alpaca_api_key is not None and self.network == "mainnet" and ".sandbox." in self.alpaca_api_url:
             raise ValueError(f"{PREFIX}ALPACA_API_URL is Alpaca's sandbox, and network is mainnet")
+        for name in ("circle_api_url", "alpaca_api_url") if self.network == "mainnet" else ():
+            if not is_private(getattr(self, name)):
+                raise ValueError(f"{PREFIX}{name.upper()} must be https:// on mainnet: it is sent our key")
         if self.circle_sns_url is not None and self.network == "mainnet":
             raise ValueError(f"{PREFIX}CIRCLE_SNS_URL is for sandboxes: on mainnet only Amazon is believed")
         for chain in self.rpc_urls:

@@ -140,6 +140,12 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def is_private(url: str) -> bool:
+    """Whether what is sent there cannot be read on the way: by TLS, or because it does not leave this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+
+
 def _postgres_url(value: SecretStr) -> SecretStr:
     says = "must be postgresql://user:password@host:port/database"
     parts = _parts(value.get_secret_value(), says)

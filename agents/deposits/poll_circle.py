@@ -152,6 +152,8 @@ class PollCircle:
         self._lone = LoneWriter(WRITER, services, max(SILENCE_S, 3 * polled.interval_s))
         self._log = _log.bind(stage=WRITER)
         self._failures = 0
+        self._unanswered: dict[str, None] = {}
+        """Transactions that Circle gave no answer for, latest last: the others are looked up before them."""
 
     async def work(self) -> None:
         await self._lone.rounds(self._work, self._failed, (ConnectorError,))
@@ -189,23 +191,36 @@ class PollCircle:
             if len(page) < self._polled.page_size:
                 break
             after = str(page[-1].get("id"))
-        await self._look_up(connection, start, since)
-        await self._forget(connection, start)
         self._read()
+        failure = await self._look_up(connection, start, since)
+        await self._forget(connection, start)
+        if failure is not None:
+            raise failure
 
-    async def _look_up(self, connection: Connection, listed_from: datetime, since: datetime) -> None:
-        """Those that are not at their end and that the list from `listed_from` does not show."""
-        overdue = await connection.fetch(_sql.overdue, listed_from, self._services.clock(), LOOKUP_PAUSE, LOOKUPS_MAX)
+    async def _look_up(self, connection: Connection, listed_from: datetime, since: datetime) -> ConnectorError | None:
+        """Those that are not at their end and that the list from `listed_from` does not show; the failure that ended it before all
+        were looked up."""
+        overdue = await connection.fetch(
+            _sql.overdue, listed_from, self._services.clock(), LOOKUP_PAUSE, LOOKUPS_MAX, list(self._unanswered)
+        )
         found = []
+        failure: ConnectorError | None = None
         for key, state in overdue:
+            self._unanswered.pop(key, None)
             try:
                 found.append({**await self._circle.transaction(key), "id": key})
-            except Refused as error:
-                if error.status != 404:
-                    raise
-                self._log.warning("circle.transaction_gone", id=key)
-                found.append({"id": key, "state": state})
+            except ConnectorError as error:
+                if isinstance(error, Refused) and not error.credentials:
+                    self._log.warning("circle.transaction_gone", id=key, status=error.status)
+                    found.append({"id": key, "state": state})
+                    continue
+                self._unanswered[key] = None
+                failure = error
+                break
+        if len(self._unanswered) > FORGET_MAX:
+            del self._unanswered[next(iter(self._unanswered))]
         await self._commit(await self._decide(connection, found, looked_up=True), since, moved=False)
+        return failure
 
     async def _decide(
         self, connection: Connection, page: Sequence[Transaction], *, looked_up: bool = False

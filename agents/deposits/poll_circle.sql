@@ -11,7 +11,7 @@ LEFT JOIN deposit_reports r ON r.id = x.report
 SELECT id, state FROM circle_transfers
 WHERE ended_at IS NULL AND created_at < $1
   AND looked_at - created_at < ($2::timestamptz - looked_at) * $3::int
-ORDER BY looked_at
+ORDER BY coalesce(array_position($5::text[], id), 0), looked_at
 LIMIT $4
 
 -- name: past

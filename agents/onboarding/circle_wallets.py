@@ -9,12 +9,11 @@ from typing import Any, Final
 
 from opentelemetry.trace import Link
 
-from agents.acting import CREDENTIALS_REFUSED
 from agents.intents import StoredCall, idempotency_key
 from agents.onboarding import spans
 from connectors.circle.chains import Network, from_circle, to_circle
 from connectors.circle.client import CircleClient, CircleWallet
-from connectors.errors import ConnectorError, Refused, Unavailable
+from connectors.errors import KEY_USED, ConnectorError, Refused, Unavailable
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
@@ -74,7 +73,8 @@ class CircleWallets:
                     )
                 self._add(found, made)
             except Refused as error:
-                if not call.may_be_known(now) or error.status in CREDENTIALS_REFUSED:
+                known = call.may_be_known(now) or error.status == KEY_USED
+                if not known or error.credentials:
                     raise
                 refused = error
             await self._look_up(users, chains, found, links)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from agents.acting import CREDENTIALS_REFUSED
 from agents.deeds import Deeds
 from agents.intents import Again, Conclusion, Ended, StoredCall
 from agents.outcome import Alert, Done, Emit
@@ -24,7 +23,7 @@ from agents.withdrawals.transfer_by_custodian import NAME
 from agents.withdrawals.withdrawal import ENDED, Status, Withdrawal, moved
 from connectors.circle.client import PAGE_SIZE, PAGES_MAX, CircleClient, id_of
 from connectors.circle.transactions import SOURCE
-from connectors.errors import Refused, Unknown
+from connectors.errors import KEY_USED, Refused, Unknown
 from ledger.rows import Connection, Row, Table
 from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED
@@ -63,7 +62,8 @@ class CircleTransfers:
                 ref_id=wanted["withdrawal_id"],
             )
         except Refused as error:
-            if not call.may_be_known(now) or error.status in CREDENTIALS_REFUSED:
+            known = call.may_be_known(now) or error.status == KEY_USED
+            if not known or error.credentials:
                 raise
             return await self._find(call) or {"refused": str(error), "code": error.partner_code}
         return {"id": made["id"], "state": str(made.get("state"))}

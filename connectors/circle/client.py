@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationEr
 from pydantic.alias_generators import to_camel
 
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
-from connectors.partner import PartnerClient
+from connectors.partner import PartnerClient, wait_s
 from topics.events import Text
 
 PAGE_SIZE: Final = 50  # Circle's maximum
@@ -33,6 +33,10 @@ LEAST: Final = "0.000001"
 """Of USDC; a wallet that holds less holds none."""
 _ID: Final = TypeAdapter[str](Text)
 SOMETHING_WENT_WRONG: Final = "-1"  # Circle's code for a failure of its own, sent with status 400
+SECRET_REFUSED: Final = frozenset({"156013", "156016"})
+"""Sent with status 400: the entity secret is not the registered one; none is registered."""
+CIPHERTEXT_USED: Final = frozenset({"156004", "177602"})
+"""Each of ours is new: somebody between us has sent the request twice, and this is the answer to the second."""
 
 
 class CircleWallet(BaseModel):
@@ -271,7 +275,12 @@ class CircleClient(PartnerClient):
 
     async def _mutate(self, path: str, body: dict[str, Any]) -> Mapping[str, Any]:
         # A ciphertext is good for one request, so it is made here and is no part of what callers store and repeat.
-        return await self._call("POST", path, body={**body, "entitySecretCiphertext": await self._ciphertext()})
+        try:
+            return await self._call("POST", path, body={**body, "entitySecretCiphertext": await self._ciphertext()})
+        except Refused as error:
+            if error.credentials:
+                self._entity_key = None  # perhaps Circle has another one now
+            raise
 
     async def _ciphertext(self) -> str:
         oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
@@ -283,7 +292,9 @@ class CircleClient(PartnerClient):
             if self._entity_key is None:
                 try:
                     data = await self._call("GET", "/v1/w3s/config/entity/publicKey")
-                except (Unavailable, Unknown) as error:
+                except (Unavailable, Unknown, Refused) as error:
+                    if isinstance(error, Refused) and error.credentials:
+                        raise
                     # Only a look-up failed: the mutating call it was for has not been sent.
                     raise Unavailable(f"the entity public key: {error}", sent=False) from None
                 self._entity_key = _rsa_key(data.get("publicKey"))
@@ -332,11 +343,16 @@ def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError
     partner_code = _printable(str(answer["code"]))[:40] if "code" in answer else None
     message = str(answer.get("message", ""))[:300]
     if status == 429:
-        seconds = retry_after if retry_after is not None and retry_after.isascii() and retry_after.isdigit() else None
-        return RateLimited(None if seconds is None else float(seconds[:6]))
+        return RateLimited(wait_s(retry_after))
     if status >= 500 or status == 408 or (status == 400 and partner_code == SOMETHING_WENT_WRONG):
         return Unavailable(f"{status} (code {partner_code}): {message}", sent=True)
-    return Refused(status, partner_code, message)
+    if partner_code in CIPHERTEXT_USED:
+        return Unknown(f"{status} (code {partner_code}): {message}")
+    refused = Refused(status, partner_code, message, credentials=partner_code in SECRET_REFUSED)
+    if status < 400 or (partner_code is None and not refused.credentials):
+        # Every refusal of Circle's has a code. This is the word of something before it, which does not know what Circle did.
+        return Unknown(f"an answer that is not Circle's, with status {status}")
+    return refused
 
 
 def _printable(text: str) -> str:

@@ -3,6 +3,9 @@
 An SNS message carries its signature inside the JSON body and says where the certificate is. So nothing it says is believed before
 the address of the certificate is one of Amazon's: https, `sns.<region>.amazonaws.com`, a path that ends in `.pem`, no redirects.
 Only the signed fields are handed on: whoever repeats a genuine message with further fields has said nothing new.
+
+Amazon gives a message up for good when it is answered 4xx. So what only tells that we have no certificate for now (or think so, by
+a clock that is wrong) is key_unavailable: it is sent again.
 """
 
 from __future__ import annotations
@@ -144,7 +147,7 @@ class SnsVerifier:
                 certificate = self._certificates.get(url) or await self._look_up(url)
         now = datetime.fromtimestamp(self._clock(), UTC)
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise Refused(RefusalCode.UNKNOWN_KEY, "the certificate is not valid now")
+            raise Refused(RefusalCode.KEY_UNAVAILABLE, "the certificate is not valid now, by our clock")
         key = certificate.public_key()
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size < RSA_BITS_MIN:
             raise Refused(RefusalCode.UNSUPPORTED_ALGORITHM, f"the certificate's key is not RSA of {RSA_BITS_MIN} bits")
@@ -156,12 +159,10 @@ class SnsVerifier:
         try:
             async with asyncio.timeout(FETCH_S_MAX):
                 certificate = x509.load_pem_x509_certificate(await self._fetch(url))
-        except errors.Refused as error:
-            raise Refused(RefusalCode.UNKNOWN_KEY, f"no certificate at SigningCertURL: {error.status}") from None
         except (errors.ConnectorError, TimeoutError):
             raise Refused(RefusalCode.KEY_UNAVAILABLE, "the certificate cannot be fetched now") from None
         except ValueError:
-            raise Refused(RefusalCode.UNKNOWN_KEY, "there is no certificate at SigningCertURL") from None
+            raise Refused(RefusalCode.KEY_UNAVAILABLE, "there is no certificate at SigningCertURL now") from None
         self._certificates[url] = certificate
         if len(self._certificates) > CERTIFICATES_MAX:
             self._certificates.popitem(last=False)

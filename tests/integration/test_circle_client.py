@@ -171,6 +171,33 @@ async def test_a_lost_look_up_of_the_entity_key_means_that_nothing_was_sent(circ
         assert await client.create_wallet_set(key(), "customers")
 
 
+async def test_a_refused_look_up_of_the_entity_key_is_no_refusal_of_what_it_was_for(circle: CircleSandbox) -> None:
+    path = "/v1/w3s/config/entity/publicKey"
+    circle.sandbox.gate.faults += [Fault(path, "status", status=404), Fault(path, "status", status=401)]
+    async with client_of(circle.base_url) as client:
+        with pytest.raises(Unavailable) as error:
+            await client.create_wallet_set(key(), "customers")
+        assert not error.value.sent
+        with pytest.raises(Refused) as refused:
+            await client.create_wallet_set(key(), "customers")
+        assert refused.value.credentials
+
+
+async def test_a_refused_entity_secret_is_about_our_credentials_and_the_entity_key_is_asked_for_anew(
+    circle: CircleSandbox, client: CircleClient
+) -> None:
+    await client.create_wallet_set(key(), "customers")
+    ours, state = circle.sandbox.state.entity_secret, circle.sandbox.state
+    for registered, code in ((bytes(32), "156013"), (None, "156016")):
+        state.entity_secret = registered
+        with pytest.raises(Refused) as refused:
+            await client.create_wallet_set(key(), "customers")
+        assert (refused.value.status, refused.value.partner_code, refused.value.credentials) == (400, code, True)
+    state.entity_secret = ours
+    await client.create_wallet_set(key(), "customers")
+    assert circle.sandbox.gate.calls["GET /v1/w3s/config/entity/publicKey"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
@@ -229,7 +256,7 @@ async def test_a_ciphertext_is_good_for_one_request(circle: CircleSandbox, clien
         async with session.post(url, json=body) as reply:
             assert reply.status == 400
             error = await reply.json()
-            assert (error["code"], error["errors"][0]["location"]) == (2, "entitySecretCiphertext")
+            assert error["code"] == 156004
         async with session.post(url, json=body | {"entitySecretCiphertext": await client._ciphertext()}) as reply:
             assert (reply.status, await reply.json()) == (200, first)
 
@@ -243,9 +270,17 @@ async def test_a_ciphertext_is_good_for_one_request(circle: CircleSandbox, clien
         (201, b'{"data": {"walletSet": null}}', Unknown),
         (201, b'{"data": {"walletSet": "7"}}', Unknown),
         (201, b'{"data": {"walletSet": {"id": "a\\u0000b"}}}', Unknown),
-        (302, b"", Refused),
+        (302, b"", Unknown),
+        (302, b'{"code": 2, "message": "over there"}', Unknown),
         (400, b'{"code": -1, "message": "Something went wrong"}', Unavailable),
+        (400, b'{"code": 2, "message": "API parameter invalid"}', Refused),
+        (400, b'{"code": 156004, "message": "Reusing an entity secret ciphertext is not allowed."}', Unknown),
+        (400, b"<html>", Unknown),
+        (401, b"", Refused),
         (403, b"<html>", Refused),
+        (404, b'{"message": "no Route matched with those values"}', Unknown),
+        (404, b'{"code": 404, "mess', Unknown),
+        (413, b"<html>", Unknown),
         (408, b"", Unavailable),
         (502, b"<html>", Unavailable),
     ],
@@ -309,14 +344,39 @@ async def test_a_code_of_the_partner_is_read_without_what_no_event_can_hold(writ
         assert refused.value.partner_code == read
 
 
-async def test_a_rate_limit_with_a_time_says_when() -> None:
-    async def reply(request: web.Request) -> web.Response:
-        return web.Response(status=429, headers={"Retry-After": "7"})
-
-    async with served(reply) as base_url, client_of(base_url) as client:
+@pytest.mark.parametrize(
+    ("said", "at_least", "at_most"),
+    [
+        ("7", 7, 7),
+        ("0", 1, 1),  # no leave to ask without end
+        ("Thu, 01 Jan 2998 00:00:00 GMT", 10**10, 10**11),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 1, 1),
+        ("9" * 300, 10**8, 10**10),
+    ],
+)
+async def test_a_rate_limit_with_a_time_says_when(said: str, at_least: float, at_most: float) -> None:
+    async with served(limited(said)) as base_url, client_of(base_url) as client:
         with pytest.raises(RateLimited) as error:
             await client.list_wallets("user_1")
-        assert error.value.retry_after_s == 7.0
+        assert error.value.retry_after_s is not None
+        assert at_least <= error.value.retry_after_s <= at_most
+
+
+@pytest.mark.parametrize(
+    "said", ["soon", "-1", "1.5", "\u00b2", "Sun, 06 Nov 1994 08:49:37", "Sun, 06 Nov 99999 08:49:37 GMT"]
+)
+async def test_a_rate_limit_with_a_time_that_is_none_says_nothing(said: str) -> None:
+    async with served(limited(said)) as base_url, client_of(base_url) as client:
+        with pytest.raises(RateLimited) as error:
+            await client.list_wallets("user_1")
+        assert error.value.retry_after_s is None
+
+
+def limited(retry_after: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def reply(request: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": retry_after})
+
+    return reply
 
 
 def test_a_wallet_of_an_unknown_kind_can_still_be_read() -> None:

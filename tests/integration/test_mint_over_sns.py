@@ -16,7 +16,9 @@ from pydantic import SecretStr
 
 from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
-from connectors.circle.sandbox.mint import TOPIC_ARNS
+from connectors.circle.sandbox.gate import Fault
+from connectors.circle.sandbox.mint import CERTIFICATE, TOPIC_ARNS
+from connectors.circle.sandbox.mint import Topic as SnsTopic
 from connectors.kyc.onfido import sign as onfido_sign
 from connectors.webhooks.bridge import ONFIDO_PATHS, PERSONA_PATHS
 from stablerail.config import load_settings
@@ -75,7 +77,7 @@ async def setup(kafka: Kafka, topic_prefix: str) -> AsyncIterator[Setup]:
     topics = [DEPOSITS_NOTIFIED, PAYMENTS_UPDATED, CIRCLE_WALLETS_UPDATED, KYC_APPROVED, WEBHOOKS_DLQ]
     async with admin(kafka.bootstrap) as client:
         await create_missing(client, topic_prefix, 1, topics)
-    async with CircleSandbox(SandboxConfig(rsa_bits=2048, rate_limits=False)) as circle:
+    async with CircleSandbox(SandboxConfig(rsa_bits=2048, rate_limits=False, sns_retry_delays_s=(0.05,) * 3)) as circle:
         settings = load_settings(
             env_file=None,
             kafka_bootstrap=kafka.bootstrap,
@@ -140,6 +142,20 @@ async def test_both_regions_are_confirmed_and_what_they_tell_is_one_event(setup:
         assert len({dict(record.headers)["ce_id"] for record in records}) == 1, "one event, however often it is told"
     letters = await setup.told(WEBHOOKS_DLQ)
     assert [(letter.key, dict(letter.headers)["code"]) for letter in letters] == [(b"circle_mint", b"unknown_type")] * 2
+
+
+@pytest.mark.parametrize("fault", [("status", 403), ("page", 302), ("page", 200)])
+async def test_a_deposit_is_told_although_its_certificate_could_not_be_had_at_first(
+    setup: Setup, fault: tuple[Any, int]
+) -> None:
+    """Amazon gives up for good what is answered 4xx, and Mint's list is not polled."""
+    mint = setup.circle.sandbox.mint
+    mint.base_url = setup.circle.base_url
+    mint.subscriptions["s"] = [SnsTopic(arn, setup.url + "/webhooks/circle", status="confirmed") for arn in TOPIC_ARNS]
+    kind, status = fault
+    setup.circle.sandbox.gate.faults.append(Fault(CERTIFICATE, kind, status=status, times=2))
+    assert await setup.notify("transfers", {"transfer": TRANSFER}) == [200, 200]
+    assert {record.key for record in await setup.told(DEPOSITS_NOTIFIED)} == {TO.encode()}
 
 
 async def test_a_subscription_that_cannot_be_confirmed_now_is_asked_for_again(setup: Setup) -> None:

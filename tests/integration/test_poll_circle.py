@@ -28,6 +28,7 @@ from connectors.circle.sandbox.gate import Fault
 from connectors.circle.sandbox.state import Transaction
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.webhooks import translate
+from connectors.errors import Unavailable
 from connectors.webhooks.source import Publish
 from ledger.accounts import spendable
 from ledger.verify import verify
@@ -300,6 +301,33 @@ async def test_a_transaction_that_ends_long_after_it_was_made_is_followed_to_its
         await looked(poller)
         assert await town.transfers() == {dropped.id: "CONFIRMED"}, "Circle does not know it any more: nothing is said"
     await town.proven(2)
+
+
+async def test_a_transaction_that_circle_cannot_tell_of_keeps_no_other_one_from_its_end(town: Town) -> None:
+    async with town.at.process() as services, crediting(town, services), polling(town, services) as poller:
+        mute, refused, other = (town.sent(amount, "CONFIRMED") for amount in ("1", "2", "4"))
+        await looked(poller)
+        await town.credited(7_000_000)
+        for transaction in (mute, refused, other):
+            town.becomes(transaction, state="COMPLETE", create_date=transaction.create_date - timedelta(hours=3))
+        for number, transaction in enumerate((mute, refused, other)):
+            aged = "UPDATE circle_transfers SET created_at = created_at - interval '3 hours', looked_at = looked_at + $2 WHERE id = $1"
+            await town.at.observer.execute(aged, transaction.id, timedelta(milliseconds=number))
+        faults = town.circle.sandbox.gate.faults
+        faults.append(Fault(f"{LIST}/{mute.id}", "status", status=500, times=10**9))
+        faults.append(Fault(f"{LIST}/{refused.id}", "status", status=400, times=10**9))
+        town.at.clock.forward(2 * town.polled.overlap.total_seconds())
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await looked(poller)
+        await until(lambda: town.at.told(DEPOSITS_FINALIZED), "the other one is final")
+        assert await town.transfers() == {mute.id: "CONFIRMED", refused.id: "CONFIRMED"}
+        calls = town.circle.sandbox.gate.calls[f"GET {LIST}/{{id}}"]
+        town.circle.sandbox.gate.faults.clear()
+        await looked(poller)
+        assert town.circle.sandbox.gate.calls[f"GET {LIST}/{{id}}"] == calls + 1, "what was refused waits its time"
+        assert await town.transfers() == {refused.id: "CONFIRMED"}
+    await town.proven(3)
 
 
 @pytest.mark.parametrize("end", ["FAILED", "DENIED", "CANCELLED", "CANCELED"])

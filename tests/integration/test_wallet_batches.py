@@ -104,7 +104,12 @@ async def test_a_chain_circle_refuses_fails_alone_and_the_job_says_so(rig: Rig) 
 
 @pytest.mark.parametrize(
     "fault",
-    [{"kind": "status", "status": 500}, {"kind": "status", "status": 500, "acts": True}, {"kind": "lost_reply"}],
+    [
+        {"kind": "status", "status": 500},
+        {"kind": "status", "status": 500, "acts": True},
+        {"kind": "page", "status": 404},
+        {"kind": "lost_reply"},
+    ],
 )
 async def test_a_batch_that_was_not_answered_is_asked_again_as_it_was_a_minute_later(
     rig: Rig, fault: dict[str, object]

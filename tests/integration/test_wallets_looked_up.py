@@ -26,7 +26,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CHAINS = ["ETH", "SOL"]
 CREATE = "POST /v1/w3s/developer/wallets"
 WALLET_SET_KEY, KEY = uuid.uuid4(), uuid.uuid4()
-REFUSED = {"path": "/v1/w3s/developer/wallets", "method": "POST", "kind": "status", "status": 409}
+REFUSED = {"path": "/v1/w3s/developer/wallets", "method": "POST", "kind": "status", "status": 400}
 
 
 @pytest.fixture
@@ -75,12 +75,20 @@ async def test_what_circle_refuses_is_looked_up_where_the_call_is_older_than_any
     await performed(circle, call_of(3, timedelta(0)))
     circle.sandbox.gate.faults.append(Fault(**REFUSED))  # type: ignore[arg-type]
     again = await performed(circle, call_of(3, timedelta(minutes=2)))
-    assert "409" in again["refused"]
+    assert "400" in again["refused"]
     assert len(again["wallets"]) == 3 * len(CHAINS)
 
     circle.sandbox.gate.faults.append(Fault(**REFUSED))  # type: ignore[arg-type]
     with pytest.raises(Refused):
         await performed(circle, call_of(3, timedelta(seconds=10)))
+
+
+async def test_a_key_that_circle_says_it_knows_is_looked_up_however_new_the_call_is(circle: CircleSandbox) -> None:
+    await performed(circle, call_of(3, timedelta(0)))
+    circle.sandbox.gate.faults.append(Fault(**REFUSED | {"status": 409}))  # type: ignore[arg-type]
+    again = await performed(circle, call_of(3, timedelta(seconds=10)))
+    assert "409" in again["refused"]
+    assert len(again["wallets"]) == 3 * len(CHAINS)
 
 
 async def test_look_ups_do_not_wait_for_each_other(circle: CircleSandbox, monkeypatch: pytest.MonkeyPatch) -> None:

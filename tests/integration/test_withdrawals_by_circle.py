@@ -113,6 +113,42 @@ async def test_lost_replies_refusals_to_answer_and_a_worker_that_dies_pay_every_
     await assert_whole(rig.at)
 
 
+@pytest.mark.parametrize("fault", [("page", 404), ("page", 302), ("status", 409)])
+async def test_what_circle_made_is_not_given_back_for_an_answer_that_is_no_refusal_of_it(
+    rig: Rig, fault: tuple[Any, int]
+) -> None:
+    """What stands before Circle answers in its place; or something between us has sent the request twice."""
+    kind, status = fault
+    rig.circle.sandbox.deliveries.disorder.drop = 1_000
+    rig.circle.sandbox.gate.faults.append(Fault(PATH, kind, status=status, acts=True))
+    async with rig.worker(replace(POLICY, retry_first_s=0.2, retry_max_s=0.2)):
+        ada = await rig.ask("ada")
+        await rig.became({"ada": ("completed", None)}, step_s=0.2)
+    assert len(rig.at_circle()[ada]) == 1
+    assert sum((await rig.paid()).values()) == 1
+    assert await has(rig.at, "ada") == (75, 0)
+    await assert_whole(rig.at)
+
+
+async def test_while_circle_refuses_our_entity_secret_withdrawals_wait_and_none_is_failed(rig: Rig) -> None:
+    state = rig.circle.sandbox.state
+    registered, state.entity_secret = state.entity_secret, bytes(32)
+    async with rig.worker(replace(POLICY, retry_first_s=0.2, retry_max_s=0.2)) as services:
+        await rig.ask("ada")
+
+        async def heard() -> bool:
+            rig.at.clock.forward(0.2)
+            return rig.calls >= 3
+
+        await until(heard, "Circle was asked again and again")
+        assert services.unready == {"transfer_by_custodian": "circle refuses our credentials"}
+        assert await has(rig.at, "ada") == (75, 25)
+        state.entity_secret = registered
+        await rig.became({"ada": ("completed", None)}, step_s=0.2)
+        assert services.unready == {}
+    await assert_whole(rig.at)
+
+
 async def _asked(rig: Rig, count: int) -> bool:
     return len(rig.at_circle()) >= count
 

@@ -151,15 +151,15 @@ async def test_nobody_is_asked_for_a_certificate_but_amazon(url: str) -> None:
 @pytest.mark.parametrize(
     ("served", "code"),
     [
-        (b"no certificate", RefusalCode.UNKNOWN_KEY),
-        (certificate(days=-1), RefusalCode.UNKNOWN_KEY),
+        (b"no certificate", RefusalCode.KEY_UNAVAILABLE),
+        (certificate(days=-1), RefusalCode.KEY_UNAVAILABLE),
         (certificate(ec.generate_private_key(ec.SECP256R1())), RefusalCode.UNSUPPORTED_ALGORITHM),
         (
             certificate(rsa.generate_private_key(public_exponent=65537, key_size=1024)),
             RefusalCode.UNSUPPORTED_ALGORITHM,
         ),
         (certificate(rsa.generate_private_key(public_exponent=65537, key_size=2048)), RefusalCode.BAD_SIGNATURE),
-        (errors.Refused(404, None, "none"), RefusalCode.UNKNOWN_KEY),
+        (errors.Refused(404, None, "none"), RefusalCode.KEY_UNAVAILABLE),
         (errors.Unavailable("down", sent=True), RefusalCode.KEY_UNAVAILABLE),
         (TimeoutError(), RefusalCode.KEY_UNAVAILABLE),
     ],
@@ -185,7 +185,7 @@ async def test_a_certificate_that_we_keep_ends_with_its_time() -> None:
     body = message()
     await verifier.verify(json.dumps(body).encode())
     amazon.now += timedelta(days=31).total_seconds()
-    assert await code_of(verifier, body) is RefusalCode.UNKNOWN_KEY
+    assert await code_of(verifier, body) is RefusalCode.KEY_UNAVAILABLE
 
 
 async def test_invented_addresses_do_not_make_us_call_amazon_without_end_nor_forget_what_we_know() -> None:
@@ -194,7 +194,7 @@ async def test_invented_addresses_do_not_make_us_call_amazon_without_end_nor_for
     await verifier.verify(json.dumps(message()).encode())
     invented = [message(SigningCertURL=CERTIFICATE.replace("1.pem", f"x{n}.pem")) for n in range(30)]
     codes = [await code_of(verifier, each) for each in invented]
-    assert codes == [RefusalCode.UNKNOWN_KEY] * (LOOKUPS_PER_MIN - 1) + [RefusalCode.KEY_UNAVAILABLE] * 21
+    assert codes == [RefusalCode.KEY_UNAVAILABLE] * 30
     assert len(amazon.asked) == LOOKUPS_PER_MIN
     await verifier.verify(json.dumps(message()).encode())
     amazon.now += 60

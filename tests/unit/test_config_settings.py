@@ -115,6 +115,15 @@ def test_a_live_key_on_testnet_settings_and_the_reverse_stop_the_program() -> No
     load_settings(env_file=None, network="mainnet", circle_api_key="LIVE_API_KEY:a:b")
 
 
+@pytest.mark.parametrize("name", ["circle_api_url", "alpaca_api_url"])
+def test_on_mainnet_no_key_is_sent_in_the_clear_but_to_this_machine(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"STABLERAIL_{name.upper()} must be https"):
+        load_settings(env_file=None, network="mainnet", **{name: "http://api.circle.example"})
+    for url in ("https://api.circle.example", "http://127.0.0.1:8000", "http://[::1]:8000", "http://localhost"):
+        load_settings(env_file=None, network="mainnet", **{name: url})
+    load_settings(env_file=None, network="testnet", **{name: "http://sandbox:8000"})
+
+
 def test_a_process_asks_only_for_what_it_needs_and_is_told_all_that_is_missing() -> None:
     settings = load_settings(env_file=None, database_url="postgresql://localhost/x")
     settings.require("database_url", "kafka_bootstrap")

@@ -31,7 +31,7 @@ class Sandbox:
         self.state = State(config)
         self.gate = Gate(rate_limits=config.rate_limits)
         self.deliveries = Deliveries(config, self.state)
-        self.mint = mint.MintSandbox()
+        self.mint = mint.MintSandbox(config.sns_retry_delays_s)
         self.rpc: Rpc | None = None
         if config.rpc_url is not None:
             if config.usdc_address is None:

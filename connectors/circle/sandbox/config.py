@@ -11,6 +11,9 @@ TEST_ENTITY_SECRET: Final = "5a" * 32  # the sandbox's own default; guards nothi
 RETRY_DELAYS_S: Final = (1.0, 10.0, 30.0, 60.0, 900.0, 3600.0)
 """The schedule Circle publishes for another product's test environment; that of Wallets is not published."""
 
+SNS_RETRY_DELAYS_S: Final = (20.0, 20.0, 20.0)
+"""Amazon's default for HTTP."""
+
 
 @dataclass(frozen=True)
 class SandboxConfig:
@@ -36,6 +39,7 @@ class SandboxConfig:
     """Blocks, its own included, after which an inbound transaction is COMPLETE."""
 
     retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
+    sns_retry_delays_s: tuple[float, ...] = SNS_RETRY_DELAYS_S
     delivery_timeout_s: float = 5.0
     duplicate: int = 0
     """The next n notifications are delivered twice."""

@@ -24,7 +24,7 @@ class _Body(BaseModel):
 
 class _Fault(_Body):
     path: str
-    kind: Literal["status", "hang", "lost_reply"] = "status"
+    kind: Literal["status", "page", "hang", "lost_reply"] = "status"
     method: str | None = None
     status: int = 500
     acts: bool = False

@@ -23,8 +23,9 @@ class Fault:
     """What the next `times` calls to `path` (a shell pattern) meet."""
 
     path: str
-    kind: Literal["status", "hang", "lost_reply"]
-    """`status` answers with it; `hang` never answers; `lost_reply` breaks the connection in the answer."""
+    kind: Literal["status", "page", "hang", "lost_reply"]
+    """`status` answers with it; `page` too, but in HTML, as what stands before Circle does; `hang` never answers; `lost_reply` breaks
+    the connection in the answer."""
     method: str | None = None
     status: int = 500
     acts: bool = False
@@ -128,6 +129,8 @@ class GateMiddleware:
             await self._app(scope, receive, swallow)
         if fault.kind == "status":
             await _answer(send, fault.status, "a fault on demand")
+        elif fault.kind == "page":
+            await _send(send, fault.status, b"text/html", b"<html><h1>a fault on demand</h1></html>")
         elif fault.kind == "hang":
             await _until_disconnected(receive)
         elif start is not None:
@@ -142,8 +145,11 @@ async def _until_disconnected(receive: Receive) -> None:
 
 
 async def _answer(send: Send, status: int, message: str) -> None:
-    body = orjson.dumps({"code": status, "message": message})
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await _send(send, status, b"application/json", orjson.dumps({"code": status, "message": message}))
+
+
+async def _send(send: Send, status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     if status == 429:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,13 +1,14 @@
 """Circle Mint's notifications, version 1: a subscription is two SNS topics, each to be confirmed, and each tells everything.
 
 The certificate is the sandbox's own and is served under /_sns, beside the confirmation: a bridge believes it only where it is
-told to trust this host in Amazon's place.
+told to trust this host in Amazon's place. What is answered 5xx, 429 or not at all is sent again; any other answer is the last one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -50,7 +51,8 @@ class Topic:
 class MintSandbox:
     """Its subscriptions and its signing key."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry_delays_s: Sequence[float]) -> None:
+        self._retry_delays_s = retry_delays_s
         self.subscriptions: dict[str, list[Topic]] = {}
         self.base_url = ""
         """Where certificate and confirmations are, as the first subscriber reached us."""
@@ -120,7 +122,7 @@ class MintSandbox:
         return False
 
     async def notify(self, notification: dict[str, Any], version: Version, copies: int) -> list[int | str]:
-        """Both regions of every confirmed subscription tell it, `copies` times; what each was answered."""
+        """Both regions of every confirmed subscription tell it, `copies` times; what each was answered at last."""
         text = orjson.dumps(notification).decode()
         told = [
             self._spawn(topic.endpoint, self.message("Notification", topic.arn, text, version), "Notification")
@@ -138,6 +140,15 @@ class MintSandbox:
         return task
 
     async def _post(self, endpoint: str, body: bytes, kind: str) -> int | str:
+        answer = await self._post_once(endpoint, body, kind)
+        for delay_s in self._retry_delays_s:
+            if isinstance(answer, int) and answer < 500 and answer != 429:
+                break
+            await asyncio.sleep(delay_s)
+            answer = await self._post_once(endpoint, body, kind)
+        return answer
+
+    async def _post_once(self, endpoint: str, body: bytes, kind: str) -> int | str:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S_MAX))
         headers = {"x-amz-sns-message-type": kind, "Content-Type": "text/plain; charset=UTF-8"}

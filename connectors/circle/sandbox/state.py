@@ -197,16 +197,19 @@ class State:
         digest = hashlib.sha256(ciphertext.encode()).digest()
         secret = keys.decrypt(keys.entity_key(self.config.rsa_bits), ciphertext)
         if secret is None:
-            raise invalid("entitySecretCiphertext", "the ciphertext cannot be decrypted")
+            raise CircleError(400, 156013, "The provided entity secret is invalid.")
         if digest in self._ciphertexts:
-            raise invalid("entitySecretCiphertext", "the ciphertext was used before")
+            raise CircleError(400, 156004, "Reusing an entity secret ciphertext is not allowed.")
         self._ciphertexts.add(digest)
         return secret
 
     def authorise(self, ciphertext: str) -> None:
         """The caller of a mutating call holds the registered entity secret."""
-        if self.check_ciphertext(ciphertext) != self.entity_secret:
-            raise invalid("entitySecretCiphertext", "this is not the registered entity secret")
+        secret = self.check_ciphertext(ciphertext)
+        if self.entity_secret is None:
+            raise CircleError(400, 156016, "The entity secret has not been set yet.")
+        if secret != self.entity_secret:
+            raise CircleError(400, 156013, "The provided entity secret is invalid.")
 
     def once(
         self, endpoint: str, body: dict[str, Any], act: Callable[[], dict[str, Any]]

@@ -89,7 +89,7 @@ def _entity(router: APIRouter, state: State) -> None:
     @router.post("/config/entity/entitySecret", status_code=201)
     async def register(body: _Secret) -> dict[str, Any]:
         if state.entity_secret is not None:
-            raise CircleError(409, 409, "the entity secret is registered already")
+            raise CircleError(409, 156015, "The secret for this entity has already been set.")
         secret = state.check_ciphertext(body.entity_secret_ciphertext)
         if len(secret) != 32:
             raise invalid("entitySecretCiphertext", "the entity secret is not 32 bytes")
