@@ -81,6 +81,7 @@ def create_api(
     app.state.journal = journal or Journal.of(settings)
     app.state.broker = broker
     app.state.known_limits = known_limits(settings)
+    app.state.stopping = lambda: False
     problems.install(app)
     # the server is away, or others hold what the request needs for longer than it may wait: asked again it may be done
     for error in TRANSIENT:
