@@ -200,6 +200,7 @@ def run_api(settings: Settings) -> None:
         await until_up(partial(reach, settings), "api.waits")
         app = api_app(settings, Metrics())
         server = _server(app, settings.api_host, settings.api_port, settings)
+        app.state.stopping = lambda: server.should_exit
         journal: Journal = app.state.journal
         journal.on_unfit = partial(setattr, server, "should_exit", True)
         await server.serve()

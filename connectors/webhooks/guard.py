@@ -1,11 +1,11 @@
 """Connections of the bridge and of the API, bounded: uvicorn's HTTP/1.1 protocol with a time for each request and a place in a row for each wait.
 
-Who has sent a whole request is answered. Who has not yet, waits: for headers HEAD_S at most (the body's time is the app's). When
-there are more than CONNECTIONS_MAX connections, those who have waited longest go, after GRACE_S: an attacker who opens connections
-and says little pushes out his own, and a vendor sends a request at once. There are never more than CONNECTIONS_HARD_MAX; a new one
-is refused when all of them are being answered. All answers given here are problems (RFC 9457) as the app's are. A connection that
-was answered before and has begun no other request ends without one: its client may send a request just then, and would take it
-for the answer.
+Who has sent a whole request is answered. Who has not yet, waits: for headers HEAD_S at most (the body's time is the app's). So does
+who does not read the answer, for as long as there is room. When there are more than CONNECTIONS_MAX connections, those who have
+waited longest go, after GRACE_S: an attacker who opens connections and says or reads little pushes out his own, and a vendor sends a
+request at once. There are never more than CONNECTIONS_HARD_MAX; a new one is refused when all of them are being answered. All answers
+given here are problems (RFC 9457) as the app's are. A connection that was answered before and has begun no other request ends without
+one: its client may send a request just then, and would take it for the answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _quiet.setLevel(logging.ERROR)  # uvicorn has a line for every request that is n
 
 
 class Waiting(dict["GuardedProtocol", float]):
-    """Connections of one server without a whole request, longest first, and since when."""
+    """Connections of one server without a whole request, or whose client does not read, longest first, and since when."""
 
 
 def guarded(connections_max: int = CONNECTIONS_MAX, head_s: float = HEAD_S) -> type[GuardedProtocol]:
@@ -85,9 +85,19 @@ class GuardedProtocol(H11Protocol):
         super().data_received(data)
         self._note()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.waiting.setdefault(self, self.loop.time())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._note()
+
     def on_response_complete(self) -> None:
         self._answered = True
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._close()
+        else:
             self._wait()
         super().on_response_complete()
         self._note()  # the next request may have been there already
@@ -109,7 +119,7 @@ class GuardedProtocol(H11Protocol):
         if cycle is None or cycle.response_complete:
             return
         self._stop_timer()
-        if not cycle.more_body:
+        if not cycle.more_body and not self.flow.write_paused:
             self.waiting.pop(self, None)
 
     def _wait(self) -> None:
@@ -126,8 +136,7 @@ class GuardedProtocol(H11Protocol):
             return
         begun, _ = self.conn.trailing_data
         if self._answered and not begun:
-            self._settled()
-            self.transport.close()
+            self._close()
             return
         self._refuse(408, "headers_too_slow", f"A request's headers must arrive within {self.head_s:g} s.")
 
@@ -140,6 +149,15 @@ class GuardedProtocol(H11Protocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _close(self) -> None:
+        """It ends when the client has read everything: at once, or else it makes room as others do."""
+        self._settled()
+        self.transport.close()
+        self._head_timer = self.loop.call_later(READ_FIRST_S, self._linger)
+
+    def _linger(self) -> None:
+        self.waiting[self] = self.loop.time()
+
     def _drop(self) -> None:
         self._settled()
         self.connections.discard(self)  # it counts no more, though its end comes with the next turn of the loop
@@ -147,7 +165,6 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, status: int, code: str, detail: str, *headers: tuple[str, str]) -> None:
         """Answers with a problem, where an answer is still possible, and closes."""
-        self._settled()
         phrase = HTTPStatus(status).phrase
         body = orjson.dumps({"type": "about:blank", "title": phrase, "status": status, "code": code, "detail": detail})
         given = [("Content-Type", MEDIA_TYPE), ("Content-Length", str(len(body))), ("Connection", "close"), *headers]
@@ -160,4 +177,4 @@ class GuardedProtocol(H11Protocol):
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         except h11.LocalProtocolError:
             pass  # an answer has begun
-        self.transport.close()
+        self._close()

@@ -60,7 +60,7 @@ _DETAILS = {
 def install(app: FastAPI) -> None:
     """Every error of `app` becomes a problem: Problem, the framework's own 404 and 405, and the unexpected."""
     app.add_exception_handler(Problem, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
@@ -69,7 +69,7 @@ async def _on_problem(_request: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
-async def _on_http_exception(_request: Request, error: Exception) -> JSONResponse:
+async def on_http_exception(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, f"http_{error.status_code}")
     detail = _DETAILS.get(error.status_code, str(error.detail))

@@ -18,7 +18,7 @@ from ledger.commit import TRANSIENT
 from ledger.errors import BalancesDisagree, LegacyAway, ReadRefused
 from stablerail import problems
 from stablerail.api import dlq_routes, ledger_routes, models, onboarding_routes, withdrawal_routes, worker_routes
-from stablerail.api.bodies import SmallBodies
+from stablerail.api.bodies import BODY_BYTES_MAX, BODY_S_MAX, SmallBodies
 from stablerail.api.compared import on_away, on_disagree
 from stablerail.api.detail import Broker
 from stablerail.api.journal import Journal
@@ -34,6 +34,9 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S: Final = 2.0
 RETRY_AFTER_S: Final = 2
+_AWAY: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.ReadOnlySQLTransactionError)
+"""The server is away or takes no writes, or others hold what the request needs for longer than it may wait: asked again it may be
+done."""
 _NOT_READY: Final[tuple[type[Exception], ...]] = (*TRANSIENT, asyncpg.PostgresError)
 
 _DESCRIPTION = """
@@ -44,6 +47,13 @@ What a customer has, where they can deposit, how each deposit came about, withdr
 * **Keys**: `Authorization: Bearer sr_<id>_<secret>`, made by `stablerail keys create --scope read --scope withdraw`.
 * **Asking twice** for a withdrawal with one `Idempotency-Key` asks once: after a lost answer or a 503, ask again.
 """
+
+_OF_BODIES: Final = {
+    **problem(400, "invalid_request", "The body cannot be read as JSON.", "Bad Request"),
+    **problem(408, "body_too_slow", f"A body must arrive within {BODY_S_MAX:g} s.", "Request Timeout"),
+    **problem(413, "body_too_large", f"A body has at most {BODY_BYTES_MAX} bytes.", "Content Too Large"),
+    **problem(415, "unsupported_media_type", "Send the body as application/json.", "Unsupported Media Type"),
+}
 
 
 def create_api(
@@ -81,9 +91,9 @@ def create_api(
     app.state.journal = journal or Journal.of(settings)
     app.state.broker = broker
     app.state.known_limits = known_limits(settings)
+    app.state.stopping = lambda: False
     problems.install(app)
-    # the server is away, or others hold what the request needs for longer than it may wait: asked again it may be done
-    for error in TRANSIENT:
+    for error in _AWAY:
         app.add_exception_handler(error, _on_database_gone)
     app.add_middleware(SmallBodies)
     app.add_middleware(Observed, metrics=metrics, name="api")
@@ -142,9 +152,14 @@ async def _on_database_gone(_request: Request, error: Exception) -> JSONResponse
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the problem answers' schema, which no endpoint returns and so is not found by itself."""
+    """FastAPI's document, with the problem answers' schema, which no endpoint returns and so is not found by itself, and what a
+    body is refused by before an endpoint is asked."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                if "requestBody" in operation:
+                    operation["responses"].update({str(status): each for status, each in _OF_BODIES.items()})
         schemas = document["components"]["schemas"]
         schemas["Problem"] = models.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         for unused in ("HTTPValidationError", "ValidationError"):

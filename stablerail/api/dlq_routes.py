@@ -146,7 +146,6 @@ async def read_dead_letter(request: Request, letter_id: LetterId) -> DeadLetterC
     status_code=202,
     tags=["dead letters"],
     summary="Redrive what redriving can help",
-    responses=problem(413, "body_too_large", "A body has at most 65536 bytes.", "Content Too Large"),
 )
 async def redrive_eligible(request: Request, order: RedriveOrder, caller: Caller) -> Redriven:
     """The open letters whose code says that it can help, those refused last first. Doing it twice settles nothing twice."""

@@ -25,6 +25,7 @@ PAGE_LINES: Final = 100
 _STATUS: Final = {"account_not_found": 404, "transaction_not_found": 404, "not_on_account": 404, "bad_cursor": 400}
 """Of each refusal's code; 422 where it is not named."""
 
+# in paths as {account:path}: an owner may hold slashes
 AccountPath = Annotated[
     str,
     Path(
@@ -52,7 +53,7 @@ async def on_read_refused(_request: Request, error: Exception) -> JSONResponse:
 
 
 @router.get(
-    "/accounts/{account}/balance",
+    "/accounts/{account:path}/balance",
     tags=["ledger"],
     summary="An account's balance, now or then",
     responses=_UNKNOWN_ACCOUNT,
@@ -77,7 +78,7 @@ async def read_account_balance(
 
 
 @router.get(
-    "/accounts/{account}/statement",
+    "/accounts/{account:path}/statement",
     tags=["ledger"],
     summary="An account's statement",
     response_model=answers.StatementPage,

@@ -31,8 +31,8 @@ def _limit(text: str) -> str:
 
 
 def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a text has no NUL: PostgreSQL keeps none")
+    if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in text):
+        raise ValueError("a text has no NUL and no half of a surrogate pair: PostgreSQL keeps none")
     return text
 
 

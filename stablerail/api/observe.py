@@ -57,7 +57,7 @@ class Observed:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        route = getattr(scope.get("route"), "path_format", None) or "unmatched"
         self.metrics.http_request(self.name, method, route, status, seconds)
         if route not in _QUIET:
             log.info("http_request", method=method, route=route, status=status, duration_ms=round(seconds * 1000, 1))

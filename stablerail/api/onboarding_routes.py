@@ -162,6 +162,8 @@ async def _events(request: Request, now: OnboardingStatus, last: str | None) -> 
             yield ": still so\n\n"
         if now.status != "pending" or asyncio.get_running_loop().time() > deadline:
             return
+        if request.app.state.stopping():  # who waits for the last answer serves nobody meanwhile
+            return
         await asyncio.sleep(LOOK_S)
         try:
             now = await _found(request, now.user_id)

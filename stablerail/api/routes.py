@@ -15,6 +15,7 @@ from stablerail.keys import Scope
 from stablerail.problems import MEDIA_TYPE, Problem
 from topics.events import Chain
 
+# in paths as {user_id:path}: an id may hold slashes
 UserId = Annotated[
     str,
     Path(
@@ -72,7 +73,7 @@ router = router_of(Scope.READ)
 
 
 @router.get(
-    "/users/{user_id}/balances",
+    "/users/{user_id:path}/balances",
     tags=["customers"],
     summary="What a customer has",
     responses={**problem(404, *_UNKNOWN_USER, "Not Found"), **problem(409, *_DISAGREE, "Conflict")},
@@ -101,7 +102,7 @@ async def read_balances(
 
 
 @router.get(
-    "/users/{user_id}/wallets",
+    "/users/{user_id:path}/wallets",
     tags=["customers"],
     summary="Where a customer can deposit",
     responses=problem(404, *_UNKNOWN_USER, "Not Found"),
@@ -116,7 +117,7 @@ async def read_wallets(request: Request, user_id: UserId) -> models.Wallets:
 
 
 @router.get(
-    "/users/{user_id}/deposits",
+    "/users/{user_id:path}/deposits",
     tags=["deposits"],
     summary="A customer's deposits, newest first",
     responses={

@@ -45,7 +45,6 @@ _REUSED: Final = problem(
     409, "idempotency_key_reused", "this customer used this key for another withdrawal before", "Conflict"
 )
 _LATE: Final = problem(409, "not_cancellable", "the withdrawal is broadcasting; it can be cancelled before", "Conflict")
-_TOO_LARGE: Final = problem(413, "body_too_large", "A body has at most 65536 bytes.", "Content Too Large")
 _UNKNOWN_LIMIT: Final = problem(422, "unknown_limit", "There is no limit of this name.", "Unprocessable Content")
 
 reading = router_of(Scope.READ)
@@ -76,7 +75,6 @@ def _actor(key: Key) -> str:
             }
         },
         **_REUSED,
-        **_TOO_LARGE,
     },
 )
 async def request_withdrawal(
@@ -185,7 +183,7 @@ async def read_limits(request: Request) -> models.Limits:
     "/admin/limits",
     tags=["administration"],
     summary="Change limits",
-    responses={**_TOO_LARGE, **_UNKNOWN_LIMIT},
+    responses=_UNKNOWN_LIMIT,
 )
 async def change_limits(
     request: Request, changes: models.LimitChanges, key: Annotated[Key, Depends(needs(Scope.ADMIN))]

@@ -20,7 +20,6 @@ from stablerail.movements import MOVEMENTS
 from stablerail.problems import Problem
 
 _UNKNOWN: Final = ("unknown_user", "This customer was never approved, and has no wallet.")
-_TOO_LARGE: Final = problem(413, "body_too_large", "A body has at most 65536 bytes.", "Content Too Large")
 _UNKNOWN_MOVEMENT: Final = ("unknown_movement", f"There are {', '.join(MOVEMENTS)}.")
 
 Caller = Annotated[Key, Depends(needs(Scope.ADMIN))]
@@ -125,7 +124,7 @@ async def read_workers_health(request: Request, _caller: Caller) -> WorkersHealt
     "/restart",
     status_code=202,
     summary="Restart a movement's workers",
-    responses={**problem(404, *_UNKNOWN_MOVEMENT, "Not Found"), **_TOO_LARGE},
+    responses=problem(404, *_UNKNOWN_MOVEMENT, "Not Found"),
 )
 async def restart_workers(request: Request, order: RestartOrder, caller: Caller) -> Ordered:
     """Each worker of the movement finishes what it has in hand, ends, and is started anew by whoever runs it."""
@@ -143,7 +142,7 @@ async def restart_workers(request: Request, order: RestartOrder, caller: Caller)
     "/trigger",
     status_code=202,
     summary="Run a customer's wallet job now",
-    responses={**problem(404, *_UNKNOWN, "Not Found"), **_TOO_LARGE},
+    responses=problem(404, *_UNKNOWN, "Not Found"),
 )
 async def trigger_job(request: Request, order: TriggerOrder, caller: Caller) -> Triggered:
     """What failed, or waits for its next attempt, is due now. A call that was never answered is made again as it was."""

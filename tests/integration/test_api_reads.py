@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import asyncpg
 import httpx
@@ -391,15 +392,47 @@ async def test_an_operators_order_that_makes_no_sense_is_a_problem_with_a_stable
         for path, body in (
             ("dlq/redrive", {"topic": "a\0b"}),
             ("dlq/redrive", {"code": "\0"}),
+            ("dlq/redrive", {"topic": "\ud800"}),
             ("workers/trigger", {"user_id": "a\0b"}),
+            ("workers/trigger", {"user_id": "\ud800"}),
         ):
-            answer = await client.post(f"/v1/admin/{path}", json=body)
-            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), body
+            said = json.dumps(body)  # which escapes half of a surrogate pair
+            answer = await client.post(f"/v1/admin/{path}", content=said, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), said
         for since in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
             answer = await client.get("/v1/admin/dlq", params={"since": since})
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), since
         for since in ("2026-11-21T12:00:00", "2026-11-21T12:00:00+14:00", "2026-11-21"):
             assert (await client.get("/v1/admin/dlq", params={"since": since})).status_code == 200
+
+
+async def test_an_id_with_slashes_is_read_as_any_other(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:
+    user = "org/7/balances"
+    await add_wallet(pool, user)
+    await add_account(pool, spendable(user), 5)
+    path = quote(user, safe="")
+    (wallet,) = (await client.get(f"/v1/users/{path}/wallets")).json()["wallets"]
+    assert wallet["address"] == ADDRESS
+    (balance,) = (await client.get(f"/v1/users/{path}/balances")).json()["balances"]
+    assert balance["available"] == "0.000005"
+    assert (await client.get(f"/v1/users/{path}/deposits")).json() == {"deposits": [], "next": None}
+    account = await client.get(f"/v1/accounts/{path}.usdc_balance:USDC/balance")
+    assert account.json()["balance"] == "0.000005"
+    statement = await client.get(f"/v1/accounts/{path}.usdc_balance:USDC/statement")
+    assert statement.json()["account"] == f"{user}.usdc_balance:USDC"
+    assert 'route="/v1/users/{user_id}/wallets"' in (await client.get("/metrics")).text
+
+
+async def test_a_database_that_takes_no_writes_is_asked_again(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        created = await create_key(connection, [Scope.READ, Scope.WITHDRAW], "the tests")
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await pool.expire_connections()
+    async with client_of(pool, created.token.get_secret_value()) as client:
+        answer = await client.post(f"/v1/withdrawals/{named(1)}/cancel")
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+        assert (await client.get("/v1/withdrawals")).status_code == 200
 
 
 async def test_what_others_hold_for_too_long_is_asked_for_again(pool: asyncpg.Pool, client: httpx.AsyncClient) -> None:

@@ -66,14 +66,16 @@ class Served:
     def __init__(self, protocol: type[GuardedProtocol]) -> None:
         self.answering = asyncio.Event()
         self.requests = 0
+        self.body = [b""]
         self.protocol = protocol
         self.socket = socket.create_server(("127.0.0.1", 0))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
         await self.answering.wait()
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.start", "status": 204 if self.body == [b""] else 200, "headers": []})
+        for left, part in zip(range(len(self.body))[::-1], self.body, strict=True):
+            await send({"type": "http.response.body", "body": part, "more_body": left > 0})
 
     async def connect(self, stack: AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.socket.getsockname())
@@ -131,6 +133,38 @@ async def test_who_has_said_least_for_longest_makes_room(monkeypatch: pytest.Mon
         assert (await second.readline()).startswith(b"HTTP/1.1 204 ")
         third.write(GET)
         await until(lambda: app.requests == 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "parts", "head_s", "closing"),
+    [
+        pytest.param(GET, 2, NEVER_S, False, id="in the midst of it"),
+        pytest.param(GET[:-2] + b"Connection: close\r\n\r\n", 1, NEVER_S, True, id="at the end of the connection"),
+        pytest.param(GET, 1, 0.0, True, id="when its time for another request is over"),
+        pytest.param(GET + b"no HTTP\r\n\r\n", 1, NEVER_S, True, id="before a refusal"),
+    ],
+)
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_who_does_not_read_the_answer_makes_room(
+    said: bytes, parts: int, head_s: float, closing: bool, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
+    async def main() -> None:
+        protocol = guarded(2, head_s=NEVER_S)
+        protocol.hard_max = 2
+        async with served(protocol) as app, AsyncExitStack() as stack:
+            app.body = [b"x" * 32 * 1024 * 1024] * parts  # more than the system keeps for who does not read
+            for _ in range(2):
+                (stack.enter_context(socket.create_connection(app.socket.getsockname()))).sendall(said)
+            await until(lambda: app.requests == 2)
+            protocol.head_s = head_s
+            app.answering.set()
+            await until(lambda: [one.transport.is_closing() for one in protocol.waiting] == [closing] * 2)
+            app.body = [b""]
+            reader, writer = await app.connect(stack)
+            writer.write(GET)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 204 ")
+
+    run(main())
 
 
 async def test_within_its_grace_nobody_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,9 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
     async def order(order: Order) -> None:
         raise Problem(409, "already_ordered", "That order exists.", members={"order": 7})
 
+    @app.delete("/orders")
+    async def clear() -> None: ...
+
     @app.get("/bug")
     async def bug() -> None:
         raise RuntimeError("password=hunter2")
@@ -44,9 +47,26 @@ async def test_wrong_fields_are_named_and_their_values_are_not_repeated(http: ht
     assert "hunter2" not in answer.text
 
 
-async def test_a_body_that_is_not_json_is_a_bad_request(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/orders", content=b"{", headers={"content-type": "application/json"})
+@pytest.mark.parametrize("body", [b"{", b'"\xff"', b"[" * 60_000, b"9" * 5_000])
+async def test_a_body_that_is_not_json_is_a_bad_request(http: httpx.AsyncClient, body: bytes) -> None:
+    answer = await http.post("/orders", content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+async def test_a_body_that_is_not_said_to_be_json_is_refused_by_its_type(
+    http: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    answer = await http.post("/orders", content=b'{"amount": 1, "asset": "USDC"}', headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert "application/json" in answer.json()["detail"]
+
+
+async def test_a_method_that_a_path_does_not_take_is_told_all_that_it_takes(http: httpx.AsyncClient) -> None:
+    answer = await http.put("/orders")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST, DELETE"
+    assert "GET" in (await http.put("/docs")).headers["allow"]
 
 
 async def test_a_problem_carries_its_own_members(http: httpx.AsyncClient) -> None:
