@@ -137,12 +137,19 @@ class Relay:
         if (ready := self._ready()) is not None:
             return ready
         connection = await self._connected()
-        await self.compare(connection)
+        await self._compare(connection)
         self._is_checked = True
         return connection
 
-    async def compare(self, connection: Connection) -> None:
-        """As `check`, of any connection."""
+    async def look(self) -> None:
+        """As `check`, by a connection of its own: for whoever has just connected, and has others beside the relay's."""
+        connection = await self._connect()
+        try:
+            await self._compare(connection)
+        finally:
+            connection.terminate()
+
+    async def _compare(self, connection: Connection) -> None:
         if self._last_journaled is None:
             return
         last = await self._last_journaled()  # first: what the journal has, the database had before

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -25,13 +26,16 @@ from stablerail.api.journal import Journal
 from stablerail.config import Settings, load_settings
 from stablerail.connections import connector, relay_of
 from stablerail.dev.kafka import Kafka
+from stablerail.dev.processes import free_port
 from stablerail.problems import Problem
 from tests.integration import test_cli
 from tests.integration.test_cli import Result
 from tests.integration.test_rebuild import live
-from tests.support.in_process import SCHEMA, Ground, ground
+from tests.support.in_process import SCHEMA, Ground, ground, until
 from tests.support.migrated import migrate
+from tests.support.proxies import KafkaProxy
 from tests.support.rebuild import connect, empty_database, rebuild
+from tests.support.withdrawals import api_of
 from topics.catalog import JOURNAL
 
 run, clean = test_cli.run, test_cli.clean
@@ -65,20 +69,25 @@ async def check(at: Ground, dsn: str) -> None:
         await relay.close()
 
 
-async def assert_no_worker_starts(at: Ground, dsn: str) -> None:
-    names = {"DATABASE_URL": dsn, "KAFKA_BOOTSTRAP": at.bootstrap, "TOPIC_PREFIX": at.prefix}
-    worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stablerail.cli", "worker", "deposits"),
+async def assert_stops(at: Ground, dsn: str, *program: str) -> None:
+    names = {
+        "DATABASE_URL": dsn,
+        "KAFKA_BOOTSTRAP": at.bootstrap,
+        "TOPIC_PREFIX": at.prefix,
+        "API_PORT": str(free_port()),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stablerail.cli", *program),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, **{f"STABLERAIL_{name}": value for name, value in names.items()}},
     )
     try:
-        told = (await asyncio.wait_for(worker.communicate(), 100))[0].decode()
+        told = (await asyncio.wait_for(process.communicate(), 100))[0].decode()
     finally:
-        if worker.returncode is None:
-            worker.kill()
-    assert (worker.returncode, "database_behind" in told, "rebuild --take-over" in told) == (70, True, True), told
+        if process.returncode is None:
+            process.kill()
+    assert (process.returncode, "database_behind" in told, "rebuild --take-over" in told) == (70, True, True), told
     assert "Traceback" not in told
 
 
@@ -95,10 +104,9 @@ async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
             DatabaseBehind, match=r"the journal has record \d+, of .* run: stablerail rebuild --take-over"
         ):
             await check(at, backup)
-        await assert_no_worker_starts(at, backup)
+        await assert_stops(at, backup, "worker", "deposits")
+        await assert_stops(at, backup, "api")
         journal = Journal.of(settings_of(at, backup))
-        with pytest.raises(DatabaseBehind):
-            await journal.start()
         with pytest.raises(Problem) as caught:  # Kafka was away when it started
             await journal.take(None)
         assert (caught.value.status, caught.value.code) == (503, "database_behind")
@@ -314,3 +322,66 @@ async def test_a_restored_database_is_not_behind_for_late_records_of_the_one_tha
         await check(at, restored)
         await work(replace(at, dsn=restored), 2)
         await check(at, restored)
+
+
+@asynccontextmanager
+async def beside(at: Ground) -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """A database more, and what has it and the first one change their addresses: connections to either are lost."""
+    dsn = urlsplit(at.dsn)._replace(path="/postgres").geturl()
+    admin = await asyncpg.connect(dsn)
+
+    async def renamed(old: str, new: str) -> None:
+        await admin.execute(f"ALTER DATABASE {old} ALLOW_CONNECTIONS false")  # who lost one asks for another at once
+        await admin.fetch("SELECT pg_terminate_backend(pid, 10_000) FROM pg_stat_activity WHERE datname = $1", old)
+        await admin.execute(f"ALTER DATABASE {old} RENAME TO {new}")
+        await admin.execute(f"ALTER DATABASE {new} ALLOW_CONNECTIONS true")
+
+    async with empty_database(dsn) as other:
+        names = [urlsplit(each).path[1:] for each in (at.dsn, other)]
+
+        async def change() -> None:
+            for old, new in zip([*names, f"{names[0]}_aside"], [f"{names[0]}_aside", *names], strict=True):
+                await renamed(old, new)
+
+        yield other, change
+    await admin.close()
+
+
+async def test_an_api_that_only_reads_answers_for_no_database_that_is_behind(at: Ground) -> None:
+    async with beside(at) as (standby, change), api_of(at) as client:
+        await work(at, 0)
+        await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+        assert (await client.get("/v1/admin/limits")).status_code == 200
+        await change()  # it has all commits, but no keys
+        assert (await client.get("/v1/admin/limits")).json()["code"] == "invalid_key"
+        await change()
+        await work(at, 1)
+        assert (await client.get("/v1/admin/limits")).status_code == 200
+        await change()
+        for path in ("/v1/admin/limits", "/readyz"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_behind")
+        await change()
+        assert (await client.get("/readyz")).json()["code"] == "database_behind", "its process ends"
+
+
+async def test_an_api_reads_while_kafka_is_away_and_looks_at_its_database_when_it_is_back(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stablerail.api.journal.LOOK_AGAIN_S", 0.05)
+    host, _, port = at.bootstrap.rpartition(":")
+    with KafkaProxy(host, int(port)) as kafka:
+        async with beside(at) as (standby, change), api_of(at, kafka_bootstrap=kafka.address) as client:
+            await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+            await work(at, 0)
+            kafka.refuse(True)
+            kafka.cut()
+            await change()
+            assert (await client.get("/readyz")).status_code == 200
+            kafka.refuse(False)
+
+            async def found_out() -> bool:
+                return bool((await client.get("/readyz")).status_code == 503)
+
+            await until(found_out, "the look")
+            assert (await client.get("/v1/admin/limits")).json()["code"] == "database_behind"
