@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -10,8 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from agents import lenient_records
 from ledger.assembly import Assembly
 from ledger.errors import JournalBroken
-from ledger.links import links_of
-from ledger.rebuild_batch import Journaled
+from ledger.links import Placed, links_of
 from ledger.record import proof_of
 from topics.catalog import JOURNAL
 
@@ -22,9 +22,9 @@ FETCH_BYTES: Final = 16 * 1024 * 1024
 FETCH_WAIT_MS: Final = 10
 
 
-async def last_record(bootstrap: str, prefix: str) -> Journaled | None:
-    """The highest record among the journal's last messages, whole, that says which place in its chains it has; None: there is none,
-    or no such topic. What is not a record of ours is passed over, whatever its key says: `stablerail verify --kafka` names it.
+async def last_records(bootstrap: str, prefix: str) -> list[Placed]:
+    """Those of the journal's last messages that are whole records and say which places in their chains they have; none where there is
+    no such topic. What is not a record of ours is passed over, whatever its key says: `stablerail verify --kafka` names it.
     Raises KafkaError when no broker answers."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap.replace(";", ","),
@@ -35,33 +35,25 @@ async def last_record(bootstrap: str, prefix: str) -> Journaled | None:
     )
     lenient_records.install()
     place = TopicPartition(JOURNAL.named(prefix), 0)
+    assembly = Assembly()
+    found: list[Placed] = []
     try:
         await consumer.start()
         if place.topic not in await consumer.topics():
-            return None
+            return found
         consumer.assign([place])
         begin = (await consumer.beginning_offsets([place]))[place]
         end = (await consumer.end_offsets([place]))[place]
         consumer.seek(place, max(begin, end - MESSAGES))
-        assembly, found = Assembly(), None
         while await consumer.position(place) < end:
             for message in (await consumer.getmany(place, timeout_ms=1_000)).get(place, ()):
-                try:
+                with suppress(JournalBroken):
                     one = assembly.take(message.offset, message.key, message.value, message.headers)
-                except JournalBroken:
-                    continue
-                if one is not None and (found is None or one.seq > found.seq) and _has_place(one):
-                    found = one
+                    if one is not None:
+                        proof = proof_of(one.packed)
+                        found.append(Placed(one.seq, proof.at, links_of(proof)))
                 # a large one took a while to read, and a process that reconnects has others at work
                 await asyncio.sleep(0)
         return found
     finally:
         await consumer.stop()
-
-
-def _has_place(one: Journaled) -> bool:
-    try:
-        links_of(proof_of(one.packed))
-    except JournalBroken:
-        return False
-    return True

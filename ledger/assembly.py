@@ -9,7 +9,7 @@ from ledger.errors import JournalBroken, NoRecord
 from ledger.folding import rows_of
 from ledger.rebuild import GAP, Restore
 from ledger.rebuild_batch import Journaled
-from ledger.record import unpack
+from ledger.record import proof_of, unpack
 from ledger.tables import RESTORES
 
 JUMP: Final = GAP // 2
@@ -70,8 +70,9 @@ class Assembly:
 
 
 def _is_record(packed: bytes) -> bool:
+    """Also of a newer program."""
     try:
-        unpack(packed)
+        proof_of(packed)
     except JournalBroken:
         return False
     return True

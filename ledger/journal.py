@@ -22,9 +22,7 @@ import structlog
 
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind
-from ledger.links import links_of
-from ledger.rebuild_batch import Journaled
-from ledger.record import proof_of
+from ledger.links import Placed
 from ledger.rows import Connection
 from ledger.sql import load
 
@@ -35,8 +33,8 @@ Publish = Callable[[Sequence[tuple[int, bytes]], int], Awaitable[None]]
 """Sends (sequence, record) pairs in order; returns when the broker has them all. With them the lowest sequence number whose
 messages may not have left: whoever has only the journal knows that all below it were told."""
 Connect = Callable[[], Awaitable[Connection]]
-LastJournaled = Callable[[], Awaitable[Journaled | None]]
-"""The highest record at the journal's end, of those whose place in the chains can be read."""
+LastJournaled = Callable[[], Awaitable[Sequence[Placed]]]
+"""The records at the journal's end, of those whose places in the chains can be read."""
 
 BYTES_AT_ONCE: Final = 64_000_000
 """Of records of the outbox that are read at once; one may have as many."""
@@ -145,7 +143,8 @@ class Relay:
 
     async def check(self) -> None:
         """Before anything is told or done: the database is the one that the journal is of, at its end. A commit is there before
-        the journal has it, so a record that is missing was made by a database that was lost. Raises DatabaseBehind and ACopy."""
+        the journal has it, so a record that is missing was made by a database that was lost; not only the last is looked for, since a
+        server that came in its place may have made more before it heard of that one. Raises DatabaseBehind and ACopy."""
         async with self._lock:
             await self._checked()
 
@@ -153,25 +152,34 @@ class Relay:
         """The connection, whose database was looked at. Raises as `check`."""
         if (ready := self._ready()) is not None:
             return ready
-        # first: what it has, the database had before
-        last = await self._last_journaled() if self._last_journaled is not None else None
         connection = await self._connected()
-        if self._last_journaled is not None:
-            await self._check(connection, last)
+        await self._compare(connection)
         self._is_checked = True
         return connection
 
-    async def _check(self, connection: Connection, last: Journaled | None) -> None:
+    async def look(self) -> None:
+        """As `check`, by a connection of its own: for whoever has just connected, and has others beside the relay's."""
+        connection = await self._connect()
+        try:
+            await self._compare(connection)
+        finally:
+            connection.terminate()
+
+    async def _compare(self, connection: Connection) -> None:
+        if self._last_journaled is None:
+            return
+        last = await self._last_journaled()  # first: what the journal has, the database had before
         relay, first_seq = await connection.fetchrow(_sql.standing) or (None, 0)
         if relay is None:
             raise ACopy
-        if (
-            last is not None and last.seq >= first_seq
-        ):  # below it: the history before a rebuild, or late ones left out by it
-            proof = proof_of(last.packed)
-            for link in links_of(proof):
-                if not await connection.fetchval(_sql.has, *link.owner, link.place.position, link.place.head):
-                    raise DatabaseBehind(last.seq, proof.at)
+        # below it: the history before a rebuild, and late ones of the database that was lost
+        wanted = [(one, link) for one in last if one.seq >= first_seq for link in one.links]
+        places = [(*link.owner, link.place.position, link.place.head) for _, link in wanted]
+        if places:
+            number = await connection.fetchval(_sql.missing, *map(list, zip(*places, strict=True)))
+            if number is not None:
+                one, _ = wanted[number - 1]
+                raise DatabaseBehind(one.seq, one.at)
 
     def emitted(self, seqs: Sequence[int]) -> None:
         """The messages of these records have left: their rows go with the next turn."""

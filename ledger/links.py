@@ -43,6 +43,14 @@ class Link(NamedTuple):
         return link(head, self.digest, self.at, self.actor, self.summary, self.seals)
 
 
+class Placed(NamedTuple):
+    """A record of the journal by its places alone."""
+
+    seq: int
+    at: datetime
+    links: list[Link]
+
+
 def links_of(record: CommitRecord | Proof) -> list[Link]:
     """One per owner, at least one. Raises JournalBroken when the record's two halves do not agree."""
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from agents.journal_end import last_record
+from agents.journal_end import last_records
 from chain.rpc import Rpc
 from ledger.commit import lost_not_cancelled
 from ledger.errors import RoleRefused
@@ -90,7 +90,7 @@ def _keep_alive(connection: Any) -> None:
 
 def relay_of(settings: Settings, publish: Publish) -> Relay:
     """The relay of a process. With each connection it looks first whether the database is the one that the journal is of."""
-    last = partial(last_record, settings.kafka_bootstrap, settings.topic_prefix)
+    last = partial(last_records, settings.kafka_bootstrap, settings.topic_prefix)
     return Relay(connector(settings, synchronous_commit="off"), publish, (KafkaError,), last)
 
 

@@ -133,12 +133,15 @@ def run_bridge(settings: Settings) -> None:
 def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
     """The API with a pool of its own, opened when it starts."""
     mirror = shadow.mirror_for(settings, metrics)
+    journal = Journal.of(settings)
     pool = asyncpg.create_pool(
         settings.secret("database_url"),
         min_size=1,
         max_size=settings.database_connections_max,
         command_timeout=10,
         connection_class=mirrored(mirror),
+        init=journal.met,
+        setup=journal.lent,
         server_settings={
             "application_name": "stablerail-api",
             "search_path": settings.database_schema,
@@ -151,7 +154,6 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
             "idle_in_transaction_session_timeout": f"{int(settings.database_idle_timeout_s * 1000)}ms",
         },
     )
-    journal = Journal.of(settings)
     broker = alpaca_client(settings)
     app = create_api(settings, pool, metrics, journal, broker)
     inner = app.router.lifespan_context
@@ -159,11 +161,11 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
     @asynccontextmanager
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
         async with broker or nullcontext(), pool, inner(served):
-            if settings.legacy is not None:
-                async with pool.acquire() as connection:
-                    await shadow.start(settings, cast(Any, connection))
-            await journal.start()
             try:
+                if settings.legacy is not None:
+                    async with pool.acquire() as connection:
+                        await shadow.start(settings, cast(Any, connection))
+                await journal.start()
                 yield
             finally:
                 await journal.stop()

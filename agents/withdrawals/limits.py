@@ -8,7 +8,9 @@
 | withdrawal.network_day.<chain> | what all customers may withdraw on that chain in a day (UTC) |
 
 People set them while the system runs (rows of `limits`); a day's use is a counter, exact whoever counts at once. What counts
-is what was asked for that day and not taken back: a withdrawal that ends without being paid counts no more.
+is what was asked for that day and not taken back: a withdrawal that ends without being paid counts no more. The day is that of the
+withdrawal's row, however much later the request is decided, as a dead letter that is redriven; a day's counters stay as long as a row
+of that day, or of one before, is open (agents/recovery/maintain.py). A request that comes by Kafka has no row before it is decided.
 """
 
 from __future__ import annotations

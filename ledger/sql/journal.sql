@@ -4,8 +4,16 @@ SELECT id FROM relay WHERE id = 1 FOR UPDATE
 -- name: standing
 SELECT (SELECT id FROM relay WHERE id = 1), (SELECT coalesce(max(first_seq), 0) FROM restores)
 
--- name: has
-SELECT EXISTS (SELECT FROM audit WHERE stage = $1 AND topic = $2 AND partition = $3 AND position = $4 AND head = $5)
+-- name: missing
+-- The last of these places that the audit has not, or has with another head.
+SELECT x.number
+FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bytea[])
+    WITH ORDINALITY AS x(stage, topic, partition, position, head, number)
+WHERE NOT EXISTS (
+    SELECT FROM audit a
+    WHERE a.stage = x.stage AND a.topic = x.topic AND a.partition = x.partition AND a.position = x.position AND a.head = x.head
+)
+ORDER BY x.number DESC LIMIT 1
 
 -- name: waiting
 SELECT seq, octet_length(record), (SELECT min(seq) FROM outbox WHERE journaled AND seq >= $1 AND seq <> ALL($2::bigint[])),

@@ -1,4 +1,5 @@
-"""What the API's commits wait for before they are answered: the journal. Their messages leave after that.
+"""What the API's commits wait for before they are answered: the journal. Their messages leave after that. And what every request wants
+of its connection, also one that only reads: a database that is not older than the journal.
 
 A caller is told within seconds that Kafka does not answer; the commit stands, and goes on to the journal and to its topics
 when Kafka is back, by this process or by a worker's sweeper.
@@ -11,20 +12,30 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
+import asyncpg
+import structlog
 from aiokafka.errors import KafkaError
 
 from agents.emitter import Emitter
 from ledger.commit import TRANSIENT, Sealed
 from ledger.errors import ACopy, DatabaseBehind, LedgerError
 from ledger.journal import Relay
+from ledger.rows import Connection
 from stablerail.config import Settings
 from stablerail.connections import relay_of
 from stablerail.problems import Problem
+
+_log = structlog.get_logger()
 
 ANSWER_S_MAX: Final = 5.0
 WAITING_MAX: Final = 1_000
 """Commits that wait for a Kafka that is away; more are refused before they are made."""
 RETRY_AFTER_S: Final = 2
+LOOK_S_MAX: Final = 1.0
+"""So long a new connection waits for the look at its database, less than a request waits for a connection."""
+LOOK_AGAIN_S: Final = 2.0
+_SERVER: Final = "SELECT pg_postmaster_start_time(), pg_relation_filepath(to_regclass('audit'))"
+"""Another after a failover, a restart, and a restore into another database or into new tables."""
 
 
 class Journal:
@@ -38,6 +49,9 @@ class Journal:
         """Why the database turned out not to be the deployment's."""
         self.on_unfit: Callable[[], None] = lambda: None
         """Called then: there is nothing more to do for this process."""
+        self._server: object = None
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = asyncio.Event()
 
     @classmethod
     def of(cls, settings: Settings) -> Journal:
@@ -45,17 +59,21 @@ class Journal:
         return cls(relay_of(settings, emitter.journal), emitter)
 
     async def start(self) -> None:
-        """Connects, when Kafka is there; else with the first commit. Raises DatabaseBehind and ACopy, which are found out then."""
-        with contextlib.suppress(KafkaError, TimeoutError, *TRANSIENT):
-            async with asyncio.timeout(ANSWER_S_MAX):
-                await self._emitter.start()
-                await self._relay.check()
+        """Connects, when Kafka is there; else with the first commit. A database that is not the deployment's is found out then."""
+        try:
+            with contextlib.suppress(KafkaError, TimeoutError, *TRANSIENT):
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    await self._emitter.start()
+                    await self._relay.check()
+        except (ACopy, DatabaseBehind) as error:
+            self._found_unfit(error)
 
     async def stop(self) -> None:
         """What still waits is a worker's to finish."""
-        for task in self._waiting:
+        tasks = [*self._waiting, *([] if self._looking is None else [self._looking])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S_MAX):
                 with contextlib.suppress(ACopy, DatabaseBehind):  # nothing is deleted there
@@ -68,6 +86,36 @@ class Journal:
             raise _unfit(self.unfit)
         if len(self._waiting) >= WAITING_MAX:
             raise _unavailable("Too many requests wait for Kafka; nothing was done. Try again later.")
+
+    async def met(self, connection: Connection) -> None:
+        """A connection was opened. Where its server is another than the last one's, the database is looked at as the relay's is; reading
+        needs no Kafka, so while that is away, or slow, the connection serves, and the look goes on."""
+        server = await connection.fetchrow(_SERVER)
+        if server != self._server:
+            if self._looking is not None:
+                self._looking.cancel()
+            self._server, self._looked = server, asyncio.Event()
+            self._looking = asyncio.create_task(self._look(self._looked))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S_MAX):
+                await self._looked.wait()
+
+    async def lent(self, _connection: object) -> None:
+        """A connection is about to serve. Raises the problem when the database turned out not to be the deployment's."""
+        if self.unfit is not None:
+            raise _unfit(self.unfit)
+
+    async def _look(self, tried: asyncio.Event) -> None:
+        while True:
+            try:
+                return await self._relay.look()
+            except (ACopy, DatabaseBehind) as error:
+                return self._found_unfit(error)
+            except (KafkaError, asyncpg.UndefinedTableError, *TRANSIENT) as error:  # not migrated: nothing to be served
+                _log.warning("api.not_looked", error=type(error).__name__)
+            finally:
+                tried.set()
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def take(self, sealed: Sealed | None) -> None:
         """Returns when the journal has this commit and all before it (None: a repeat, whose first commit may still wait). Raises

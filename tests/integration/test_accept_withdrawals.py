@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
 
-from agents.withdrawals import accept_withdrawals
+from agents.outcome import Rejected
+from agents.recovery import store_dead_letters
+from agents.recovery.maintain import Maintain
+from agents.recovery.redrive_dead_letters import redrive
+from agents.withdrawals import accept_withdrawals, requests
 from agents.withdrawals.withdrawal import withdrawal_id
 from ledger.commit import lock_writer, seal
 from ledger.limits import set_limits
@@ -31,9 +38,10 @@ from tests.support.withdrawals import (
     settled,
     statuses,
     tell,
+    wish,
 )
 from topics.catalog import WITHDRAWALS_ACCEPTED, WITHDRAWALS_REQUESTED
-from topics.events import WithdrawalAccepted
+from topics.events import WithdrawalAccepted, WithdrawalRequested
 from topics.money import SCALE
 
 OTHER = "0x" + "55" * 20
@@ -338,3 +346,53 @@ async def test_requests_that_come_again_late_and_in_any_order_are_decided_once(a
     assert await has(at, "ada") == (60, 40)
     assert await dead_letters(at) == []
     await assert_whole(at)
+
+
+async def test_a_request_that_is_redriven_when_its_day_may_be_forgotten_counts_exactly(at: Ground) -> None:
+    """By the API it was asked for on the day when its row was made, whose counter stays as long as it is open; by Kafka alone it is
+    asked for when the stage takes it."""
+    may_break(at.dsn, "a payment is made up")
+    at.clock.to_noon()
+    days = [at.clock().date().isoformat(), (at.clock() + timedelta(days=20)).date().isoformat()]
+    await fund(at, "ada", 1_000 * SCALE)
+    await limit(at, user_day=120 * SCALE)
+    stage = accept_withdrawals.stage(policy_of(at))
+    async with at.process() as services:
+        connection = await services.connect()
+        async with running(stage, services, at):
+            paid = await tell(at, "paid", amount="100")
+            assert await decided(at, paid) == {paid: ("signing", None)}
+        await at.observer.execute("UPDATE withdrawals SET status = 'completed', settled_at = updated_at")
+        asked = WithdrawalRequested.model_validate({**wish("ada"), "idempotency_key": "by the API"})
+        await requests.request(connection, asked, at.clock(), actor="the tests")
+        broken = replace(stage, decide=lambda *_: Rejected("bug", "a bug"))
+        async with running(broken, services, at), running(store_dead_letters.stage(stage.source.dlq), services, at):
+            by_api, by_kafka = await tell(at, "by the API"), await tell(at, "by Kafka")
+
+            async def stored() -> Any:
+                rows = await at.observer.fetch("SELECT replace(id::text, '-', '') FROM dead_letters")
+                return [row[0] for row in rows] if len(rows) == 2 else ()
+
+            letters = await until(stored, "the dead letters")
+        at.clock.forward(20 * 86_400.0)
+        await Maintain(services, at.prefix, timedelta(days=14), declared).run(connection, "ann")
+        async with running(stage, services, at):
+            today = await tell(at, "today", amount="90")
+            assert await decided(at, today) == {today: ("signing", None)}
+            done = await redrive(connection, letters, "ann", at.clock(), force=True)
+            assert done.sealed is not None
+            await services.relay.journal([(done.sealed.seq, done.sealed.record)])
+            await services.emitter.emit(done.sealed.messages, done.sealed.stage, done.sealed.at)
+            assert await decided(at, by_api, by_kafka) == {
+                by_api: ("failed", "user_day_limit"), by_kafka: ("signing", None),
+            }  # fmt: skip
+        counters = "SELECT name, value::bigint FROM counters WHERE name LIKE '% user %' ORDER BY name"
+        assert [tuple(row) for row in await at.observer.fetch(counters)] == [
+            (f"withdrawn {days[0]} user ada", 100 * SCALE), (f"withdrawn {days[1]} user ada", 115 * SCALE),
+        ]  # fmt: skip
+        await Maintain(services, at.prefix, timedelta(days=14), declared).run(connection, "ann")
+        assert [row[0] for row in await at.observer.fetch(counters)] == [f"withdrawn {days[1]} user ada"]
+
+
+async def declared() -> dict[str, int]:
+    return {}

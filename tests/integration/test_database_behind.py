@@ -5,31 +5,37 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from agents.emitter import Emitter
-from agents.journal_end import last_record
+from agents.journal_end import last_records
 from ledger.commit import lock_writer, seal
-from ledger.errors import ACopy, DatabaseBehind, JournalBroken
+from ledger.errors import ACopy, DatabaseBehind
 from ledger.journal import Relay
+from ledger.links import Placed
 from ledger.migrate import upgrade
-from ledger.rebuild_batch import Journaled
 from ledger.rows import Connection, Op, Table, block
 from stablerail.api.journal import Journal
 from stablerail.config import Settings, load_settings
 from stablerail.connections import connector, relay_of
 from stablerail.dev.kafka import Kafka
+from stablerail.dev.processes import free_port
 from stablerail.problems import Problem
 from tests.integration import test_cli
 from tests.integration.test_cli import Result
 from tests.integration.test_rebuild import live
-from tests.support.in_process import SCHEMA, Ground, ground
+from tests.support.in_process import SCHEMA, Ground, ground, until
+from tests.support.migrated import migrate
+from tests.support.proxies import KafkaProxy
 from tests.support.rebuild import connect, empty_database, rebuild
+from tests.support.withdrawals import api_of
 from topics.catalog import JOURNAL
 
 run, clean = test_cli.run, test_cli.clean
@@ -63,20 +69,25 @@ async def check(at: Ground, dsn: str) -> None:
         await relay.close()
 
 
-async def assert_no_worker_starts(at: Ground, dsn: str) -> None:
-    names = {"DATABASE_URL": dsn, "KAFKA_BOOTSTRAP": at.bootstrap, "TOPIC_PREFIX": at.prefix}
-    worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stablerail.cli", "worker", "deposits"),
+async def assert_stops(at: Ground, dsn: str, *program: str) -> None:
+    names = {
+        "DATABASE_URL": dsn,
+        "KAFKA_BOOTSTRAP": at.bootstrap,
+        "TOPIC_PREFIX": at.prefix,
+        "API_PORT": str(free_port()),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stablerail.cli", *program),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, **{f"STABLERAIL_{name}": value for name, value in names.items()}},
     )
     try:
-        told = (await asyncio.wait_for(worker.communicate(), 100))[0].decode()
+        told = (await asyncio.wait_for(process.communicate(), 100))[0].decode()
     finally:
-        if worker.returncode is None:
-            worker.kill()
-    assert (worker.returncode, "database_behind" in told, "rebuild --take-over" in told) == (70, True, True), told
+        if process.returncode is None:
+            process.kill()
+    assert (process.returncode, "database_behind" in told, "rebuild --take-over" in told) == (70, True, True), told
     assert "Traceback" not in told
 
 
@@ -93,10 +104,9 @@ async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
             DatabaseBehind, match=r"the journal has record \d+, of .* run: stablerail rebuild --take-over"
         ):
             await check(at, backup)
-        await assert_no_worker_starts(at, backup)
+        await assert_stops(at, backup, "worker", "deposits")
+        await assert_stops(at, backup, "api")
         journal = Journal.of(settings_of(at, backup))
-        with pytest.raises(DatabaseBehind):
-            await journal.start()
         with pytest.raises(Problem) as caught:  # Kafka was away when it started
             await journal.take(None)
         assert (caught.value.status, caught.value.code) == (503, "database_behind")
@@ -129,12 +139,12 @@ class Moving:
     async def connect(self) -> Connection:
         return await connector(settings_of(self._at, self.dsn), synchronous_commit="off")()
 
-    async def last(self) -> Journaled | None:
+    async def last(self) -> list[Placed]:
         self.looks += 1
         if self.away:
             self.away -= 1
             raise KafkaConnectionError("away")
-        return await last_record(self._at.bootstrap, self._at.prefix)
+        return await last_records(self._at.bootstrap, self._at.prefix)
 
     async def promote(self, dsn: str) -> None:
         """The connections of the first are lost, and who connects anew comes to the other."""
@@ -242,19 +252,11 @@ async def test_an_old_backup_is_noticed_also_where_something_foreign_stands_at_t
     await check(at, at.dsn)
 
 
-async def test_a_last_record_that_cannot_be_read_is_not_taken_for_one_that_the_database_has(at: Ground) -> None:
-    async def last() -> Journaled:
-        return Journaled(1, b"is no record", 0)
-
-    relay = Relay(at.connect, nothing, (), last)
-    with pytest.raises(JournalBroken):
-        await relay.check()
-    await relay.close()
-
-
 async def test_a_newer_programs_last_record_says_what_the_database_must_have(at: Ground) -> None:
     async with empty_database(at.dsn) as empty:
         await upgrade(empty, SCHEMA)
+        # as after two million commits: a number that only a record has
+        await at.observer.execute("SELECT setval('outbox_seq_seq', 2_500_000)")
         newer = block(Table("of_tomorrow", ("id",), "id:text"), Op.INSERT, [("1",)])
         async with at.process() as services:
             connection = await services.connect()
@@ -270,17 +272,116 @@ async def test_a_newer_programs_last_record_says_what_the_database_must_have(at:
             await check(at, empty)
 
 
-async def test_what_stands_at_the_journals_end_besides_does_not_hide_its_last_record(at: Ground) -> None:
+async def test_what_stands_at_the_journals_end_besides_does_not_hide_its_records(at: Ground) -> None:
     await work(at, 0)
-    last = await last_record(at.bootstrap, at.prefix)
-    assert last is not None
+    records = await last_records(at.bootstrap, at.prefix)
+    assert len(records) > 3
+    seq = records[-1].seq
     await at.send(JOURNAL, b"what?", b"is this")
-    await at.send(JOURNAL, (last.seq - 1).to_bytes(8, "big"), b"came late")
-    await at.send(JOURNAL, (last.seq + 1).to_bytes(8, "big"), b"cut off", [("part", b"0"), ("parts", b"2")])
-    assert await last_record(at.bootstrap, at.prefix) == last
+    await at.send(JOURNAL, (seq - 1).to_bytes(8, "big"), b"came late")
+    await at.send(JOURNAL, (seq + 1).to_bytes(8, "big"), b"cut off", [("part", b"0"), ("parts", b"2")])
+    assert await last_records(at.bootstrap, at.prefix) == records
     await at.send(JOURNAL, b"abcdefgh", b"looks like a number")
-    assert await last_record(at.bootstrap, at.prefix) == last
-    assert await last_record(at.bootstrap, f"{at.prefix}none.") is None
+    assert await last_records(at.bootstrap, at.prefix) == records
+    assert await last_records(at.bootstrap, f"{at.prefix}none.") == []
     await check(at, at.dsn)
     with pytest.raises(asyncpg.PostgresError):
         await check(at, at.dsn + "_none")
+
+
+async def test_a_standby_that_has_the_last_record_and_not_all_before_it_is_behind(at: Ground) -> None:
+    """It was promoted and at work before the journal had the last commits of the one that died."""
+    async with empty_database(at.dsn) as standby:
+        await work(at, 0)
+        await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+        await check(at, standby)
+        await work(at, 1)
+        async with replace(at, dsn=standby).process() as services:
+            connection = await services.connect()
+            async with connection.transaction():
+                owners = await lock_writer(connection, "other")
+                sealed = await seal(
+                    connection, "other", owners, blocks=[], messages=[], at=at.clock(), actor="x", summary={}
+                )  # fmt: skip
+            await services.relay.journal()
+        assert max(one.seq for one in await last_records(at.bootstrap, at.prefix)) == sealed.seq
+        with pytest.raises(DatabaseBehind):
+            await check(at, standby)
+
+
+async def test_a_restored_database_is_not_behind_for_late_records_of_the_one_that_was_lost(
+    at: Ground, run: Callable[..., Result]
+) -> None:
+    async with empty_database(at.dsn) as restored:
+        await work(at, 0)
+        kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+        await migrate(restored, SCHEMA)
+        done = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=restored, **kafka)
+        assert done.exit_code == 0, done.output
+        await work(at, 1)
+        await check(at, restored)
+        await work(replace(at, dsn=restored), 2)
+        await check(at, restored)
+
+
+@asynccontextmanager
+async def beside(at: Ground) -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """A database more, and what has it and the first one change their addresses: connections to either are lost."""
+    dsn = urlsplit(at.dsn)._replace(path="/postgres").geturl()
+    admin = await asyncpg.connect(dsn)
+
+    async def renamed(old: str, new: str) -> None:
+        await admin.execute(f"ALTER DATABASE {old} ALLOW_CONNECTIONS false")  # who lost one asks for another at once
+        await admin.fetch("SELECT pg_terminate_backend(pid, 10_000) FROM pg_stat_activity WHERE datname = $1", old)
+        await admin.execute(f"ALTER DATABASE {old} RENAME TO {new}")
+        await admin.execute(f"ALTER DATABASE {new} ALLOW_CONNECTIONS true")
+
+    async with empty_database(dsn) as other:
+        names = [urlsplit(each).path[1:] for each in (at.dsn, other)]
+
+        async def change() -> None:
+            for old, new in zip([*names, f"{names[0]}_aside"], [f"{names[0]}_aside", *names], strict=True):
+                await renamed(old, new)
+
+        yield other, change
+    await admin.close()
+
+
+async def test_an_api_that_only_reads_answers_for_no_database_that_is_behind(at: Ground) -> None:
+    async with beside(at) as (standby, change), api_of(at) as client:
+        await work(at, 0)
+        await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+        assert (await client.get("/v1/admin/limits")).status_code == 200
+        await change()  # it has all commits, but no keys
+        assert (await client.get("/v1/admin/limits")).json()["code"] == "invalid_key"
+        await change()
+        await work(at, 1)
+        assert (await client.get("/v1/admin/limits")).status_code == 200
+        await change()
+        for path in ("/v1/admin/limits", "/readyz"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_behind")
+        await change()
+        assert (await client.get("/readyz")).json()["code"] == "database_behind", "its process ends"
+
+
+async def test_an_api_reads_while_kafka_is_away_and_looks_at_its_database_when_it_is_back(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stablerail.api.journal.LOOK_AGAIN_S", 0.05)
+    host, _, port = at.bootstrap.rpartition(":")
+    with KafkaProxy(host, int(port)) as kafka:
+        async with beside(at) as (standby, change), api_of(at, kafka_bootstrap=kafka.address) as client:
+            await rebuild(at.bootstrap, at.prefix, standby, SCHEMA)
+            await work(at, 0)
+            kafka.refuse(True)
+            kafka.cut()
+            await change()
+            assert (await client.get("/readyz")).status_code == 200
+            kafka.refuse(False)
+
+            async def found_out() -> bool:
+                return bool((await client.get("/readyz")).status_code == 503)
+
+            await until(found_out, "the look")
+            assert (await client.get("/v1/admin/limits")).json()["code"] == "database_behind"

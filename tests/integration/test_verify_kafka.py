@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -14,19 +15,29 @@ from aiokafka.structs import OffsetAndMetadata
 from agents.deposits import credit_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.item import former_uid, position_uid
+from ledger.commit import Sealed, lock_writer, seal
+from ledger.record import Message
+from ledger.rows import Connection
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, create_missing
 from stablerail.verify_kafka import verify_kafka
-from tests.support.in_process import Ground, ground, read_topic, running, until
+from tests.integration import test_cli
+from tests.integration.test_cli import Result
+from tests.support.in_process import SCHEMA, Ground, ground, read_topic, running, until
+from tests.support.migrated import migrate
+from tests.support.rebuild import connect, empty_database
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED, JOURNAL, Topic
 from topics.envelope import headers_of, value_of
 from topics.events import DepositNotified, Evidence
+
+run, clean = test_cli.run, test_cli.clean
 
 ADDRESS = "0x" + "1" * 40
 STAGE = credit_deposits.stage(DepositPolicy(minimum=1, chains_read=frozenset()))
 TOLD = (DEPOSITS_CREDITED, DEPOSITS_FINALIZED)
 DEPOSITS = 3
+WALLET = "INSERT INTO wallets VALUES ('ETH', $1, 'ada', 'w', now())"
 
 
 async def told_of(at: Ground, number: int) -> None:
@@ -52,25 +63,24 @@ async def commit_offsets(at: Ground, offset: int) -> None:
         await consumer.stop()
 
 
+async def until_settled(at: Ground, count: int) -> None:
+    async def settled() -> bool:
+        return bool(await at.observer.fetchval("SELECT count(*) = $1 FROM inbox", count))
+
+    await until(settled, f"{count} outcomes")
+
+
 @pytest.fixture
 async def at(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Ground]:
     """Three deposits of one address, credited one after the other, and one record that nobody can read."""
     async with ground(database, kafka.bootstrap, topic_prefix, [DEPOSITS_NOTIFIED, *TOLD]) as made:
-        await made.observer.execute("INSERT INTO wallets VALUES ('ETH', $1, 'ada', 'w', now())", ADDRESS)
+        await made.observer.execute(WALLET, ADDRESS)
         async with made.process() as services, running(STAGE, services, made):
             for number in range(DEPOSITS):
                 await told_of(made, number)
-
-                async def settled(count: int = number + 1) -> bool:
-                    return bool(await made.observer.fetchval("SELECT count(*) = $1 FROM inbox", count))
-
-                await until(settled, "the deposit's outcome")
+                await until_settled(made, number + 1)
             await made.send(DEPOSITS_NOTIFIED, b"k", b"not an event", [("ce_id", b"x")])
-
-            async def refused() -> bool:
-                return bool(await made.observer.fetchval("SELECT count(*) = $1 FROM inbox", DEPOSITS + 1))
-
-            await until(refused, "the refusal")
+            await until_settled(made, DEPOSITS + 1)
         await commit_offsets(made, DEPOSITS + 1)
         yield made
 
@@ -218,3 +228,73 @@ async def test_a_commit_that_the_database_lost_or_changed_is_found_by_the_journa
         await at.observer.execute(statement)
         assert any("is not the database's" in row for row in (await broken(at))[9])
         await transaction.rollback()
+
+
+async def settle(at: Ground, count: int) -> None:
+    """Whatever is in the topic, by a worker of this database."""
+    async with at.process() as services, running(STAGE, services, at):
+        await until_settled(at, count)
+
+
+async def commit(connection: Connection, at: Ground, *messages: Message) -> Sealed:
+    async with connection.transaction():
+        owners = await lock_writer(connection, "api")
+        return await seal(
+            connection, "api", owners, blocks=[], messages=messages, at=at.clock(), actor="x", summary={}
+        )  # fmt: skip
+
+
+@pytest.fixture
+async def restored(at: Ground, run: Callable[..., Result]) -> AsyncIterator[Ground]:
+    """The database was lost and is restored; one worker of the lost one works on for a while, and the journal gets its records late."""
+    async with empty_database(at.dsn) as dsn:
+        await migrate(dsn, SCHEMA)
+        names = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+        done = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=dsn, **names)
+        assert done.exit_code == 0, done.output
+        observer = await connect(dsn, SCHEMA)
+        await observer.execute(WALLET, ADDRESS)
+        made = replace(at, dsn=dsn, observer=observer)
+        await told_of(at, 3)
+        await settle(at, DEPOSITS + 2)
+        async with at.process() as services:  # it dies before it tells
+            untold = Message(DEPOSITS_CREDITED.name, b"k", b"{}", "never", "deposits.credited")
+            await commit(await services.connect(), at, untold)
+            await services.relay.journal()
+        await settle(made, DEPOSITS + 2)
+        await commit_offsets(at, DEPOSITS + 2)
+        yield made
+        await observer.close()
+
+
+async def test_records_that_a_lost_database_sends_late_are_no_alarm_and_losses_of_the_restored_one_are(
+    at: Ground, restored: Ground
+) -> None:
+    assert await broken(restored) == {}
+    for statement, said in (
+        # of the history, and of its own
+        ("DELETE FROM audit WHERE stage = 'credit_deposits' AND position = 2", "position 2 is not the database's"),
+        (
+            "DELETE FROM audit WHERE stage = 'credit_deposits' AND position = (SELECT position - 1 FROM owners WHERE"
+            " stage = 'credit_deposits' AND partition = 0)",
+            "is not the database's",
+        ),
+        ("UPDATE audit SET head = 'x' WHERE stage = 'credit_deposits' AND position = 2", "is not in the journal"),
+    ):
+        transaction = restored.observer.transaction()
+        await transaction.start()
+        await restored.observer.execute("ALTER TABLE audit DISABLE TRIGGER append_only")
+        await restored.observer.execute(statement)
+        assert any(said in row for row in (await broken(restored))[9]), statement
+        await transaction.rollback()
+    await told_of(at, 4)
+    await settle(at, DEPOSITS + 3)
+    await commit_offsets(at, DEPOSITS + 3)
+    found = await broken(restored)
+    assert found.keys() == {10}, "what the lost one settled and acknowledged, the restored one never gets"
+    assert found[10][0].endswith(f"[0] offset {DEPOSITS + 2}")
+    connection = await restored.connect()
+    sealed = await commit(connection, restored)
+    await connection.close()
+    await restored.observer.execute("DELETE FROM outbox WHERE seq = $1", sealed.seq)
+    assert any("is not in the journal" in row for row in (await broken(restored))[9])
