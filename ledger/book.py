@@ -30,7 +30,7 @@ import asyncpg
 from ledger import store
 from ledger.accounts import Account, refusal_of
 from ledger.audit_logs import Log
-from ledger.commit import OVERTAKEN, Overtaken, Owner, Sealed, Unchanged, lock_writer, read_writer, seal
+from ledger.commit import OVERTAKEN, Overtaken, Owner, Sealed, Unchanged, check_outside, lock_writer, read_writer, seal
 from ledger.errors import AccountInUse, GroupRefused, PostingRefused, TransactionReused, UnknownAccount
 from ledger.groups import Refused, post_together
 from ledger.holds import expire
@@ -90,8 +90,10 @@ async def post(
 
     An id that exists with the same contents is answered with the first result (`existed`), with other contents with
     TransactionReused; in the same batch too. The id of what was refused is not used up. After an error of the database,
-    whatever it was, the same batch may be sent again. ValueError, and nothing is done: an id that is none, a text with a NUL.
+    whatever it was, the same batch may be sent again. ValueError, and nothing is done: an id that is none, a text with a NUL, a
+    connection that is in a transaction.
     """
+    check_outside(connection)
     _check_texts(_transactions(requests))
     careful = False
     for tries in range(1, TRIES_MAX + 1):
@@ -327,7 +329,8 @@ async def close_account(
     connection: Connection, writer: str, account: Account, at: datetime, *, actor: str, reason: str
 ) -> tuple[datetime, Sealed | None]:
     """Closes an account for good: postings to it are refused from then on. When it was closed, and the commit (None: it
-    was closed before). Raises UnknownAccount, or AccountInUse while it has a balance or an open hold."""
+    was closed before). Raises UnknownAccount, or AccountInUse while it has a balance or an open hold; ValueError within a transaction."""
+    check_outside(connection)
     try:
         async with connection.transaction():
             owners = await lock_writer(connection, writer)

@@ -220,6 +220,12 @@ async def _taken(messages: Iterable[Message]) -> list[Message]:
         await asyncio.sleep(0)
 
 
+def check_outside(connection: Connection) -> None:
+    """ValueError within a transaction: what is sealed there may be rolled back by whoever began it, after it was told as committed."""
+    if connection.is_in_transaction():
+        raise ValueError("this commits by itself: the connection must not be in a transaction")
+
+
 class Overtaken(Exception):
     """What was read without a lock is another writer's by now; nothing was written."""
 

@@ -6,7 +6,8 @@
 | others too | what is left of each key at the end: at most one row of one operation |
 
 A row that only these records had, and deleted again, is not written at all. No value is read and written anew: an element
-of a literal stays the text that the commit made of it.
+of a literal stays the text that the commit made of it. Rows of older programs, which lack the newest columns, are blocks of
+their own.
 """
 
 from __future__ import annotations
@@ -56,19 +57,20 @@ _VALUES: Final[dict[str, Callable[[str], Any]]] = {
 
 
 def rows_of(block: Block) -> list[Row]:
-    """The values that `rows.block` was given; of an UPDATE or a DELETE the columns that it writes. ValueError when a column
-    is not what `rows` makes, or has another number of rows."""
-    kinds = _kinds(block.table, block.op)
+    """The values that `rows.block` was given; of an UPDATE or a DELETE the columns that it writes. None in columns that are newer
+    than the block's program. ValueError when a column is not what `rows` makes, or has another number of rows."""
+    kinds = _kinds_of(block)
     columns = [
         [None if element == _NULL else _VALUES[kind](element) for element in elements]
         for kind, elements in zip(kinds, _columns(block, kinds), strict=True)
     ]
-    return list(zip(*columns, strict=True))
+    newer = (None,) * (len(block.table.written(block.op)) - len(columns))
+    return [(*row, *newer) for row in zip(*columns, strict=True)]
 
 
 def count_of(block: Block) -> int:
     """How many rows it has."""
-    kinds = _kinds(block.table, block.op)
+    kinds = _kinds_of(block)
     best = min(range(len(kinds)), key=lambda place: (block.columns[place][0] != "{", kinds[place] in _QUOTED))
     kind, column = kinds[best], block.columns[best]
     return len(_elements(kind, column)) if kind in _QUOTED else column.count(",") + 1
@@ -77,7 +79,8 @@ def count_of(block: Block) -> int:
 def fold(blocks: Iterable[Block]) -> tuple[list[Block], list[Block]]:
     """Blocks of one record after the other -> what is to be deleted first, and the rest: no key twice.
 
-    ValueError where no order of rows could have been written so: a key inserted twice.
+    ValueError where no order of rows could have been written so (a key inserted twice), and where what is left of a row has a
+    column, but not one before it, that an older program did not know.
     """
     tables: defaultdict[Table, list[Block]] = defaultdict(list)
     for block in blocks:
@@ -88,15 +91,18 @@ def fold(blocks: Iterable[Block]) -> tuple[list[Block], list[Block]]:
         if len(of_table) == 1:
             (deleted if of_table[0].op is Op.DELETE else written).append(of_table[0])
         elif all(block.op is Op.INSERT for block in of_table):
-            written.append(_joined(table, of_table))
+            by_width: defaultdict[int, list[Block]] = defaultdict(list)
+            for block in of_table:
+                by_width[len(block.columns)].append(block)
+            written += map(_joined, by_width.values())
         else:
             for block in _last(table, of_table):
                 (deleted if block.op is Op.DELETE else written).append(block)
     return deleted, written
 
 
-def _joined(table: Table, blocks: Sequence[Block]) -> Block:
-    kinds = _kinds(table, Op.INSERT)
+def _joined(blocks: Sequence[Block]) -> Block:
+    kinds = _kinds_of(blocks[0])
     counts: list[int] = []
     joined = []
     for place, kind in enumerate(kinds):
@@ -107,7 +113,7 @@ def _joined(table: Table, blocks: Sequence[Block]) -> Block:
             continue
         counts = counts or [count_of(block) for block in blocks]
         joined.append("{" + ",".join(map(_body, [kind] * len(columns), columns, counts)) + "}")
-    return Block(table, Op.INSERT, joined)
+    return Block(blocks[0].table, Op.INSERT, joined)
 
 
 def _body(kind: str, column: str, count: int) -> str:
@@ -124,39 +130,49 @@ def _last(table: Table, blocks: Sequence[Block]) -> Iterator[Block]:
     found: dict[Elements, tuple[Op, Elements]] = {}
     for block in blocks:
         op = block.op
-        for row in zip(*_columns(block, _kinds(table, op)), strict=True):
+        for row in zip(*_columns(block, _kinds_of(block)), strict=True):
             key = row[: len(keys)] if op in (Op.UPDATE, Op.DELETE) else tuple([row[place] for place in keys])
             before = found.get(key)
             if before is None:
                 found[key] = (op, row)
-            elif (after := _after(before, op, row, changing)) is None:
+            elif (after := _after(before, op, row, changing, len(names))) is None:
                 del found[key]
             else:
                 found[key] = after
-    by_op: defaultdict[Op, list[Elements]] = defaultdict(list)
+    alike: defaultdict[tuple[Op, int], list[Elements]] = defaultdict(list)
     for op, row in found.values():
-        by_op[op].append(row)
-    for op, rows in by_op.items():
+        alike[op, len(row)].append(row)
+    for (op, _), rows in alike.items():
         yield Block(table, op, ["{" + ",".join(column) + "}" for column in zip(*rows, strict=True)])
 
 
-def _after(before: tuple[Op, Elements], op: Op, row: Elements, changing: Sequence[int]) -> tuple[Op, Elements] | None:
-    """What two operations on a key come to; None: nothing at all."""
+def _after(
+    before: tuple[Op, Elements], op: Op, row: Elements, changing: Sequence[int], width: int
+) -> tuple[Op, Elements] | None:
+    """What two operations on a key come to; None: nothing at all. A row that is shorter than another leaves the rest of it."""
     first, was = before
     match op:
+        case Op.INSERT | Op.UPSERT if first is Op.DELETE:
+            if len(row) < width:
+                raise ValueError("the newest columns of a row that was deleted would come back")
+            return Op.UPSERT, row
         case Op.INSERT:
-            if first is not Op.DELETE:
-                raise ValueError("a row is inserted twice")
+            raise ValueError("a row is inserted twice")
+        case Op.UPSERT if first is Op.UPDATE:
+            if max(changing[: len(was)]) >= len(row):
+                raise ValueError("a row was changed in columns that are newer than the program that wrote it whole")
             return Op.UPSERT, row
         case Op.UPSERT:
-            return (Op.INSERT if first is Op.INSERT else Op.UPSERT), row
+            return first, row + was[len(row) :]
         case Op.UPDATE if first is Op.UPDATE:
-            return Op.UPDATE, row
+            return Op.UPDATE, row + was[len(row) :]
         case Op.UPDATE if first is Op.DELETE:
             raise ValueError("a row is changed that was deleted")
         case Op.UPDATE:
             changed = list(was)
-            for place, element in zip(changing, row, strict=True):
+            for place, element in zip(changing, row, strict=False):
+                if place >= len(was):
+                    raise ValueError("a row is changed in columns that are newer than the program that made it")
                 changed[place] = element
             return first, tuple(changed)
         case Op.DELETE:
@@ -197,7 +213,11 @@ def _element(kind: str, shared: str) -> str:
     return text or '""'
 
 
+def _kinds_of(block: Block) -> tuple[str, ...]:
+    return _kinds(block.table, block.op, len(block.columns))
+
+
 @cache
-def _kinds(table: Table, op: Op) -> tuple[str, ...]:
+def _kinds(table: Table, op: Op, count: int) -> tuple[str, ...]:
     kinds = dict(table.columns)
-    return tuple(kinds[name] for name in table.written(op))
+    return tuple(kinds[name] for name in table.written(op, count))

@@ -1,4 +1,5 @@
-"""Customers' funds moved from code, each call a commit of its own: for services that still call instead of writing events.
+"""Customers' funds moved from code, each call a commit of its own (ValueError on a connection that is in a transaction): for
+services that still call instead of writing events.
 
 | call | debit | credit |
 | --- | --- | --- |
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 from ledger import book, store
 from ledger.accounts import AccountType, asset_of, buffer, shard_of, spendable
-from ledger.commit import OVERTAKEN, Sealed, Unchanged, lock_writer, seal
+from ledger.commit import OVERTAKEN, Sealed, Unchanged, check_outside, lock_writer, seal
 from ledger.errors import BalancesDisagree, GroupRefused, OrderNotReserved, PostingRefused
 from ledger.levels import buffer_levels
 from ledger.orders import (
@@ -172,6 +173,7 @@ async def _step(
     connection: Connection, writer: str, at: datetime, order_id: str, fill_id: str | None, rule: _Rule
 ) -> Moved:
     """One step of an order, tried again while another writer is faster; the last try's error is raised."""
+    check_outside(connection)
     for _ in range(book.TRIES_MAX - 1):
         with suppress(*OVERTAKEN):
             return await _take(connection, writer, at, order_id, fill_id, rule)

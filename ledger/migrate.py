@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from ledger.errors import SchemaOutdated
 from ledger.roles import ROLE, grant, make_role, quoted
 from ledger.rows import Connection as AsyncConnection
 
@@ -34,12 +35,18 @@ _TARGETS: Final = {"all": "heads", "pre": "pre@head", "post": "post@head"}
 
 async def upgrade(database_url: str, schema: str, part: Part = "all", role: str = ROLE) -> None:
     """Makes the schema and the application's role when missing and brings the schema to the newest revision (`pre`: what may
-    be done before a roll-out). Safe to run from many processes at once, and while workers write. Raises RoleRefused."""
-    connection = await asyncpg.connect(database_url)
+    be done before a roll-out). Safe to run from many processes at once, and while workers write. Raises RoleRefused, and
+    SchemaOutdated, having done nothing, where a newer program has been: it knows best who may do what to its tables."""
+    connection = await asyncpg.connect(database_url, server_settings={"search_path": quoted(schema)})
     try:
         # one at a time: two first starts would both create the tables
         await connection.execute("SELECT pg_advisory_lock(hashtext($1))", f"migrate {schema}")
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+        if not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", quoted(schema)):
+            await connection.execute(f"CREATE SCHEMA {quoted(schema)}")  # who owns one need not be allowed to make one
+        if unknown := await _done(connection) - {each.revision for each in _scripts().walk_revisions()}:
+            raise SchemaOutdated(
+                f"the schema is newer than this program, which does not know {', '.join(sorted(unknown))}; use the newer one"
+            )
         await make_role(connection, role)
         await run_to(database_url, schema, _TARGETS[part])
         await grant(connection, schema, role)
@@ -72,8 +79,7 @@ async def _run(database_url: str, schema: str, revision: str) -> None:
     )
 
     def run(connection: Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(files("ledger.migrations")))
+        config = _config()
         config.attributes["connection"] = connection
         config.attributes["schema"] = schema
         command.upgrade(config, revision)
@@ -88,15 +94,27 @@ async def _run(database_url: str, schema: str, revision: str) -> None:
 
 async def is_newest(connection: AsyncConnection) -> bool:
     """The schema that the connection is in has every revision of this program, and none that it does not know."""
+    scripts = _scripts()
+    # the newest pre is in no row of its own where a post that was done depends on it
+    implied = {name for revision in scripts.walk_revisions() for name in _names(revision.dependencies)}
+    return await _done(connection) == set(scripts.get_heads()) - implied
+
+
+async def _done(connection: AsyncConnection) -> set[str]:
+    """The revisions that the connection's schema is at; none where nothing was done."""
     if not await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL"):
-        return False
+        return set()
+    return {row[0] for row in await connection.fetch("SELECT version_num FROM alembic_version")}
+
+
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(files("ledger.migrations")))
-    found = {row[0] for row in await connection.fetch("SELECT version_num FROM alembic_version")}
-    script = ScriptDirectory.from_config(config)
-    # the newest pre is in no row of its own where a post that was done depends on it
-    implied = {name for revision in script.walk_revisions() for name in _names(revision.dependencies)}
-    return found == set(script.get_heads()) - implied
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _names(names: str | Iterable[str] | None) -> Iterable[str]:

@@ -156,7 +156,4 @@ def _plain(blocks: Sequence[Block]) -> list[Any]:
 
 def _block(plain: list[Any]) -> Block:
     name, op, columns = plain
-    table = BY_NAME[name]
-    if op != Op.DELETE:  # a program of before its newest columns wrote nothing into them
-        columns += ["-"] * (len(table.written(Op(op))) - len(columns))
-    return Block(table, Op(op), columns)
+    return Block(BY_NAME[name], Op(op), [*columns])

@@ -35,7 +35,10 @@ class Op(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A journaled table, equal to itself only. `spec` is "column:type …" in the order of its rows; `key` names the primary key's columns."""
+    """A journaled table, equal to itself only. `spec` is "column:type …" in the order of its rows; `key` names the primary key's columns.
+
+    Records name columns by their place. So `spec` and `changing` only ever grow, at their ends, and what is out of use stays in both
+    (and in the database)."""
 
     name: str
     key: tuple[str, ...]
@@ -47,11 +50,18 @@ class Table:
     def columns(self) -> tuple[tuple[str, str], ...]:
         return _columns(self.spec)
 
-    def written(self, op: Op) -> tuple[str, ...]:
-        """The columns that a block of the operation has."""
+    def written(self, op: Op, count: int | None = None) -> tuple[str, ...]:
+        """The columns that a block of the operation has: of `count` columns the first ones, which a program of before the newest ones
+        knew. ValueError: no program of before now had just these."""
         if op is Op.DELETE:
-            return self.key
-        return (*self.key, *self.changing) if op is Op.UPDATE else tuple(name for name, _ in self.columns)
+            names = self.key
+        else:
+            names = (*self.key, *self.changing) if op is Op.UPDATE else tuple(name for name, _ in self.columns)
+        if count is None or count == len(names):
+            return names
+        if count > len(names) or not set(self.key) <= set(names[:count]):
+            raise ValueError(f"{count} columns of {self.name}, which has {len(names)}")
+        return names[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,8 @@ class Block:
     op: Op
     columns: list[str]
     """Each column as one string: `{…}` a PostgreSQL array literal, `=…` one value for every row, `-` NULL for every row.
-    One at least is an array: it says how many rows there are."""
+    One at least is an array: it says how many rows there are. In a record of an older program the table's newest may be missing:
+    it left them as they were, or as PostgreSQL makes them in a new row."""
     rows: int = field(default=0, compare=False)
     """How many, where they are few and that is known: the statement reads them in another way. Else 0."""
 
@@ -263,7 +274,7 @@ def _statement(shape: tuple[tuple[Table, Op, str], ...], query: str, before: int
         size, forms = sized[0], sized[1:]
         kinds = dict(table.columns)
         made = {}
-        for name, form in zip(table.written(op), forms, strict=True):
+        for name, form in zip(table.written(op, len(forms)), forms, strict=True):
             kind = _KINDS[kinds[name]]
             if form == "{":
                 array = f"${number}::text::{kind.type}[]"
@@ -290,7 +301,7 @@ def _one(table: Table, op: Op, made: dict[str, str], where: str) -> str:
     if op is Op.DELETE:
         return f"DELETE FROM {table.name} t USING {source} WHERE {match}"  # noqa: S608  (declared names only)
     if op is Op.UPDATE:
-        changes = ", ".join(f"{name} = x.{name}" for name in table.changing)
+        changes = ", ".join(f"{name} = x.{name}" for name in made if name not in table.key)
         return f"UPDATE {table.name} t SET {changes} FROM {source} WHERE {match}"  # noqa: S608
     insert = f"INSERT INTO {table.name} ({', '.join(made)}) SELECT {', '.join(made.values())}{where}"
     if op is Op.INSERT:

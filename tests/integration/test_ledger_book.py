@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ledger import funds
 from ledger.accounts import AMOUNT_MAX, SYSTEM, USD, USDC, Account, AccountType, buffer, spendable
 from ledger.book import Atomic, Request, Result, close_account, expire_due, post
 from ledger.errors import (
@@ -301,6 +302,20 @@ async def test_what_is_no_id_is_told_before_anything_is_read(connection: Connect
     with pytest.raises(ValueError, match="NUL"):
         await say(connection, fund(1, 5), fund(2, 5)._replace(reference="a\0"))
     assert await connection.fetchval("SELECT count(*) FROM transactions") == 0
+
+
+async def test_what_commits_by_itself_does_nothing_within_anothers_transaction(connection: Connection) -> None:
+    """The relay would take a record that it does not see yet for one that another has journaled."""
+    await posted(connection, fund(1, 5))
+    for act in (
+        lambda: post(connection, "w", [fund(2, 5)], AT),
+        lambda: close_account(connection, "w", BOB, AT, actor="ann", reason="gone"),
+        lambda: funds.release(connection, "w", AT, order_id="o1"),
+    ):
+        async with connection.transaction():
+            with pytest.raises(ValueError, match="must not be in a transaction"):
+                await act()
+    assert await connection.fetchval("SELECT count(*) FROM transactions") == 1
 
 
 # -- holds ------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import get_args
 
 import asyncpg
 import pytest
@@ -12,10 +13,12 @@ from ledger import migrate
 from ledger.accounts import Account, AccountType, buffer, spendable
 from ledger.book import post
 from ledger.commit import NO_TOPIC, link
+from ledger.errors import SchemaOutdated
 from ledger.holds import hold
 from ledger.migrate import Part, is_newest, run_to, upgrade
 from ledger.posting import Transaction, credit, debit
 from ledger.record import pack, pack_content, unpack
+from ledger.roles import ROLE
 from ledger.rows import Connection, Op, Table, block, write
 from ledger.tables import ENTRIES, OWNERS
 from tests.support.ledger_rig import AT, assert_holds, connect_to, differences, dump, owner, unguard, until
@@ -254,6 +257,26 @@ async def test_no_index_names_the_status_of_an_attempt_or_a_withdrawal(database:
         " AND indexdef ~ 'status'"
     )
     assert named == []
+    await connection.close()
+
+
+async def test_a_schema_of_a_newer_program_is_left_as_it_is(database: str) -> None:
+    """Had it granted again, the application might change rows of an append-only table that only the newer program knows."""
+    await upgrade(database, "stablerail")
+    connection = await owner(database)
+    await connection.execute("INSERT INTO alembic_version VALUES ('9999_pre'); CREATE TABLE newer (n int)")
+    for part in get_args(Part):
+        with pytest.raises(SchemaOutdated, match=r"newer than this program.*9999_pre"):
+            await upgrade(database, "stablerail", part)
+    assert not await connection.fetchval("SELECT has_table_privilege($1, 'newer', 'INSERT')", ROLE)
+    assert not await is_newest(connection)
+    await connection.close()
+
+
+async def test_migrations_of_one_database_take_turns(database: str) -> None:
+    await asyncio.gather(*(upgrade(database, "stablerail") for _ in range(3)))
+    connection = await owner(database)
+    assert await is_newest(connection)
     await connection.close()
 
 

@@ -98,6 +98,18 @@ async def test_an_owner_that_is_no_superuser_makes_the_role_and_runs_under_it(lo
     await connection.close()
 
 
+async def test_a_schema_that_an_administrator_made_is_enough_for_its_owner(
+    login: Callable[..., str], postgres: Postgres, database: str
+) -> None:
+    theirs = login("CREATEROLE")
+    parts = urlsplit(theirs)
+    postgres.execute(f"REVOKE CREATE ON DATABASE {parts.path[1:]} FROM {parts.username}")
+    connection = await asyncpg.connect(database)
+    await connection.execute(f"CREATE SCHEMA books AUTHORIZATION {parts.username}")
+    await connection.close()
+    await upgrade(theirs, "books", role=ROLES[0])
+
+
 async def test_an_owner_that_may_not_make_the_role_is_told_what_an_administrator_must_run(
     login: Callable[..., str],
 ) -> None:

@@ -160,13 +160,13 @@ async def test_every_kind_of_row_survives_the_record_and_makes_the_same_rows_els
     await other.close()
 
 
-def test_a_record_from_before_a_table_had_its_last_columns_is_read_with_nothing_in_them() -> None:
+def test_a_record_from_before_a_table_had_its_last_columns_is_read_without_them() -> None:
     whole = block(TRANSACTIONS, Op.INSERT, [("1" * 32, "deposit", "r", "2" * 32, AT, None, None, None, 7)])
     older = Block(TRANSACTIONS, Op.INSERT, whole.columns[:-1])
     gone = block(TRANSACTIONS, Op.DELETE, [("2" * 32,)])
     content, _ = pack_content([older, gone], [])
     kept = unpack(pack("stage", "topic", AT, content, [])).blocks
-    assert [b.columns for b in kept] == [[*older.columns, "-"], gone.columns]
+    assert [b.columns for b in kept] == [older.columns, gone.columns]
 
 
 def test_of_a_newer_programs_record_what_it_tells_and_its_place_in_the_chains_can_be_read() -> None:

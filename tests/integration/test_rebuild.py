@@ -25,8 +25,8 @@ from ledger.posting import Transaction, credit, debit
 from ledger.rebuild import GAP, Restore, Restored, rebuild
 from ledger.rebuild_batch import Journaled
 from ledger.record import Message, unpack
-from ledger.rows import Block, Connection, Op, block
-from ledger.tables import ACCOUNTS, INBOX, RESTORES, SCHEDULE, WALLETS
+from ledger.rows import Block, Connection, Op, Table, block
+from ledger.tables import ACCOUNTS, INBOX, RESTORES, SCHEDULE, WALLET_REQUESTS, WALLETS
 from ledger.verify import verify
 from stablerail.dev.postgres import Postgres
 from stablerail.rebuild import alone_in
@@ -404,6 +404,39 @@ async def test_an_outbox_row_is_as_its_writer_left_it(lost: Lost, databases: Cal
     assert all(row == theirs[row["seq"]] for row in await b.fetch(rows))
     await a.close()
     await b.close()
+
+
+@pytest.mark.parametrize("rows_max", [rebuild_batch.ROWS_MAX, 1])
+async def test_what_an_older_program_wrote_of_a_row_leaves_the_newest_columns_as_they_were(
+    rows_max: int, databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a new version is rolled out both write, and the older one's statements do not name the newest columns."""
+    requests = Table("wallet_requests", WALLET_REQUESTS.key, WALLET_REQUESTS.spec.removesuffix(" error:text"))
+    accounts = Table("accounts", ("id",), ACCOUNTS.spec.removesuffix(" closed_at:time"), ACCOUNTS.changing[:-1])
+    account = (spendable("ada").id, "ada", "spendable", "USDC", "", 0, 1, AT)
+    new = [("ada", chain, "failed", AT, None, f"of {chain}") for chain in ("AVAX", "ETH", "MATIC", "SOL")]
+    old = [row[:-1] for row in new]
+    dsn = databases()
+    connection: Connection = await connect_to(dsn)()
+    for writer, *blocks in (
+        ("new", block(WALLET_REQUESTS, Op.INSERT, new), block(ACCOUNTS, Op.INSERT, [(*account, AT)])),
+        ("old", block(requests, Op.UPSERT, old[:2]), block(accounts, Op.UPDATE, [(account[0], 0, 2, AT)])),
+        ("old", block(requests, Op.DELETE, [old[2][:2]])),
+        ("old", block(requests, Op.INSERT, [old[2], ("bob", "ETH", "failed", AT, None)])),
+        ("new", block(WALLET_REQUESTS, Op.UPSERT, [("bob", "ETH", "failed", AT, None, "of bob")])),
+    ):
+        await commit(connection, writer, blocks)
+    told = "SELECT string_agg(concat(user_id, chain, error), ' ' ORDER BY user_id, chain) FROM wallet_requests"
+    assert await connection.fetchval(told) == "adaAVAXof AVAX adaETHof ETH adaMATIC adaSOLof SOL bobETHof bob"
+    assert await connection.fetchval("SELECT closed_at FROM accounts") == AT
+    journal = await journal_of(connection)
+    await connection.close()
+    again = databases()
+    for each in (dsn, again):
+        may_break(each, "an account without entries")
+    monkeypatch.setattr(rebuild_batch, "ROWS_MAX", rows_max)
+    await rebuilt(again, journal)
+    assert await differing(dsn, again) == []
 
 
 async def test_rows_that_exchange_what_must_be_unique_are_written_one_commit_after_the_other(

@@ -309,6 +309,23 @@ async def test_backfill_opens_every_account_once(beside: Beside) -> None:
     assert (await beside.row("c0007")) == [Decimal(11), 0, 1]
 
 
+async def test_a_row_of_nobody_is_passed_over(beside: Beside) -> None:
+    """A unique index lets in as many without a customer as come."""
+    await beside.begin(Phase.OFF)
+    await beside.admin.execute(
+        "ALTER TABLE public.balances DROP CONSTRAINT balances_pkey, ALTER user_id DROP NOT NULL, ADD UNIQUE (user_id);"
+        " INSERT INTO public.balances (user_id, usdc) VALUES (NULL, 5), ('ada', 7), (NULL, 9)"
+    )
+    await beside.mirror.legacy.check(beside.admin)
+    first = await backfill(beside.plain, beside.mirror, AT, actor="ann")
+    assert (first.customers, first.opened, first.refused) == (1, 1, 0)
+    await beside.move(1)
+    await funds.credit_usdc(beside.product, "w", "ada", 1_000_000, AT, reference="d1")
+    assert await beside.differences() == []
+    rows = await beside.admin.fetch("SELECT user_id, usdc::int FROM public.balances ORDER BY 2")
+    assert list(map(tuple, rows)) == [(None, 5), ("ada", 8), (None, 9)]
+
+
 async def test_postings_while_phases_move_and_a_backfill_runs_are_in_both(beside: Beside) -> None:
     await beside.begin(Phase.OFF)
     await beside.admin.execute(

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from pydantic import SecretStr
 
@@ -19,8 +21,10 @@ from connectors.circle.client import CircleClient, CircleWallet
 from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault
-from connectors.errors import Refused
+from connectors.errors import Refused, Unavailable
 from ledger.rows import Connection
+from tests.support.ledger_rig import owner
+from tests.support.migrated import migrate
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CHAINS = ["ETH", "SOL"]
@@ -83,12 +87,40 @@ async def test_what_circle_refuses_is_looked_up_where_the_call_is_older_than_any
         await performed(circle, call_of(3, timedelta(seconds=10)))
 
 
+<<<<<<< HEAD
 async def test_a_key_that_circle_says_it_knows_is_looked_up_however_new_the_call_is(circle: CircleSandbox) -> None:
     await performed(circle, call_of(3, timedelta(0)))
     circle.sandbox.gate.faults.append(Fault(**REFUSED | {"status": 409}))  # type: ignore[arg-type]
     again = await performed(circle, call_of(3, timedelta(seconds=10)))
     assert "409" in again["refused"]
     assert len(again["wallets"]) == 3 * len(CHAINS)
+=======
+async def test_without_the_database_no_second_wallet_set_is_made_and_nothing_is_asked(
+    circle: CircleSandbox, database: str
+) -> None:
+    """Whether there is one already is not known."""
+    await migrate(database)
+    stored = await owner(database)
+    servers = [database, urlsplit(database)._replace(netloc="127.0.0.1:1").geturl()]
+
+    async def connect() -> Connection:
+        connection: Connection = await asyncpg.connect(servers.pop(), server_settings={"search_path": "stablerail"})
+        return connection
+
+    async with CircleClient(circle.base_url, SecretStr(TEST_API_KEY), SecretStr(TEST_ENTITY_SECRET)) as client:
+        wallets = CircleWallets(client, "testnet", None, connect, lambda: NOW)
+        made = await client.create_wallet_set(str(WALLET_SET_KEY), "customers")
+        await stored.execute("INSERT INTO wallet_sets VALUES ('testnet', $1, $2)", made, NOW)
+        await stored.close()
+        calls = circle.sandbox.gate.calls.copy()
+        with pytest.raises(Unavailable, match="no database: ConnectionRefusedError") as away:
+            await wallets.perform(call_of(1, timedelta(0)))
+        assert not away.value.sent, "the attempt is no attempt"
+        assert circle.sandbox.gate.calls == calls
+        await wallets.perform(call_of(1, timedelta(0)))
+    assert each_once(circle, 1)
+    assert {wallet.wallet_set_id for wallet in circle.sandbox.state.wallets.values()} == {made}
+>>>>>>> migr
 
 
 async def test_look_ups_do_not_wait_for_each_other(circle: CircleSandbox, monkeypatch: pytest.MonkeyPatch) -> None:

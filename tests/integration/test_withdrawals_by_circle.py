@@ -308,6 +308,25 @@ async def test_it_is_cancelled_until_it_is_asked_for_and_then_no_more(rig: Rig) 
     assert (set(rig.at_circle()), await has(rig.at, "ada")) == ({bob}, (100, 0))
 
 
+async def test_what_a_customer_asked_for_who_was_rejected_since_waits_and_keeps_nobody_else_waiting(rig: Rig) -> None:
+    async def put_off() -> bool:
+        return await rig.at.observer.fetchval("SELECT code FROM schedule") == "frozen_customer"
+
+    ids = {user: await rig.ask(user) for user in ("ada", "bob")}
+    async with rig.at.process() as services, running(rig.accept, services, rig.at):
+        await rig.became(dict.fromkeys(ids, ("signing", None)))
+    connection = await rig.at.connect()
+    await connection.execute("INSERT INTO kyc_standings VALUES ('ada', 'rejected', 'test', 'e1', 'now', now())")
+    async with rig.worker():
+        await rig.became({"bob": ("completed", None)}, step_s=1.0)
+        await until(put_off, "the other waits")
+        assert set(rig.at_circle()) == {ids["bob"]}
+        await connection.execute("DELETE FROM kyc_standings")
+        await rig.became({"ada": ("completed", None)}, step_s=20.0)
+    await connection.close()
+    await assert_whole(rig.at)
+
+
 async def test_what_would_go_to_an_address_that_was_denied_since_waits_and_may_be_cancelled(rig: Rig) -> None:
     async def put_off() -> bool:
         rows = await rig.at.observer.fetch("SELECT code FROM schedule")

@@ -207,14 +207,21 @@ def test_a_process_that_stood_still_answers_what_was_sent_to_it_meanwhile(
                     assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 204 ")
                 else:
                     await until(lambda: bool(protocol.waiting))
-                protocol.head_s = 0.05
-                (waiting,) = protocol.waiting
-                waiting._wait()  # anew, with the new time
-                client.setblocking(True)
-                client.sendall(GET)
-                time.sleep(0.1)  # the loop stands still, and the time is up
-                client.setblocking(False)
-                assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 204 ")
+                bell, ringer = socket.socketpair()
+                with bell, ringer:
+                    # while it reads: uvloop then looks first whose time is up
+                    loop.add_reader(bell, stand_still, protocol, bell, client)
+                    ringer.send(b"!")
+                    answer = await loop.sock_recv(client, 65_536)
+                assert answer.startswith(b"HTTP/1.1 204 ")
+
+    def stand_still(protocol: type[GuardedProtocol], bell: socket.socket, client: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(bell)
+        protocol.head_s = 0.05
+        (waiting,) = protocol.waiting
+        waiting._wait()  # anew, with the new time
+        client.sendall(GET)
+        time.sleep(0.1)
 
     run(main())
 

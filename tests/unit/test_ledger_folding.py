@@ -52,6 +52,20 @@ def test_a_value_that_all_rows_share_is_each_ones() -> None:
     assert count_of(made) == 2
 
 
+def test_columns_that_are_newer_than_a_rows_program_hold_nothing() -> None:
+    whole = columns(THINGS, Op.INSERT, "s", [1, 2], None, b"", {"a": 1}, AT, 3, "note")
+    older = Block(THINGS, Op.INSERT, whole.columns[:-2])
+    assert rows_of(older) == [("s", n, None, b"", {"a": 1}, AT, None, None) for n in (1, 2)]
+
+
+@pytest.mark.parametrize("op", [Op.UPSERT, Op.UPDATE, Op.DELETE])
+def test_columns_that_no_program_of_before_had_are_refused(op: Op) -> None:
+    names = THINGS.written(op)
+    for count in (1, len(names) + 1):
+        with pytest.raises(ValueError, match=f"{count} columns of things"):
+            rows_of(Block(THINGS, op, ["{1}"] * count))
+
+
 Step = tuple[Op, tuple[str, int], Row]
 
 
@@ -68,27 +82,31 @@ class World:
     def write(self, blocks: list[Block]) -> None:
         for each in blocks:
             for values in rows_of(each):
-                key = values[:2]
+                key, wrote = values[:2], len(each.columns)
+                before = self.rows.get(key, (None,) * 8)
                 match each.op:
                     case Op.INSERT:
                         assert key not in self.rows, "a unique violation"
                         self.rows[key] = values
                     case Op.UPSERT:
-                        self.rows[key] = values
+                        self.rows[key] = (*values[:wrote], *before[wrote:])
                     case Op.UPDATE:
-                        self.rows[key] = (*self.rows[key][:6], *values[2:])
+                        self.rows[key] = (*before[:6], *values[2:wrote], *before[4 + wrote :])
                     case Op.DELETE:
                         self.rows.pop(key, None)
 
 
-def block_of(step: Step) -> Block:
+def block_of(step: Step, newest: int = 0) -> Block:
+    """`newest`: so many columns were not there yet when the step's program was made."""
     op, key, rest = step
     match op:
         case Op.UPDATE:
-            return block(THINGS, op, [(*key, *rest[-2:])])
+            made = block(THINGS, op, [(*key, *rest[-2:])])
         case Op.DELETE:
             return block(THINGS, op, [key])
-    return block(THINGS, op, [row(key, rest)])
+        case _:
+            made = block(THINGS, op, [row(key, rest)])
+    return Block(THINGS, op, made.columns[: len(made.columns) - newest])
 
 
 @given(st.lists(st.tuples(st.sampled_from(Op), key, rest), max_size=15), st.integers(0, 5))
@@ -109,6 +127,69 @@ def test_folded_blocks_do_what_they_did_one_after_the_other(steps: list[Step], b
     folded.write(deleted)
     folded.write(written)
     assert folded.rows == plain.rows
+
+
+@given(st.lists(st.tuples(st.tuples(st.sampled_from(Op), key, rest), st.booleans()), max_size=15), st.integers(0, 5))
+def test_what_programs_of_two_versions_did_is_folded_so_or_not_at_all(
+    steps: list[tuple[Step, bool]], before: int
+) -> None:
+    plain, folded = World(), World()
+    done: list[Block] = []
+    for number, (step, is_older) in enumerate(steps):
+        if plain.may(step):
+            made = block_of(step, newest=int(is_older))
+            plain.write([made])
+            if number < before:
+                folded.write([made])
+            else:
+                done.append(made)
+    try:
+        deleted, written = fold(done)
+    except ValueError:
+        return  # they are written one after the other
+    folded.write(deleted)
+    folded.write(written)
+    assert folded.rows == plain.rows
+
+
+A, VALUES = ("a", 1), (None, b"1", {}, AT, 5, "note")
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([(Op.INSERT, 0), (Op.UPSERT, 1)], [(Op.INSERT, 8)]),
+        ([(Op.UPSERT, 0), (Op.UPSERT, 1)], [(Op.UPSERT, 8)]),
+        ([(Op.UPSERT, 1), (Op.UPSERT, 0)], [(Op.UPSERT, 8)]),
+        ([(Op.UPSERT, 1), (Op.UPSERT, 1)], [(Op.UPSERT, 7)]),
+        ([(Op.UPDATE, 0), (Op.UPDATE, 1)], [(Op.UPDATE, 4)]),
+        ([(Op.UPDATE, 1), (Op.UPSERT, 1)], [(Op.UPSERT, 7)]),
+        ([(Op.UPSERT, 1), (Op.UPDATE, 1)], [(Op.UPSERT, 7)]),
+        ([(Op.UPSERT, 0), (Op.UPDATE, 1)], [(Op.UPSERT, 8)]),
+        ([(Op.UPSERT, 1), (Op.DELETE, 0)], [(Op.DELETE, 2)]),
+        ([(Op.UPSERT, 1), (Op.UPDATE, 0)], None),
+        ([(Op.UPDATE, 0), (Op.UPSERT, 1)], None),
+        ([(Op.DELETE, 0), (Op.INSERT, 1)], None),
+        ([(Op.DELETE, 0), (Op.UPSERT, 1)], None),
+    ],
+)
+def test_an_older_programs_row_leaves_the_newest_columns_of_the_one_before(
+    steps: list[tuple[Op, int]], left: list[tuple[Op, int]] | None
+) -> None:
+    done = [block_of((op, A, VALUES), newest) for op, newest in steps]
+    if left is None:
+        with pytest.raises(ValueError, match="newe"):
+            fold(done)
+    else:
+        deleted, written = fold(done)
+        assert [(each.op, len(each.columns)) for each in (*deleted, *written)] == left
+
+
+def test_rows_that_programs_of_two_versions_added_stay_apart() -> None:
+    steps = [(Op.INSERT, ("a", n), VALUES) for n in range(4)]
+    deleted, written = fold([block_of(step, newest=step[1][1] % 2) for step in steps])
+    assert deleted == []
+    assert [(len(each.columns), count_of(each)) for each in written] == [(8, 2), (7, 2)]
 
 
 def test_rows_that_were_only_added_are_set_one_behind_the_other() -> None:

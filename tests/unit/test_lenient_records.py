@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
-from agents import lenient_records
+from agents import lenient_records, transport
+from agents.journal_end import last_record
+from agents.recovery.old_input import Range
+from stablerail.cli_replay import _input
+from stablerail.config import load_settings
+from stablerail.rebuild import open_journal
+from stablerail.verify_kafka import verify_kafka
 from tests.support.hostile import NotUtf8
+from topics.catalog import JOURNAL
 
 FOREIGN = "ce\\xff\\xfe"
+NOBODY = "127.0.0.1:1"
+SETTINGS = load_settings(env_file=None, kafka_bootstrap=NOBODY)
 
 
 def batch(first: int, names: list[str], codec: int = 0) -> bytes:
@@ -75,3 +86,38 @@ def test_aiokafkas_fetcher_uses_what_is_replaced() -> None:
     assert {"MemoryRecords", "PartitionRecords"} <= set(used)
     assert fetcher.Fetcher._proc_fetch_request.__globals__["PartitionRecords"] is lenient_records.PartitionRecords
     assert lenient_records._Strict is not lenient_records.PartitionRecords
+
+
+async def worker() -> None:
+    transport.register()
+    raise KafkaError
+
+
+async def rebuild() -> None:
+    async with open_journal(NOBODY, ""):
+        pass
+
+
+async def replay() -> None:
+    async with _input(JOURNAL, SETTINGS, Range(), None):
+        pass
+
+
+async def looking_at_the_journals_end() -> None:
+    await last_record(NOBODY, "")
+
+
+async def verify() -> None:
+    await verify_kafka(SETTINGS, Any, timedelta(days=1), 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("begin", [worker, rebuild, replay, looking_at_the_journals_end, verify])
+async def test_whoever_reads_topics_reads_them_so(
+    begin: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "MemoryRecords", MemoryRecords)
+    monkeypatch.setattr(fetcher, "PartitionRecords", lenient_records._Strict)
+    with pytest.raises(KafkaError):
+        await begin()
+    assert fetcher.MemoryRecords is lenient_records.Records
+    assert fetcher.PartitionRecords is lenient_records.PartitionRecords
