@@ -87,14 +87,14 @@ async def test_what_circle_refuses_is_looked_up_where_the_call_is_older_than_any
         await performed(circle, call_of(3, timedelta(seconds=10)))
 
 
-<<<<<<< HEAD
 async def test_a_key_that_circle_says_it_knows_is_looked_up_however_new_the_call_is(circle: CircleSandbox) -> None:
     await performed(circle, call_of(3, timedelta(0)))
     circle.sandbox.gate.faults.append(Fault(**REFUSED | {"status": 409}))  # type: ignore[arg-type]
     again = await performed(circle, call_of(3, timedelta(seconds=10)))
     assert "409" in again["refused"]
     assert len(again["wallets"]) == 3 * len(CHAINS)
-=======
+
+
 async def test_without_the_database_no_second_wallet_set_is_made_and_nothing_is_asked(
     circle: CircleSandbox, database: str
 ) -> None:
@@ -120,7 +120,6 @@ async def test_without_the_database_no_second_wallet_set_is_made_and_nothing_is_
         await wallets.perform(call_of(1, timedelta(0)))
     assert each_once(circle, 1)
     assert {wallet.wallet_set_id for wallet in circle.sandbox.state.wallets.values()} == {made}
->>>>>>> migr
 
 
 async def test_look_ups_do_not_wait_for_each_other(circle: CircleSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
