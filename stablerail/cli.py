@@ -295,7 +295,7 @@ def dev_up(directory: Annotated[Path, typer.Option(help="where data and logs go"
 
     try:
         up(directory, out)
-    except DevError as error:
+    except (DevError, OSError) as error:  # OSError: a directory or a disk that takes nothing
         _fail(str(error))
 
 
@@ -307,7 +307,7 @@ def dev_down(directory: Annotated[Path, typer.Option(help="as given to up")] = P
 
     try:
         down(directory)
-    except DevError as error:
+    except (DevError, OSError) as error:
         _fail(str(error))
 
 
