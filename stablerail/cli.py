@@ -36,7 +36,7 @@ from stablerail.cli_tx import tx_app
 from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.config import Settings, names_without_effect
-from stablerail.config_values import describe
+from stablerail.config_values import PORT_MAX, describe
 
 
 class TextOnly(TyperGroup):
@@ -137,6 +137,8 @@ def worker(
         _fail(f"unknown movement {', '.join(unknown)}; there are {', '.join(MOVEMENTS)}", 2)
     settings = _settings(*dict.fromkeys(need for name in chosen for need in NEEDS[name]))
     first = port if port is not None else settings.worker_port
+    if not 1 <= first <= PORT_MAX + 1 - len(chosen):
+        _fail(f"{len(chosen)} ports from {first} on: there are 1 to {PORT_MAX}, and each movement takes one", 2)
     if len(chosen) == 1:
         with _loading():
             from stablerail.worker import run_worker
