@@ -37,7 +37,7 @@ from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.cli_withdrawals import withdrawals_app
 from stablerail.config import Settings, names_without_effect
-from stablerail.config_values import describe
+from stablerail.config_values import PORT_MAX, describe
 
 
 class TextOnly(TyperGroup):
@@ -139,6 +139,8 @@ def worker(
         _fail(f"unknown movement {', '.join(unknown)}; there are {', '.join(MOVEMENTS)}", 2)
     settings = _settings(*dict.fromkeys(need for name in chosen for need in NEEDS[name]))
     first = port if port is not None else settings.worker_port
+    if not 1 <= first <= PORT_MAX + 1 - len(chosen):
+        _fail(f"{len(chosen)} ports from {first} on: there are 1 to {PORT_MAX}, and each movement takes one", 2)
     if len(chosen) == 1:
         with _loading():
             from stablerail.worker import run_worker
@@ -297,7 +299,7 @@ def dev_up(directory: Annotated[Path, typer.Option(help="where data and logs go"
 
     try:
         up(directory, out)
-    except DevError as error:
+    except (DevError, OSError) as error:  # OSError: a directory or a disk that takes nothing
         _fail(str(error))
 
 
@@ -309,7 +311,7 @@ def dev_down(directory: Annotated[Path, typer.Option(help="as given to up")] = P
 
     try:
         down(directory)
-    except DevError as error:
+    except (DevError, OSError) as error:
         _fail(str(error))
 
 

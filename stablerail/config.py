@@ -536,7 +536,11 @@ def names_without_effect(env_file: Path | None = Path(".env")) -> tuple[Problem,
 
 
 def _given(env_file: Path | None) -> frozenset[str]:
-    from_file = dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
+    try:
+        from_file = dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError((Problem(str(env_file), f"cannot be read: {why}"),)) from None
     return frozenset({*os.environ, *from_file})
 
 

@@ -209,7 +209,8 @@ RpcUrls = Annotated[dict[Chain, tuple[SecretStr, ...]], BeforeValidator(_json), 
 KeySource = Annotated[str, BeforeValidator(_key_source), Field(min_length=1, max_length=2_000)]
 Prefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,80}$")]
 LowerName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
-Port = Annotated[int, Field(ge=1, le=65_535)]
+PORT_MAX: Final = 65_535
+Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
 
 MASK: Final = "********"
 

@@ -11,9 +11,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
-from collections.abc import Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +31,7 @@ from stablerail.demo_withdrawal import HOT_WALLET, WITHDRAWN, Withdrawing, fund,
 from stablerail.dev.errors import DevError, PartFailed
 from stablerail.dev.fetch import fetch
 from stablerail.dev.gate import Gate
-from stablerail.dev.parts import Parts
+from stablerail.dev.parts import Parts, until_signal
 from stablerail.dev.processes import tail
 from stablerail.dev.stack import PROGRAMS, Stack
 from stablerail.keys import Scope, create_key
@@ -80,7 +77,7 @@ def run_demo(once: bool) -> int:
         tools = fetch(console=console)
         _stand_alone(directory)
         demo = _Demo(directory, Parts(directory / "parts", tools), console)
-        asyncio.run(_until_signal(demo.run(once)))
+        asyncio.run(until_signal(demo.run(once)))
         return demo.code
     except _FAILURES as error:
         where = f"; logs: {DIRECTORY}" if isinstance(error, StoryBroken) else ""
@@ -98,23 +95,6 @@ def _stand_alone(directory: Path) -> None:
     os.environ["PYTHONPATH"] = str(Path(stablerail.__file__).parent.parent)  # so that they start from anywhere
     directory.mkdir(parents=True, exist_ok=True)
     os.chdir(directory)
-
-
-async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
-    """Cancels the work at SIGINT or SIGTERM, and lets it clean up; more signals change nothing."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
-    task, interrupt = asyncio.create_task(work), asyncio.create_task(told.wait())
-    await asyncio.wait({task, interrupt}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        interrupt.cancel()
-        return task.result()
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    return None
 
 
 class _Demo:

@@ -39,20 +39,24 @@ async def _keep(movement: str, port: int, stopping: asyncio.Event, wait_s_max: f
     wait_s = 0.5
     while True:
         started = asyncio.get_running_loop().time()
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "stablerail.cli", "worker", movement, "--port", str(port)),
-            *("--supervisor", str(os.getpid())),
-            process_group=0,
-        )
-        ended = asyncio.create_task(child.wait())
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if stopping.is_set():
-            return await _end(child, ended, shutdown_timeout_s)
-        stop.cancel()
-        if asyncio.get_running_loop().time() - started > STEADY_S:
-            wait_s = 0.5
-        _log.warning("worker.restarts", movement=movement, exit_code=child.returncode, wait_s=wait_s)
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "stablerail.cli", "worker", movement, "--port", str(port)),
+                *("--supervisor", str(os.getpid())),
+                process_group=0,
+            )
+        except OSError as error:  # no process or memory is left for one more; the others go on
+            _log.warning("worker.not_started", movement=movement, reason=error.strerror, wait_s=wait_s)
+        else:
+            ended = asyncio.create_task(child.wait())
+            stop = asyncio.create_task(stopping.wait())
+            await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.is_set():
+                return await _end(child, ended, shutdown_timeout_s)
+            stop.cancel()
+            if asyncio.get_running_loop().time() - started > STEADY_S:
+                wait_s = 0.5
+            _log.warning("worker.restarts", movement=movement, exit_code=child.returncode, wait_s=wait_s)
         await _sleep_unless(stopping, wait_s)
         if stopping.is_set():
             return 0

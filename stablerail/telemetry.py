@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 MASK: Final = "********"
 
-QUIET_LOGGERS: Final = ("aiokafka", "faust", "mode", "kafka", "asyncio", "uvicorn.access")
-"""At WARNING: they format a line per event or request otherwise, and only then drop it."""
+QUIET_LOGGERS: Final = ("aiokafka", "faust", "mode", "kafka", "asyncio", "uvicorn.access", "alembic.runtime.plugins")
+"""At WARNING: they format a line per event or request otherwise, and only then drop it; the last has six for each start."""
 
 _SECRET_NAME = re.compile(r"secret|key|token|authorization|password|passwd|ciphertext|dsn|cookie", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"(^|[_-])(id|ids)$|^(idempotency|partition|message)[_-]?key$", re.IGNORECASE)

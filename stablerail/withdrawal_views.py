@@ -8,8 +8,8 @@ while something is on its way.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from html import escape
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ _log = structlog.get_logger()
 _sql = load("stablerail", "withdrawals.sql")
 
 LOOK_S: Final = 2.0
+LATE_S: Final = 10.0
+"""What was read so long ago is no longer what is."""
 
 Row = dict[str, Any]
 
@@ -46,6 +48,7 @@ class WithdrawalViews:
         self._table: Any = {}
         self.states: list[Row] = []
         self.lanes: list[Row] = []
+        self.read_at: datetime | None = None
 
     async def work(self) -> None:
         await look_again_and_again(self._connect, self.look, LOOK_S, "withdrawals.unseen")
@@ -55,6 +58,7 @@ class WithdrawalViews:
         now = self._clock()
         self.states = [_aged(row, now) for row in await connection.fetch(_sql.open_by_state)]
         self.lanes = [_aged(row, now) for row in await connection.fetch(_sql.lanes)]
+        self.read_at = now
         self._metrics.withdrawals_open(
             [(row["chain"], row["status"], row["withdrawals"], row["oldest_age_s"]) for row in self.states]
         )
@@ -86,14 +90,13 @@ class WithdrawalViews:
 
         async def withdrawals(web: Any, request: Any) -> Any:
             if "json" in request.headers.get("accept", ""):
-                return web.json({"withdrawals": self.states})
-            return web.html(_withdrawals_html(self.states))
+                return web.json({"read_at": self._read_at(), "withdrawals": self.states})
+            return web.html(self.withdrawals_html())
 
         async def nonces(web: Any, request: Any) -> Any:
-            rows = self.told()
             if "json" in request.headers.get("accept", ""):
-                return web.json({"lanes": rows})
-            return web.html(_nonces_html(rows))
+                return web.json({"read_at": self._read_at(), "lanes": self.told()})
+            return web.html(self.nonces_html())
 
         for handler in (withdrawals, nonces):
             app.page(f"/{handler.__name__}", name=handler.__name__)(handler)
@@ -102,6 +105,36 @@ class WithdrawalViews:
         """The lanes, each with the next nonce by what was told of it (`told`), None where another worker was told."""
         table = dict(self._table)
         return [{**row, "told": table.get(f"{row['chain']}:{row['signer']}")} for row in self.lanes]
+
+    def withdrawals_html(self) -> str:
+        """The page."""
+        rows = "".join(
+            f"<tr><td><b>{escape(row['status'])}</b><td>{escape(row['chain'])}<td>{row['withdrawals']:,}<td>{_age(row)}"
+            for row in self.states
+        )
+        heads = "<th>state<th>chain<th>withdrawals<th>oldest"
+        return page("withdrawals", self._about("that have not ended"), heads, rows or self._none(4, "None is open."))
+
+    def nonces_html(self) -> str:
+        """The page."""
+        rows = "".join(map(_lane_html, self.told()))
+        heads = "<th>lane<th>next nonce<th>as told<th>chain's nonce<th>in flight<th>oldest<th>state"
+        return page("nonces", self._about("lanes that sign"), heads, rows or self._none(7, "No lane has signed yet."))
+
+    def _read_at(self) -> str | None:
+        return None if self.read_at is None else self.read_at.isoformat(timespec="seconds")
+
+    def _about(self, what: str) -> str:
+        """With the time of what is shown: while the database is away that is all there is."""
+        if self.read_at is None:
+            return f'{what} · <span class="bad">the database was not read yet</span>'
+        read = f"as of {self.read_at:%H:%M:%S} UTC"
+        if self._clock() - self.read_at > timedelta(seconds=LATE_S):
+            read = f'<span class="bad">{read}; the database does not answer</span>'
+        return f"{what} · {read}"
+
+    def _none(self, columns: int, why: str) -> str:
+        return "" if self.read_at is None else f'<tr><td colspan="{columns}">{why}'
 
 
 def _aged(row: Any, now: datetime) -> Row:
@@ -113,21 +146,6 @@ def _aged(row: Any, now: datetime) -> Row:
 
 def _age(row: Row) -> str:
     return "" if row["oldest_age_s"] is None else f"{row['oldest_age_s']:,.0f} s"
-
-
-def _withdrawals_html(states: Sequence[Row]) -> str:
-    rows = "".join(
-        f"<tr><td><b>{escape(row['status'])}</b><td>{escape(row['chain'])}<td>{row['withdrawals']:,}<td>{_age(row)}"
-        for row in states
-    )
-    heads = "<th>state<th>chain<th>withdrawals<th>oldest"
-    return page("withdrawals", "that have not ended", heads, rows or '<tr><td colspan="4">None is open.')
-
-
-def _nonces_html(lanes: Sequence[Row]) -> str:
-    rows = "".join(map(_lane_html, lanes))
-    heads = "<th>lane<th>next nonce<th>as told<th>chain's nonce<th>in flight<th>oldest<th>state"
-    return page("nonces", "lanes that sign", heads, rows or '<tr><td colspan="7">No lane has signed yet.')
 
 
 def _lane_html(row: Row) -> str:

@@ -34,7 +34,7 @@ from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable, RoleRefused
 from stablerail import shadow
-from stablerail.config import EXIT_CONFIG, ConfigError, Settings
+from stablerail.config import EXIT_CONFIG, ConfigError, Problem, Settings
 from stablerail.connections import opener
 from stablerail.metrics import Metrics
 from stablerail.movements import NEEDS
@@ -57,6 +57,7 @@ def run_worker(movement: str, settings: Settings, port: int, supervisor: int | N
     """Runs until SIGTERM or the end of `supervisor`, its process (exit code 0), wrong settings (EXIT_CONFIG), or a crash (EXIT_BUG),
     and ends the process."""
     settings.require(*NEEDS[movement])
+    structlog.contextvars.bind_contextvars(movement=movement)  # several may write into one log
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
     try:
@@ -168,14 +169,17 @@ class _Worker:
 
 
 def faust_app(movement: str, settings: Settings, port: int) -> Any:
-    """The Faust app of a movement, configured so that it loses nothing (docs/adr)."""
+    """The Faust app of a movement, configured so that it loses nothing (docs/adr). Raises ConfigError."""
     register()
     logging.getLogger("agents.transport").setLevel(logging.WARNING)  # Faust says its service's comings and goings there
     # the end of an agent at SIGTERM is an error to Faust; a real one ends the worker, which says so itself
     logging.getLogger("faust.agents.actor").setLevel(logging.CRITICAL)
     broker = settings.kafka_bootstrap.replace(",", ";")
     datadir = Path(settings.datadir) / "faust"
-    datadir.mkdir(parents=True, exist_ok=True)
+    try:
+        datadir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError((Problem("STABLERAIL_DATADIR", f"must be writable: {error.strerror}"),)) from None
     app: Any = faust.App(
         f"{settings.group_prefix}{settings.topic_prefix}{movement}",
         broker=f"kafka://{broker}",

@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from starlette.requests import ClientDisconnect
 
 from connectors.webhooks import problems
+from connectors.webhooks.guard import within
 from connectors.webhooks.limits import LargeBodies, Refusals
 from connectors.webhooks.problems import Problem
 from connectors.webhooks.publisher import Publisher, Unavailable
@@ -289,7 +290,7 @@ async def _read(request: Request, limits: Limits, take_room: Callable[[], None])
         take_room()
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.read_s):
+        async with within(limits.read_s):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limits.body_bytes:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -32,6 +34,26 @@ READ_FIRST_S: Final = 0.01
 """Between a time that is up and the consequence: a process that stood still first reads what came meanwhile."""
 KEPT_S: Final = 60
 """`timeout_keep_alive` of the server: above HEAD_S, so that it is the time here that counts."""
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, for what others send. Who finds the time up late stood still itself: what came meanwhile is read first,
+    for as long again."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    async with asyncio.timeout(None) as limit:
+
+        def time_is_up() -> None:
+            now = loop.time()
+            limit.reschedule(now + max(READ_FIRST_S, now - due))
+
+        timer = loop.call_at(due, time_is_up)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
 
 _quiet = logging.getLogger("connectors.webhooks.guard")
 _quiet.setLevel(logging.ERROR)  # uvicorn has a line for every request that is none: an attacker would write our log

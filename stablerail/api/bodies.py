@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from connectors.webhooks.guard import within
 from stablerail.problems import Problem
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -50,7 +50,7 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_S_MAX):
+        async with within(BODY_S_MAX):
             while True:
                 message = await receive()
                 body += message.get("body", b"")

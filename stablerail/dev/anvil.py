@@ -103,14 +103,14 @@ class Anvil(Node):
             self.directory.mkdir(parents=True, exist_ok=True)
             log = self.directory / "anvil.log"
             env = {**os.environ, "HOME": str(self.directory)}  # where it would put its caches
-            self._child = Child(self._command, log=log, env=env, orphan_signal=signal.SIGKILL)
-            wait_ready(self._child, "anvil", partial(port_answers, self.port), timeout_s)
+            child = self._child = Child(self._command, log=log, env=env, orphan_signal=signal.SIGKILL)
+            wait_ready(child, "anvil", partial(port_answers, self.port), timeout_s)
         return self
 
     def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop(timeout_s=2)
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop(timeout_s=2)
 
     def __enter__(self) -> Self:
         return self.start()

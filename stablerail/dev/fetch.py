@@ -225,6 +225,8 @@ def main() -> None:
         fetch(console=Console(stderr=True))
     except DevError as error:
         sys.exit(f"{error.code}: {error}")
+    except OSError as error:
+        sys.exit(f"{default_cache()} takes nothing: {error}")
 
 
 if __name__ == "__main__":

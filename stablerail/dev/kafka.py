@@ -186,13 +186,23 @@ class Kafka:
             meta = f"version=1\nnode.id={node}\ncluster.id={self._cluster_id}\ndirectory.id={_kafka_uuid()}\n"
             (data / "meta.properties").write_text(meta)
         listeners = f"PLAINTEXT://127.0.0.1:{self._ports[node]},CONTROLLER://127.0.0.1:{self._controller_ports[node]}"
-        settings = {**self._props, "node.id": node, "log.dirs": data, "listeners": listeners}
+        # Names relative to the working directory: whatever stands above it, properties are Latin-1 and `log.dirs` splits at commas.
+        settings = {**self._props, "node.id": node, "log.dirs": data.name, "listeners": listeners}
         file = self.directory / f"node{node}.properties"
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         class_path = os.pathsep.join(map(str, self._tools.jars))
-        command: list[str | Path] = [self._tools.java, *self._jvm, *LOGGING, "-cp", class_path, "kafka.Kafka", file]
+        command: list[str | Path] = [
+            self._tools.java,
+            *self._jvm,
+            *LOGGING,
+            "-cp",
+            class_path,
+            "kafka.Kafka",
+            file.name,
+        ]
+        env = {**os.environ, "LC_ALL": "C.UTF-8"}  # how Java reads the class path
         # Nothing is lost by SIGKILL that fsync-less acknowledgement had not risked already; an orphan is to go at once.
-        return Child(command, log=self.log(node), orphan_signal=signal.SIGKILL)
+        return Child(command, log=self.log(node), env=env, cwd=self.directory, orphan_signal=signal.SIGKILL)
 
 
 def _kafka_uuid() -> str:

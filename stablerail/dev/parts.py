@@ -10,12 +10,14 @@ import asyncio
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from rich.console import Console
 
@@ -53,13 +55,7 @@ class Parts:
             self.kafka = Kafka(self.directory / "kafka", self._tools)
             self.postgres = Postgres(self.directory / "postgres", self._tools)
             self.anvil = Anvil(self.directory / "anvil", self._tools)
-            outcomes = await asyncio.gather(
-                asyncio.to_thread(self.kafka.start),
-                asyncio.to_thread(self.postgres.start),
-                asyncio.to_thread(self.anvil.start),
-                return_exceptions=True,  # so that none is still starting when the others are stopped
-            )
-            for outcome in outcomes:
+            for outcome in await self._started():
                 if isinstance(outcome, BaseException):
                     raise outcome
             self.usdc = await deploy(self.anvil, self._tools.contracts)
@@ -69,17 +65,32 @@ class Parts:
             raise
         env = self.directory / "env"
         env.touch(mode=0o600)
-        env.write_text("".join(f"{name}={value}\n" for name, value in self.environment().items()))
+        env.write_text("".join(f"{line}\n" for line in self.lines()))
         return self
+
+    async def _started(self) -> list[Any]:
+        """What came of each start: whatever comes of it, none is still starting when this returns or raises."""
+        starts: tuple[Callable[[], object], ...] = (self.kafka.start, self.postgres.start, self.anvil.start)
+        starting = asyncio.gather(*(asyncio.to_thread(start) for start in starts), return_exceptions=True)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            while not starting.done():
+                await asyncio.to_thread(self._end)
+                await asyncio.wait([starting], timeout=0.05)
+            raise
 
     def stop(self) -> None:
         """Ends what runs; the directory stays, with logs and data, until the next start."""
-        for name in ("anvil", "kafka", "postgres"):
-            if (part := getattr(self, name, None)) is not None:
-                part.stop()
+        self._end()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _end(self) -> None:
+        for name in ("anvil", "kafka", "postgres"):
+            if (part := getattr(self, name, None)) is not None:
+                part.stop()
 
     def environment(self) -> Mapping[str, str]:
         """The settings of a program that uses these parts (see stablerail/config.py)."""
@@ -90,6 +101,10 @@ class Parts:
             "STABLERAIL_CHAIN_IDS": json.dumps({"MATIC": self.anvil.chain_id}),
             "STABLERAIL_USDC_CONTRACTS": json.dumps({"MATIC": self.usdc.address}),
         }
+
+    def lines(self) -> list[str]:
+        """The environment, quoted so that a shell and `.env` both read it."""
+        return [f"{name}={shlex.quote(value)}" for name, value in self.environment().items()]
 
     def failure(self) -> str | None:
         """The name of a part that ended by itself, None while all run."""
@@ -111,24 +126,36 @@ def dev_up(directory: Path = DIRECTORY, console: Console | None = None, *, block
     """Fetches, starts, prints the settings, and stays until Ctrl-C, SIGTERM or `dev_down`. Raises DevError."""
     console = console or Console()
     tools = fetch(console=console)
-    asyncio.run(_stay_up(Parts(directory, tools, block_time_s=block_time_s), console))
+    asyncio.run(until_signal(_stay_up(Parts(directory, tools, block_time_s=block_time_s), console)))
+
+
+async def until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Cancels the work at SIGINT or SIGTERM, and lets it clean up; more signals change nothing."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    task, interrupt = asyncio.create_task(work), asyncio.create_task(told.wait())
+    await asyncio.wait({task, interrupt}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        interrupt.cancel()
+        return task.result()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return None
 
 
 async def _stay_up(parts: Parts, console: Console) -> None:
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with parts:
-        for name, value in parts.environment().items():
-            console.print(f"{name}={value}", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"the same in {parts.directory / 'env'}; Ctrl-C or `stablerail dev down` stops", soft_wrap=True)
-        while not stopped.is_set():
+        for line in parts.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        told = f"the same in {parts.directory / 'env'}; Ctrl-C or `stablerail dev down` stops"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        while True:
             if ended := parts.failure():
                 raise PartFailed(f"{ended} ended by itself", f"logs: {parts.directory}")
-            try:
-                await asyncio.wait_for(stopped.wait(), 0.5)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(0.5)
 
 
 def dev_down(directory: Path = DIRECTORY, timeout_s: float = DOWN_TIMEOUT_S) -> None:

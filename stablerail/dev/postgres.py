@@ -8,9 +8,9 @@ import os
 import pwd
 import secrets
 import signal
-import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -105,9 +105,9 @@ class Postgres(Server):
         for name, value in options.items():
             server += ["-c", f"{name}={value}"]
         # SIGQUIT ends all backends at once and frees the shared memory, which SIGKILL would not.
-        self._child = Child(_as_user(server), log=self.log, orphan_signal=signal.SIGQUIT)
+        child = self._child = Child(_as_user(server), log=self.log, orphan_signal=signal.SIGQUIT)
         try:
-            wait_ready(self._child, "PostgreSQL", self._is_ready, timeout_s)
+            wait_ready(child, "PostgreSQL", partial(self._is_ready, child.pid), timeout_s)
         except BaseException:
             self.kill()
             raise
@@ -132,9 +132,9 @@ class Postgres(Server):
         self.stop()
 
     def _end(self, number: int) -> None:
-        if self._child is not None:
-            self._child.stop(number, timeout_s=20)
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop(number, timeout_s=20)
 
     def _identity(self) -> tuple[int, str]:
         state = self.directory / "server.json"
@@ -158,18 +158,20 @@ class Postgres(Server):
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         # The password is random enough to need no stretching, which costs each connection milliseconds.
         command += ["--set=scram_iterations=1"]
-        with self.log.open("ab") as log:
-            code = subprocess.run(_as_user(command), stdout=log, stderr=log, cwd="/", timeout=60).returncode
-        password_file.unlink()
+        child = self._child = Child(_as_user(command), log=self.log, cwd=Path("/"), orphan_signal=signal.SIGKILL)
+        try:
+            code = child.wait(60)
+        finally:
+            self.kill()
+            password_file.unlink()
         if code != 0:
             raise PartFailed(f"initdb ended with {code}: {tail(self.log)}", f"log: {self.log}")
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, pid: int) -> bool:
         """The postmaster's own word, in the file pg_ctl reads too; the pid tells it from a killed predecessor's."""
-        assert self._child is not None
         file = self._data / "postmaster.pid"
         lines = file.read_text().split("\n") if file.exists() else []
-        return len(lines) > 7 and lines[0] == str(self._child.pid) and lines[7].strip() == "ready"
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
 def _as_user(command: list[str]) -> list[str]:

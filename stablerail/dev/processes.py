@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -66,17 +67,19 @@ class Child:
         *,
         log: Path,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         orphan_signal: int = signal.SIGTERM,
         grace_s: float = 3,
     ) -> None:
         self.log = log
         self._guard, self._owner_fd, self.pid = _start_guard(
-            [str(int(orphan_signal)), str(grace_s), *map(str, command)], log, env
+            [str(int(orphan_signal)), str(grace_s), *map(str, command)], log, env, cwd
         )
         try:
             self._pid_fd = os.pidfd_open(self.pid)
         except ProcessLookupError:  # it has ended already
             self._pid_fd = -1
+        self._closing = threading.Lock()
 
     @property
     def returncode(self) -> int | None:
@@ -111,14 +114,15 @@ class Child:
         return self.wait(10)
 
     def _close(self) -> None:
-        for descriptor in (self._owner_fd, self._pid_fd):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._owner_fd = self._pid_fd = -1
+        with self._closing:  # one thread may wait for the end while another stops it
+            for descriptor in (self._owner_fd, self._pid_fd):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._owner_fd = self._pid_fd = -1
 
 
 def _start_guard(
-    arguments: list[str], log: Path | None, env: Mapping[str, str] | None = None
+    arguments: list[str], log: Path | None, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> tuple[subprocess.Popen[bytes], int, int]:
     """The guard's process, the descriptor that keeps it waiting, and the pid it reports."""
     owner_read, owner_write = os.pipe()
@@ -130,6 +134,7 @@ def _start_guard(
             stdout=output,
             stderr=output,
             env=env,
+            cwd=cwd,
             pass_fds=(owner_read, report_write),
             start_new_session=True,
         )

@@ -7,9 +7,11 @@ import base64
 import json
 import os
 import resource
+import signal
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.keys import NotificationKey
 from connectors.circle.sandbox.tokens import usdc_token_id
+from connectors.webhooks.bridge import Limits
 from connectors.webhooks.guard import GRACE_S, HEAD_S
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.processes import Child, free_port, tail
@@ -341,6 +344,24 @@ async def test_a_vendors_webhooks_are_answered_and_memory_is_bounded_while_it_go
     assert await read_topic(bridge.kafka.bootstrap, WEBHOOKS_DLQ, bridge.prefix) == []
     may_log = LOG_BYTES_MAX + LOG_BYTES_PER_S_MAX * (time.monotonic() - begun)
     assert bridge.log_bytes() - logged < may_log, "an attacker does not write our log"
+
+
+async def test_bodies_that_came_while_the_bridge_was_frozen_are_read(bridge: Bridge) -> None:
+    body, begun = b"x" * 60_000, time.monotonic()
+    async with many(bridge, 50) as senders:
+        for sender in senders:
+            await sender.send(head(len(body), Expect="100-continue"))
+        for sender in senders:  # it has begun to wait for the body
+            assert b"100 Continue" in await sender.reader.readuntil(b"\r\n\r\n")
+        bridge.process.send_signal(signal.SIGSTOP)
+        assert time.monotonic() - begun < Limits().read_s, "frozen in time"
+        for sender in senders:
+            sender.writer.write(body)  # a part of it fits between us
+        await asyncio.sleep(Limits().read_s + 1)
+        bridge.process.send_signal(signal.SIGCONT)
+        answers = await asyncio.gather(*(sender.answer() for sender in senders))
+    assert Counter(problem["code"] for _, _, problem in answers) == {"missing_signature": 50}
+    await bridge.good()
 
 
 async def test_who_is_refused_is_told_why_in_one_form(bridge: Bridge) -> None:

@@ -120,6 +120,14 @@ def test_an_unknown_movement_is_named_with_those_there_are(run: Callable[..., Re
     )
 
 
+@pytest.mark.parametrize("port", [0, 65_535])
+def test_ports_that_there_are_not_are_refused_before_anything_starts(run: Callable[..., Result], port: int) -> None:
+    arguments = ["deposits", "chains", "--port", str(port)]
+    result = run("worker", *arguments, database_url="postgresql://u:p@h/d", rpc_urls="{}")
+    assert result.exit_code == 2
+    assert f"2 ports from {port} on: there are 1 to 65535, and each movement takes one" in result.output
+
+
 @pytest.mark.parametrize("command", [["migrate"], ["verify"], ["keys", "list"], ["topics", "list"]])
 def test_what_cannot_be_reached_is_said_in_one_line(run: Callable[..., Result], command: list[str]) -> None:
     result = run(*command, database_url=f"postgresql://u:{SECRET}@127.0.0.1:1/d", kafka_bootstrap="127.0.0.1:1")

@@ -19,6 +19,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import NoError, TopicAlreadyExistsError
+from dotenv import dotenv_values
 
 from stablerail.dev.anvil import Anvil, RpcRefused
 from stablerail.dev.errors import NotRunning, PartFailed
@@ -237,14 +238,19 @@ UP = "from pathlib import Path; from stablerail.dev.parts import dev_up; import 
 
 
 def test_up_prints_its_settings_and_down_stops_it_from_another_process(scratch: Path) -> None:
-    directory = scratch / "up"
+    directory = scratch / "up, é"
     with pytest.raises(NotRunning):
         dev_down(directory)
     command = [sys.executable, "-c", UP, str(directory)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as up:
         assert up.stdout is not None
-        settings = dict(up.stdout.readline().strip().split("=", 1) for _ in range(5))
-        assert settings == dict(line.split("=", 1) for line in (directory / "env").read_text().splitlines())
+        printed = "".join(up.stdout.readline() for _ in range(5))
+        file = directory / "env"
+        assert printed == file.read_text()
+        settings = dotenv_values(file)
+        assert json.loads(settings["STABLERAIL_CHAIN_IDS"] or "") == {"MATIC": 80002}
+        sourced = ["sh", "-c", '. "$0" && printf %s "$STABLERAIL_RPC_URLS"', str(file)]
+        assert subprocess.check_output(sourced, text=True) == settings["STABLERAIL_RPC_URLS"]
         again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert "parts already run in" in again.stderr
         pids = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _names(pid, directory)]
@@ -254,6 +260,42 @@ def test_up_prints_its_settings_and_down_stops_it_from_another_process(scratch: 
     wait_until(lambda: not any(map(is_alive, pids)))
     with pytest.raises(NotRunning):
         dev_down(directory)
+
+
+# With a stand-in for initdb that never ends.
+STARTING = """
+import dataclasses, sys
+from pathlib import Path
+from stablerail.dev import parts
+tools = dataclasses.replace(parts.fetch(), postgres_bin=Path(sys.argv[2]))
+parts.fetch = lambda console: tools
+parts.dev_up(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_is_left_of_what_was_still_starting(tmp_path: Path, number: int, code: int) -> None:
+    directory, told = tmp_path / "up", tmp_path / "pid"
+    initdb = tmp_path / "initdb"
+    initdb.write_text(f"#!/bin/sh\necho $$ > {told}.new && mv {told}.new {told}\nexec sleep 600\n")
+    initdb.chmod(0o755)
+    command = [sys.executable, "-c", STARTING, str(directory), str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as up:
+        wait_until(lambda: told.exists() or up.poll() is not None)
+        up.send_signal(number)
+        assert up.wait(100) == code
+        assert up.stdout is not None
+        assert up.stdout.read() == ""
+    wait_until(lambda: not is_alive(int(told.read_text())))
+    wait_until(lambda: not any(_names(int(pid), directory) for pid in filter(str.isdigit, os.listdir("/proc"))))
+
+
+def test_a_directory_that_takes_nothing_is_named_without_a_traceback(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    command = [sys.executable, "-m", "stablerail.cli", "dev", "up", "--directory", str(file)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr == f"[Errno 17] File exists: '{file}'\n"
 
 
 async def test_each_start_begins_empty(scratch: Path, tools: Tools) -> None:

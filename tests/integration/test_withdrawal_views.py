@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +14,9 @@ from aiokafka import AIOKafkaProducer
 from agents.withdrawals.watch_nonces import take
 from ledger.rows import Changes, Connection
 from stablerail.dev.kafka import Kafka
+from stablerail.metrics import Metrics
 from stablerail.topics_admin import admin, create_missing
+from stablerail.withdrawal_views import WithdrawalViews
 from tests.integration.test_withdrawals_settled import SIGNER, Desk, confirmed
 from tests.integration.test_worker_process import Program
 from tests.support import ledger_rig
@@ -43,6 +46,31 @@ def test_the_highest_nonce_wins_in_any_order_and_no_bytes_stop_the_view() -> Non
             take(table, value, headers)
             take(table, None, [])
         assert table == {LANE: 5}
+
+
+async def test_a_page_says_of_when_it_is_and_when_the_database_is_away(connection: Connection) -> None:
+    desk, now = Desk(connection), [AT]
+
+    async def connect() -> Connection:
+        return connection
+
+    views = WithdrawalViews("", connect, Metrics(), lambda: now[0])
+    for shown in (views.withdrawals_html(), views.nonces_html()):
+        assert "the database was not read yet" in shown
+        assert "<td" not in shown, "nothing is known, not even that there is none"
+    await views.look(connection)
+    assert "None is open." in views.withdrawals_html()
+    assert "No lane has signed yet." in views.nonces_html()
+    await desk.open("a", "broadcast")
+    await connection.execute("UPDATE lanes SET status = 'paused', reason = '<script>'")
+    await views.look(connection)
+    for shown in (views.withdrawals_html(), views.nonces_html()):
+        assert f"as of {AT:%H:%M:%S} UTC" in shown
+        assert "does not answer" not in shown
+    assert "paused: &lt;script&gt;" in views.nonces_html()
+    now[0] += timedelta(seconds=11)
+    for shown in (views.withdrawals_html(), views.nonces_html()):
+        assert f"as of {AT:%H:%M:%S} UTC; the database does not answer" in shown
 
 
 async def test_the_worker_shows_lanes_and_open_withdrawals_and_counts_ends(

@@ -209,6 +209,12 @@ async def test_a_worker_whose_port_another_has_says_so_and_ends(start: Callable[
     assert "worker.port_taken" in worker.log.read_text()
 
 
+async def test_a_worker_that_may_not_write_where_it_must_names_the_setting(start: Callable[..., Program]) -> None:
+    worker = start("treasury", STABLERAIL_DATADIR="/proc/none")
+    assert await asyncio.to_thread(worker.child.wait, 100) == 78
+    assert "STABLERAIL_DATADIR: must be writable" in tail(worker.log, lines=1)
+
+
 async def test_of_two_workers_for_one_partition_the_idle_one_says_so_and_takes_over(
     start: Callable[..., Program], kafka: Kafka, topic_prefix: str
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -39,6 +41,34 @@ async def test_a_body_in_parts_comes_whole(monkeypatch: pytest.MonkeyPatch) -> N
     assert await answered([part(b"a", more=True), part(b"b", more=False)]) == (200, b"ab")
     monkeypatch.setattr(bodies, "BODY_S_MAX", 0.01)
     assert await answered([part(b"a", more=True)]) == (408, None)
+
+
+async def test_a_body_that_came_while_the_process_stood_still_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_S_MAX", 0.05)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+
+        async def app(_scope: Any, receive: Any, send: Any) -> None:
+            sent.append((await receive())["body"])
+
+        async def receive() -> Any:
+            return part(await loop.sock_recv(ours, 1), more=parts.pop())
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        sent: list[Any] = []
+        parts = [False, True]
+        reading = asyncio.create_task(
+            SmallBodies(app)({"type": "http", "method": "POST", "headers": []}, receive, send)
+        )
+        await asyncio.sleep(0)  # it waits for the first byte
+        theirs.send(b"ab")
+        time.sleep(0.1)
+        await reading
+    assert sent == [b"ab"]
 
 
 async def test_a_body_that_is_too_large_is_not_read() -> None:

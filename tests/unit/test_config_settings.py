@@ -72,6 +72,16 @@ def test_the_env_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypat
     assert (settings.api_port, settings.bridge_port, settings.secret("circle_api_key")) == (9003, 9002, "from-file-1")
 
 
+def test_an_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(b"STABLERAIL_KAFKA_BOOTSTRAP=\xff\n")
+    with pytest.raises(ConfigError, match="not UTF-8") as refused:
+        load_settings(env_file=file)
+    assert str(file) in str(refused.value)
+    with pytest.raises(ConfigError, match="/proc/self/mem: cannot be read: Input/output error"):
+        load_settings(env_file=Path("/proc/self/mem"))  # for root too
+
+
 def test_a_misspelt_setting_stops_the_program_and_names_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STABLERAIL_NETWOK", "mainnet")
     monkeypatch.setenv("STABLERAIL_TEST_ANYTHING", "of the tools, not a setting")

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from stablerail.dev.processes import free_port
 from stablerail.supervisor import supervise
@@ -90,7 +91,7 @@ def test_the_children_of_a_supervisor_that_was_killed_end(tmp_path: Path) -> Non
         children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
         assert supervisor.stderr is not None
         for line in supervisor.stderr:
-            if b"worker.waits" in line and len(children.read_text().split()) == 2:
+            if b"worker.waits" in line and b'"movement":"' in line and len(children.read_text().split()) == 2:
                 break
         supervisor.kill()
         supervisor.wait()
@@ -118,6 +119,19 @@ async def test_a_child_that_does_not_listen_is_killed_after_its_time(
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(task, 100) == 1
     assert not alive(lines(starts, "deaf")[0][4])
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again(starts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = sys.executable
+    monkeypatch.setattr(sys, "executable", str(starts / "no_directory"))
+    with capture_logs() as told:
+        task = run("steady", "early")
+        await until(lambda: len(told) >= 4, "two tries of each")
+        assert {line["event"] for line in told} == {"worker.not_started"}
+        monkeypatch.setattr(sys, "executable", python)
+        await until(lambda: len(starts.read_text().splitlines()) == 2, "both starts")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(task, 100) == 0
 
 
 async def test_a_child_killed_by_an_operator_is_started_again(starts: Path) -> None:
