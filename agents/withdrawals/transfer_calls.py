@@ -29,6 +29,8 @@ from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED
 from topics.events import TransferNotified
 
+SILENT_FOR: Final = timedelta(hours=1)
+"""Then a person must look, whatever was counted: what a breaker, a rate or a refused key keeps back is no attempt."""
 LISTED_FROM: Final = timedelta(hours=1)
 """Before the call was made, for clocks that differ."""
 NOT_SHOWN: Final = "transfer_not_shown"
@@ -105,7 +107,7 @@ class TransferDeeds(Deeds[Facts]):
     """Every transfer a call of its own. None is ever given up: whether it was paid is for Circle to say."""
 
     def __init__(self, circle: CircleTransfers | None, review_attempts: int) -> None:
-        """After `review_attempts` without an answer a person must look."""
+        """After `review_attempts` without an answer, or SILENT_FOR, a person must look."""
         self._circle = circle
         self._review_attempts = review_attempts
 
@@ -126,8 +128,8 @@ class TransferDeeds(Deeds[Facts]):
 
     def put_off(self, call: StoredCall, again: Again, due: datetime, facts: Facts) -> Done:
         withdrawal = facts.withdrawals[call.request["withdrawal_id"]]
-        waits = withdrawal.status == Status.BROADCASTING
-        if call.attempts < self._review_attempts or not waits:
+        silent = call.attempts >= self._review_attempts or facts.now - call.created_at >= SILENT_FOR
+        if not silent or withdrawal.status != Status.BROADCASTING:
             return Done()
         _, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, facts.now, NAME, CUSTODIAN_SILENT)
         about = {"withdrawal": withdrawal.id, "call": call.id, "attempts": str(call.attempts), "error": again.code}
