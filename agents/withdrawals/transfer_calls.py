@@ -23,7 +23,7 @@ from agents.withdrawals.transfer_by_custodian import NAME
 from agents.withdrawals.withdrawal import ENDED, Status, Withdrawal, moved
 from connectors.circle.client import PAGE_SIZE, PAGES_MAX, CircleClient, id_of
 from connectors.circle.transactions import SOURCE
-from connectors.errors import KEY_USED, Refused, Unknown
+from connectors.errors import KEY_USED, Refused, Unknown, of_a_look
 from ledger.rows import Connection, Row, Table
 from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED
@@ -67,15 +67,21 @@ class CircleTransfers:
             known = call.may_be_known(now) or error.status == KEY_USED
             if not known or error.credentials:
                 raise
-            return await self._find(call) or {"refused": str(error), "code": error.partner_code}
+            found = await self._find(call)
+            if found is None and error.status == KEY_USED:
+                raise Unknown("Circle knows the key, and does not list what it made") from None
+            return found or {"refused": str(error), "code": error.partner_code}
         return {"id": made["id"], "state": str(made.get("state"))}
 
     async def _find(self, call: StoredCall) -> dict[str, Any] | None:
         """The oldest of Circle's transfers with our reference."""
         wanted = call.request
-        async for one in listed(self._client, wanted["withdrawal_id"], wanted["to"], call.created_at):
-            # also under an id that nobody can read: it is there
-            return {"id": id_of(one), "state": str(one.get("state"))}
+        try:
+            async for one in listed(self._client, wanted["withdrawal_id"], wanted["to"], call.created_at):
+                # also under an id that nobody can read: it is there
+                return {"id": id_of(one), "state": str(one.get("state"))}
+        except Refused as error:
+            raise of_a_look(error) from None
         return None
 
 
