@@ -217,6 +217,7 @@ class Acting:
                 # our mistake, not the event's: the call waits until an operator has put the key right
                 self._services.unready[self._stage.name] = f"{self._stage.partner} refuses our credentials"
                 return Again(error.code, counted=False)
+            self._services.unready.pop(self._stage.name, None)
             log.warning("call.refused", error=error.code, partner_code=error.partner_code, status=error.status)
             return error
         except (ConnectorError, TimeoutError) as error:

@@ -52,6 +52,10 @@ ORDER BY m.queued_at, m.event_id, m.item
 -- name: lock_open
 SELECT replace(id::text, '-', ''), coalesce(attempts, 0) FROM calls WHERE id = ANY ($1::uuid[]) AND state = 'open' ORDER BY id FOR UPDATE
 
+-- name: held
+-- Once the calls are locked nobody else takes them.
+SELECT replace(call_id::text, '-', ''), attempts FROM leases WHERE call_id = ANY ($1::uuid[]) AND holder = $2
+
 -- name: renew
 -- Ours until somebody else takes it, even when it has run out: whoever takes it locks this row and looks at `until` again.
 UPDATE leases SET until = $4 WHERE call_id = $1 AND holder = $2 AND attempts = $3 RETURNING true

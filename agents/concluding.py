@@ -5,7 +5,7 @@
 | intend | waiting members become calls, with leases; the rows that say so | the next thing is the journal, then the partner |
 | end | every call that has ended meanwhile: its rows and messages, and the calls made of its parts | one commit for all that waited |
 
-A call's row is locked first: only one performer ends it, and an attempt that another has counted is not counted again.
+A call's row is locked first, and only who still has the lease that it took ends the call or counts an attempt.
 """
 
 from __future__ import annotations
@@ -136,13 +136,16 @@ class Concluder:
     async def end(
         self, connection: Connection, ended: Sequence[Ended], at: datetime
     ) -> tuple[Sealed | None, list[Done]]:
-        """Everything these ends cause. Nothing for a call that another performer has ended."""
+        """Everything these ends cause. Nothing for a call that another performer has ended, or has taken since."""
         writer = f"{self._stage.name}.conclude"
         async with connection.transaction():
             owners = await lock_writer(connection, writer)
-            rows = await connection.fetch(_sql.lock_open, [UUID(one.call.id) for one in ended])
+            ids = [UUID(one.call.id) for one in ended]
+            rows = await connection.fetch(_sql.lock_open, ids)
             counted: dict[str, int] = dict(tuple(row) for row in rows)
-            live = [one for one in ended if _is_ours(one, counted)]
+            held = {tuple(row) for row in await connection.fetch(_sql.held, ids, self._holder)}
+            # also an answer: who took the call since has perhaps got another, and a refusal would be the older one
+            live = [one for one in ended if one.call.id in counted and (one.call.id, one.call.takes) in held]
             if not live:
                 return None, []
             made = _Commit()
@@ -233,13 +236,6 @@ class Concluder:
         }
         headers = [("dlq_" + name, text.encode()) for name, text in ours.items()]
         return Message(self._stage.source.dlq.name, None, orjson.dumps(member.event), headers=headers)
-
-
-def _is_ours(one: Ended, counted: dict[str, int]) -> bool:
-    """An answer ends whatever is open; a failure counts only where nobody has counted since we took the call."""
-    if one.call.id not in counted:
-        return False
-    return not isinstance(one.answer, Again) or counted[one.call.id] == one.call.attempts
 
 
 def _member(event_id: str, item: str, request: str, context: str, queued_at: datetime) -> Member:

@@ -76,7 +76,7 @@ class Watchdog(threading.Thread):
 
 
 class Crashes:
-    """How often the event at an offset stopped a process, kept in the database (declared outside)."""
+    """How often the event at an offset stopped a process, kept in the database (declared outside). Another event there begins anew."""
 
     MAX: Final = 3
     """At the third time the event is isolated: a dead letter, and the partition goes on."""
@@ -85,17 +85,19 @@ class Crashes:
         self._stage = stage
 
     async def count(self, connection: Connection, item: Any, error: Exception, at: datetime) -> int:
-        """Counts one more crash at the item's offset and returns how many there were."""
+        """Counts one more crash of the item and returns how many there were."""
         times: int = await connection.fetchval(
-            'INSERT INTO crashes AS c (stage, topic, partition, "offset", count, error, last_at)'
-            " VALUES ($1, $2, $3, $4, 1, $5, $6)"
+            'INSERT INTO crashes AS c (stage, topic, partition, "offset", count, error, last_at, event)'
+            " VALUES ($1, $2, $3, $4, 1, $5, $6, $7::text::uuid)"
             ' ON CONFLICT (stage, topic, partition, "offset") DO UPDATE'
-            " SET count = c.count + 1, error = excluded.error, last_at = excluded.last_at RETURNING count",
+            " SET count = CASE WHEN c.event <> excluded.event THEN 1 ELSE c.count + 1 END, error = excluded.error,"
+            " last_at = excluded.last_at, event = excluded.event RETURNING count",
             self._stage,
             item.topic,
             item.partition,
             item.offset,
             type(error).__name__,  # its text may hold what the event held
             at,
+            item.position_uid,
         )
         return times

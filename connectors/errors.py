@@ -73,3 +73,9 @@ class Unknown(ConnectorError):
     """The request left and no readable answer came: it may have been done."""
 
     code = ConnectorCode.UNKNOWN
+
+
+def of_a_look(error: BaseException) -> BaseException:
+    """A look for what a call may have made has failed with this. That the look was refused says nothing of the call."""
+    refused = isinstance(error, Refused) and not error.credentials
+    return Unknown(f"it was looked for: {error}") if refused else error

@@ -10,8 +10,7 @@ from typing import Any, Final
 import orjson
 
 from agents.withdrawals import settle_transfers, transfer_by_custodian
-from agents.withdrawals.custodian import CUSTODIAN_SILENT
-from agents.withdrawals.withdrawal import ENDED, STUCK, Status, Withdrawal
+from agents.withdrawals.withdrawal import ENDED, Status, Withdrawal
 from connectors.circle.client import CircleClient
 from connectors.circle.transactions import SOURCE
 from connectors.errors import ConnectorError
@@ -25,8 +24,6 @@ Page = dict[str, Any]
 
 _SAID: Final = ("state", "txHash", "errorReason", "errorDetails", "blockHeight", "createDate", "updateDate")
 """Of what Circle shows of a transfer."""
-_GOES_ON: Final = frozenset({None, STUCK, CUSTODIAN_SILENT})
-"""Codes of a review that ends by itself."""
 
 
 async def transfer_of(connection: Connection, name: str) -> str | None:
@@ -62,7 +59,7 @@ def _next(
     """What the rule does by itself."""
     if withdrawal.status in ENDED:
         return {"rule": "nothing", "why": "ended"}
-    if withdrawal.status == Status.MANUAL_REVIEW and withdrawal.code not in _GOES_ON:
+    if withdrawal.status == Status.MANUAL_REVIEW and withdrawal.code not in (None, *settle_transfers.GOES_ON):
         return {"rule": "nothing", "why": withdrawal.code}
     if call is not None and call["state"] in ("waiting", "open") and gate is not None:
         return {"rule": "asks_custodian", "why": f"gate closed: {gate}"}

@@ -315,7 +315,7 @@ class TransferNotified(Event):
     reference: Text | None = None
     """What we called it when we asked for it: the withdrawal's id. A notification may lack it."""
     state: Text
-    """In the custodian's words: `SENT`, `COMPLETE`, `FAILED`; ours is `REFUSED`."""
+    """In the custodian's words: `SENT`, `COMPLETE`, `FAILED`; ours are `REFUSED` and `NOT_SHOWN`."""
     chain: Text | None = None
     to: Address | None = None
     amount: Amount | None = None

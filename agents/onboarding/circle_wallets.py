@@ -13,7 +13,7 @@ from agents.intents import StoredCall, idempotency_key
 from agents.onboarding import spans
 from connectors.circle.chains import Network, from_circle, to_circle
 from connectors.circle.client import CircleClient, CircleWallet
-from connectors.errors import KEY_USED, ConnectorError, Refused, Unavailable
+from connectors.errors import KEY_USED, ConnectorError, Refused, Unavailable, of_a_look
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
 from ledger.sql import load
@@ -99,7 +99,7 @@ class CircleWallets:
             failed = errors.exceptions[0]
         else:
             return
-        raise failed
+        raise of_a_look(failed)
 
     async def _look_up_one(self, user: str, found: Found, links: list[Link]) -> None:
         with spans.request("ListWallets", links):

@@ -6,7 +6,7 @@
 ```
 
 ASKED and REFUSED are ours, the others the custodian's words; a word that we do not know is of a transfer on its way. News comes
-in any order: a state is never followed by one before it.
+in any order: a state is never followed by one before it. NOT_SHOWN, ours too, is no state of it: the custodian does not tell.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ ASKED: Final = "ASKED"
 """It is to be asked for, or was and no answer came."""
 REFUSED: Final = "REFUSED"
 """The custodian did not take it."""
+NOT_SHOWN: Final = "NOT_SHOWN"
+"""The custodian, asked for it, does not know it any more, or shows what we cannot read."""
 COMPLETE: Final = "COMPLETE"
 UNPAID: Final = FAILED | {REFUSED}
 ENDS: Final = UNPAID | {COMPLETE}
@@ -37,6 +39,8 @@ SECOND_TRANSFER: Final = "second_transfer"
 """Of a review: the custodian has two transfers with this withdrawal's reference."""
 CUSTODIAN_SILENT: Final = "custodian_silent"
 """Of a review: no answer at many attempts. It goes on by itself when one comes."""
+TRANSFER_NOT_SHOWN: Final = "transfer_not_shown"
+"""Of a review: NOT_SHOWN, for some time. It goes on by itself with the custodian's next word of it."""
 UNPROVEN: Final = "unproven_payment"
 """Of a review: the custodian says that it is paid, and the chain has no such transfer."""
 

@@ -7,9 +7,13 @@ approves. Its commit is what a stage's would be: hold, row and history, attempts
 | not paid | nothing of it moved anything to the recipient, and nothing of it can any more | Circle says no COMPLETE |
 
 Nothing can any more: on the rail `chain` the nonce is finally used. On the rail `circle` every transfer with its reference has
-ended in Circle's words of now, and what Circle told of is in no block and no pool, ABSENT_S after it was asked for too. Two
-endpoints must say what a chain says. It is looked at for the request, and again for the approval. Where the review is that the
-payment moved another amount (`unexpected_transfers`), any amount is a payment; the difference is another correction's.
+ended in Circle's words of now, to somebody who sees the wallet. A transaction that Circle told of and that is in no block and no
+pool, and a transfer that Circle does not show, must be nowhere ABSENT_S after it was asked for too. Two endpoints must say what a
+chain says. It is looked at for the request, and again for the approval. Where the review is that the payment moved another amount
+(`unexpected_transfers`), any amount is a payment; the difference is another correction's.
+
+A call that Circle has not answered would be made again. So the request takes its lease, and for STOPPED_FOR nobody makes it; the
+approval ends it, as not paid no sooner than ABSENT_S later. Refused while a performer has the lease, and where it has run out.
 
 What comes to light afterwards changes nothing and is told: Circle's other word by the alert `custodian_contradicted`, a payment
 that is mined after all by invariant 4, the mirror beside the chain.
@@ -22,8 +26,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
-from agents.withdrawals import custodian, stored
+from agents.concluding import stored_calls
+from agents.intents import CONCLUDED, StoredCall
+from agents.withdrawals import custodian, stored, transfer_by_custodian
 from agents.withdrawals.attempts import attempts_of, lock_attempts
 from agents.withdrawals.custodian import Transfer, changed
 from agents.withdrawals.errors import MayStillBePaid, NotOnItsWay, PaymentNotProven, UnknownWithdrawal, WasPaid
@@ -57,6 +64,7 @@ from ledger.posting import Leg, credit, debit
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, Row, Table, block
 from ledger.sql import load
+from ledger.tables import CALLS
 from topics.catalog import WITHDRAWALS_SETTLED
 from topics.envelope import value_of
 from topics.events import Rail
@@ -67,6 +75,10 @@ PAID: Final = "withdrawal_paid"
 FAILED: Final = "withdrawal_failed"
 NOT_PAID: Final = "not_paid"
 """The code of an end: two people have said so."""
+STOPPED_FOR: Final = timedelta(hours=1)
+"""For as long a call that is overdue is no fault (invariant 13)."""
+ENDED_BY_PEOPLE: Final = "ended_by_people"
+"""Of a call: it was never answered."""
 _FINAL: Final = frozenset({AttemptStatus.CONFIRMED, AttemptStatus.REVERTED})
 
 
@@ -89,7 +101,9 @@ class Seen:
     """Every transaction that our books have of it."""
     fates: Mapping[str, Executed] = field(default_factory=dict)
     nowhere: bool = False
-    """Circle told of a transaction that is in no block."""
+    """Circle told of a transaction that is in no block, or does not show what was asked for."""
+    transfer_id: str | None = None
+    """Circle's id of it, in our books."""
 
 
 async def request(
@@ -117,11 +131,15 @@ async def request(
     if tx_hash is not None:
         transaction = paid(withdrawal, shard_of(withdrawal.user_id, outside.buffer_shards))
         legs = (credit(pending, amount), *transaction.legs)
-    return await corrections.request(
-        connection, correction_id, legs, reason, actor, at,
-        kind=FAILED if tx_hash is None else PAID, reference=id if tx_hash is None else f"{id}:{tx_hash}",
-        transaction_id=transaction.id,
-    )  # fmt: skip
+    async with connection.transaction():
+        asked_for = await corrections.request(
+            connection, correction_id, legs, reason, actor, at,
+            kind=FAILED if tx_hash is None else PAID, reference=id if tx_hash is None else f"{id}:{tx_hash}",
+            transaction_id=transaction.id,
+        )  # fmt: skip
+        if asked_for.state == "requested":
+            await _stop_asking(connection, asked_for, at)
+    return asked_for
 
 
 async def approve(connection: Connection, correction_id: str, outside: Outside, actor: str, at: datetime) -> Correction:
@@ -215,19 +233,21 @@ async def _asked(
     transfer = (await custodian.lock(connection, [withdrawal.id])).get(withdrawal.id)
     if transfer is None:
         raise NotOnItsWay("Circle was not asked for it")
-    if await connection.fetchval(_sql.asks, withdrawal.id):
-        raise MayStillBePaid("Circle is still asked for it, and has not answered")
     place = (withdrawal.chain, transfer.custodian, transfer.wallet_id)
     wallet = await connection.fetchval(_sql.wallet, *place) or "a wallet of ours that was not looked up yet"
     known = frozenset(transfer.hashes)
-    hashes = {tx_hash} if tx_hash else {*known, *await _ended_at_circle(withdrawal, transfer, outside)}
+    if tx_hash is not None:
+        hashes, nowhere = {tx_hash}, False
+    else:
+        told, nowhere = await _ended_at_circle(withdrawal, transfer, outside)
+        hashes = {*known, *told}
     if outside.chain is None or not hashes:
-        return wallet, Seen(known)
+        return wallet, Seen(known, {}, nowhere, transfer.transfer_id)
     found = await _fates(outside.chain, withdrawal, hashes, None)
     if found is None:
         text = f"{AGREE_MIN} endpoints do not say what became of {', '.join(sorted(hashes))}"
         raise PaymentNotProven(text) if tx_hash else MayStillBePaid(text)
-    return wallet, Seen(known, found, nowhere=found.keys() != hashes)
+    return wallet, Seen(known, found, nowhere or found.keys() != hashes, transfer.transfer_id)
 
 
 async def _fates(
@@ -241,11 +261,12 @@ async def _fates(
     return await fates(chain.rpcs, AGREE_MIN, sorted(hashes), chain.token, chain.depth_blocks, used)
 
 
-async def _ended_at_circle(withdrawal: Withdrawal, transfer: Transfer, outside: Outside) -> set[str]:
-    """The transactions of its transfers, each of which has ended."""
+async def _ended_at_circle(withdrawal: Withdrawal, transfer: Transfer, outside: Outside) -> tuple[set[str], bool]:
+    """The transactions of its transfers, each of which has ended, and whether there is none, or the one that we know is not shown."""
     if outside.circle is None:
         raise MayStillBePaid("no credentials for Circle are set, which must say that it has ended")
     try:
+        await outside.circle.wallet(transfer.wallet_id)  # who may not see it is shown none of its transfers
         shown = await _shown(outside.circle, withdrawal, transfer)
     except ConnectorError as error:
         raise MayStillBePaid(f"Circle must say that it has ended: {error.code}: {error}") from None
@@ -256,7 +277,8 @@ async def _ended_at_circle(withdrawal: Withdrawal, transfer: Transfer, outside: 
         if one["state"] == "COMPLETE" and outside.chain is None and there:
             raise WasPaid(f"Circle says COMPLETE of transfer {key}")
     hashes = {str(one["txHash"]) for one in shown.values() if one.get("txHash")}
-    return {tx_hash if outside.chain is None else tx_hash.lower() for tx_hash in hashes}
+    told = {tx_hash if outside.chain is None else tx_hash.lower() for tx_hash in hashes}
+    return told, not shown or transfer.transfer_id not in (None, *shown)
 
 
 async def _shown(circle: CircleClient, withdrawal: Withdrawal, transfer: Transfer) -> dict[str, dict[str, Any]]:
@@ -280,13 +302,14 @@ async def _end(
     connection: Connection, correction: Correction, seen: Seen, buffer_shards: int, actor: str, at: datetime
 ) -> Done:
     id, tx_hash = about(correction)
+    call, asked_at = await _stopped(connection, correction, at)  # first, as whoever concludes it locks
     withdrawal = (await stored.lock(connection, [id]))[id]
     _check_open(withdrawal)
     await _check_free(connection, withdrawal, tx_hash)  # nobody else approves meanwhile
     if withdrawal.rail == Rail.CHAIN:
         mined, blocks = await _end_attempts(connection, withdrawal, tx_hash, seen, at)
     else:
-        mined, blocks = await _end_transfer(connection, correction, tx_hash, seen, at)
+        mined, blocks = await _end_transfer(connection, correction, tx_hash, seen, call, asked_at, at)
     shard = shard_of(withdrawal.user_id, buffer_shards)
     posting = released(withdrawal) if tx_hash is None else paid(withdrawal, shard)
     (result,), fold = await settle(connection, [posting], at)
@@ -296,7 +319,8 @@ async def _end(
     ended, rows = moved(withdrawal._replace(code=None), status, fold.at, actor, code)
     _, key, event, event_id = settled(ended, tx_hash or mined)
     message = Message(WITHDRAWALS_SETTLED.name, key.encode(), value_of(event), event_id, event.ce_type())
-    return Done(fold, [*blocks, *_blocks(rows)], [message])
+    ended_call = [] if call is None else [await _end_call(connection, call, at)]
+    return Done(fold, [*blocks, *ended_call, *_blocks(rows)], [message])
 
 
 def _blocks(rows: tuple[tuple[Table, Row], tuple[Table, Row]]) -> list[Block]:
@@ -336,18 +360,59 @@ def _ended(
 
 
 async def _end_transfer(
-    connection: Connection, correction: Correction, tx_hash: str | None, seen: Seen, at: datetime
+    connection: Connection,
+    correction: Correction,
+    tx_hash: str | None,
+    seen: Seen,
+    call: StoredCall | None,
+    asked_at: datetime,
+    at: datetime,
 ) -> tuple[None, list[Block]]:
     id, _ = about(correction)
     transfer = (await custodian.lock(connection, [id]))[id]
     if tx_hash is None:
-        if frozenset(transfer.hashes) != seen.hashes:
-            raise MayStillBePaid("Circle tells of another transaction meanwhile: once more")
-        earliest = correction.requested_at + timedelta(seconds=ABSENT_S)
-        if seen.nowhere and at < earliest:
-            raise MayStillBePaid(f"its transaction is in no block, and may be on its way until {earliest.isoformat()}")
+        if (transfer.transfer_id, frozenset(transfer.hashes)) != (seen.transfer_id, seen.hashes):
+            raise MayStillBePaid("Circle tells of another one meanwhile: once more")
+        earliest = asked_at + timedelta(seconds=ABSENT_S)
+        if (seen.nowhere or call) and at < earliest:
+            raise MayStillBePaid(f"what pays it is nowhere, and may be on its way until {earliest.isoformat()}")
         return None, []
     proof = seen.fates.get(tx_hash)
     number = transfer.block_number if proof is None else proof.place.block_number
     others = [one for one in transfer.hashes if one != tx_hash]
     return None, _blocks(changed(transfer, at, tx_hashes=" ".join([*others, tx_hash]), block_number=number)[1])
+
+
+# -- a call that is not answered -----------------------------------------------------------------------------------------
+
+
+def _holder(correction: Correction) -> str:
+    return f"people:{correction.id}"
+
+
+async def _stop_asking(connection: Connection, correction: Correction, at: datetime) -> None:
+    """For a while nobody asks Circle for it."""
+    id, _ = about(correction)
+    if await connection.fetchval(_sql.wanted, id):
+        raise MayStillBePaid("Circle is to be asked for it, and was not yet")
+    call = await connection.fetchval(_sql.open_call, id)
+    if call and not await connection.fetchval(_sql.stop, call, _holder(correction), at, at + STOPPED_FOR):
+        raise MayStillBePaid("Circle is asked for it at this moment: once more in a minute")
+
+
+async def _stopped(connection: Connection, correction: Correction, at: datetime) -> tuple[StoredCall | None, datetime]:
+    """The call that has no answer, locked, and since when nobody makes it."""
+    call = await connection.fetchval(_sql.open_call, about(correction)[0])
+    if call is None:
+        return None, correction.requested_at
+    until = await connection.fetchval(_sql.stopped, call, _holder(correction), at)
+    if until is None:
+        raise MayStillBePaid("Circle is asked for it again, and has not answered: request it anew")
+    (stored_call,) = await stored_calls(connection, {UUID(str(call)): 1})
+    return stored_call, until - STOPPED_FOR
+
+
+async def _end_call(connection: Connection, call: StoredCall, at: datetime) -> Block:
+    """Nobody makes it any more. Nothing may be refused afterwards: the refusal would be committed with this."""
+    await connection.execute(_sql.release, UUID(call.id))
+    return block(CALLS, Op.UPSERT, [call.row(transfer_by_custodian.stage({}), CONCLUDED, at, None, ENDED_BY_PEOPLE)])

@@ -1,7 +1,24 @@
--- name: asks
--- Whether the call for a transfer is to be made, or may be made again.
-SELECT EXISTS (SELECT FROM call_members m LEFT JOIN calls c ON c.id = m.call_id
-               WHERE m.stage = 'transfer_by_custodian' AND m.item = $1 AND coalesce(c.state, 'open') = 'open')
+-- name: wanted
+-- Whether a call for a transfer is still to be made of it.
+SELECT EXISTS (SELECT FROM call_members WHERE stage = 'transfer_by_custodian' AND item = $1 AND call_id IS NULL)
+
+-- name: open_call
+SELECT c.id FROM call_members m JOIN calls c ON c.id = m.call_id
+WHERE m.stage = 'transfer_by_custodian' AND m.item = $1 AND c.state = 'open'
+FOR UPDATE OF c
+
+-- name: stop
+-- Takes the lease, unless a performer has it: nobody takes the call then, and who had it before may not ask any more.
+INSERT INTO leases AS l (call_id, holder, until, attempts) VALUES ($1, $2, $4, 1)
+ON CONFLICT (call_id) DO UPDATE SET holder = excluded.holder, until = excluded.until, attempts = l.attempts + 1
+WHERE l.holder = '' OR starts_with(l.holder, 'people:') OR l.until <= $3
+RETURNING true
+
+-- name: stopped
+SELECT until FROM leases WHERE call_id = $1 AND holder = $2 AND until > $3 FOR UPDATE
+
+-- name: release
+DELETE FROM leases WHERE call_id = $1
 
 -- name: wallet
 SELECT address FROM custodian_wallets WHERE chain = $1 AND custodian = $2 AND wallet_id = $3

@@ -3,7 +3,8 @@
 Asks Circle how each of them stands, one by one, the older the rarer: what a lost webhook would have told arrives here. One poller
 in the whole deployment. Whichever was asked for least lately is next, so that neither many that stay as they are nor one for which
 Circle has no answer keep it from the others. What is known already is not said again; an end that is not settled is said anew
-every hour, so that it is looked at again. Remembers nothing: after a start it asks for all of them.
+every hour, so that it is looked at again; so is one that Circle has not shown, or not readably, for UNSHOWN_FOR. Remembers nothing:
+after a start it asks for all of them.
 
 Before that it looks, once, which address each wallet has that withdrawals leave from: what it holds is ours.
 """
@@ -18,7 +19,7 @@ import structlog
 
 from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
-from agents.withdrawals.custodian import ENDS, Source, Transfer, open_transfers, rank
+from agents.withdrawals.custodian import ENDS, NOT_SHOWN, Source, Transfer, open_transfers, rank
 from chain.addresses import check_address
 from chain.errors import ChainError
 from connectors.circle.chains import Network, from_circle
@@ -42,6 +43,8 @@ LOOKUPS_MAX: Final = 20
 PAUSE_SHARE: Final = 0.1
 """Of its age, until a transfer is looked up again."""
 PAUSE_MAX: Final = timedelta(hours=1)
+UNSHOWN_FOR: Final = timedelta(minutes=10)
+"""Circle may be slow to show what it has just made, and not all that answers there may know it."""
 
 
 class CircleLooks(Protocol):
@@ -59,7 +62,7 @@ def news(said: TransferNotified, transfer: Transfer) -> bool:
 
 def message(said: TransferNotified, withdrawal_id: str, now: datetime) -> Message:
     said = said.model_copy(update={"reference": withdrawal_id})
-    hour = f":{now:%Y-%m-%dT%H}" if said.state in ENDS else ""
+    hour = f":{now:%Y-%m-%dT%H}" if said.state in {*ENDS, NOT_SHOWN} else ""
     event_id = f"{said.transfer_id}:{said.state}:{said.tx_hash or ''}{hour}"
     return Message(TRANSFERS_NOTIFIED.name, withdrawal_id.encode(), value_of(said), event_id, said.ce_type())
 
@@ -89,6 +92,8 @@ class PollTransfers:
         self._asked: dict[str, int] = {}
         """By withdrawal: which question of this poller's was its last, answered or not."""
         self._questions = 0
+        self._unshown: dict[str, datetime] = {}
+        """By withdrawal: since when Circle does not show its transfer, whenever it was asked."""
         self._told: dict[str, str] = {}
         """By withdrawal: the newest event's id."""
 
@@ -115,6 +120,7 @@ class PollTransfers:
         now = self._services.clock()
         waiting = await open_transfers(connection)
         self._looked_at = {one.withdrawal_id: at for one in waiting if (at := self._looked_at.get(one.withdrawal_id))}
+        self._unshown = {one.withdrawal_id: at for one in waiting if (at := self._unshown.get(one.withdrawal_id))}
         self._told = {one.withdrawal_id: id for one in waiting if (id := self._told.get(one.withdrawal_id))}
         self._asked = {one.withdrawal_id: self._asked.get(one.withdrawal_id, 0) for one in waiting}
         due = [one for one in waiting if self._is_due(one, now)]
@@ -155,18 +161,26 @@ class PollTransfers:
         try:
             found = await self._circle.transaction(transfer.transfer_id)
         except Refused as error:
-            if error.status != 404:
+            if error.credentials:
                 raise
-            _log.error("circle.transfer_gone", id=transfer.transfer_id, withdrawal=transfer.withdrawal_id)
-            return None
+            return self._not_shown(transfer, f"status {error.status}")
         said = transferred({**found, "id": transfer.transfer_id}, self._network, self._usdc_tokens)
         if not isinstance(said, TransferNotified):
-            _log.error(
-                "circle.transfer_unreadable", id=transfer.transfer_id, reason=getattr(said, "reason", "not ours")
-            )
+            return self._not_shown(transfer, getattr(said, "reason", "not ours"))
+        self._unshown.pop(transfer.withdrawal_id, None)
+        return self._untold(said, transfer.withdrawal_id) if news(said, transfer) else None
+
+    def _not_shown(self, transfer: Transfer, reason: str) -> Message | None:
+        key, now = transfer.withdrawal_id, self._services.clock()
+        _log.error("circle.transfer_not_shown", id=transfer.transfer_id, withdrawal=key, reason=reason)
+        if now - self._unshown.setdefault(key, now) < UNSHOWN_FOR:
             return None
-        told = message(said, transfer.withdrawal_id, self._services.clock())
-        return told if news(said, transfer) and self._told.get(transfer.withdrawal_id) != told.id else None
+        said = {"source": SOURCE, "transfer_id": transfer.transfer_id, "state": NOT_SHOWN}
+        return self._untold(TransferNotified.model_validate(said), key)
+
+    def _untold(self, said: TransferNotified, withdrawal_id: str) -> Message | None:
+        told = message(said, withdrawal_id, self._services.clock())
+        return None if self._told.get(withdrawal_id) == told.id else told
 
     async def _wallets(self, connection: Connection) -> bool:
         """Makes a row of each wallet that has none; whether each is of its chain."""

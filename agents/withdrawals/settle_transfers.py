@@ -31,8 +31,10 @@ from agents.withdrawals.custodian import (
     COMPLETE,
     CUSTODIAN_SILENT,
     ENDS,
+    NOT_SHOWN,
     REFUSED,
     SECOND_TRANSFER,
+    TRANSFER_NOT_SHOWN,
     UNPROVEN,
     Transfer,
     changed,
@@ -81,6 +83,8 @@ _CODES: Final = {"DENIED": "custodian_denied", REFUSED: "custodian_refused"}
 _SHORT_REASONS: Final = frozenset({"INSUFFICIENT_TOKEN", "INSUFFICIENT_NATIVE_TOKEN"})
 
 
+GOES_ON: Final = frozenset({STUCK, CUSTODIAN_SILENT, TRANSFER_NOT_SHOWN})
+"""Of a review: it ends by itself with the custodian's next word."""
 _NOT_RELEASED: Final = frozenset({SECOND_TRANSFER, UNEXPECTED_TRANSFERS, UNPROVEN})
 """Of a review: something may have been paid that this transfer knows nothing of. Only people give the hold back (ended_by_people.py)."""
 
@@ -118,6 +122,9 @@ def decide(received: Received, facts: Facts) -> Outcome:
         return second(withdrawal, str(transfer.transfer_id), event.transfer_id, facts.now, NAME)
     if withdrawal.status in ENDED:
         return _after_the_end(withdrawal, event)
+    if event.state == NOT_SHOWN:
+        waits = withdrawal.status != Status.MANUAL_REVIEW  # else a person looks already
+        return _review(withdrawal, transfer, TRANSFER_NOT_SHOWN, facts.now) if waits else Done()
     if not _as_asked(event, withdrawal):
         return _review(withdrawal, transfer, UNEXPECTED_TRANSFERS, facts.now)
     if event.state in ENDS:
@@ -172,7 +179,7 @@ def _on_its_way(event: TransferNotified, withdrawal: Withdrawal, transfer: Trans
     elif after.state == "STUCK":
         status, code, alerts = Status.MANUAL_REVIEW, STUCK, (Alert(STUCK, _about(withdrawal, after)),)
     before = Status(withdrawal.status)
-    waits_for_people = before is Status.MANUAL_REVIEW and withdrawal.code not in (STUCK, CUSTODIAN_SILENT)
+    waits_for_people = before is Status.MANUAL_REVIEW and withdrawal.code not in GOES_ON
     if (status, code or withdrawal.code) == (before, withdrawal.code) or waits_for_people or status not in NEXT[before]:
         return Done(inserts=(step,), upserts=(row,))
     _, (moved_row, line) = moved(withdrawal._replace(code=None), status, now, NAME, code)

@@ -23,12 +23,14 @@ from agents.withdrawals.transfer_by_custodian import NAME
 from agents.withdrawals.withdrawal import ENDED, Status, Withdrawal, moved
 from connectors.circle.client import PAGE_SIZE, PAGES_MAX, CircleClient, id_of
 from connectors.circle.transactions import SOURCE
-from connectors.errors import KEY_USED, Refused, Unknown
+from connectors.errors import KEY_USED, Refused, Unknown, of_a_look
 from ledger.rows import Connection, Row, Table
 from ledger.tables import CUSTODIAN_TRANSFERS, WITHDRAWALS
 from topics.catalog import TRANSFERS_NOTIFIED
 from topics.events import TransferNotified
 
+SILENT_FOR: Final = timedelta(hours=1)
+"""Then a person must look, whatever was counted: what a breaker, a rate or a refused key keeps back is no attempt."""
 LISTED_FROM: Final = timedelta(hours=1)
 """Before the call was made, for clocks that differ."""
 NOT_SHOWN: Final = "transfer_not_shown"
@@ -65,15 +67,21 @@ class CircleTransfers:
             known = call.may_be_known(now) or error.status == KEY_USED
             if not known or error.credentials:
                 raise
-            return await self._find(call) or {"refused": str(error), "code": error.partner_code}
+            found = await self._find(call)
+            if found is None and error.status == KEY_USED:
+                raise Unknown("Circle knows the key, and does not list what it made") from None
+            return found or {"refused": str(error), "code": error.partner_code}
         return {"id": made["id"], "state": str(made.get("state"))}
 
     async def _find(self, call: StoredCall) -> dict[str, Any] | None:
         """The oldest of Circle's transfers with our reference."""
         wanted = call.request
-        async for one in listed(self._client, wanted["withdrawal_id"], wanted["to"], call.created_at):
-            # also under an id that nobody can read: it is there
-            return {"id": id_of(one), "state": str(one.get("state"))}
+        try:
+            async for one in listed(self._client, wanted["withdrawal_id"], wanted["to"], call.created_at):
+                # also under an id that nobody can read: it is there
+                return {"id": id_of(one), "state": str(one.get("state"))}
+        except Refused as error:
+            raise of_a_look(error) from None
         return None
 
 
@@ -105,7 +113,7 @@ class TransferDeeds(Deeds[Facts]):
     """Every transfer a call of its own. None is ever given up: whether it was paid is for Circle to say."""
 
     def __init__(self, circle: CircleTransfers | None, review_attempts: int) -> None:
-        """After `review_attempts` without an answer a person must look."""
+        """After `review_attempts` without an answer, or SILENT_FOR, a person must look."""
         self._circle = circle
         self._review_attempts = review_attempts
 
@@ -126,8 +134,8 @@ class TransferDeeds(Deeds[Facts]):
 
     def put_off(self, call: StoredCall, again: Again, due: datetime, facts: Facts) -> Done:
         withdrawal = facts.withdrawals[call.request["withdrawal_id"]]
-        waits = withdrawal.status == Status.BROADCASTING
-        if call.attempts < self._review_attempts or not waits:
+        silent = call.attempts >= self._review_attempts or facts.now - call.created_at >= SILENT_FOR
+        if not silent or withdrawal.status != Status.BROADCASTING:
             return Done()
         _, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, facts.now, NAME, CUSTODIAN_SILENT)
         about = {"withdrawal": withdrawal.id, "call": call.id, "attempts": str(call.attempts), "error": again.code}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import orjson
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
@@ -29,6 +29,8 @@ PAGES_MAX: Final = (
     20  # one customer has a wallet per chain; a server that ignores `pageAfter` must not hold us for ever
 )
 REPLY_BYTES_MAX: Final = 4_000_000  # 200 wallets on each of 4 chains are 400 kB
+KEY_BITS: Final = (1024, 16_384)
+"""Of the entity's public key. Nothing is encrypted with one of fewer or more."""
 LEAST: Final = "0.000001"
 """Of USDC; a wallet that holds less holds none."""
 _ID: Final = TypeAdapter[str](Text)
@@ -340,8 +342,9 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError:
     answer = _json(raw)
-    partner_code = _printable(str(answer["code"]))[:40] if "code" in answer else None
-    message = str(answer.get("message", ""))[:300]
+    # Circle's are numbers; `null` and "NotFound" are others' words
+    partner_code = str(answer["code"]) if type(answer.get("code")) is int else None
+    message = "".join(one for one in str(answer.get("message", ""))[:300] if " " <= one <= "~")
     if status == 429:
         return RateLimited(wait_s(retry_after))
     if status >= 500 or status == 408 or (status == 400 and partner_code == SOMETHING_WENT_WRONG):
@@ -353,11 +356,6 @@ def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError
         # Every refusal of Circle's has a code. This is the word of something before it, which does not know what Circle did.
         return Unknown(f"an answer that is not Circle's, with status {status}")
     return refused
-
-
-def _printable(text: str) -> str:
-    """As events and headers can hold it."""
-    return "".join(one for one in text if " " <= one <= "~")
 
 
 def _wallets(data: Mapping[str, Any]) -> list[CircleWallet]:
@@ -373,8 +371,8 @@ def _wallets(data: Mapping[str, Any]) -> list[CircleWallet]:
 def _rsa_key(pem: object) -> rsa.RSAPublicKey:
     try:
         key = serialization.load_pem_public_key(str(pem).encode())
-    except (ValueError, binascii.Error):
+    except (ValueError, UnsupportedAlgorithm):
         key = None
-    if not isinstance(key, rsa.RSAPublicKey):
-        raise Unavailable("Circle's entity public key is not an RSA key in PEM", sent=False)
+    if not isinstance(key, rsa.RSAPublicKey) or not KEY_BITS[0] <= key.key_size <= KEY_BITS[1]:
+        raise Unavailable("Circle's entity public key is no usable RSA key in PEM", sent=False)
     return key

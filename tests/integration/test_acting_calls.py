@@ -17,7 +17,7 @@ from agents.onboarding import provision_wallets
 from agents.onboarding.wallet_calls import WalletDeeds
 from agents.onboarding.wallet_requests import Facts
 from agents.services import Services
-from connectors.errors import RateLimited, Refused
+from connectors.errors import RateLimited, Refused, Unknown
 from ledger.roles import ROLE
 from ledger.rows import Connection
 from ledger.verify import verify
@@ -209,6 +209,49 @@ async def test_a_performer_that_answers_after_its_lease_changes_nothing_twice(at
     assert ([c.request["user_ids"] for c in slow.heard], len(quick.heard)) == ([["kim"], ["lee"]], 1)
     slow.heard.pop()
     await check(at, slow, quick)
+
+
+async def test_a_refusal_that_comes_after_another_has_taken_the_call_ends_nothing(at: Ground) -> None:
+    """What the other asked for may have been done by now: a transfer would be given back and paid."""
+    gate = asyncio.Event()
+    slow, quick = Partner(gate, Refused(400, "2", "no"), BOTH), Partner(Unknown("the reply is lost"))
+    await intend(at)
+    async with at.process() as frozen, performing(frozen, slow):
+        await until(lambda: was_asked(slow), "the first performer asks")
+        at.clock.forward(POLICY.lease_s + 1)
+        async with at.process() as other, performing(other, quick):
+            await until(lambda: has_error(at, "partner_outcome_unknown"), "the second performer has no answer")
+        gate.set()
+        await intend(at, "lee")  # taken when the first performer is through with what it had
+        await until(lambda: concluded(at, "lee"), "its next call")
+        assert not await concluded(at)
+        at.clock.forward(2 * POLICY.retry_first_s)
+        await until(lambda: concluded(at), "the conclusion")
+        await until(lambda: news(at, 2), "the news")
+    assert [c.request["user_ids"] for c in slow.heard] == [["kim"], ["lee"], ["kim"]]
+    slow.heard.pop(1)
+    await check(at, slow, quick)
+
+
+async def news(at: Ground, count: int) -> bool:
+    return len(await at.told(WALLETS_PROVISIONED)) == count
+
+
+async def test_a_partner_that_refuses_the_call_has_taken_our_key(at: Ground) -> None:
+    partner = Partner(Refused(401, None, "who are you?"), Refused(400, "2", "no"))
+    await intend(at)
+    async with at.process() as services, performing(services, partner):
+        await until(lambda: _is_unready(services), "the key is refused")
+        at.clock.forward(2 * POLICY.retry_first_s)
+        await until(lambda: _is_ready(services), "the key is taken")
+
+
+async def _is_unready(services: Services) -> bool:
+    return bool(services.unready)
+
+
+async def _is_ready(services: Services) -> bool:
+    return not services.unready
 
 
 async def test_the_lease_runs_anew_from_when_the_partner_is_asked(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -280,6 +281,9 @@ async def test_a_ciphertext_is_good_for_one_request(circle: CircleSandbox, clien
         (403, b"<html>", Refused),
         (404, b'{"message": "no Route matched with those values"}', Unknown),
         (404, b'{"code": 404, "mess', Unknown),
+        (404, b'{"code": "NotFound", "message": "a gateway knows no such path"}', Unknown),
+        (400, b'{"code": null, "message": "no"}', Unknown),
+        (400, b'{"code": true}', Unknown),
         (413, b"<html>", Unknown),
         (408, b"", Unavailable),
         (502, b"<html>", Unavailable),
@@ -332,16 +336,44 @@ async def test_an_id_that_our_books_cannot_hold_is_no_readable_reply(circle: Cir
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [("A\nB", "AB"), ("\0", ""), (175005, "175005"), ("k\u00f6" * 50, "k" * 40), (None, "None")]
+    ("written", "read"), [("A\nB\0", "AB"), ("k\u00f6" * 9, "k" * 9), ("n" * 999, "n" * 300), (None, "None")]
 )
-async def test_a_code_of_the_partner_is_read_without_what_no_event_can_hold(written: Any, read: str) -> None:
+async def test_a_refusal_is_read_without_what_no_event_can_hold(written: Any, read: str) -> None:
     async def reply(request: web.Request) -> web.Response:
-        return web.json_response({"code": written, "message": "no"}, status=400)
+        return web.json_response({"code": 175005, "message": written}, status=400)
 
     async with served(reply) as base_url, client_of(base_url) as client:
         with pytest.raises(Refused) as refused:
             await client.list_wallets("user_1")
-        assert refused.value.partner_code == read
+        assert (refused.value.partner_code, refused.value.message) == ("175005", read)
+
+
+def pem(der: str) -> str:
+    return f"-----BEGIN PUBLIC KEY-----\n{base64.b64encode(bytes.fromhex(der)).decode()}\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        "no key",
+        pem("300c300506032a0304"),  # cut off
+        pem("300c300506032a03040303000102"),  # of an algorithm that nobody knows
+        pem("3015300e06072a8648ce3d020106032a03040303000102"),  # on a curve that nobody knows
+        pem("305c300d06092a864886f70d0101010500034b00304802410080" + "00" * 62 + "010203010001"),  # RSA of 512 bits
+    ],
+)
+async def test_with_a_key_that_nothing_can_be_encrypted_for_nothing_is_sent_and_the_worker_lives(odd: Any) -> None:
+    sent = []
+
+    async def reply(request: web.Request) -> web.Response:
+        sent.append(request.method)
+        return web.json_response({"data": {"publicKey": odd}})
+
+    async with served(reply) as base_url, client_of(base_url) as client:
+        with pytest.raises(Unavailable) as unavailable:
+            await client.create_wallet_set(key(), "customers")
+        assert (unavailable.value.sent, sent) == (False, ["GET"])
 
 
 @pytest.mark.parametrize(

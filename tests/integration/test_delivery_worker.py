@@ -336,6 +336,24 @@ async def test_a_poison_event_stops_the_process_twice_then_is_a_dead_letter_and_
     await assert_holds(bench.connection)
 
 
+async def test_another_event_where_one_crashed_before_begins_its_count_anew(bench: Bench) -> None:
+    """The topic was made anew. What a program of before has counted is of whatever stands there."""
+    before = 'INSERT INTO crashes (stage, topic, partition, "offset", count, error, last_at) VALUES'
+    await bench.connection.execute(f"{before} ($1, $2, 0, 0, 1, 'E', $3)", STAGE.name, MOVES.name, AT)
+    first, second = record(0, move="crash"), record(0, "bob", move="crash")
+    for event, count in ((first, 2), (second, 1), (second, 2)):
+        worker = await bench.start()
+        await worker.feed(event)
+        assert "ZeroDivisionError" in await worker.until_stopped()
+        await worker.end()
+        assert await bench.connection.fetchval("SELECT count FROM crashes") == count
+    worker = await bench.start()
+    await worker.feed(second)
+    await worker.until_acked((0, 0))
+    letters = [m for m in bench.emitter.messages if m.topic == "test.moves.dlq"]
+    assert [dict(m.headers or ())["dlq_code"] for m in letters] == [b"bug"]
+
+
 async def test_many_refusals_in_a_batch_are_settled_in_smaller_ones(bench: Bench) -> None:
     worker = await bench.start()
     await worker.feed(*(record(n, move="spend" if n % 2 else "credit", amount=1 + n % 2) for n in range(60)))

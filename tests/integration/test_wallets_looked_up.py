@@ -21,7 +21,7 @@ from connectors.circle.client import CircleClient, CircleWallet
 from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault
-from connectors.errors import Refused, Unavailable
+from connectors.errors import ConnectorError, Refused, Unavailable, Unknown
 from ledger.rows import Connection
 from tests.support.ledger_rig import owner
 from tests.support.migrated import migrate
@@ -139,9 +139,13 @@ async def test_look_ups_do_not_wait_for_each_other(circle: CircleSandbox, monkey
     assert each_once(circle, 20)
 
 
-async def test_a_look_up_that_fails_ends_the_attempt_with_its_own_error(circle: CircleSandbox) -> None:
+@pytest.mark.parametrize(("status", "expected"), [(403, Refused), (400, Unknown), (503, Unavailable)])
+async def test_a_look_up_that_fails_ends_the_attempt_and_is_no_refusal_of_the_call(
+    circle: CircleSandbox, status: int, expected: type[ConnectorError]
+) -> None:
     await performed(circle, call_of(3, timedelta(0)))
-    circle.sandbox.gate.faults.append(Fault(path="/v1/w3s/wallets", method="GET", kind="status", status=403, times=9))
-    with pytest.raises(Refused) as caught:
+    circle.sandbox.gate.faults.append(
+        Fault(path="/v1/w3s/wallets", method="GET", kind="status", status=status, times=9)
+    )
+    with pytest.raises(expected):
         await performed(circle, call_of(3, timedelta(hours=25)))
-    assert caught.value.status == 403

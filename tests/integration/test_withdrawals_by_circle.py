@@ -17,7 +17,7 @@ import pytest
 from agents.acting import Acting
 from agents.recovery import comparing, restoring
 from agents.sweeper import ABANDONED_S, Sweeper
-from agents.withdrawals import poll_transfers, requests, settle_transfers, transfer_by_custodian
+from agents.withdrawals import poll_transfers, requests, settle_transfers, transfer_by_custodian, transfer_calls
 from agents.withdrawals.errors import NotCancellable
 from agents.withdrawals.transfer_calls import CircleTransfers, TransferDeeds
 from agents.withdrawals.withdrawal import withdrawal_id
@@ -290,6 +290,63 @@ async def test_without_an_answer_a_person_must_look_and_it_goes_on_by_itself(rig
         fault.times = 0
         await rig.became({"ada": ("completed", None)}, step_s=0.2)
     assert sum((await rig.paid()).values()) == 1
+    await assert_whole(rig.at)
+
+
+async def test_after_an_hour_without_an_answer_a_person_must_look_whatever_was_counted(rig: Rig) -> None:
+    """What is refused for the rate, by a wrong key, or not asked while the partner rests, is no attempt."""
+    fault = Fault(PATH, "status", status=429, times=10**6)
+    rig.circle.sandbox.gate.faults.append(fault)
+    async with rig.worker():
+        await rig.ask("ada")
+        await until(lambda: _heard(rig), "Circle has refused to hear it")
+        assert await rig.statuses() == {"ada": ("broadcasting", None)}
+        rig.at.clock.forward(transfer_calls.SILENT_FOR.total_seconds())
+        await rig.became({"ada": ("manual_review", "custodian_silent")})
+        assert await rig.at.observer.fetchval("SELECT attempts FROM calls") == 0
+        fault.times = 0
+        await rig.became({"ada": ("completed", None)}, step_s=1.0)
+    await assert_whole(rig.at)
+
+
+async def _heard(rig: Rig) -> bool:
+    return rig.calls > 1
+
+
+async def test_what_circle_does_not_show_any_more_or_not_readably_is_a_persons_business_until_it_does(rig: Rig) -> None:
+    users = ("gone", "garbled")
+    rig.circle.sandbox.deliveries.disorder.drop = 10**6
+    async with rig.worker(polls=False):
+        ids = [await rig.ask(user, Plan("SENT")) for user in users]
+        await until(lambda: _taken(rig, 2), "Circle has them, and we know")
+
+    async def sent() -> bool:
+        return [rig.at_circle()[id][0].state for id in ids] == ["SENT", "SENT"]
+
+    await until(sent, "Circle changes them no more")
+    gone, garbled = (rig.at_circle()[id][0] for id in ids)
+    state, gate = rig.circle.sandbox.state, rig.circle.sandbox.gate
+    gate.faults.append(Fault(f"/v1/w3s/transactions/{gone.id}", "status", status=404, times=10**9))
+    amounts = garbled.amounts
+    state.change(garbled.id, amounts=[*amounts, "1"])
+    looked = "GET /v1/w3s/transactions/{id}"
+    async with rig.worker() as services:
+        before = gate.calls[looked]
+
+        async def seen() -> bool:
+            return gate.calls[looked] >= before + 4
+
+        await until(seen, "Circle was asked for both more than once")
+        assert await rig.statuses() == dict.fromkeys(users, ("broadcasting", None))
+        await rig.became(dict.fromkeys(users, ("manual_review", "transfer_not_shown")), step_s=20.0)
+        metrics = services.observer
+        assert isinstance(metrics, Metrics)
+        labels = {"stage": "settle_transfers", "code": "transfer_not_shown"}
+        assert metrics.registry.get_sample_value("stablerail_stage_alerts_total", labels) == 2
+        gate.faults.clear()
+        state.change(gone.id, state="COMPLETE")
+        state.change(garbled.id, state="COMPLETE", amounts=amounts)
+        await rig.became(dict.fromkeys(users, ("completed", None)), step_s=20.0)
     await assert_whole(rig.at)
 
 

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from agents.withdrawals import ended_by_people
-from agents.withdrawals.ended_by_people import Outside
+from agents.withdrawals.ended_by_people import STOPPED_FOR, Outside
 from agents.withdrawals.look import ChainWriter
 from agents.withdrawals.settle_transfers import ABSENT_S
 from agents.withdrawals.withdrawal import Attempt, Lane, Withdrawal, lane_row
@@ -416,19 +416,86 @@ async def _known(rig: Rig, count: int = 1) -> bool:
     return bool(await rig.at.observer.fetchval(query) == count and not await rig.at.observer.fetchval(calls))
 
 
-async def test_what_is_still_asked_of_circle_is_ended_by_nobody(rig: Rig) -> None:
-    rig.circle.sandbox.gate.faults.append(Fault(PATH, "status", status=500, times=10**6))
-    rig.review_attempts = 1
-    ada = await rig.ask("ada")
+async def test_a_transfer_that_circle_does_not_know_any_more_is_given_back_to_who_may_see_the_wallet(rig: Rig) -> None:
+    ada = await rig.ask("ada", Plan("QUEUED"))
+    state = rig.circle.sandbox.state
     async with rig.worker():
-        await rig.became({"ada": ("manual_review", "custodian_silent")}, step_s=1.0)
-        tx_hash = await from_our_wallet(rig, "0x" + "1" * 40)
-        for tx in (None, tx_hash):
-            assert await code_of(asked_of(rig, ada, tx)) == "may_still_be_paid"
-        rig.circle.sandbox.gate.faults.clear()
-        await rig.became({"ada": ("completed", None)}, step_s=60.0)
-        assert await code_of(asked_of(rig, ada)) == "not_on_its_way"
+        await until(lambda: _known(rig), "Circle has it")
+        (transfer,) = rig.at_circle()[ada]
+        del state.transactions[transfer.id]
+        await rig.became({"ada": ("manual_review", "transfer_not_shown")}, step_s=20.0)
+        wallet = state.wallets.pop(transfer.wallet_id)
+        assert await code_of(asked_of(rig, ada)) == "may_still_be_paid", "another entity's key"
+        state.wallets[wallet.id] = wallet
+        asked_for, again = await asked_of(rig, ada), await asked_of(rig, ada)
+        assert await code_of(approved(rig, asked_for)) == "may_still_be_paid", "Circle may be slow to show it"
+        rig.at.clock.forward(ABSENT_S + 1)
+        state.transactions[transfer.id] = transfer
+        assert await code_of(approved(rig, asked_for)) == "may_still_be_paid", "it is there"
+        del state.transactions[transfer.id]
+        await approved(rig, again)
+        assert (await rig.statuses(), await has(rig.at, "ada")) == ({"ada": ("failed", "not_paid")}, (100, 0))
     await assert_whole(rig.at)
+
+
+async def test_a_call_that_circle_does_not_answer_is_made_no_more_and_ended(rig: Rig) -> None:
+    gate = rig.circle.sandbox.gate
+    rig.review_attempts = 1
+    to = new_address()
+    users = ("paid", "failed", "goes on")
+    async with rig.worker():
+        hangs = Fault(PATH, "hang")
+        gate.faults.append(hangs)
+        other = await rig.ask("other")
+        await until(lambda: _heard(rig, 1), "Circle is asked")
+        assert await code_of(asked_of(rig, other)) == "may_still_be_paid", "somebody asks at this moment"
+    rig.at.clock.forward(120)
+    async with rig.worker():
+        await rig.became({"other": ("completed", None)}, step_s=1.0)
+        gate.faults.append(Fault(PATH, "status", status=500, times=10**6))
+        ids = {user: await rig.ask(user, to=to) for user in users}
+        await rig.became(dict.fromkeys(users, ("manual_review", "custodian_silent")), step_s=1.0)
+        strangers = await from_our_wallet(rig, "0x" + "1" * 40)
+        assert await code_of(asked_of(rig, ids["paid"], strangers)) == "payment_not_proven"
+
+        tx_hash = await from_our_wallet(rig, to)
+        await approved(rig, await asked_of(rig, ids["paid"], tx_hash))
+        assert (await rig.statuses())["paid"] == ("completed", None)
+        assert await code_of(asked_of(rig, ids["failed"], tx_hash)) == "payment_not_proven"
+
+        first = await asked_of(rig, ids["failed"])
+        asked_for, too_old = await asked_of(rig, ids["failed"]), await asked_of(rig, ids["goes on"])
+        assert await code_of(approved(rig, asked_for)) == "may_still_be_paid", "it was asked for just before"
+        heard = rig.calls
+        gate.faults.clear()
+        rig.at.clock.forward(ABSENT_S + 1)
+        assert await code_of(approved(rig, first)) == "may_still_be_paid", "the second has stopped it since"
+        await approved(rig, asked_for)
+        last = await rig.ask("last")
+        await rig.became({"last": ("completed", None)})
+        assert (rig.calls, set(rig.at_circle())) == (heard + 1, {other, last}), "nobody has asked for the others"
+        rig.at.clock.forward(STOPPED_FOR.total_seconds())
+        assert await code_of(approved(rig, too_old)) == "may_still_be_paid"
+        await rig.became({"goes on": ("completed", None)}, step_s=60.0)
+        assert await code_of(asked_of(rig, ids["goes on"])) == "not_on_its_way"
+        assert set(rig.at_circle()) == {other, last, ids["goes on"]}
+    assert (await rig.statuses())["failed"] == ("failed", "not_paid")
+    assert [await has(rig.at, user) for user in users] == [(75, 0), (100, 0), (75, 0)]
+    assert await rig.at.observer.fetchval("SELECT count(*) FROM leases") == 0
+    await assert_whole(rig.at)
+
+
+async def test_what_circle_is_still_to_be_asked_for_is_ended_by_nobody(rig: Rig) -> None:
+    ada = await rig.ask("ada")
+    async with rig.deciding():
+        await rig.became({"ada": ("broadcasting", None)})
+        assert await code_of(asked_of(rig, ada)) == "may_still_be_paid"
+    async with rig.worker():
+        await rig.became({"ada": ("completed", None)}, step_s=1.0)
+
+
+async def _heard(rig: Rig, calls: int) -> bool:
+    return rig.calls == calls
 
 
 async def test_where_no_chain_can_be_asked_two_people_are_believed_but_not_against_circle(rig: Rig) -> None:

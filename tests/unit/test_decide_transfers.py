@@ -289,8 +289,9 @@ def test_what_is_nowhere_must_be_so_all_the_time_for_the_same_hashes() -> None:
 class Lists(CircleClient):
     """Lists one transfer with our reference, refuses every new one, and counts those."""
 
-    def __init__(self, id: Any) -> None:
+    def __init__(self, id: Any, status: int = 400) -> None:
         self._id = id
+        self._status = status
         self.asked = 0
 
     async def outbound_page(self, **_: Any) -> list[dict[str, Any]]:
@@ -298,7 +299,12 @@ class Lists(CircleClient):
 
     async def create_transfer(self, *_: Any, **__: Any) -> dict[str, Any]:
         self.asked += 1
-        raise Refused(400, "2", "no")
+        raise Refused(self._status, "2", "no")
+
+
+class NoLists(Lists):
+    async def outbound_page(self, **_: Any) -> list[dict[str, Any]]:
+        raise Refused(self._status, "2", "no such filter")
 
 
 def older(by: timedelta) -> StoredCall:
@@ -314,3 +320,27 @@ async def test_a_transfer_that_circle_lists_is_neither_made_anew_nor_refused_wha
             await CircleTransfers(client, lambda: NOW).perform(older(age))
         assert client.asked == (age < KEY_TRUSTED)
     assert await CircleTransfers(Lists("t1"), lambda: NOW).perform(older(age)) == {"id": "t1", "state": "SENT"}
+
+
+@pytest.mark.parametrize("age", [timedelta(hours=1), 2 * KEY_TRUSTED])
+async def test_a_look_that_is_refused_is_no_refusal_of_what_is_looked_for(age: timedelta) -> None:
+    """Circle may have made the transfer, and only the look says no: nothing may be given back."""
+    with pytest.raises(Unknown):
+        await CircleTransfers(NoLists("t1"), lambda: NOW).perform(older(age))
+    with pytest.raises(Refused) as refused:
+        await CircleTransfers(NoLists("t1", 403), lambda: NOW).perform(older(age))
+    assert refused.value.credentials
+
+
+async def test_a_key_that_circle_knows_is_never_a_refusal_where_it_lists_nothing() -> None:
+    class Nothing(Lists):
+        async def outbound_page(self, **_: Any) -> list[dict[str, Any]]:
+            return []
+
+    for age in (timedelta(0), timedelta(hours=1)):
+        with pytest.raises(Unknown):
+            await CircleTransfers(Nothing("t1", 409), lambda: NOW).perform(older(age))
+    assert await CircleTransfers(Lists("t1", 409), lambda: NOW).perform(older(timedelta(0))) == {
+        "id": "t1",
+        "state": "SENT",
+    }
