@@ -83,7 +83,7 @@ class Journal:
         try:
             await journaling
         except (ACopy, DatabaseBehind) as error:
-            self._found_unfit(error)
+            self.found_unfit(error)
             raise _unfit(error) from None
 
     async def _tell(self, sealed: Sealed | None, journaling: asyncio.Task[None]) -> None:
@@ -96,9 +96,9 @@ class Journal:
             with contextlib.suppress(*TRANSIENT):  # else with the next commit
                 await self._relay.tidy()
         except (ACopy, DatabaseBehind) as error:  # also long after the caller had its answer
-            self._found_unfit(error)
+            self.found_unfit(error)
 
-    def _found_unfit(self, error: LedgerError) -> None:
+    def found_unfit(self, error: LedgerError) -> None:
         self.unfit = error
         self.on_unfit()
 

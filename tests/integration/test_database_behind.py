@@ -24,6 +24,7 @@ from stablerail.api.journal import Journal
 from stablerail.config import Settings, load_settings
 from stablerail.connections import connector, relay_of
 from stablerail.dev.kafka import Kafka
+from stablerail.dev.processes import free_port
 from stablerail.problems import Problem
 from tests.integration import test_cli
 from tests.integration.test_cli import Result
@@ -63,10 +64,15 @@ async def check(at: Ground, dsn: str) -> None:
         await relay.close()
 
 
-async def assert_no_worker_starts(at: Ground, dsn: str) -> None:
-    names = {"DATABASE_URL": dsn, "KAFKA_BOOTSTRAP": at.bootstrap, "TOPIC_PREFIX": at.prefix}
+async def assert_does_not_start(at: Ground, dsn: str, *program: str) -> None:
+    names = {
+        "DATABASE_URL": dsn,
+        "KAFKA_BOOTSTRAP": at.bootstrap,
+        "TOPIC_PREFIX": at.prefix,
+        "API_PORT": str(free_port()),
+    }
     worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stablerail.cli", "worker", "deposits"),
+        *(sys.executable, "-m", "stablerail.cli", *program),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, **{f"STABLERAIL_{name}": value for name, value in names.items()}},
@@ -93,7 +99,8 @@ async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
             DatabaseBehind, match=r"the journal has record \d+, of .* run: stablerail rebuild --take-over"
         ):
             await check(at, backup)
-        await assert_no_worker_starts(at, backup)
+        await assert_does_not_start(at, backup, "worker", "deposits")
+        await assert_does_not_start(at, backup, "api")
         journal = Journal.of(settings_of(at, backup))
         with pytest.raises(DatabaseBehind):
             await journal.start()
