@@ -150,8 +150,8 @@ async def open_journal(bootstrap: str, prefix: str) -> AsyncIterator[JournalRead
         fetch_max_bytes=FETCH_BYTES,
     )
     partition = TopicPartition(JOURNAL.named(prefix), 0)
-    await consumer.start()
     try:
+        await consumer.start()
         if partition.topic not in await consumer.topics():
             raise JournalBroken(f"there is no topic {partition.topic}")
         consumer.assign([partition])

@@ -121,8 +121,8 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
-    await consumer.start()
     try:
+        await consumer.start()
         yield consumer
     finally:
         await consumer.stop()
