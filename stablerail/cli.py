@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 from typer.core import TyperGroup
 
 from stablerail.cli_audit import audit_app
-from stablerail.cli_base import actor_of as _actor
-from stablerail.cli_base import err, journaled, out
+from stablerail.cli_base import EXIT_PIPE, EXIT_USAGE, Actor, Format, Kind, changed, err, looked_up, out, show
 from stablerail.cli_base import fail as _fail
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
-from stablerail.cli_corrections import Actor, close, correct_app, suspense_app
+from stablerail.cli_corrections import close, correct_app, suspense_app
 from stablerail.cli_deposits import deny_app, shortfall_app
 from stablerail.cli_dlq import dlq_app
 from stablerail.cli_lanes import lanes_app
@@ -39,9 +40,14 @@ from stablerail.cli_withdrawals import withdrawals_app
 from stablerail.config import Settings, names_without_effect
 from stablerail.config_values import PORT_MAX, describe
 
+if TYPE_CHECKING:
+    from ledger.rows import Connection
+    from stablerail.topics_admin import TopicState
 
-class TextOnly(TyperGroup):
-    """What is typed goes into texts of the database, which takes no bytes that are none."""
+
+class Root(TyperGroup):
+    """What is typed goes into texts of the database, which takes no bytes that are none. What is printed may be more than somebody
+    wants to read, such as `head`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for number, argument in enumerate(args, 1):
@@ -49,10 +55,20 @@ class TextOnly(TyperGroup):
                 raise typer.BadParameter(f"argument {number} is not UTF-8", ctx)
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):  # what is left in them goes there at the end of the process
+                os.dup2(nowhere, stream.fileno())
+            raise typer.Exit(EXIT_PIPE) from None
 
-app = typer.Typer(
-    cls=TextOnly, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
+
+app = typer.Typer(cls=Root, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics, as topics/catalog.py declares them.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys. A key is shown once and stored hashed.")
 dev_app = typer.Typer(no_args_is_help=True, help="Kafka, PostgreSQL and a chain on this machine, without containers.")
@@ -92,14 +108,15 @@ def _loading() -> Iterator[None]:
 
 
 @app.command()
-def config() -> None:
+def config(format: Format = "table") -> None:
     """Print every setting with its effective value; secrets are masked."""
-    table = Table("setting", "value", "", "help", header_style="bold", pad_edge=False, box=None)
-    for row in describe(_settings(logs=False)):
-        table.add_row(row.name, row.value, "default" if row.is_default else "set", row.help)
-    out.print(table, markup=False)
+    found = [
+        {"setting": row.name, "value": row.value, "is": "default" if row.is_default else "set", "help": row.help}
+        for row in describe(_settings(logs=False))
+    ]
+    show(format, ("setting", "value", "is", "help"), found)
     for unused in names_without_effect():
-        err.print(f"{unused.name} has no effect: {unused.expected}", highlight=False, soft_wrap=True)
+        err.print(f"{unused.name} has no effect: {unused.expected}")
 
 
 @app.command()
@@ -136,7 +153,7 @@ def worker(
     chosen = tuple(movements or MOVEMENTS)
     unknown = [name for name in chosen if name not in MOVEMENTS]
     if unknown:
-        _fail(f"unknown movement {', '.join(unknown)}; there are {', '.join(MOVEMENTS)}", 2)
+        _fail(f"unknown movement {', '.join(unknown)}; there are {', '.join(MOVEMENTS)}", EXIT_USAGE)
     settings = _settings(*dict.fromkeys(need for name in chosen for need in NEEDS[name]))
     first = port if port is not None else settings.worker_port
     if not 1 <= first <= PORT_MAX + 1 - len(chosen):
@@ -186,35 +203,39 @@ def topics_create() -> None:
 
     async def action() -> None:
         async with admin(settings.kafka_bootstrap) as client:
-            made = await create_missing(client, settings.topic_prefix, settings.kafka_replication_factor)
-            for topic in made:
+            for topic in await create_missing(client, settings.topic_prefix, settings.kafka_replication_factor):
                 out.print(f"created {topic.named(settings.topic_prefix)}")
-        await _list_topics(settings)
 
     _run(action)
+    _list_topics(settings, "table")
 
 
 @topics_app.command("list")
-def topics_list() -> None:
+def topics_list(format: Format = "table") -> None:
     """Every declared topic and what differs on the broker; exit code 1 when something does."""
-    settings = _settings(logs=False)
-    if not _run(lambda: _list_topics(settings)):
+    if not _list_topics(_settings(logs=False), format):
         raise typer.Exit(1)
 
 
-async def _list_topics(settings: Settings) -> bool:
+def _list_topics(settings: Settings, format: Kind) -> bool:
     from stablerail.topics_admin import admin, inspect
 
-    async with admin(settings.kafka_bootstrap) as client:
-        states = await inspect(client, settings.topic_prefix)
-    table = Table("topic", "key", "partitions", "state", header_style="bold", pad_edge=False, box=None)
-    for state in states:
-        drift = "\n".join(state.drift)
-        told = "[red]missing[/]" if not state.exists else f"[red]{drift}[/]" if drift else "ok"
-        topic = state.topic
-        table.add_row(topic.named(settings.topic_prefix), topic.key, str(topic.partitions), told)
-    out.print(table)
-    return all(state.exists and not state.drift for state in states)
+    async def read() -> list[TopicState]:
+        async with admin(settings.kafka_bootstrap) as client:
+            return await inspect(client, settings.topic_prefix)
+
+    found = [
+        {
+            "topic": state.topic.named(settings.topic_prefix),
+            "key": state.topic.key,
+            "partitions": state.topic.partitions,
+            "state": "missing" if not state.exists else "differs" if state.drift else "ok",
+            "differences": state.drift,
+        }
+        for state in _run(read)
+    ]
+    show(format, ("topic", "key", "partitions", "state", "differences"), found, bad=("missing", "differs"))
+    return all(one["state"] == "ok" for one in found)
 
 
 @keys_app.command("create")
@@ -224,69 +245,41 @@ def keys_create(
     actor: Actor = None,
 ) -> None:
     """Make a key and print it, once."""
-    from stablerail.connections import connector
-    from stablerail.keys import Scope, create_key
+    from stablerail.keys import CreatedKey, Scope, create_key
 
-    settings = _settings("database_url", logs=False)
     known = [member.value for member in Scope]
     if unknown := [one for one in scope if one not in known]:
-        _fail(f"unknown scope {', '.join(unknown)}; there are {', '.join(known)}", 2)
+        _fail(f"unknown scope {', '.join(unknown)}; there are {', '.join(known)}", EXIT_USAGE)
 
-    async def action() -> str:
-        connection = await connector(settings)()
+    async def create(connection: Connection, who: str, _: datetime) -> CreatedKey:
         try:
-            made = await create_key(connection, [Scope(one) for one in scope], name, actor=_actor(settings, actor))
-            await journaled(settings)
-            return made.token.get_secret_value()
+            return await create_key(connection, [Scope(one) for one in scope], name, actor=who)
         except ValueError as error:
-            _fail(str(error))
-        finally:
-            await connection.close()
+            _fail(str(error), EXIT_USAGE)
 
-    sys.stdout.write(_run(action) + "\n")
+    sys.stdout.write(changed(create, actor).token.get_secret_value() + "\n")
 
 
 @keys_app.command("list")
-def keys_list() -> None:
+def keys_list(format: Format = "table") -> None:
     """Every key, without its secret."""
-    from stablerail.connections import connector
     from stablerail.keys import list_keys
 
-    settings = _settings("database_url", logs=False)
-
-    async def action() -> Any:
-        connection = await connector(settings)()
-        try:
-            return await list_keys(connection)
-        finally:
-            await connection.close()
-
-    table = Table("id", "name", "scopes", "created", "revoked", header_style="bold", pad_edge=False, box=None)
-    for key in _run(action):
-        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-        table.add_row(key.id, key.name, ", ".join(sorted(key.scopes)), f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
-    out.print(table, markup=False)
+    found = [{**asdict(key), "scopes": sorted(key.scopes)} for key in looked_up(list_keys)]
+    show(format, ("id", "name", "scopes", "created_at", "revoked_at"), found)
 
 
 @keys_app.command("revoke")
-def keys_revoke(key_id: str, actor: Actor = None) -> None:
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="as `keys list` shows it")], actor: Actor = None
+) -> None:
     """End a key."""
-    from stablerail.connections import connector
     from stablerail.keys import revoke_key
 
-    settings = _settings("database_url", logs=False)
+    def revoke(connection: Connection, who: str, _: datetime) -> Awaitable[bool]:
+        return revoke_key(connection, key_id, actor=who)
 
-    async def action() -> bool:
-        connection = await connector(settings)()
-        try:
-            done = await revoke_key(connection, key_id, actor=_actor(settings, actor))
-            if done:
-                await journaled(settings)
-            return done
-        finally:
-            await connection.close()
-
-    if not _run(action):
+    if not changed(revoke, actor):
         _fail(f"no key {key_id} that is not revoked already")
     out.print(f"revoked {key_id}")
 

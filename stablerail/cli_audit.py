@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 
 import orjson
 import typer
-from rich.table import Table
 
 from ledger import audit_logs
 from ledger.audit_logs import Cursor, Logged, Wanted
 from ledger.rows import Connection
 from ledger.verify import verify_logs
 from stablerail.answers import parse_time
-from stablerail.cli_base import fail, needed_settings, out, run
-from stablerail.cli_verify import show, shown_progress
+from stablerail.cli_base import EXIT_USAGE, Format, err, fail, looked_up, show
+from stablerail.cli_verify import show_results, shown_progress
 
 audit_app = typer.Typer(no_args_is_help=True, help="Acts of people and programs: list, verify, export.")
 
@@ -40,39 +39,35 @@ def audit_list(
     since: SinceFilter = None,
     until: UntilFilter = None,
     after: Annotated[str | None, typer.Option(help="the cursor that the page before ended with")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50,
+    limit: Annotated[int, typer.Option(help="most logs", min=1, max=1_000)] = 50,
+    format: Format = "table",
 ) -> None:
     """One page, oldest first."""
     wanted = _wanted(actor, action, resource, since, until)
     try:
         cursor = Cursor.parse(after) if after is not None else None
     except ValueError as error:
-        fail(f"--after: {error}", 2)
-
-    async def read(connection: Connection) -> list[Logged]:
-        return await audit_logs.page(connection, wanted, cursor, limit)
-
-    table = Table("at", "actor", "action", "resource", "status", header_style="bold", pad_edge=False, box=None)
-    found: list[Logged] = _with_connection(read)
-    for one in found:
-        log = one.log
-        status = log.status if log.error is None else f"{log.status}: {log.error}"
-        table.add_row(f"{one.at:%Y-%m-%d %H:%M:%S}", log.actor, log.action, f"{log.resource}/{log.resource_id}", status)
-    out.print(table, markup=False)
+        fail(f"--after: {error}", EXIT_USAGE)
+    found: list[Logged] = looked_up(lambda connection: audit_logs.page(connection, wanted, cursor, limit))
+    if format == "json":
+        show(format, COLUMNS, map(_exported, found))
+    else:
+        columns = ("at", "actor", "action", "resource", "status")
+        show(format, columns, (dict(zip(columns, _short(one), strict=True)) for one in found))
     if len(found) == limit:
-        out.print(f"more: --after {found[-1].cursor}", markup=False, highlight=False)
+        err.print(f"more: --after {found[-1].cursor}")
 
 
 @audit_app.command("verify")
-def audit_verify() -> None:
+def audit_verify(format: Format = "table") -> None:
     """Check that no log was edited, deleted, inserted or moved; exit code 1 when one was."""
     with shown_progress() as progress:
 
         async def read(connection: Connection) -> Any:
             return await verify_logs(connection, progress=progress)
 
-        result = _with_connection(read)
-    show([result], "table")
+        result = looked_up(read)
+    show_results([result], format)
 
 
 @audit_app.command("export")
@@ -93,13 +88,23 @@ def audit_export(
             write(COLUMNS)
         async with connection.transaction(readonly=True):
             async for one in audit_logs.every(connection, wanted):
-                plain = one.plain()
                 if format == "json":
-                    sys.stdout.write(orjson.dumps({name: plain[name] for name in COLUMNS}).decode() + "\n")
+                    show(format, COLUMNS, [_exported(one)])
                 else:
-                    write([_cell(plain[name]) for name in COLUMNS])
+                    write(map(_cell, _exported(one).values()))
 
-    _with_connection(read)
+    looked_up(read)
+
+
+def _exported(one: Logged) -> dict[str, Any]:
+    plain = one.plain()
+    return {name: plain[name] for name in COLUMNS}
+
+
+def _short(one: Logged) -> tuple[Any, ...]:
+    log = one.log
+    status = log.status if log.error is None else f"{log.status}: {log.error}"
+    return one.at, log.actor, log.action, f"{log.resource}/{log.resource_id}", status
 
 
 def _cell(value: Any) -> str:
@@ -122,19 +127,4 @@ def _time(option: str, text: str | None) -> datetime | None:
     try:
         return parse_time(text)
     except ValueError as error:
-        fail(f"{option}: {error}", 2)
-
-
-def _with_connection(read: Any) -> Any:
-    from stablerail.connections import connector
-
-    settings = needed_settings("database_url", logs=False)
-
-    async def action() -> Any:
-        connection = await connector(settings)()
-        try:
-            return await read(connection)
-        finally:
-            await connection.close()
-
-    return run(action)
+        fail(f"{option}: {error}", EXIT_USAGE)

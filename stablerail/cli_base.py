@@ -1,4 +1,18 @@
-"""What every command of the CLI uses: the two consoles, how it fails, its settings, how it runs."""
+"""What every command of the CLI uses: the two consoles, how it shows and how it fails, its settings, who acts, how it runs.
+
+| exit code | means |
+| --- | --- |
+| 0 | done; of what looks for something: nothing was found |
+| 1 | something was found, or what was asked for is refused or is not there |
+| 2 | the command line is wrong: nothing was asked |
+| 69 | what it needs does not answer: nothing is known |
+| 78 | a setting is wrong or missing |
+| 130, 141 | Ctrl-C; whoever read its output went away |
+
+Programs that stay (`worker`, `api`, `bridge`) end with 0, 78, or 70 where they must be started anew.
+
+Stdout has what was asked for, stderr everything else.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +20,105 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
+import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from ledger.rows import Connection
 from stablerail.config import EXIT_CONFIG, ConfigError, Settings, load_settings
 
-# piped into a file or another program nothing is wrapped
-out = Console(width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
-
-"""EX_CONFIG."""
+EXIT_FOUND: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 69
+"""EX_UNAVAILABLE."""
+EXIT_PIPE: Final = 141
+"""As of a program that SIGPIPE ended."""
 JOURNAL_WAIT_S: Final = 10.0
 """What is committed is safe already: a person need not wait for a broker that is away."""
 
+T = TypeVar("T")
+Actor = Annotated[
+    str | None, typer.Option(help="who acts, for the audit; else STABLERAIL_ACTOR, else os: and your login here")
+]
+Person = Annotated[
+    str | None, typer.Option("--actor", help="who you are; else STABLERAIL_ACTOR; it takes two, so nobody is guessed")
+]
+Kind = Literal["table", "json"]
+Format = Annotated[Kind, typer.Option("--format", help="json: an object, of a list one in each line")]
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Shows data as they are: brackets are no markup, `:id:` is no picture, no line is broken."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        # in a file, or for another program, a row is a line
+        width = None if (sys.stderr if stderr else sys.stdout).isatty() else 10_000
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise  # it is called while one is handled; stablerail.cli ends the program
+
+
+out = _Console()
+err = _Console(stderr=True)
+
+
+def fail(message: str, code: int = EXIT_FOUND) -> NoReturn:
+    err.print(message, style="red")
     raise typer.Exit(code)
 
 
+# -- what is shown ------------------------------------------------------------------------------------------------------
+
+
+def show_json(found: Any) -> None:
+    """One object, for programs and for people who look at it."""
+    option = orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z
+    sys.stdout.write(orjson.dumps(found, option=option).decode() + "\n")
+
+
+def show(format: Kind, columns: Sequence[str], found: Iterable[Mapping[str, Any]], *, bad: Sequence[str] = ()) -> None:
+    """A list: every value of each as a line of JSON, or the columns as a table, the cells of `bad` in red."""
+    if format == "json":
+        for one in found:
+            sys.stdout.write(orjson.dumps(one, option=orjson.OPT_UTC_Z).decode() + "\n")
+        sys.stdout.flush()  # what is said of it comes after it
+    else:
+        show_table(columns, ([one[name] for name in columns] for one in found), bad=bad)
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, bad: Sequence[str] = ()) -> None:
+    table = Table(show_header=any(columns), header_style="bold", pad_edge=False, box=None)
+    for name in columns:
+        table.add_column(name.replace("_", " "), overflow="fold")  # a hash is whole, however narrow the terminal
+    for row in rows:
+        table.add_row(*(Text(cell, "red" if cell in bad else "") for cell in map(_cell, row)))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+# -- settings and actors ------------------------------------------------------------------------------------------------
+
+
 def needed_settings(*needed: str, logs: bool = True) -> Settings:
-    """The settings, or the end of the program with each wrong or missing one's name and what is expected."""
+    """The settings, or the end of the program with each wrong or missing one's name and what is expected. `logs`: of a program that
+    stays; others say themselves what they meet."""
     from stablerail.telemetry import configure_logging
 
     try:
@@ -37,8 +126,7 @@ def needed_settings(*needed: str, logs: bool = True) -> Settings:
         settings.require(*needed)
     except ConfigError as error:
         fail(str(error), EXIT_CONFIG)
-    if logs:
-        configure_logging(settings.log_format, settings.log_level)
+    configure_logging(settings.log_format, settings.log_level if logs else "error")
     return settings
 
 
@@ -48,7 +136,7 @@ def dsn_of(given: str) -> str:
     if name == given:
         return given
     if not (found := os.environ.get(name)):
-        fail(f"the variable {name} is not set", 2)
+        fail(f"the variable {name} is not set", EXIT_USAGE)
     return found
 
 
@@ -56,10 +144,68 @@ def actor_of(settings: Settings, given: str | None) -> str:
     """Who acts, for the audit: as they say, else the login they have on this machine."""
     import getpass
 
+    if said := _said(settings, given):
+        return said
     try:
-        return given or settings.actor or f"os:{getpass.getuser()}"
+        return f"os:{getpass.getuser()}"
     except (KeyError, OSError):  # a container's user without a name
         return f"os:{os.getuid()}"
+
+
+def person_of(settings: Settings, given: str | None) -> str:
+    """Who acts where a second person is needed: two may have one login, so it must be said."""
+    return _said(settings, given) or fail("say who you are: --actor NAME, or STABLERAIL_ACTOR", EXIT_USAGE)
+
+
+def _said(settings: Settings, given: str | None) -> str:
+    return (given or "").strip() or (settings.actor or "").strip()
+
+
+# -- how a command runs -------------------------------------------------------------------------------------------------
+
+
+def looked_up(reading: Callable[[Connection], Awaitable[Any]], settings: Settings | None = None) -> Any:
+    """What it reads on a connection of its own."""
+    used = settings or needed_settings("database_url", logs=False)
+    return run(lambda: _connected(used, reading))
+
+
+def changed(
+    action: Callable[[Connection, str, datetime], Awaitable[T]],
+    actor: str | None,
+    *,
+    who: Callable[[Settings, str | None], str] = actor_of,
+) -> T:
+    """What it did, once the journal has it. It is given who acts, and the time; a deadlock's victim, or whoever came second, does it
+    again."""
+    from ledger.commit import OVERTAKEN
+
+    settings = needed_settings("database_url", logs=False)
+    name = who(settings, actor)
+
+    async def act(connection: Connection) -> T:
+        for _ in range(2):
+            with suppress(*OVERTAKEN):
+                return await action(connection, name, datetime.now(UTC))
+        return await action(connection, name, datetime.now(UTC))
+
+    async def committed() -> T:
+        done: T = await _connected(settings, act)
+        await journaled(settings)
+        return done
+
+    found: T = run(committed)
+    return found
+
+
+async def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) -> Any:
+    from stablerail.connections import connector
+
+    connection = await connector(settings)()
+    try:
+        return await act(connection)
+    finally:
+        await connection.close()
 
 
 async def journaled(settings: Settings) -> None:
@@ -71,18 +217,26 @@ async def journaled(settings: Settings) -> None:
 
     emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
     relay = relay_of(settings, emitter.journal)
-    client = logging.getLogger("aiokafka")
-    level = client.level
-    client.setLevel(logging.CRITICAL)  # the line below says it
     try:
         async with asyncio.timeout(JOURNAL_WAIT_S):
             await emitter.start()
             await relay.journal()
     except (KafkaError, OSError):  # TimeoutError is an OSError
-        err.print("committed; Kafka is not reachable, the next worker will journal it", highlight=False, soft_wrap=True)
+        err.print("Kafka is not reachable: the next worker journals what was committed")
     finally:
         await relay.close()
         await emitter.stop()
+
+
+@contextmanager
+def _driver_silent() -> Iterator[None]:
+    """What Kafka's driver logs is said once, as the command's own line."""
+    client = logging.getLogger("aiokafka")
+    level = client.level
+    client.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
         client.setLevel(level)
 
 
@@ -92,16 +246,31 @@ def run(action: Callable[[], Awaitable[Any]]) -> Any:
     from aiokafka.errors import KafkaError
 
     from chain.errors import ChainError
-    from ledger.errors import LedgerError
+    from ledger.errors import BadAccountName, BadCursor, BadLegs, BadPeriod, LedgerError, LegacyAway, ReasonMissing
 
     async def main() -> Any:
         return await action()
 
     try:
-        return asyncio.run(main())
+        with _driver_silent():
+            return asyncio.run(main())
     except LedgerError as error:
-        fail(f"{error.code}: {error}")
+        mistyped = isinstance(error, BadAccountName | BadCursor | BadLegs | BadPeriod | ReasonMissing)
+        away = EXIT_UNAVAILABLE if isinstance(error, LegacyAway) else EXIT_FOUND
+        fail(f"{error.code}: {error}", EXIT_USAGE if mistyped else away)
     except ConfigError as error:
         fail(str(error), EXIT_CONFIG)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError, ChainError) as error:
-        fail(f"{type(error).__name__}: {error}")
+    except ChainError as error:
+        fail(str(error), EXIT_UNAVAILABLE)
+    except BrokenPipeError:  # of stdout: a driver says another thing of its own connections
+        raise
+    except asyncpg.UndefinedTableError as error:
+        fail(f"{told(error)}; `stablerail migrate` makes the schema", EXIT_UNAVAILABLE)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError) as error:
+        fail(told(error), EXIT_UNAVAILABLE)
+
+
+def told(error: Exception) -> str:
+    """Its name and its text; a TimeoutError has none, a driver's may begin with the name."""
+    name, text = type(error).__name__, str(error)
+    return text if name in text else f"{name}: {text}".removesuffix(": ")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from chain.errors import BadAddress
 from ledger.corrections import Correction
 from ledger.rows import Connection
 from stablerail import denied, shortfalls
-from stablerail.cli_base import fail, out
-from stablerail.cli_corrections import Actor, Id, Reason, changed, id_of, looked_up, shown
+from stablerail.cli_base import EXIT_USAGE, Actor, Format, changed, fail, looked_up, out, person_of, show
+from stablerail.cli_corrections import Id, Reason, id_of, shown
 from stablerail.shortfalls import NothingOwed
 from topics.events import Chain
 from topics.money import format_amount
@@ -24,48 +25,43 @@ shortfall_app = typer.Typer(
 )
 
 ChainName = Annotated[Chain, typer.Argument(help="the chain", case_sensitive=False)]
+Address = Annotated[str, typer.Argument(help="an address of that chain")]
 Deposit = Annotated[str, typer.Argument(metavar="DEPOSIT", help="the deposit's id")]
 
 
 @deny_app.command("add")
-def deny(chain: ChainName, address: str, reason: Reason, actor: Actor = None) -> None:
+def deny(chain: ChainName, address: Address, reason: Reason, actor: Actor = None) -> None:
     """Deny an address from now on."""
     done = changed(lambda connection, who, at: _change(denied.add(connection, chain, address, reason, who, at)), actor)
-    out.print(f"{address} on {chain} is denied" + ("" if done else " already"), highlight=False)
+    out.print(f"{address} on {chain} is denied" + ("" if done else " already"))
 
 
 @deny_app.command("remove")
-def allow(chain: ChainName, address: str, reason: Reason, actor: Actor = None) -> None:
+def allow(chain: ChainName, address: Address, reason: Reason, actor: Actor = None) -> None:
     """Deny an address no more."""
     done = changed(
         lambda connection, who, at: _change(denied.remove(connection, chain, address, reason, who, at)), actor
     )
     if not done:
         fail(f"{address} on {chain} is not denied")
-    out.print(f"{address} on {chain} is denied no more", highlight=False)
+    out.print(f"{address} on {chain} is denied no more")
 
 
 @deny_app.command("list")
 def denied_list(
     chain: Annotated[Chain | None, typer.Option(help="only this chain", case_sensitive=False)] = None,
+    format: Format = "table",
 ) -> None:
     """Every denied address."""
-    table = Table("chain", "address", "by", "since", "reason", header_style="bold", pad_edge=False, box=None)
-    for one in looked_up(lambda connection: denied.listed(connection, chain)):
-        table.add_row(one.chain, one.address, one.denied_by, f"{one.denied_at:%Y-%m-%d %H:%M}", one.reason)
-    out.print(table, markup=False)
+    found = looked_up(lambda connection: denied.listed(connection, chain))
+    show(format, ("chain", "address", "denied_by", "denied_at", "reason"), map(asdict, found))
 
 
 @shortfall_app.command("list")
-def shortfall_list() -> None:
+def shortfall_list(format: Format = "table") -> None:
     """What is owed, oldest first."""
-    table = Table(
-        "deposit", "customer", "owed", "since", "chain", "transaction", header_style="bold", pad_edge=False, box=None
-    )
-    for one in looked_up(shortfalls.listed):
-        since, owed = f"{one.since:%Y-%m-%d %H:%M}", format_amount(one.owed)
-        table.add_row(one.deposit_id, one.user_id or "", owed, since, one.chain or "", one.tx_hash or "")
-    out.print(table, markup=False)
+    found = [{**asdict(one), "owed": format_amount(one.owed)} for one in looked_up(shortfalls.listed)]
+    show(format, ("deposit_id", "user_id", "owed", "since", "chain", "tx_hash"), found)
 
 
 @shortfall_app.command("settle")
@@ -78,8 +74,8 @@ def settle(
     id: Id = None,
     actor: Actor = None,
 ) -> None:
-    """Take what is owed from the customer's balance, as far as it goes; or ask to write it off."""
-    key = deposit.strip().lower().replace("-", "")
+    """Take what is owed from the customer's balance, as far as it goes; or ask to write it off, and then say who you are."""
+    key = id_of(deposit)
     if write_off:
         correction_id = id_of(id)
 
@@ -89,7 +85,7 @@ def settle(
             except NothingOwed as error:
                 fail(f"nothing_owed: {error}")
 
-        shown(changed(ask, actor))
+        shown(changed(ask, actor, who=person_of))
         return
 
     async def take(connection: Connection, who: str, at: datetime) -> tuple[int, int]:
@@ -99,11 +95,11 @@ def settle(
             fail(f"nothing_owed: {error}")
 
     taken, owed = changed(take, actor)
-    out.print(f"took {format_amount(taken)}; {format_amount(owed)} is still owed", highlight=False)
+    out.print(f"took {format_amount(taken)}; {format_amount(owed)} is still owed")
 
 
 async def _change(changing: Awaitable[bool]) -> bool:
     try:
         return await changing
-    except ValueError as error:
-        fail(str(error), 2)
+    except (BadAddress, ValueError) as error:
+        fail(str(error), EXIT_USAGE)

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import base64
-import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from uuid import UUID
 
-import orjson
 import typer
-from rich.table import Table
 
 from agents.recovery import redrive_dead_letters as letters
-from agents.recovery.errors import LetterRefused
+from agents.recovery.errors import BadReason, LetterRefused
 from agents.recovery.letters import Letter, State, headers_of, plain, shown
 from agents.recovery.redrive_dead_letters import AT_ONCE, Filter
 from ledger.rows import Connection
-from stablerail.answers import format_time, parse_time
-from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
-from stablerail.cli_corrections import Actor
+from stablerail.answers import parse_time
+from stablerail.cli_base import (
+    EXIT_FOUND,
+    EXIT_USAGE,
+    Actor,
+    Format,
+    changed,
+    err,
+    fail,
+    looked_up,
+    out,
+    show,
+    show_table,
+)
 from topics.codes import Whose
 
 dlq_app = typer.Typer(no_args_is_help=True, help="Dead letters: events that were refused, and what is done about them.")
 
 LIMIT: Final = 1_000
-Format = Annotated[Literal["table", "json"], typer.Option(help="json: a line for each, contents included")]
+COLUMNS: Final = ("id", "topic", "code", "class", "state", "last_at", "attempts")
+LetterId = Annotated[str, typer.Argument(metavar="ID", help="as `dlq list` shows it")]
 Topic = Annotated[str | None, typer.Option(help="only of this topic, with or without .dlq")]
 CodeName = Annotated[str | None, typer.Option("--code", help="only with this code")]
 Class = Annotated[Whose | None, typer.Option("--class", help="only what is the affair of these")]
@@ -49,42 +58,31 @@ def dlq_list(
     try:
         place = None if after is None else letters.place(after)
     except ValueError:
-        fail(f"--after {after}: not what a page ended with", 2)
-    found = _with(lambda connection: letters.page(connection, wanted, limit + 1, place))
-    shown_now = found[:limit]
-    if format == "json":
-        for letter in shown_now:
-            sys.stdout.write(orjson.dumps(as_json(letter)).decode() + "\n")
-        sys.stdout.flush()
-    else:
-        _show(shown_now)
-    if len(found) > limit:  # beside the lines of json
-        err.print(f"more: --after {letters.place_of(shown_now[-1])}", highlight=False, soft_wrap=True)
+        fail(f"--after {after}: not what a page ended with", EXIT_USAGE)
+    found: list[Letter] = looked_up(lambda connection: letters.page(connection, wanted, limit + 1, place))
+    show(format, COLUMNS, map(as_json if format == "json" else plain, found[:limit]))
+    if len(found) > limit:
+        err.print(f"more: --after {letters.place_of(found[limit - 1])}")
 
 
 @dlq_app.command("show")
-def dlq_show(letter: Annotated[str, typer.Argument(metavar="ID")], format: Format = "table") -> None:
+def dlq_show(letter: LetterId, format: Format = "table") -> None:
     """One with its contents: text as text, else hex."""
     key = _id(letter)
-    found: Letter = _with(lambda connection: letters.find(connection, key))
+    found: Letter = _refusable(lambda: looked_up(lambda connection: letters.find(connection, key)))
     if format == "json":
-        sys.stdout.write(orjson.dumps(as_json(found)).decode() + "\n")
+        show(format, COLUMNS, [as_json(found)])  # a line, which `replay --file` reads
         return
-    table = Table.grid(padding=(0, 2))
-    for name, value in plain(found).items():
-        if value is not None:
-            table.add_row(name, format_time(value) if isinstance(value, datetime) else str(value))
+    rows = [(name, value) for name, value in plain(found).items() if value is not None]
     if found.key is not None:
-        table.add_row("key", shown(found.key))
-    for name, text in headers_of(found):
-        table.add_row(f"header {name}", text or "")
-    table.add_row("value", "none" if found.value is None else shown(found.value))
-    out.print(table, markup=False, highlight=False)
+        rows.append(("key", shown(found.key)))
+    rows += [(f"header {name}", text) for name, text in headers_of(found)]
+    show_table(("", ""), [*rows, ("value", "none" if found.value is None else shown(found.value))])
 
 
 @dlq_app.command("redrive")
 def dlq_redrive(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="as `dlq list` shows them")] = None,
     eligible: Annotated[bool, typer.Option("--eligible", help="every open one that it can help")] = False,
     topic: Topic = None,
     code: CodeName = None,
@@ -94,61 +92,56 @@ def dlq_redrive(
 ) -> None:
     """Send events to their topics again as they came, with their ids. What is settled already is not settled twice."""
     if bool(ids) == eligible:
-        fail("name the letters, or say --eligible", 2)
+        fail("name the letters, or say --eligible", EXIT_USAGE)
     if (topic or code or yes) and not eligible:
-        fail("--topic, --code and --yes belong to --eligible", 2)
-    settings = needed_settings("database_url", logs=False)
-    who = actor_of(settings, actor)
+        fail("--topic, --code and --yes belong to --eligible", EXIT_USAGE)
     keys = [_id(text) for text in ids or ()]
 
-    async def act(connection: Connection) -> tuple[list[Letter], list[LetterRefused]]:
-        sent: list[Letter] = []
-        refused: list[LetterRefused] = []
-        while True:
-            now = datetime.now(UTC)
-            if eligible:
-                found = await letters.eligible(connection, Filter(topic, code, states=(State.OPEN,)), AT_ONCE)
-                if not yes:
-                    return found, []
-                some = [one.id for one in found]
-            else:
-                some, keys[:] = keys[:AT_ONCE], keys[AT_ONCE:]
-            done = await letters.redrive(connection, some, who, now, force=force)
-            sent += done.sent
-            refused += done.refused
-            if not eligible:
-                keys.extend(done.left)
-            if not done.sent if eligible else not keys:
-                await journaled(settings)
-                return sent, refused
+    sent: list[Letter] = []
+    refused: list[LetterRefused] = []
 
-    sent, refused = _with(act)
-    _show(sent)
+    def that_can(connection: Connection) -> Awaitable[list[Letter]]:
+        return letters.eligible(connection, Filter(topic, code, states=(State.OPEN,)), AT_ONCE)
+
+    async def act(connection: Connection, who: str, _: datetime) -> None:
+        while True:
+            some = [one.id for one in await that_can(connection)] if eligible else keys[:AT_ONCE]
+            done = await letters.redrive(connection, some, who, datetime.now(UTC), force=force)
+            sent.extend(done.sent)
+            refused.extend(done.refused)
+            if not eligible:
+                keys[:] = [*keys[AT_ONCE:], *done.left]
+            if not done.sent if eligible else not keys:
+                return
+
     if eligible and not yes:
-        out.print(f"{len(sent)} would be redriven; say --yes" if sent else "nothing to redrive", highlight=False)
+        found: list[Letter] = looked_up(that_can)
+        show("table", COLUMNS, map(plain, found))
+        out.print(f"{len(found)} would be redriven; say --yes" if found else "nothing to redrive")
         return
-    out.print(f"{len(sent)} redriven; they leave within half a minute", highlight=False)
+    changed(act, actor)
+    show("table", COLUMNS, map(plain, sent))
+    out.print(f"{len(sent)} redriven; they leave within half a minute")
     for error in refused:
-        out.print(f"{error.code}: {error}", markup=False, highlight=False, style="red")
-    raise typer.Exit(1 if refused else 0)
+        err.print(f"{error.code}: {error}", style="red")
+    raise typer.Exit(EXIT_FOUND if refused else 0)
 
 
 @dlq_app.command("discard")
 def dlq_discard(
-    letter: Annotated[str, typer.Argument(metavar="ID")],
+    letter: LetterId,
     reason: Annotated[str, typer.Option(help="why, for the audit")],
     actor: Actor = None,
 ) -> None:
     """End a letter for good; the audit keeps its bytes and the reason."""
-    settings = needed_settings("database_url", logs=False)
     key = _id(letter)
 
-    async def act(connection: Connection) -> Letter:
-        done, _ = await letters.discard(connection, key, reason, actor_of(settings, actor), datetime.now(UTC))
-        await journaled(settings)
+    async def act(connection: Connection, who: str, at: datetime) -> Letter:
+        done, _ = await letters.discard(connection, key, reason, who, at)
         return done
 
-    out.print(f"{_with(act).id} is discarded", highlight=False)
+    done: Letter = _refusable(lambda: changed(act, actor))
+    out.print(f"{done.id} is discarded")
 
 
 def as_json(letter: Letter) -> dict[str, Any]:
@@ -160,43 +153,22 @@ def as_json(letter: Letter) -> dict[str, Any]:
     return {**plain(letter), **contents, "headers": letter.headers}
 
 
-def _show(found: list[Letter]) -> None:
-    table = Table(
-        "id", "topic", "code", "class", "state", "refused", "attempts", header_style="bold", pad_edge=False, box=None
-    )
-    for one in found:
-        row = plain(one)
-        table.add_row(one.id, one.topic, one.code, row["class"], one.state, format_time(one.last_at), str(one.attempts))
-    out.print(table, markup=False, highlight=False)
-
-
-def _with(action: Callable[[Connection], Awaitable[Any]]) -> Any:
-    from stablerail.connections import connector
-
-    settings = needed_settings("database_url", logs=False)
-
-    async def work() -> Any:
-        connection = await connector(settings)()
-        try:
-            return await action(connection)
-        finally:
-            await connection.close()
-
+def _refusable(act: Callable[[], Letter]) -> Letter:
     try:
-        return run(work)
+        return act()
     except LetterRefused as error:
-        fail(f"{error.code}: {error}")
+        fail(f"{error.code}: {error}", EXIT_USAGE if isinstance(error, BadReason) else EXIT_FOUND)
 
 
 def _id(text: str) -> str:
     try:
         return UUID(text).hex
     except ValueError:
-        fail(f"{text}: an id is 32 hex digits; `stablerail dlq list` shows them", 2)
+        fail(f"{text}: an id is 32 hex digits; `stablerail dlq list` shows them", EXIT_USAGE)
 
 
 def _time(text: str | None) -> datetime | None:
     try:
         return None if text is None else parse_time(text)
     except ValueError as error:
-        fail(f"--since {text}: {error}", 2)
+        fail(f"--since {text}: {error}", EXIT_USAGE)

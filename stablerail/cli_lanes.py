@@ -4,15 +4,12 @@ that they are given; each change is a log.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-import orjson
 import typer
-from rich.table import Table
 
 from agents.withdrawals import foreign, lanes
 from agents.withdrawals.errors import RequestRefused
@@ -21,8 +18,20 @@ from chain.errors import KeystoreError, SignerError
 from ledger.commit import Sealed
 from ledger.rows import Connection
 from ledger.sql import load
-from stablerail.cli_base import fail, needed_settings, out
-from stablerail.cli_corrections import Actor, changed, looked_up
+from stablerail.cli_base import (
+    EXIT_FOUND,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    Actor,
+    Format,
+    changed,
+    fail,
+    looked_up,
+    needed_settings,
+    out,
+    show,
+    show_table,
+)
 from topics.events import Chain
 from topics.money import format_amount
 
@@ -31,20 +40,19 @@ _top_ups = load("agents.withdrawals", "top_ups.sql")
 lanes_app = typer.Typer(no_args_is_help=True, help="Keys that sign withdrawals: a lane for each signer on a chain.")
 
 Name = Annotated[str, typer.Argument(metavar="LANE", help="as `lanes list` shows it: MATIC:0x…")]
+NONCE_MAX: Final = 2**63 - 1
 
 
 @lanes_app.command("list")
-def lanes_list() -> None:
+def lanes_list(format: Format = "table") -> None:
     """Every lane, its nonces, and why it is paused."""
-    table = Table("lane", "next nonce", "chain's", "state", "reason", header_style="bold", pad_edge=False, box=None)
-    for lane in looked_up(lanes.list_lanes):
-        table.add_row(lane.key, str(lane.next_nonce), str(lane.chain_nonce), lane.status, lane.reason)
-    out.print(table, markup=False)
+    found = [{"lane": lane.key, **lane._asdict()} for lane in looked_up(lanes.list_lanes)]
+    show(format, ("lane", "next_nonce", "chain_nonce", "status", "reason"), found)
 
 
 @lanes_app.command("add")
 def lanes_add(
-    chain: Chain,
+    chain: Annotated[Chain, typer.Argument(help="the chain", case_sensitive=False)],
     key: Annotated[str, typer.Option(help="where the key is: kms:KEY, secretsmanager:NAME or a keystore's path")],
     signer: Annotated[str | None, typer.Option(help="its address; another key is then refused")] = None,
     actor: Actor = None,
@@ -54,7 +62,7 @@ def lanes_add(
 
     settings = needed_settings("database_url", logs=False)
     if chain not in settings.withdrawal_chains:
-        fail(f"no_such_chain: {chain} is not in STABLERAIL_WITHDRAWAL_CHAINS", 2)
+        fail(f"no_such_chain: {chain} is not in STABLERAIL_WITHDRAWAL_CHAINS", EXIT_USAGE)
     try:
         address = load_lane_key(settings, key, signer).address
     except (KeystoreError, SignerError) as error:
@@ -117,13 +125,13 @@ def lanes_sync(
     apply_: Annotated[bool, typer.Option("--apply", help="store what is found; else nothing changes")] = False,
     actor: Actor = None,
 ) -> None:
-    """Compare a lane's nonces with what each endpoint of its chain counts."""
+    """Compare a lane's nonces with what each endpoint of its chain counts; exit code 1 when something differs and is not stored."""
     from stablerail.connections import rpcs
 
     settings = needed_settings("database_url", logs=False)
     key = _key(lane)
     if key[0] not in settings.rpc_urls:
-        fail(f"no_such_chain: {key[0]} has no endpoint in STABLERAIL_RPC_URLS", 2)
+        fail(f"no_such_chain: {key[0]} has no endpoint in STABLERAIL_RPC_URLS", EXIT_USAGE)
 
     async def look(connection: Connection) -> Comparison:
         async with AsyncExitStack() as stack:
@@ -142,12 +150,17 @@ def lanes_sync(
 
     found, applied = _refusable(lane, run)
     _shown(found, applied)
+    if all(one.failure for one in found.counts):
+        raise typer.Exit(EXIT_UNAVAILABLE)
+    raise typer.Exit(EXIT_FOUND if found.findings and not applied else 0)
 
 
 @lanes_app.command("release")
 def lanes_release(
     lane: Name,
-    nonce: Annotated[int, typer.Argument(min=0, help="that somebody else used; `tx show` and `lanes top-ups` have it")],
+    nonce: Annotated[
+        int, typer.Argument(min=0, max=NONCE_MAX, help="that somebody else used; `tx show` and `lanes top-ups` have it")
+    ],
     reason: Annotated[str, typer.Option(help="who used it, for the audit")],
     actor: Actor = None,
 ) -> None:
@@ -158,7 +171,7 @@ def lanes_release(
     settings = needed_settings("database_url", logs=False)
     key = _key(lane)
     if key[0] not in settings.rpc_urls:
-        fail(f"no_such_chain: {key[0]} has no endpoint in STABLERAIL_RPC_URLS", 2)
+        fail(f"no_such_chain: {key[0]} has no endpoint in STABLERAIL_RPC_URLS", EXIT_USAGE)
 
     async def change(connection: Connection, who: str, at: datetime) -> foreign.Released:
         chain = Chain(key[0])
@@ -170,39 +183,31 @@ def lanes_release(
     try:
         done = changed(change, actor)
     except LookupError:
-        fail(f"unknown_nonce: nothing was signed with nonce {nonce} of {lane}", 2)
+        fail(f"unknown_nonce: nothing was signed with nonce {nonce} of {lane}")
     except ValueError as error:
-        fail(f"bad_reason: {error}", 2)
+        fail(f"bad_reason: {error}", EXIT_USAGE)
     except RequestRefused as error:
         fail(f"{error.code}: {error}; nothing was changed")
     ended = (
         "has failed, its hold is given back" if done.about == "withdrawal" else "has failed, nothing of it was booked"
     )
-    out.print(f"{done.about} {done.id} {ended}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{done.about} {done.id} {ended}")
 
 
 @lanes_app.command("top-ups")
 def lanes_top_ups(
     chain: Annotated[Chain | None, typer.Option(help="only these")] = None,
     state: Annotated[Literal["open", "done", "failed"] | None, typer.Option(help="only these")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
-    format: Annotated[Literal["text", "json"], typer.Option(help="json: for programs")] = "text",
+    limit: Annotated[int, typer.Option(help="most of them", min=1, max=10_000)] = 50,
+    format: Format = "table",
 ) -> None:
     """Coins for gas that lanes were given, the newest first."""
     rows = looked_up(lambda connection: top_ups_of(connection, chain, state, limit))
-    if format == "json":
-        sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
-        return
-    heads = ("account", "nonce", "to", "coins", "state", "signed", "ended", "block", "attempts", "is", "transaction")
-    table = Table(*heads, header_style="bold", pad_edge=False, box=None)
-    for row in rows:
-        is_ = row["error"] if row["status"] == "replaced" else row["status"]
-        table.add_row(
-            f"{row['chain']}:{row['signer']}", str(row["nonce"]), row["lane"], row["amount"], row["state"],
-            _time(row["signed_at"]), _time(row["ended_at"]), str(row["block_number"] or ""), str(row["attempts"] or ""), is_ or "",
-            row["tx_hash"] or "",
-        )  # fmt: skip
-    out.print(table, markup=False)
+    columns = (
+        "account", "nonce", "lane", "amount", "state", "signed_at", "ended_at", "block_number", "attempts", "status", "error",
+        "tx_hash",
+    )  # fmt: skip
+    show(format, columns, ({"account": f"{row['chain']}:{row['signer']}", **row} for row in rows))
 
 
 async def top_ups_of(connection: Connection, chain: str | None, state: str | None, limit: int) -> list[dict[str, Any]]:
@@ -211,17 +216,10 @@ async def top_ups_of(connection: Connection, chain: str | None, state: str | Non
     return [{**row, "amount": format_amount(int(row["amount"]))} for row in rows]
 
 
-def _time(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
-
-
 def _shown(found: Comparison, applied: bool) -> None:
     lane, after = found.lane, found.after
-    table = Table("who", "in blocks", "with its pool", header_style="bold", pad_edge=False, box=None)
-    for one in found.counts:
-        table.add_row(one.endpoint, *((one.failure, "") if one.failure else (str(one.latest), str(one.pending))))
-    table.add_row("our row", str(lane.chain_nonce), str(lane.next_nonce))
-    out.print(table, markup=False)
+    rows = [(one.endpoint, *((one.failure, "") if one.failure else (one.latest, one.pending))) for one in found.counts]
+    show_table(("who", "in blocks", "with its pool"), [*rows, ("our row", lane.chain_nonce, lane.next_nonce)])
     flying = f"{len(found.open_nonces)} in flight" + (f", {found.open_nonces[0]} on" if found.open_nonces else "")
     lines = [f"{lane.key} is {lane.status}{f' ({lane.reason})' if lane.reason else ''}; {flying}"]
     lines += found.findings or ["nothing differs"]
@@ -229,21 +227,21 @@ def _shown(found: Comparison, applied: bool) -> None:
         verb = "set" if applied else "--apply would set"
         lines.append(f"{verb}: chain's count {after.chain_nonce}, {after.status} {after.reason}".rstrip())
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line)
 
 
 def _act(lane: str, state: str, act: Callable[[Connection, str, datetime], Awaitable[Any]], actor: str | None) -> None:
     _refusable(lane, lambda: changed(act, actor))
-    out.print(f"{lane} is {state}", markup=False, highlight=False)
+    out.print(f"{lane} is {state}")
 
 
 def _refusable(lane: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
     except LookupError:
-        fail(f"unknown_lane: {lane}; `stablerail lanes list` shows them", 2)
+        fail(f"unknown_lane: {lane}; `stablerail lanes list` shows them")
     except ValueError as error:
-        fail(f"bad_reason: {error}", 2)
+        fail(f"bad_reason: {error}", EXIT_USAGE)
     except RequestRefused as error:
         fail(f"{error.code}: {error}")
 

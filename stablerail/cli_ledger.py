@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +13,6 @@ from uuid import UUID
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from ledger import reading
 from ledger.reading import AccountName, Reader, transactions_of
@@ -31,7 +30,7 @@ from stablerail.answers import (
     statement_csv,
     statement_json,
 )
-from stablerail.cli_base import err, fail, needed_settings, out, run
+from stablerail.cli_base import EXIT_FOUND, EXIT_USAGE, err, fail, looked_up, out
 from topics.money import format_amount
 
 ledger_app = typer.Typer(no_args_is_help=True, help="What the ledger holds and held, and its correction by people.")
@@ -75,9 +74,9 @@ def balance(
 ) -> None:
     """An account's balance, now, at a time or at a transaction; or a customer's balances by account type."""
     if (account is None) == (user is None):
-        fail("give an account or --user", 2)
+        fail("give an account or --user", EXIT_USAGE)
     if (at is not None) + (transaction is not None) + (user is not None) > 1:
-        fail("--at, --transaction and --user exclude each other", 2)
+        fail("--at, --transaction and --user exclude each other", EXIT_USAGE)
 
     async def of_account(connection: Reader) -> None:
         name = AccountName.parse(account or "")
@@ -107,7 +106,7 @@ def balance(
         ]
         _show(("asset", "what", "balance"), rows, answer, format)
 
-    _read(of_account if user is None else of_user)
+    looked_up(of_account if user is None else of_user)
 
 
 @ledger_app.command()
@@ -132,7 +131,7 @@ def statement(
         async for text in (statement_csv if format is Format.CSV else statement_json)(found, read):
             sys.stdout.write(text)
 
-    _read(action)
+    looked_up(action)
 
 
 @ledger_app.command("trial-balance")
@@ -149,8 +148,8 @@ def trial_balance(at: AtOption = None, format: FormatOption = Format.TABLE) -> N
             err.print(f"{asset}: debits − credits is {difference}, not zero; see stablerail verify", style="red")
         return not wrong
 
-    if not _read(action):
-        raise typer.Exit(1)
+    if not looked_up(action):
+        raise typer.Exit(EXIT_FOUND)
 
 
 @ledger_app.command()
@@ -169,32 +168,20 @@ def entries(
             fail(f"unknown_reference: no transaction has the reference {reference}")
         _show_transactions(of_transactions(found, None), format)
 
-    _read(action)
+    looked_up(action)
 
 
 @ledger_app.command()
-def transaction(transaction_id: UUID, format: FormatOption = Format.TABLE) -> None:
+def transaction(
+    transaction_id: Annotated[UUID, typer.Argument(metavar="ID", help="as entries and statements show it")],
+    format: FormatOption = Format.TABLE,
+) -> None:
     """A transaction with its lines, in their order."""
 
     async def action(connection: Reader) -> None:
         _show_transactions(of_transactions([await reading.transaction(connection, transaction_id)], None), format)
 
-    _read(action)
-
-
-def _read(action: Callable[[Reader], Awaitable[Any]]) -> Any:
-    from stablerail.connections import connector
-
-    settings = needed_settings("database_url", logs=False)
-
-    async def connected() -> Any:
-        connection = await connector(settings)()
-        try:
-            return await action(connection)
-        finally:
-            await connection.close()
-
-    return run(connected)
+    looked_up(action)
 
 
 def _show(heads: Sequence[str], rows: Iterable[Sequence[Any]], answer: Any, format: Format) -> None:
@@ -208,7 +195,7 @@ def _show(heads: Sequence[str], rows: Iterable[Sequence[Any]], answer: Any, form
         for head in heads:
             table.add_column(head, justify="right" if head in NUMBERS else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))  # a shard's brackets are no markup
+            table.add_row(*map(str, row))
         out.print(table)
 
 
@@ -239,7 +226,7 @@ async def _with_progress(statement: Statement, pages: AsyncIterator[list[Line]])
 
 async def _print_statement(statement: Statement, pages: AsyncIterator[list[Line]]) -> None:
     """A table per page, the columns of all in line."""
-    out.print(Text(f"{statement.account}\nopening balance  {format_amount(statement.opening)}"))
+    out.print(f"{statement.account}\nopening balance  {format_amount(statement.opening)}")
     first = True
     async for lines in pages:
         table = Table(header_style="bold", pad_edge=False, box=None, show_header=first)
@@ -249,7 +236,7 @@ async def _print_statement(statement: Statement, pages: AsyncIterator[list[Line]
             amount = format_amount(line.amount)
             sides = (amount, "") if line.direction == "d" else ("", amount)
             cells = (format_time(line.at), line.shard, line.transaction_id.hex, line.kind, line.reference, *sides)
-            table.add_row(*map(Text, cells), format_amount(line.balance))
+            table.add_row(*cells, format_amount(line.balance))
         out.print(table)
         first = False
-    out.print(Text(f"closing balance  {format_amount(statement.closing)}   {statement.lines} lines"))
+    out.print(f"closing balance  {format_amount(statement.closing)}   {statement.lines} lines")

@@ -6,13 +6,11 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ledger import limits
 from ledger.limits import Limit
 from ledger.rows import Connection
-from stablerail.cli_base import fail, needed_settings, out
-from stablerail.cli_corrections import Actor, changed, looked_up
+from stablerail.cli_base import EXIT_USAGE, Actor, Format, changed, fail, looked_up, needed_settings, out, show
 from topics.money import format_amount, parse_amount
 
 limits_app = typer.Typer(no_args_is_help=True, help="Limits that change while the system runs; amounts in USDC.")
@@ -21,15 +19,16 @@ Name = Annotated[str, typer.Argument(help="as `limits list` shows it: withdrawal
 
 
 @limits_app.command("list")
-def limits_list() -> None:
+def limits_list(format: Format = "table") -> None:
     """Every limit that holds, and who set it."""
     there: dict[str, Limit] = looked_up(limits.list_limits)
-    table = Table("name", "value", "default", "set by", "set at", header_style="bold", pad_edge=False, box=None)
+    found = []
     for name, default in _known().items():
-        found = there.get(name)
-        who = (found.updated_by, f"{found.updated_at:%Y-%m-%d %H:%M}") if found else ("", "")
-        table.add_row(name, format_amount(found.value if found else default), format_amount(default), *who)
-    out.print(table, markup=False)
+        held = {"name": name, "value": format_amount(default), "default": format_amount(default)}
+        if one := there.get(name):
+            held["value"] = format_amount(one.value)
+        found.append({**held, "set_by": one and one.updated_by, "set_at": one and one.updated_at})
+    show(format, ("name", "value", "default", "set_by", "set_at"), found)
 
 
 @limits_app.command("set")
@@ -40,7 +39,7 @@ def limits_set(
     try:
         value = parse_amount(amount)
     except ValueError as error:
-        fail(f"{amount}: {error}", 2)
+        fail(f"{amount}: {error}", EXIT_USAGE)
     _change(name, value, actor)
 
 
@@ -53,14 +52,14 @@ def limits_unset(name: Name, actor: Actor = None) -> None:
 def _change(name: str, value: int | None, actor: str | None) -> None:
     known = _known()
     if name not in known:
-        fail(f"unknown_limit: {name}; there are {', '.join(known)}", 2)
+        fail(f"unknown_limit: {name}; there are {', '.join(known)}", EXIT_USAGE)
 
     async def change(connection: Connection, who: str, at: datetime) -> bool:
         return await limits.set_limits(connection, {name: value}, at, actor=who) is not None
 
     did = changed(change, actor)
     holds = f"{format_amount(known[name] if value is None else value)} USDC"
-    out.print(f"{name} is {holds}{'' if did else ' already'}", markup=False, highlight=False)
+    out.print(f"{name} is {holds}{'' if did else ' already'}")
 
 
 def _known() -> dict[str, int]:

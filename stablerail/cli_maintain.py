@@ -6,10 +6,8 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from stablerail.cli_base import actor_of, needed_settings, out, run
-from stablerail.cli_corrections import Actor
+from stablerail.cli_base import Actor, actor_of, needed_settings, out, run, show_table
 from stablerail.cli_verify import shown_progress
 
 
@@ -52,8 +50,5 @@ def maintain(
                 await connection.close()
 
     found = run(work)
-    table = Table("rows", "table", header_style="bold", pad_edge=False, box=None)
-    for name, rows in found.items():
-        table.add_row(f"{rows:,}", name)
-    out.print(table, markup=False, highlight=False)
-    out.print("would be forgotten" if dry_run else "forgotten", highlight=False)
+    show_table(("rows", "table"), ((f"{rows:,}", name) for name, rows in found.items()))
+    out.print("would be forgotten" if dry_run else "forgotten")

@@ -11,19 +11,32 @@ from urllib.parse import urlsplit
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ledger.diff import ROWS_MAX, Difference
 from ledger.errors import DatabaseAhead
 from ledger.rebuild import Restored
 from ledger.rows import Connection
-from stablerail.cli_base import actor_of, dsn_of, err, fail, journaled, needed_settings, out, run
+from stablerail.cli_base import (
+    EXIT_FOUND,
+    EXIT_USAGE,
+    Actor,
+    actor_of,
+    dsn_of,
+    err,
+    fail,
+    journaled,
+    needed_settings,
+    out,
+    run,
+    show_table,
+)
 from stablerail.cli_verify import shown_progress
 
 
 def rebuild(
     publish: Annotated[bool, typer.Option(help="take to the journal what a backup has and the journal lacks")] = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="the deployment goes on with this database")] = False,
+    actor: Actor = None,
 ) -> None:
     """Bring the database to the end of the journal: an empty one (`stablerail migrate` made its tables), or an old backup.
 
@@ -42,7 +55,7 @@ def rebuild(
             await close(
                 connection,
                 datetime.now(UTC),
-                actor_of(settings, None),
+                actor_of(settings, actor),
                 first_seq=restored.first_seq,
                 records=restored.records,
             )
@@ -69,11 +82,9 @@ def rebuild(
         out.print(
             "the database is at the end of the journal and the deployment's own; nothing is signed or asked of a partner"
         )
-        out.print("before you have said: stablerail recovery open", highlight=False)
+        out.print("before you have said: stablerail recovery open")
     else:
-        out.print(
-            "the database is at the end of the journal: a copy; --take-over makes it the deployment's", highlight=False
-        )
+        out.print("the database is at the end of the journal: a copy; --take-over makes it the deployment's")
 
 
 def diff(
@@ -100,14 +111,14 @@ def diff(
                 found = await compared.diff(one, other, rows_max=rows, progress=progress)
                 outside = {name for each in (one, other) for name in await compared.tables_outside(each)}
         except ValueError:  # its text may hold the URL
-            fail("a database's URL is not one that PostgreSQL takes", 2)
+            fail("a database's URL is not one that PostgreSQL takes", EXIT_USAGE)
         return found, sorted(outside)
 
     with shown_progress() as progress:
         found, outside = run(action)
-    out.print(f"A {_place(dsns[0])}\nB {_place(dsns[1])}", markup=False, highlight=False)
+    out.print(f"A {_place(dsns[0])}\nB {_place(dsns[1])}")
     _show_differences(found, outside)
-    raise typer.Exit(0 if all(one.equal for one in found) else 1)
+    raise typer.Exit(0 if all(one.equal for one in found) else EXIT_FOUND)
 
 
 def _place(dsn: str) -> str:
@@ -140,9 +151,8 @@ def _shown() -> Iterator[Any]:
 
 
 def _show_restored(restored: Restored, took_s: float) -> None:
-    table = Table(show_header=False, pad_edge=False, box=None)
     at = f"{restored.at_last:%Y-%m-%d %H:%M:%S} UTC" if restored.at_last else "-"
-    for name, value in (
+    rows = (
         ("records in the journal", f"{restored.records:,}, the last {restored.seq_last}, of {at}"),
         ("applied", f"{restored.applied:,}, with {restored.rows:,} rows"),
         ("repeated, left out", f"{restored.repeats:,}"),
@@ -151,19 +161,17 @@ def _show_restored(restored: Restored, took_s: float) -> None:
         ("may not have been told, wait in the outbox", f"{restored.to_tell:,}"),
         ("new records begin with", f"{restored.first_seq}"),
         ("took", f"{took_s:.1f} s, {restored.rows / max(took_s, 0.001):,.0f} rows/s"),
-    ):
-        table.add_row(name, value)
-    out.print(table, markup=False)
+    )
+    show_table(("", ""), rows)
 
 
 def _show_differences(found: list[Difference], outside: list[str]) -> None:
-    columns = ("table", "rows in A", "rows in B", "only in A", "only in B", "changed", "")
-    table = Table(*columns, header_style="bold", pad_edge=False, box=None)
+    rows = []
     for one in found:
         counts = (one.rows_a, one.rows_b, one.only_a, one.only_b, one.changed)
-        table.add_row(one.table, *(f"{count:,}" for count in counts), "equal" if one.equal else "[red]differs[/]")
-    out.print(table)
+        rows.append((one.table, *(f"{count:,}" for count in counts), "equal" if one.equal else "differs"))
+    show_table(("table", "rows in A", "rows in B", "only in A", "only in B", "changed", ""), rows, bad=("differs",))
     for one in found:
         for row in one.shown:
-            out.print(f"{one.table}: {row}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"not compared: {', '.join(outside)}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{one.table}: {row}")
+    out.print(f"not compared: {', '.join(outside)}")

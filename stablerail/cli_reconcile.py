@@ -7,30 +7,41 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, TextIO
 
 import typer
-from rich.table import Table
 
 from ledger import reconciling
 from ledger.commit import OVERTAKEN
 from ledger.reconciling import Difference, Found, Run
 from ledger.rows import Connection
 from stablerail.answers import csv_text
-from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
-from stablerail.cli_corrections import Actor
+from stablerail.cli_base import (
+    EXIT_FOUND,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    Actor,
+    Kind,
+    actor_of,
+    err,
+    fail,
+    journaled,
+    looked_up,
+    needed_settings,
+    run,
+    show,
+)
 from stablerail.cli_verify import shown_progress
 from stablerail.config import Settings
 from topics.money import format_amount
 
 COLUMNS: Final = ("user", "account", "ledger", "other", "difference", "comparison")
-NOT_COMPARED: Final = 2
-"""The exit code where nothing differs, and something could not be compared. Also that of wrong usage."""
-INTERRUPTED: Final = 130
+HISTORY: Final = ("started_at", "id", "actor", "compared", "differences", "gaps")
 
 
 def reconcile(
@@ -42,22 +53,26 @@ def reconcile(
     run_id: Annotated[
         uuid.UUID | None, typer.Option("--run", help="compare nothing: what this run found, as far as it is kept")
     ] = None,
+    format: Annotated[Kind, typer.Option("--format", help="of --history; differences are CSV")] = "table",
     actor: Actor = None,
 ) -> None:
     """Compare ledger, legacy table, custody mirror, chains and Circle; print what differs as CSV, and store the run.
 
-    Exit code 1 when something differs; 2 when nothing does, and something could not be compared (stderr says what).
+    Exit code 1 when something differs; 69 when nothing does, and something could not be compared (stderr says what).
     """
     if (history and (run_id is not None or output is not None)) or (run_id is not None and actor is not None):
-        fail("--history, --run and comparing exclude each other; --output is for CSV", 2)
+        fail("--history, --run and comparing exclude each other; --output is for CSV", EXIT_USAGE)
+    if format != "table" and not history:
+        fail("--format is of --history; differences are CSV", EXIT_USAGE)
     settings = needed_settings("database_url", logs=False)
     if history:
-        _list(_read(settings, lambda connection: reconciling.newest(connection, limit)))
+        runs: list[Run] = looked_up(lambda connection: reconciling.newest(connection, limit), settings)
+        show(format, HISTORY, (_short(one) if format == "table" else {**asdict(one), **one.plain()} for one in runs))
         return
     with _opened(output) as lines:
         found = _compared(settings, actor, lines) if run_id is None else _stored(settings, run_id, lines)
     _told(found)
-    raise typer.Exit(1 if found.differences else NOT_COMPARED if found.gaps else 0)
+    raise typer.Exit(EXIT_FOUND if found.differences else EXIT_UNAVAILABLE if found.gaps else 0)
 
 
 def _compared(settings: Settings, actor: str | None, lines: TextIO) -> Run:
@@ -78,7 +93,10 @@ def _compared(settings: Settings, actor: str | None, lines: TextIO) -> Run:
         await journaled(settings)
         return done
 
-    done: Run = _or_not_compared(work)
+    try:
+        done: Run = run(work)
+    except typer.Exit as refused:  # 1 is for differences alone
+        raise typer.Exit(EXIT_UNAVAILABLE if refused.exit_code == EXIT_FOUND else refused.exit_code) from None
     return done
 
 
@@ -94,38 +112,15 @@ def _stored(settings: Settings, run_id: uuid.UUID, lines: TextIO) -> Run:
         run_ = await reconciling.run_of(connection, run_id.hex)
         return run_, await reconciling.differences_of(connection, run_id.hex)
 
-    found, differences = _read(settings, both)
+    found, differences = looked_up(both, settings)
     if found is None:
-        fail(f"unknown_run: there is no run {run_id.hex}; see stablerail reconcile --history", NOT_COMPARED)
+        fail(f"unknown_run: there is no run {run_id.hex}; see stablerail reconcile --history")
     for one in differences:
         _write(lines, one)
     if len(differences) < found.differences:
-        err.print(f"{len(differences):,} of {found.differences:,} are kept", highlight=False)
+        err.print(f"{len(differences):,} of {found.differences:,} are kept")
     done: Run = found
     return done
-
-
-def _read(settings: Settings, reading: Callable[[Connection], Awaitable[Any]]) -> Any:
-    from stablerail.connections import connector
-
-    async def action() -> Any:
-        connection = await connector(settings)()
-        try:
-            return await reading(connection)
-        finally:
-            await connection.close()
-
-    return _or_not_compared(action)
-
-
-def _or_not_compared(action: Callable[[], Awaitable[Any]]) -> Any:
-    """What cannot be reached is said in one line; 1 is for differences alone."""
-    try:
-        return run(action)
-    except typer.Exit:
-        raise typer.Exit(NOT_COMPARED) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
@@ -139,7 +134,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
     try:
         handle, beside = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     except OSError as error:
-        fail(f"--output: {output}: {error.strerror}", 2)
+        fail(f"--output: {output}: {error.strerror}", EXIT_USAGE)
     try:
         with open(handle, "w", encoding="utf-8", newline="") as lines:
             lines.write(csv_text([COLUMNS]))
@@ -148,7 +143,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
             os.fsync(handle)
         Path(beside).replace(output)
     except OSError as error:
-        fail(f"--output: {output}: {error.strerror}", 2)
+        fail(f"--output: {output}: {error.strerror}", EXIT_USAGE)
     finally:
         Path(beside).unlink(missing_ok=True)
 
@@ -164,18 +159,15 @@ def _told(found: Run) -> None:
         verdict = (
             f"{result.differences:,} differ, by {format_amount(result.base_units)}" if result.differences else "equal"
         )
-        err.print(f"{comparison}: {result.checked:,} compared, {verdict}", highlight=False, soft_wrap=True)
+        err.print(f"{comparison}: {result.checked:,} compared, {verdict}")
     for gap in found.gaps:
-        err.print(f"not compared: {gap}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    err.print(f"run {found.id}", highlight=False)
+        err.print(f"not compared: {gap}", style="yellow")
+    err.print(f"run {found.id}")
 
 
-def _list(runs: list[Run]) -> None:
-    table = Table(
-        "started", "run", "by", "compared", "differences", "gaps", header_style="bold", pad_edge=False, box=None
-    )
-    for one in runs:
-        compared = ", ".join(f"{name} {result.checked:,}" for name, result in one.compared.items())
-        gaps = "; ".join(map(str, one.gaps))
-        table.add_row(f"{one.started_at:%Y-%m-%d %H:%M}", one.id, one.actor, compared, f"{one.differences:,}", gaps)
-    out.print(table, markup=False, highlight=False)
+def _short(one: Run) -> dict[str, Any]:
+    return {
+        **asdict(one),
+        "compared": [f"{name} {result.checked:,}" for name, result in one.compared.items()],
+        "gaps": "; ".join(map(str, one.gaps)),
+    }

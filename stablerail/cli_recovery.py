@@ -9,11 +9,24 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ledger.rows import Connection
-from stablerail.cli_base import fail, journaled, needed_settings, out, run
-from stablerail.cli_corrections import Actor, looked_up, who_of
+from stablerail.cli_base import (
+    EXIT_FOUND,
+    EXIT_USAGE,
+    Actor,
+    Format,
+    actor_of,
+    fail,
+    journaled,
+    looked_up,
+    needed_settings,
+    out,
+    run,
+    show,
+    show_json,
+    show_table,
+)
 from stablerail.config import Settings
 from topics.money import format_amount
 
@@ -26,15 +39,9 @@ recovery_app = typer.Typer(
     no_args_is_help=True, help="After a restore: what is closed, and opening it once it was compared."
 )
 
-LISTED_MAX = 50
-
-
-def _table(*columns: str) -> Table:
-    return Table(*columns, header_style="bold", pad_edge=False, box=None)
-
 
 @recovery_app.command("status")
-def status() -> None:
+def status(format: Format = "table") -> None:
     """What is closed since when and why, what the last comparison found, and which withdrawals wait for a person."""
     from agents.recovery import restoring
 
@@ -48,36 +55,34 @@ def status() -> None:
         )
 
     restore, lanes, gates, findings, parked = looked_up(read)
+    closed = [(lane.key, lane.updated_at if restore is None else restore.at, lane.reason) for lane in lanes]
+    closed += [(gate.name, gate.closed_at, gate.reason) for gate in gates]
+    rows = []
+    for name, since, reason in closed:
+        at, code, found = findings.get(name, (None, None, {}))
+        seen = at is not None and at >= since
+        unknown = f": {found['unknown']}" if code and found.get("unknown") else ""
+        compared = {"compared_at": at, "found": f"{code or 'agrees'}{unknown}"} if seen else {}
+        rows.append({"closed": name, "since": since, "reason": reason, "compared_at": None, "found": None, **compared})
+    waiting = [{**one._asdict(), "amount": format_amount(one.amount)} for one in parked]
+    if format == "json":
+        show_json({"restored": restore and restore._asdict(), "closed": rows, "withdrawals": waiting})
+        return
     if restore is None:
-        out.print("this database was never restored", highlight=False)
+        out.print("this database was never restored")
     else:
         out.print(
             f"restored {restore.at:%Y-%m-%d %H:%M:%S} by {restore.actor}: {restore.records} records; its own begin at"
-            f" {restore.first_seq}",
-            markup=False, highlight=False,
-        )  # fmt: skip
-    closed = [(lane.key, lane.updated_at if restore is None else restore.at, lane.reason) for lane in lanes]
-    closed += [(gate.name, gate.closed_at, gate.reason) for gate in gates]
-    if closed:
-        table = _table("closed", "since", "reason", "last compared", "found")
-        for name, since, reason in closed:
-            at, code, found = findings.get(name, (None, None, {}))
-            at = at if at is not None and at >= since else None
-            unknown = f": {found['unknown']}" if code and found.get("unknown") else ""
-            seen = ("never", "") if at is None else (f"{at:%Y-%m-%d %H:%M:%S}", f"{code or 'agrees'}{unknown}")
-            table.add_row(name, f"{since:%Y-%m-%d %H:%M:%S}", reason, *seen)
-        out.print(table, markup=False)
+            f" {restore.first_seq}"
+        )
+    if rows:
+        columns = ("closed", "since", "reason", "compared_at", "found")
+        show("table", columns, ({**row, "compared_at": row["compared_at"] or "never"} for row in rows))
     else:
         out.print("nothing is closed")
-    if parked:
-        table = _table("withdrawal", "user", "chain", "amount", "to", "code", "since")
-        for one in parked:
-            amount = format_amount(one.amount)
-            table.add_row(
-                one.id, one.user_id, one.chain, amount, one.recipient, one.code, f"{one.since:%Y-%m-%d %H:%M}"
-            )
-        out.print(table, markup=False)
-    out.print(f"{len(parked)} withdrawals wait for a person", highlight=False)
+    if waiting:
+        show("table", ("id", "user_id", "chain", "amount", "recipient", "code", "since"), waiting)
+    out.print(f"{len(waiting)} withdrawals wait for a person")
 
 
 @recovery_app.command("open")
@@ -99,33 +104,29 @@ def open_(
     from agents.withdrawals.lanes import check_reason
 
     settings = needed_settings("database_url", logs=False)
-    who = who_of(settings, actor)
+    who = actor_of(settings, actor)
     if accept_unknown:
         if not partner or lane:
-            fail("--accept-unknown is for the partners that --partner names", 2)
+            fail("--accept-unknown is for the partners that --partner names", EXIT_USAGE)
         try:
             check_reason(reason)
         except ValueError as error:
-            fail(f"bad_reason: {error}", 2)
+            fail(f"bad_reason: {error}", EXIT_USAGE)
     wanted = None if not (lane or partner) else {*_lanes(lane or ()), *(f"partner:{one}" for one in partner or ())}
     done: list[Compared] = run(lambda: _open(settings, wanted, reason if accept_unknown else "", who))
     known = {one.name for one in done}
     if wanted is not None and wanted - known:
-        fail(f"not_closed: {', '.join(sorted(wanted - known))}; `stablerail recovery status` shows what is", 2)
+        fail(f"not_closed: {', '.join(sorted(wanted - known))}; `stablerail recovery status` shows what is")
     if not done:
         out.print("nothing is closed")
         return
-    table = _table("compared", "", "found")
-    for one in done:
-        table.add_row(one.name, f"closed: {one.code}" if one.code else "open", one.told)
-    out.print(table, markup=False)
+    rows = [(one.name, f"closed: {one.code}" if one.code else "open", one.told) for one in done]
+    show_table(("compared", "", "found"), rows)
     for one in done:
         for unknown in one.unknown:
-            out.print(
-                f"{one.name}: not known to the database: {unknown}", markup=False, highlight=False, soft_wrap=True
-            )
+            out.print(f"{one.name}: not known to the database: {unknown}")
     if any(one.code for one in done):
-        raise typer.Exit(1)
+        raise typer.Exit(EXIT_FOUND)
 
 
 def _lanes(given: Sequence[str]) -> list[str]:

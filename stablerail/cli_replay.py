@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
 
 from agents.recovery.old_input import InputRefused, OldInput, Range, batches_of, letters
 from agents.recovery.replay import NEVER, WANTED, Given, Replay, Told, Verdict
 from ledger.posting import Transaction
-from stablerail.cli_base import actor_of, fail, needed_settings, out, run
-from stablerail.cli_corrections import Actor
+from stablerail.cli_base import EXIT_USAGE, Actor, actor_of, fail, needed_settings, out, run, show_table
 from stablerail.cli_verify import shown_progress
 from stablerail.config import Settings
 from topics.catalog import Topic
@@ -104,20 +102,20 @@ def replay(
     if stage in NOT_REPLAYED:
         fail(f"not_replayed: {stage} needs no replay: {NOT_REPLAYED[stage]}")
     if stage not in STAGES:
-        fail(f"unknown_stage: {stage}; there are {', '.join(sorted(STAGES))}", 2)
+        fail(f"unknown_stage: {stage}; there are {', '.join(sorted(STAGES))}", EXIT_USAGE)
     wanted = _range(since, until, partition, from_offset, to_offset, key)
     if file is None and wanted == Range():
-        fail("say which input: --from, --to, --partition, --key or --file", 2)
+        fail("say which input: --from, --to, --partition, --key or --file", EXIT_USAGE)
     if file is not None and wanted != Range(key=wanted.key):
-        fail("--file goes with --key alone: it is no part of a topic", 2)
+        fail("--file goes with --key alone: it is no part of a topic", EXIT_USAGE)
     if apply and not (reason and reason.strip() and len(reason) <= REASON_LENGTH_MAX and "\0" not in reason):
-        fail(f"--apply needs --reason, in at most {REASON_LENGTH_MAX} characters", 2)
+        fail(f"--apply needs --reason, in at most {REASON_LENGTH_MAX} characters", EXIT_USAGE)
     if (everything or reason) and not apply:
-        fail("--all and --reason belong to --apply", 2)
+        fail("--all and --reason belong to --apply", EXIT_USAGE)
     try:
         lines = None if file is None else file.read_bytes().splitlines()
     except OSError as error:
-        fail(f"{file}: {error.strerror}", 2)
+        fail(f"{file}: {error.strerror}", EXIT_USAGE)
     settings = needed_settings("database_url", logs=False)
     how = Publishing(actor_of(settings, actor), reason or "", everything) if apply else None
     try:
@@ -147,13 +145,13 @@ def _range(
         try:
             times.append(None if text is None else parse_time(text))
         except ValueError as error:
-            fail(f"{name} {text}: {error}", 2)
+            fail(f"{name} {text}: {error}", EXIT_USAGE)
     if (first is not None or last is not None) and partition is None:
-        fail("--from-offset and --to-offset are of one --partition", 2)
+        fail("--from-offset and --to-offset are of one --partition", EXIT_USAGE)
     if first is not None and last is not None and first > last:
-        fail(f"--from-offset {first} is after --to-offset {last}", 2)
+        fail(f"--from-offset {first} is after --to-offset {last}", EXIT_USAGE)
     if times[0] and times[1] and times[0] >= times[1]:
-        fail(f"--from {since} is not before --to {until}", 2)
+        fail(f"--from {since} is not before --to {until}", EXIT_USAGE)
     return Range(times[0], times[1], partition, first, last, None if key is None else key.encode())
 
 
@@ -249,16 +247,13 @@ def _steps(progress: Callable[..., None], total: int) -> Callable[[int], None]:
 
 
 def _show(sums: Sums, how: Publishing | None) -> None:
-    table = Table("events", "verdict", "what", header_style="bold", pad_edge=False, box=None)
-    for verdict in Verdict:
-        if (events := sums.count(verdict)) > 0:
-            table.add_row(f"{events:,}", verdict.value, sums.what(verdict))
-    out.print(table, markup=False, highlight=False)
+    counted = [(f"{sums.count(one):,}", one.value, sums.what(one)) for one in Verdict if sums.count(one)]
+    show_table(("events", "verdict", "what"), counted)
     if not sums.events:
-        out.print("no events in that range", highlight=False)
+        out.print("no events in that range")
     elif how is not None:
-        out.print(f"{sums.published:,} sent to their topic again; their stage settles them", highlight=False)
+        out.print(f"{sums.published:,} sent to their topic again; their stage settles them")
     elif ready := sum(map(sums.count, WANTED)):
-        out.print(f'{ready:,} would be sent again: --apply --reason "…"', highlight=False)
+        out.print(f'{ready:,} would be sent again: --apply --reason "…"')
     else:
-        out.print("nothing to repair", highlight=False)
+        out.print("nothing to repair")

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ledger import shadow_phases
 from ledger.errors import PhaseRefused
 from ledger.rows import Connection
 from ledger.shadow import Mirror
 from ledger.shadow_backfill import Totals, backfill
-from stablerail.cli_base import actor_of, err, fail, journaled, needed_settings, out, run
-from stablerail.cli_corrections import Actor
+from stablerail.cli_base import (
+    EXIT_USAGE,
+    Actor,
+    Format,
+    actor_of,
+    err,
+    fail,
+    journaled,
+    needed_settings,
+    out,
+    run,
+    show,
+    show_json,
+)
 from stablerail.config import EXIT_CONFIG, PREFIX, Settings
 from topics.money import SCALE
 
@@ -34,38 +45,40 @@ SHOWN_MAX = 20
 
 
 @shadow_app.command("status")
-def status(at: At = None) -> None:
+def status(at: At = None, format: Format = "table") -> None:
     """The phase, since when it is clean, and what stands in the way of the next."""
 
-    async def look(connection: Connection, _mirror: Mirror, now: datetime) -> None:
+    async def look(connection: Connection, _mirror: Mirror, now: datetime) -> dict[str, Any]:
         state = await shadow_phases.state(connection)
-        last = await shadow_phases.last_difference(connection)
         if state.changed_at is None:
-            out.print("phase: none yet; a worker or the API stores the first when it starts", highlight=False)
-            return
-        since = shadow_phases.clean_since(state, last)
-        out.print(
-            f"phase: {state.phase} since {state.changed_at:%Y-%m-%d %H:%M:%S} UTC, by {state.changed_by}",
-            markup=False,
-            highlight=False,
-        )
-        if state.phase.writes:
-            out.print(f"clean since: {since:%Y-%m-%d %H:%M:%S} UTC", highlight=False)
-        for reason in shadow_phases.in_the_way(state, last, now) or [
-            "nothing that time tells; `advance` compares all balances"
-        ]:
-            out.print(f"in the way: {reason}", markup=False, highlight=False)
+            return {"phase": None}
+        last = await shadow_phases.last_difference(connection)
         found = await shadow_phases.discrepancies(connection, state.changed_at, SHOWN_MAX)
-        if found:
-            table = Table(
-                "customer", "account", "ledger", "legacy", "first seen", "last seen", header_style="bold", box=None
-            )
-            for one in found:
-                seen = (f"{one.first_seen:%Y-%m-%d %H:%M:%S}", f"{one.last_seen:%Y-%m-%d %H:%M:%S}")
-                table.add_row(one.user_id, one.type, _units(one.ledger), _units(one.legacy), *seen)
-            out.print(table, markup=False)
+        return {
+            "phase": state.phase,
+            "changed_at": state.changed_at,
+            "changed_by": state.changed_by,
+            "clean_since": shadow_phases.clean_since(state, last) if state.phase.writes else None,
+            "in_the_way": shadow_phases.in_the_way(state, last, now),
+            "discrepancies": [
+                {**one._asdict(), "ledger": _units(one.ledger), "legacy": _units(one.legacy)} for one in found
+            ],
+        }
 
-    _with_mirror(look, at)
+    found = _with_mirror(look, at)
+    if format == "json":
+        show_json(found)
+        return
+    if found["phase"] is None:
+        out.print("phase: none yet; a worker or the API stores the first when it starts")
+        return
+    out.print(f"phase: {found['phase']} since {found['changed_at']:%Y-%m-%d %H:%M:%S} UTC, by {found['changed_by']}")
+    if found["clean_since"] is not None:
+        out.print(f"clean since: {found['clean_since']:%Y-%m-%d %H:%M:%S} UTC")
+    for reason in found["in_the_way"] or ["nothing that time tells; `advance` compares all balances"]:
+        out.print(f"in the way: {reason}")
+    if found["discrepancies"]:
+        show("table", ("user_id", "type", "ledger", "legacy", "first_seen", "last_seen"), found["discrepancies"])
 
 
 @shadow_app.command("advance")
@@ -97,20 +110,16 @@ def run_backfill(actor: Actor = None, at: At = None) -> None:
 
     settings = needed_settings("database_url")
     totals: Totals = _with_mirror(fill, at, settings, commits=True)
-    out.print(f"{totals.customers} customers, {totals.opened} accounts opened", highlight=False)
+    out.print(f"{totals.customers} customers, {totals.opened} accounts opened")
     for one in totals.examples:
-        err.print(
-            f"not opened: {one.user_id}.{one.type}: ledger {_units(one.ledger)}, legacy {_units(one.legacy)}",
-            markup=False,
-            highlight=False,
-        )
+        err.print(f"not opened: {one.user_id}.{one.type}: ledger {_units(one.ledger)}, legacy {_units(one.legacy)}")
     if totals.refused:
         fail(f"{totals.refused} accounts are for a person to decide: more in the ledger, or no amount of ours")
 
 
 def _move(by: int, force: bool, reason: str | None, actor: str | None, at: datetime | None) -> None:
     if force and not reason:
-        fail("--force needs --reason: it is logged", 2)
+        fail("--force needs --reason: it is logged", EXIT_USAGE)
     settings = needed_settings("database_url")
 
     async def move(connection: Connection, mirror: Mirror, now: datetime) -> str:
@@ -123,7 +132,7 @@ def _move(by: int, force: bool, reason: str | None, actor: str | None, at: datet
         return state.phase
 
     phase: str = _with_mirror(move, at, settings, commits=True)
-    out.print(f"phase: {phase}", highlight=False)
+    out.print(f"phase: {phase}")
 
 
 def _with_mirror(
@@ -152,7 +161,7 @@ def _with_mirror(
                 return await action(connection, mirror, at.replace(tzinfo=UTC) if at else datetime.now(UTC))
             except PhaseRefused as refused:
                 for reason in refused.reasons:
-                    err.print(f"in the way: {reason}", markup=False, highlight=False, soft_wrap=True)
+                    err.print(f"in the way: {reason}")
                 raise
         finally:
             await mirror.close()
@@ -165,9 +174,8 @@ def _with_mirror(
 
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}: {task.completed}"), TimeElapsedColumn(), console=err, transient=True
-    )
+    columns = (TextColumn("{task.description}: {task.completed}"), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def _units(base: int | str | object) -> str:

@@ -5,14 +5,11 @@ No key is here: a wish is stored, and the worker of withdrawals signs at the cha
 
 from __future__ import annotations
 
-import sys
 import uuid
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import orjson
 import typer
-from rich.table import Table
 
 from agents.withdrawals import raising, stored, wishes
 from agents.withdrawals.errors import NotRaisable, UnknownWithdrawal
@@ -20,8 +17,18 @@ from agents.withdrawals.sign_transactions import CANCEL
 from agents.withdrawals.wishes import Wish
 from chain.fees import GWEI, FeePolicy
 from ledger.rows import Connection
-from stablerail.cli_base import fail, needed_settings, out
-from stablerail.cli_corrections import Actor, changed, looked_up
+from stablerail.cli_base import (
+    EXIT_USAGE,
+    Actor,
+    Format,
+    changed,
+    fail,
+    looked_up,
+    needed_settings,
+    out,
+    show_json,
+    show_table,
+)
 from stablerail.config import Settings
 from topics.events import Chain, Rail
 
@@ -62,9 +69,7 @@ def cancel(id: Id, reason: Reason, force: Force = False, actor: Actor = None) ->
 
 
 @tx_app.command("show")
-def show(
-    id: Id, format: Annotated[Literal["text", "json"], typer.Option(help="json: for programs, all of it")] = "text"
-) -> None:
+def show(id: Id, format: Format = "table") -> None:
     """The page of evidence: what is stored, what each endpoint says, what the rule does next. Changes nothing."""
     from stablerail.evidence import page, withdrawal_of
 
@@ -78,7 +83,7 @@ def show(
     if found is None:
         fail(f"unknown_withdrawal: {id}; `GET /v1/withdrawals` lists them")
     if format == "json":
-        sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+        show_json(found)
     else:
         _print(found)
 
@@ -87,7 +92,7 @@ def _wish(id: str, kind: str, reason: str, force: bool, actor: str | None) -> No
     settings = needed_settings("database_url", logs=False)
     key = _key(id)
     if key is None:
-        fail(f"{id}: an id is a UUID", 2)
+        fail(f"{id}: an id is a UUID", EXIT_USAGE)
 
     async def ask(connection: Connection, who: str, at: datetime) -> Wish:
         withdrawal = await stored.read(connection, key)
@@ -104,9 +109,9 @@ def _wish(id: str, kind: str, reason: str, force: bool, actor: str | None) -> No
     except NotRaisable as error:
         fail(f"{error.why}: {REMEDIES[error.why]}")
     except ValueError as error:
-        fail(f"bad_reason: {error}", 2)
+        fail(f"bad_reason: {error}", EXIT_USAGE)
     said = f"{kind} of {id} is asked for by {wish.asked_by}; the worker of withdrawals signs it at the next head"
-    out.print(f"{said}: `stablerail tx show {id}`", markup=False, highlight=False)
+    out.print(f"{said}: `stablerail tx show {id}`")
 
 
 def _policy(settings: Settings, chain: str) -> FeePolicy:
@@ -128,15 +133,15 @@ def _key(id: str) -> str | None:
 def _print(page: dict[str, Any]) -> None:
     w = page["withdrawal"]
     code = f" ({w['code']})" if w["code"] else ""
-    _line(
+    out.print(
         f"withdrawal {w['id']}: {w['status']}{code}, {w['amount']} {w['asset']} of {w['user_id']} to {w['recipient']} on {w['chain']}"
     )
     if page["hold"]:
-        _line(f"hold {page['hold']['state']}, {page['hold']['remaining']} of {page['hold']['amount']} held")
+        out.print(f"hold {page['hold']['state']}, {page['hold']['remaining']} of {page['hold']['amount']} held")
     if page["lane"]:
         lane = page["lane"]
         reason = f": {lane['reason']}" if lane["reason"] else ""
-        _line(f"lane {lane['chain']}:{lane['signer']} {lane['status']}{reason}, next nonce {lane['next_nonce']}")
+        out.print(f"lane {lane['chain']}:{lane['signer']} {lane['status']}{reason}, next nonce {lane['next_nonce']}")
     if page["withdrawal"]["rail"] == Rail.CIRCLE:
         _print_transfer(page)
     _table("history", ("at", "status", "code", "actor"), page["history"])
@@ -159,27 +164,29 @@ def _print(page: dict[str, Any]) -> None:
     _table("attempts", columns, rows)
     for one in page["endpoints"]:
         if "error" in one:
-            _line(f"\n{one['endpoint']}: {one['error']}")
+            out.print(f"\n{one['endpoint']}: {one['error']}")
             continue
         wrong = "" if one["chain_id"] == one["expected_chain_id"] else f" (expected {one['expected_chain_id']})"
-        _line(
+        out.print(
             f"\n{one['endpoint']}: chain {one['chain_id']}{wrong}, head {one['head']}, base fee {_gwei(one['base_fee'])},"
             f" nonce {one['nonce']} mined, {one['pending_nonce']} with its pool"
         )
         for seen in one["attempts"]:
             block = f" in block {seen['block_number']}" if "block_number" in seen else ""
-            _line(f"  {seen['tx_hash']} {seen['where']}{block}")
+            out.print(f"  {seen['tx_hash']} {seen['where']}{block}")
     if page["fees"]:
         asked = page["fees"]
         market = "more than the cap" if asked["market_max_fee"] is None else _gwei(asked["market_max_fee"])
-        _line(f"\nfees now: base {_gwei(asked['next_base_fee'])}, we would offer {market}, cap {_gwei(asked['cap'])}")
+        out.print(
+            f"\nfees now: base {_gwei(asked['next_base_fee'])}, we would offer {market}, cap {_gwei(asked['cap'])}"
+        )
     if page["wish"]:
         wish = page["wish"]
         what = f"as attempt {wish['n']}" if wish["n"] is not None else wish["code"] or ""
-        _line(f"wish: {wish['kind']} by {wish['asked_by']} ({wish['reason']}), {wish['state']} {what}".rstrip())
+        out.print(f"wish: {wish['kind']} by {wish['asked_by']} ({wish['reason']}), {wish['state']} {what}".rstrip())
     if page["next"]:
         told = [f"{name} {_shown(name, value)}" for name, value in page["next"].items() if value is not None]
-        _line("next: " + ", ".join(told))
+        out.print("next: " + ", ".join(told))
 
 
 def _print_transfer(page: dict[str, Any]) -> None:
@@ -187,21 +194,21 @@ def _print_transfer(page: dict[str, Any]) -> None:
     call, transfer, says = page["call"], page["transfer"], page["custodian_says"]
     if call:
         error = f", {call['error']}" if call["error"] else ""
-        _line(f"call {call['id'] or 'not made yet'} {call['state']}{error}, {call['attempts']} without an answer")
+        out.print(f"call {call['id'] or 'not made yet'} {call['state']}{error}, {call['attempts']} without an answer")
         if call["idempotency_key"]:
-            _line(f"idempotency key {call['idempotency_key']}")
+            out.print(f"idempotency key {call['idempotency_key']}")
     if transfer:
         reason = f" ({transfer['reason']})" if transfer["reason"] else ""
         wallet = transfer["wallet_address"] or "an address not looked up yet"
         told = transfer["transfer_id"] or "no id told yet"
-        _line(f"transfer at {transfer['custodian']} {told}: {transfer['state']}{reason}")
-        _line(f"from wallet {transfer['wallet_id']}, {wallet}")
+        out.print(f"transfer at {transfer['custodian']} {told}: {transfer['state']}{reason}")
+        out.print(f"from wallet {transfer['wallet_id']}, {wallet}")
     for one in page["later"]:
-        _line(
+        out.print(
             f"comes again at {one['available_at']}: {one['said'] or one['stage']}, {one['code']}, attempt {one['attempt']}"
         )
     if says:
-        _line(f"{transfer['custodian']} says now: " + ", ".join(f"{name} {value}" for name, value in says.items()))
+        out.print(f"{transfer['custodian']} says now: " + ", ".join(f"{name} {value}" for name, value in says.items()))
 
 
 def _shown(name: str, value: Any) -> str:
@@ -211,11 +218,8 @@ def _shown(name: str, value: Any) -> str:
 def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
-    out.print(f"\n{title}", markup=False, highlight=False)
-    table = Table(*columns, header_style="bold", pad_edge=False, box=None)
-    for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in columns))
-    out.print(table, markup=False)
+    out.print(f"\n{title}")
+    show_table(columns, ([_cell(name, row[name]) for name in columns] for row in rows))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -223,10 +227,6 @@ def _cell(name: str, value: Any) -> str:
         return ""
     is_time = name == "at" or name.endswith("_at")
     return f"{datetime.fromisoformat(value):%Y-%m-%d %H:%M:%S}" if is_time else str(value)
-
-
-def _line(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _gwei(wei: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import asyncpg
 import orjson
@@ -24,11 +24,25 @@ from rich.text import Text
 from chain.errors import ChainError
 from ledger import verify
 from ledger.checkpoint import BEGINNING, Checkpoint
+from ledger.rows import Connection
 from ledger.verify import ROWS_MAX, Result
-from stablerail.cli_base import dsn_of, err, fail, needed_settings, out, run
+from stablerail.cli_base import (
+    EXIT_FOUND,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    Format,
+    dsn_of,
+    err,
+    fail,
+    looked_up,
+    needed_settings,
+    out,
+    run,
+    show_json,
+    told,
+)
 
 verify_app = typer.Typer(invoke_without_command=True)
-Format = Literal["table", "json"]
 
 
 @verify_app.callback()
@@ -45,7 +59,7 @@ def verify_everything(
     ] = None,
     watch: Annotated[int, typer.Option(help="look again, so many seconds after each look", min=0)] = 0,
     rows: Annotated[int, typer.Option(help="most offending rows of an invariant", min=1, max=1_000)] = 5,
-    format: Annotated[Format, typer.Option(help="table or json")] = "table",
+    format: Format = "table",
 ) -> None:
     """Check the invariants; exit code 1 when one does not hold.
 
@@ -59,12 +73,12 @@ def verify_everything(
     topics = timedelta(minutes=minutes) if kafka else None
     server = None if rebuild is None else dsn_of(rebuild)
     if watch and server:
-        fail("--rebuild takes too long to --watch", 2)
+        fail("--rebuild takes too long to --watch", EXIT_USAGE)
     if watch:
         watched(lambda: verify_all(settings, rows_max=rows, topics=topics), watch, format)
     with shown_progress() as progress:
         results = run(lambda: verify_all(settings, progress, rows_max=rows, topics=topics, rebuild=server))
-    show(results, format)
+    show_results(results, format)
 
 
 def watched(look: Callable[[], Awaitable[list[Result]]], pause_s: float, format: str) -> NoReturn:
@@ -79,7 +93,7 @@ def watched(look: Callable[[], Awaitable[list[Result]]], pause_s: float, format:
                 try:
                     results = await look()
                 except (OSError, asyncpg.PostgresError, KafkaError, ChainError) as error:
-                    err.print(f"not checked: {type(error).__name__}: {error}", highlight=False, soft_wrap=True)
+                    err.print(f"not checked: {told(error)}")
                 else:
                     if live is not None:
                         live.update(table_of(results), refresh=True)
@@ -90,7 +104,8 @@ def watched(look: Callable[[], Awaitable[list[Result]]], pause_s: float, format:
 
     with suppress(KeyboardInterrupt):
         run(action)
-    raise typer.Exit(0 if last and all(result.holds for result in last) else 1)
+    holds = all(result.holds for result in last)
+    raise typer.Exit(EXIT_UNAVAILABLE if not last else 0 if holds else EXIT_FOUND)
 
 
 def tell_changes(last: Sequence[Result], results: Sequence[Result], format: str) -> None:
@@ -101,8 +116,8 @@ def tell_changes(last: Sequence[Result], results: Sequence[Result], format: str)
             if format == "json":
                 line = orjson.dumps(plain(result)).decode()
             else:
-                told = "holds" if result.holds else f"BROKEN: {'; '.join(result.offending)}"
-                line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {result.number} {result.name}: {told}"
+                how = "holds" if result.holds else f"BROKEN: {'; '.join(result.offending)}"
+                line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {result.number} {result.name}: {how}"
             sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -112,53 +127,45 @@ def verify_ledger(
     since: Annotated[Path | None, typer.Option(help="a checkpoint: look only at what was committed after it")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="when all hold, write a checkpoint here")] = None,
     rows: Annotated[int, typer.Option(help="most offending rows of an invariant", min=1, max=1_000)] = ROWS_MAX,
-    format: Annotated[Format, typer.Option(help="table or json")] = "table",
+    format: Format = "table",
 ) -> None:
     """Check 1, 2, 3 and 11 and print the offending rows; exit code 1 when one does not hold.
 
     A checkpoint is a small file with the head of every hash chain. Keep it where the database's owner cannot write:
     it also shows that the past was not rewritten together with its hashes.
     """
-    from stablerail.connections import connector
-
-    settings = needed_settings("database_url", logs=False)
     start = BEGINNING
     if since is not None:
         try:
             start = Checkpoint.load(since.read_bytes())
         except (OSError, ValueError) as error:
-            fail(f"{since}: {error}", 2)
+            fail(f"{since}: {error}", EXIT_USAGE)
     if checkpoint is not None and (checkpoint.is_dir() or not checkpoint.parent.is_dir()):
-        fail(f"--checkpoint: {checkpoint}: no file can be written there", 2)
+        fail(f"--checkpoint: {checkpoint}: no file can be written there", EXIT_USAGE)
 
-    async def action() -> tuple[list[Result], Checkpoint]:
-        connection = await connector(settings)()
-        try:
-            return await verify.verify_ledger(connection, since=start, rows_max=rows, progress=progress)
-        finally:
-            await connection.close()
+    async def action(connection: Connection) -> tuple[list[Result], Checkpoint]:
+        return await verify.verify_ledger(connection, since=start, rows_max=rows, progress=progress)
 
     with shown_progress() as progress:
-        results, reached = run(action)
+        results, reached = looked_up(action)
     if checkpoint is not None and all(result.holds for result in results):
         try:
             beside = checkpoint.with_name(f"{checkpoint.name}.new")
             beside.write_bytes(reached.dump())
             beside.replace(checkpoint)
         except OSError as error:
-            fail(f"all hold, but --checkpoint: {checkpoint}: {error.strerror}", 2)
-    show(results, format)
+            fail(f"all hold, but --checkpoint: {checkpoint}: {error.strerror}", EXIT_USAGE)
+    show_results(results, format)
 
 
-def show(results: Sequence[Result], format: str) -> None:
-    """Prints the results and ends the program: 0 when all hold, else 1."""
+def show_results(results: Sequence[Result], format: str) -> NoReturn:
+    """Prints the results and ends the program."""
     holds = all(result.holds for result in results)
     if format == "json":
-        invariants = [plain(result) for result in results]
-        sys.stdout.write(orjson.dumps({"holds": holds, "invariants": invariants}).decode() + "\n")
-        raise typer.Exit(0 if holds else 1)
-    out.print(table_of(results))
-    raise typer.Exit(0 if holds else 1)
+        show_json({"holds": holds, "invariants": [plain(result) for result in results]})
+    else:
+        out.print(table_of(results))
+    raise typer.Exit(0 if holds else EXIT_FOUND)
 
 
 def plain(result: Result) -> dict[str, Any]:
@@ -169,10 +176,10 @@ def plain(result: Result) -> dict[str, Any]:
 def table_of(results: Sequence[Result]) -> Table:
     table = Table("", "invariant", "checked", "offending", header_style="bold", pad_edge=False, box=None)
     for result in results:
-        told = Text("holds", "green") if result.holds else Text("BROKEN", "bold red").append("", "default")
+        how = Text("holds", "green") if result.holds else Text("BROKEN", "bold red").append("", "default")
         for row in result.offending:
-            told.append(f"\n{row}", "default")
-        table.add_row(str(result.number), result.name, str(result.checked), told)
+            how.append(f"\n{row}", "default")
+        table.add_row(str(result.number), result.name, str(result.checked), how)
     return table
 
 

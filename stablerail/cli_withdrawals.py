@@ -16,8 +16,8 @@ from ledger import corrections
 from ledger.accounts import AccountType
 from ledger.corrections import Correction
 from ledger.rows import Connection
-from stablerail.cli_base import fail, needed_settings
-from stablerail.cli_corrections import Actor, Id, Reason, changed, id_of, shown
+from stablerail.cli_base import EXIT_USAGE, Person, changed, fail, needed_settings, person_of
+from stablerail.cli_corrections import Id, Reason, id_of, shown
 from stablerail.config import Settings
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ def settle(
     reason: Reason,
     paid: Annotated[bool, typer.Option("--paid/--failed", help="its recipient has the money; or never gets it, and it is given back")],
     tx: Annotated[str, typer.Option(help="of --paid: the transaction that paid it")] = "",
-    id: Id = None, actor: Actor = None,
+    id: Id = None, actor: Person = None,
 ) -> None:  # fmt: skip
     """Ask that a withdrawal ends as paid, or as failed. Nothing moves before another person approves. Refused while it may still be
     paid, and where a chain that we read says otherwise."""
     if paid != bool(tx):
-        fail("--paid wants the transaction, --tx HASH; --failed has none", 2)
+        fail("--paid wants the transaction, --tx HASH; --failed has none", EXIT_USAGE)
     try:
         key = uuid.UUID(withdrawal).hex
     except ValueError:
-        fail(f"{withdrawal}: an id is a UUID", 2)
+        fail(f"{withdrawal}: an id is a UUID", EXIT_USAGE)
     correction, settings = id_of(id), needed_settings("database_url", logs=False)
 
     async def ask(connection: Connection, who: str, at: datetime) -> Correction:
@@ -53,7 +53,7 @@ def settle(
     from agents.withdrawals.errors import UnknownWithdrawal
 
     try:
-        shown(changed(ask, actor))
+        shown(changed(ask, actor, who=person_of))
     except UnknownWithdrawal as error:
         fail(f"{error.code}: {withdrawal}; `GET /v1/withdrawals` lists them")
 
@@ -61,7 +61,7 @@ def settle(
 @withdrawals_app.command("approve")
 def approve(
     correction_id: Annotated[str, typer.Argument(help="as `settle` printed it; `ledger correct list` has it too")],
-    actor: Actor = None,
+    actor: Person = None,
 ) -> None:
     """End the withdrawal as somebody else asked for. All of it is looked at once more."""
     key, settings = id_of(correction_id), needed_settings("database_url", logs=False)
@@ -73,7 +73,7 @@ def approve(
         async with _outside(connection, settings, withdrawal) as outside:
             return await ended_by_people.approve(connection, key, outside, who, at)
 
-    shown(changed(end, actor))
+    shown(changed(end, actor, who=person_of))
 
 
 @asynccontextmanager

@@ -139,7 +139,10 @@ class Settings(BaseSettings):
     datadir: Path = Field(Path(".dev"), description="folder for what a worker may lose: Faust's table files")
 
     actor: str | None = Field(
-        None, min_length=1, max_length=100, description="who runs the commands that change something, for the audit"
+        None,
+        min_length=1,
+        max_length=100,
+        description="who acts by the commands, for the audit, where no --actor says so",
     )
 
     kafka_bootstrap: Bootstrap = Field("127.0.0.1:9092", description="brokers, host:port[,host:port…]")

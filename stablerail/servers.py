@@ -8,7 +8,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
 
 import asyncpg
 import structlog
@@ -33,12 +32,12 @@ from connectors.webhooks.guard import KEPT_S, guarded
 from connectors.webhooks.hmac_signed import HmacScheme, HmacSource
 from connectors.webhooks.serve import kafka_bridge
 from connectors.webhooks.source import WebhookSource
-from ledger.errors import ACopy, DatabaseBehind, RoleRefused
+from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable, RoleRefused
 from ledger.shadow import mirrored
 from stablerail import shadow
 from stablerail.api.app import create_api
 from stablerail.api.journal import Journal
-from stablerail.config import Settings
+from stablerail.config import EXIT_CONFIG, ConfigError, Settings
 from stablerail.connections import opener
 from stablerail.metrics import Metrics
 from stablerail.telemetry import exported
@@ -162,9 +161,6 @@ def api_app(settings: Settings, metrics: Metrics) -> FastAPI:
     async def lifespan(served: FastAPI) -> AsyncIterator[None]:
         async with broker or nullcontext(), pool, inner(served):
             try:
-                if settings.legacy is not None:
-                    async with pool.acquire() as connection:
-                        await shadow.start(settings, cast(Any, connection))
                 await journal.start()
                 yield
             finally:
@@ -189,9 +185,12 @@ def alpaca_client(settings: Settings) -> AlpacaClient | None:
 
 
 async def reach(settings: Settings) -> None:
-    """PostgreSQL, as the API's role. Raises RoleRefused."""
+    """PostgreSQL, as the API's role, and the legacy table where there is one. Raises RoleRefused, LegacyUnusable."""
     connection = await opener(settings, None)()
-    await connection.close()
+    try:
+        await shadow.start(settings, connection)
+    finally:
+        await connection.close()
 
 
 def run_api(settings: Settings) -> None:
@@ -211,9 +210,10 @@ def run_api(settings: Settings) -> None:
 
     try:
         uvloop.run(main())
-    except (RoleRefused, ACopy, DatabaseBehind) as error:  # nothing was done, or nothing of it was told
+    # nothing was done, or nothing of it was told
+    except (ACopy, ConfigError, DatabaseBehind, LegacyUnusable, RoleRefused) as error:
         _log.critical("api.stops", code=error.code, reason=str(error))
-        raise SystemExit(EXIT_BUG) from None
+        raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG) from None
 
 
 def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Server:

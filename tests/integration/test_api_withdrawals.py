@@ -306,8 +306,6 @@ async def test_limits_change_while_the_system_runs_and_each_change_is_audited(at
 
 
 def test_limits_are_listed_set_and_unset_from_the_command_line(run: Callable[..., Result]) -> None:
-    nobody = run("set", "withdrawal.user_day", "5000")
-    assert (nobody.exit_code, "--actor" in nobody.output) == (2, True)
     done = run("set", "withdrawal.user_day", "5000", "--actor", "ann")
     assert (done.exit_code, done.output) == (0, "withdrawal.user_day is 5000.000000 USDC\n")
     assert run("set", "withdrawal.user_day", "5000", "--actor", "bob").output.endswith("USDC already\n")
@@ -317,5 +315,8 @@ def test_limits_are_listed_set_and_unset_from_the_command_line(run: Callable[...
     assert (
         run("unset", "withdrawal.user_day", "--actor", "ann").output == "withdrawal.user_day is 1000000.000000 USDC\n"
     )
+    assert run("set", "withdrawal.user_day", "6000").exit_code == 0
+    (by_login,) = [line for line in run("list", "--format", "json").output.splitlines() if '"set_by":"os:' in line]
+    assert (json.loads(by_login)["name"], json.loads(by_login)["value"]) == ("withdrawal.user_day", "6000.000000")
     for arguments in (("withdrawal.user_dya", "5"), ("withdrawal.user_day", "much"), ("withdrawal.user_day", "-5")):
         assert run("set", *arguments, "--actor", "ann").exit_code == 2

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from stablerail.cli import app
+from stablerail.cli_base import err, show
 from stablerail.dev.kafka import Kafka
 from stablerail.topics_admin import admin, inspect
 from tests.support import ledger_rig
@@ -80,6 +85,87 @@ def test_config_says_which_names_have_no_effect(run: Callable[..., Result], monk
     assert "has no effect" not in result.stdout
 
 
+def test_data_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("[red]x[/red]", "[/x]", "a:id:b", "y" * 500)
+    found = [{"name": one, "at": None, "tags": ["a", "b"]} for one in data]
+    show("table", ("name", "at", "tags"), found)
+    err.print("\n".join(data))
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["name", *data], "one line each, nothing eaten"
+    assert said.err.splitlines() == list(data)
+    show("json", ("name",), found)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+
+
+def test_what_is_no_answer_is_on_stderr(run: Callable[..., Result], database: str, kafka: Kafka) -> None:
+    """A migration logs, a journal that Kafka does not take is told: the answer alone is on stdout."""
+    made = run("migrate", database_url=database)
+    assert (made.exit_code, made.stdout) == (0, "schema stablerail is at the newest revision\n")
+    key = run("keys", "create", "--scope", "read")
+    assert (key.exit_code, len(key.stdout.split()), key.stdout[:3]) == (0, 1, "sr_")
+    assert key.stderr == "Kafka is not reachable: the next worker journals what was committed\n"
+    for command in (("verify", "--kafka"), ("rebuild",)):
+        away = run(*command)
+        assert (away.exit_code, away.stdout, away.stderr.count("\n")) == (69, "", 1), away.output
+        assert away.stderr.startswith("KafkaConnectionError: Unable to bootstrap")
+
+
+READERS = (
+    "config", "topics list", "keys list", "limits list", "lanes list", "lanes top-ups", "deny list", "shortfall list", "dlq list",
+    "audit list", "audit verify", "ledger correct list", "ledger trial-balance", "workers status", "recovery status",
+    "reconcile --history", "verify ledger",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_what_lists_or_shows_gives_json_alone(
+    run: Callable[..., Result], dsn: str, kafka: Kafka, topic_prefix: str, command: str
+) -> None:
+    result = run(
+        *command.split(), "--format", "json",
+        database_url=dsn, kafka_bootstrap=kafka.bootstrap, topic_prefix=topic_prefix,
+    )  # fmt: skip
+    assert result.exit_code == (1 if command == "topics list" else 0), result.output
+    try:
+        json.loads(result.stdout or "{}")
+    except ValueError:
+        assert [type(json.loads(line)) for line in result.stdout.splitlines()] == [dict] * result.stdout.count("\n")
+
+
+@pytest.mark.parametrize(
+    "command", ["config", "config --format json", "keys list", "ledger trial-balance --format csv"]
+)
+def test_whoever_reads_may_stop_reading(dsn: str, command: str) -> None:
+    """As `| head`: no word and no traceback, and no exit code that means something else."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        (sys.executable, "-m", "stablerail.cli", *shlex.split(command)),
+        env={**os.environ, "STABLERAIL_DATABASE_URL": dsn}, stdout=writing, stderr=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ledger correct request --reason r --debit a.usdc_balance:USDC=1 --credit system.suspense_usdc:USDC=1",
+        "ledger correct approve 00000000000000000000000000000001",
+        "ledger correct reject 00000000000000000000000000000001",
+        "suspense assign ada 1 --reason r",
+        "shortfall settle 00000000000000000000000000000001 --write-off --reason r",
+    ],
+)
+def test_where_it_takes_two_nobody_is_guessed(run: Callable[..., Result], command: str) -> None:
+    nowhere = "postgresql://u:p@127.0.0.1:1/d"
+    for more in ((), ("--actor", " ")):
+        nobody = run(*command.split(), *more, database_url=nowhere)
+        assert (nobody.exit_code, "--actor NAME, or STABLERAIL_ACTOR" in nobody.stderr) == (2, True), nobody.output
+    assert run(*command.split(), actor="ann").exit_code == 69
+
+
 def test_an_argument_that_is_no_text_is_refused_by_its_place(run: Callable[..., Result]) -> None:
     refused = run("ledger", "correct", "request", "--reason", os.fsdecode(b"because \xff"))
     assert refused.exit_code == 2
@@ -131,10 +217,10 @@ def test_ports_that_there_are_not_are_refused_before_anything_starts(run: Callab
 @pytest.mark.parametrize("command", [["migrate"], ["verify"], ["keys", "list"], ["topics", "list"]])
 def test_what_cannot_be_reached_is_said_in_one_line(run: Callable[..., Result], command: list[str]) -> None:
     result = run(*command, database_url=f"postgresql://u:{SECRET}@127.0.0.1:1/d", kafka_bootstrap="127.0.0.1:1")
-    assert result.exit_code == 1
+    assert (result.exit_code, result.stdout) == (69, "")
     assert isinstance(result.exception, SystemExit), "no traceback"
     assert SECRET not in result.output
-    assert len(result.output.strip().splitlines()) <= 2
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_migrate_makes_the_schema_and_changes_nothing_the_second_time(
@@ -145,7 +231,8 @@ def test_migrate_makes_the_schema_and_changes_nothing_the_second_time(
         assert result.exit_code == 0
         assert "newest revision" in result.output
     assert run("verify").exit_code == 0
-    assert run("verify", database_schema="other").exit_code == 1, "a schema that is not there"
+    other = run("verify", database_schema="other")
+    assert (other.exit_code, "`stablerail migrate` makes the schema" in other.stderr) == (69, True)
 
 
 def test_a_roll_out_migrates_in_two_parts(run: Callable[..., Result], database: str) -> None:
@@ -174,7 +261,7 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_once(run: Cal
     assert (again.exit_code, isinstance(again.exception, SystemExit)) == (1, True)
     assert run("keys", "create", "--scope", "write").exit_code == 2
     nameless = run("keys", "create", "--scope", "read", "--name", "")
-    assert (nameless.exit_code, isinstance(nameless.exception, SystemExit)) == (1, True)
+    assert (nameless.exit_code, isinstance(nameless.exception, SystemExit)) == (2, True)
     assert "printable name" in nameless.output
 
 
@@ -206,7 +293,7 @@ def test_verify_says_in_one_line_that_a_chain_cannot_be_read(run: Callable[..., 
         usdc_contracts='{"MATIC": "0x' + "1" * 40 + '"}',
         rpc_timeout_s="1",
     )
-    assert result.exit_code == 1
+    assert result.exit_code == 69
     assert isinstance(result.exception, SystemExit), "no traceback"
     assert SECRET not in result.output
 

@@ -196,7 +196,7 @@ def test_a_person_is_answered_when_the_journal_has_the_commit_or_told_who_will_s
 
     away = ask(run, "--actor", "ann", "--reason", "first")
     assert (away.exit_code, away.stderr.count("\n")) == (0, 1)
-    assert "the next worker will journal it" in away.stderr
+    assert "the next worker journals what was committed" in away.stderr
     asyncio.run(make())
     there = run(
         "ledger", "correct", "approve", ID, "--actor", "bob",

@@ -208,7 +208,7 @@ async def test_a_person_ends_what_a_stranger_with_our_key_made_impossible_and_se
         monkeypatch.setenv("STABLERAIL_RPC_URLS", json.dumps({"MATIC": [desk.anvil.rpc_url, other.url]}))
         monkeypatch.setenv("STABLERAIL_FINALITY_DEPTHS_BLOCKS", depth)
         unknown = await lanes("release", lane, "7", *why)
-        assert (unknown.exit_code, "unknown_nonce" in unknown.output) == (2, True)
+        assert (unknown.exit_code, "unknown_nonce" in unknown.output) == (1, True)
         paid = await lanes("release", lane, "0", *why)
         assert paid.output == f"withdrawal {asked.id} has failed, its hold is given back\n", paid.output
         given = await lanes("release", account, "0", *why)
@@ -226,9 +226,9 @@ async def test_a_person_ends_what_a_stranger_with_our_key_made_impossible_and_se
     listed = (await lanes("top-ups")).output
     for said in (account, desk.signer.address, "4.500000", "failed", "nonce_taken"):
         assert said in listed, (said, listed)
-    (row,) = json.loads((await lanes("top-ups", "--state", "failed", "--format", "json")).output)
+    row = json.loads((await lanes("top-ups", "--state", "failed", "--format", "json")).output)
     assert (row["nonce"], row["amount"], row["attempts"]) == (0, "4.500000", 1)
-    assert json.loads((await lanes("top-ups", "--chain", "ETH", "--format", "json")).output) == []
+    assert (await lanes("top-ups", "--chain", "ETH", "--format", "json")).output == ""
     assert (await tx("show", asked.id)).exit_code == 0
     logs = await desk.connection.fetch("SELECT action, actor FROM audit_logs ORDER BY action")
     assert [tuple(row) for row in logs] == [

@@ -537,7 +537,7 @@ async def test_people_see_redrive_and_discard_them_by_the_command_line(at: Groun
     for code, said, arguments in (
         (2, "an id is 32 hex digits", ("show", "x")),
         (1, "unknown_letter", ("show", uuid.uuid4().hex)),
-        (1, "bad_reason", ("discard", found["bad_address"].id, "--reason", " ")),
+        (2, "bad_reason", ("discard", found["bad_address"].id, "--reason", " ")),
         (2, "name the letters", ("redrive",)),
         (2, "not what a page ended with", ("list", "--after", "x")),
         (2, "a time is RFC 3339", ("list", "--since", "noon")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
@@ -192,7 +193,7 @@ async def test_the_command_prints_what_differs_stores_the_run_and_says_by_its_ex
     file = tmp_path / "differences.csv"
     file.write_text("of yesterday")
     gap = await command("--output", str(file), "--actor", "ann", circle_usdc_token_ids='{"SOL": "no such token"}')
-    assert (gap.exit_code, gap.stdout, file.read_text().split()) == (2, "", [head]), gap.output
+    assert (gap.exit_code, gap.stdout, file.read_text().split()) == (69, "", [head]), gap.output
     assert "not compared: circle MATIC: needs STABLERAIL_CIRCLE_USDC_TOKEN_IDS" in gap.stderr
     assert "not compared: circle SOL: partner_refused: 404" in gap.stderr
     given["circle_usdc_token_ids"] = books.given["circle_usdc_token_ids"]
@@ -229,19 +230,23 @@ async def test_the_command_prints_what_differs_stores_the_run_and_says_by_its_ex
         (("--history", "--run", run_id), "exclude each other"),
         (("--history", "--output", str(file)), "exclude each other"),
         (("--run", run_id, "--actor", "ann"), "exclude each other"),
-        (("--run", "0" * 32), f"unknown_run: there is no run {'0' * 32}"),
+        (("--format", "json"), "--format is of --history"),
         (("--run", "x"), "--run"),
         (("--output", str(tmp_path)), "--output"),
         (("--limit", "0", "--history"), "--limit"),
     ):
         wrong = await command(*arguments)
         assert (wrong.exit_code, said in wrong.stderr) == (2, True), (arguments, wrong.output)
+    gone = await command("--run", "0" * 32)
+    assert (gone.exit_code, f"unknown_run: there is no run {'0' * 32}" in gone.stderr) == (1, True)
+    told = [json.loads(line) for line in (await command("--history", "--format", "json")).stdout.splitlines()]
+    assert (told[0]["id"], told[0]["differences"], told[-1]["actor"]) == (run_id, 1, "ann")
     with monkeypatch.context() as here:
         here.setattr(reconciling, "compare_mirror", interrupted)
         assert (await command("--output", str(file))).exit_code == 130
     dead = {"database_url": "postgresql://x@127.0.0.1:1/x"}
     away = await command("--output", str(file), **dead)
-    assert (away.exit_code, "ConnectionRefusedError" in away.stderr) == (2, True), away.output
+    assert (away.exit_code, "ConnectionRefusedError" in away.stderr) == (69, True), away.output
     assert list(csv.reader(file.read_text().splitlines())) == rows, "what was there stays"
     assert [one.name for one in tmp_path.iterdir() if "differences" in one.name] == [file.name]
     unset = await command(discrepancy_alert_threshold="lots")

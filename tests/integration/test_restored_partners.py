@@ -132,9 +132,10 @@ async def test_wallets_that_the_database_has_forgotten_keep_circle_closed_and_ar
     for wrong in (
         ["--accept-unknown", "--reason", "x"],
         ["--partner", "circle", "--accept-unknown"],
-        ["--partner", "alpaca"],
     ):
         assert (await recovery("open", *wrong))[0] == 2, wrong
+    code, said = await recovery("open", "--partner", "alpaca")
+    assert (code, "not_closed: partner:alpaca" in said) == (1, True), said
     code, said = await recovery("open", "--partner", "circle", "--accept-unknown", "--reason", "read by hand")
     assert code == 0, said
     row = await rig.at.observer.fetchrow(

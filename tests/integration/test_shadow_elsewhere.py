@@ -36,7 +36,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.keys import Scope, create_key
 from stablerail.metrics import Metrics
 from stablerail.rebuild import rebuild_database
-from stablerail.servers import api_app
+from stablerail.servers import api_app, reach
 from tests.integration.test_rebuild_kafka import postgres_tool
 from tests.integration.test_shadow import AT, MAKE, REFUSALS, legacy_of, product_of, through, until_hit_or_done
 from tests.support import ledger_rig
@@ -424,6 +424,7 @@ async def test_the_api_tells_both_and_waits_for_a_server_that_is_away_only_where
         kafka_bootstrap="127.0.0.1:1", **TABLE,
     )  # fmt: skip
     token = (await create_key(apart.plain, [Scope.READ], "the tests")).token.get_secret_value()
+    await reach(settings)
     served: Any = api_app(settings, Metrics())
     headers = {"Authorization": f"Bearer {token}"}
     async with (
@@ -476,6 +477,7 @@ async def test_a_login_that_lost_its_rights_is_as_a_server_that_is_away(apart: A
         legacy_url=urlunsplit(parts._replace(netloc=f"{name}:guest@{parts.hostname}:{parts.port}")), **TABLE,
     )  # fmt: skip
     token = (await create_key(apart.plain, [Scope.READ], "the tests")).token.get_secret_value()
+    await reach(settings)
     served: Any = api_app(settings, Metrics())
     headers = {"Authorization": f"Bearer {token}"}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stablerail.cli import app
 from stablerail.config import load_settings
 from stablerail.keys import Scope, create_key
 from stablerail.metrics import Metrics
-from stablerail.servers import api_app
+from stablerail.servers import api_app, reach
 from tests.integration.test_shadow import AT, MAKE, legacy_of, product_of
 from tests.support import ledger_rig
 from tests.support.ledger_rig import connect_to, owner
@@ -49,6 +50,7 @@ async def test_the_api_tells_what_the_phase_says_and_strict_refuses(dsn: str, ad
         env_file=None, database_url=dsn, ledger_shadow_mode=True, kafka_bootstrap="127.0.0.1:1", **TABLE
     )
     token = (await create_key(admin, [Scope.READ], "the tests")).token.get_secret_value()
+    await reach(settings)
     served: Any = api_app(settings, metrics)
     transport = httpx.ASGITransport(app=served)
     headers = {"Authorization": f"Bearer {token}"}
@@ -85,6 +87,19 @@ async def test_the_api_tells_what_the_phase_says_and_strict_refuses(dsn: str, ad
         assert 'balance_query_duration_ms_count{source="legacy"} 1.0' in text
         for one in (plain, product):
             await one.close()
+
+
+async def test_the_api_does_not_start_with_a_legacy_table_that_cannot_be_used(dsn: str) -> None:
+    given = {"database_url": dsn, "kafka_bootstrap": "127.0.0.1:1", "ledger_shadow_mode": "true", **TABLE}
+    api = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stablerail.cli", "api"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **{f"STABLERAIL_{name.upper()}": value for name, value in given.items()}},
+    )
+    said = (await api.communicate())[0].decode()
+    assert (api.returncode, len(said.splitlines()), "Traceback" in said) == (70, 1, False), said
+    assert "STABLERAIL_LEGACY_TABLE: there is no table" in said
 
 
 @pytest.fixture
