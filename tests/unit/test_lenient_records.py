@@ -14,7 +14,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from agents import lenient_records, transport
-from agents.journal_end import last_record
+from agents.journal_end import last_records
 from agents.recovery.old_input import Range
 from stablerail.cli_replay import _input
 from stablerail.config import load_settings
@@ -104,7 +104,7 @@ async def replay() -> None:
 
 
 async def looking_at_the_journals_end() -> None:
-    await last_record(NOBODY, "")
+    await last_records(NOBODY, "")
 
 
 async def verify() -> None:
