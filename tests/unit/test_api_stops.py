@@ -27,7 +27,7 @@ def test_the_api_that_finds_an_old_backup_while_it_serves_stops_and_says_what_is
             self.journal = app.state.journal
 
         async def serve(self) -> None:
-            self.journal.found_unfit(BEHIND)
+            self.journal._found_unfit(BEHIND)
             assert self.should_exit
 
     async def nothing(*_: Any) -> None:
