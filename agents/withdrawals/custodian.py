@@ -40,7 +40,8 @@ SECOND_TRANSFER: Final = "second_transfer"
 CUSTODIAN_SILENT: Final = "custodian_silent"
 """Of a review: no answer at many attempts. It goes on by itself when one comes."""
 TRANSFER_NOT_SHOWN: Final = "transfer_not_shown"
-"""Of a review: NOT_SHOWN, for some time. It goes on by itself with the custodian's next word of it."""
+"""Of a review: NOT_SHOWN, for some time. It goes on by itself with the custodian's next word of it. Of a call: what the custodian
+refuses and may have made before is not in its list."""
 UNPROVEN: Final = "unproven_payment"
 """Of a review: the custodian says that it is paid, and the chain has no such transfer."""
 

@@ -15,6 +15,7 @@ from agents.withdrawals.custodian import (
     CUSTODIAN_SILENT,
     REFUSED,
     SECOND_TRANSFER,
+    TRANSFER_NOT_SHOWN,
     Transfer,
     changed,
     rank,
@@ -33,8 +34,6 @@ SILENT_FOR: Final = timedelta(hours=1)
 """Then a person must look, whatever was counted: what a breaker, a rate or a refused key keeps back is no attempt."""
 LISTED_FROM: Final = timedelta(hours=1)
 """Before the call was made, for clocks that differ."""
-NOT_SHOWN: Final = "transfer_not_shown"
-"""Circle refuses what it may have made before, and does not list it: once more later, for it may be slow to list."""
 
 
 class CircleTransfers:
@@ -142,8 +141,8 @@ class TransferDeeds(Deeds[Facts]):
         return Done(inserts=(line,), upserts=(row,), alerts=(Alert(CUSTODIAN_SILENT, about),))
 
     def conclude(self, call: StoredCall, reply: dict[str, Any] | Refused, facts: Facts) -> Conclusion | Again:
-        if isinstance(reply, dict) and "refused" in reply and call.error != NOT_SHOWN:
-            return Again(NOT_SHOWN)
+        if isinstance(reply, dict) and "refused" in reply and call.error != TRANSFER_NOT_SHOWN:
+            return Again(TRANSFER_NOT_SHOWN)  # once more later: Circle may be slow to list what it has made
         if isinstance(reply, Refused) or "refused" in reply:
             return Conclusion(Done(emits=(_refused(call, reply),)), traces={call.id: call.members[0].traceparent})
         return Conclusion(_taken(facts, call.request["withdrawal_id"], reply))
