@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from stablerail.dev.errors import PartFailed
 
@@ -71,15 +72,18 @@ class Child:
         orphan_signal: int = signal.SIGTERM,
         grace_s: float = 3,
     ) -> None:
+        arguments = [str(int(orphan_signal)), str(grace_s), *map(str, command)]
+        self._begun(log, *_start_guard(arguments, log, env, cwd))
+
+    def _begun(self, log: Path, guard: Any, owner_fd: int, pid: int) -> None:
+        """It runs below this guard (`Popen`, or what speaks as one), as long as the descriptor is open."""
         self.log = log
-        self._guard, self._owner_fd, self.pid = _start_guard(
-            [str(int(orphan_signal)), str(grace_s), *map(str, command)], log, env, cwd
-        )
+        self._guard, self._owner_fd, self.pid = guard, owner_fd, pid
+        self._closing = threading.Lock()
         try:
-            self._pid_fd = os.pidfd_open(self.pid)
+            self._pid_fd = os.pidfd_open(pid)
         except ProcessLookupError:  # it has ended already
             self._pid_fd = -1
-        self._closing = threading.Lock()
 
     @property
     def returncode(self) -> int | None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from stablerail.dev import guard
 from stablerail.dev.processes import Child
@@ -36,8 +36,7 @@ class WarmChild(Child):
     """As `Child([sys.executable, "-m", "stablerail.cli", *arguments])`."""
 
     def __init__(self, arguments: Sequence[str], *, log: Path, env: Mapping[str, str]) -> None:
-        self.log = log
-        owner_read, self._owner_fd = os.pipe()
+        owner_read, owner_write = os.pipe()
         told_read, told_write = os.pipe()
         with log.open("ab") as output:
             fds = array.array("i", [owner_read, told_write, output.fileno()])
@@ -46,12 +45,8 @@ class WarmChild(Child):
             _loaded().sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         os.close(owner_read)
         os.close(told_write)
-        self._guard: Any = _Told(told_read)
-        self.pid = self._guard.pid
-        try:
-            self._pid_fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:  # it has ended already
-            self._pid_fd = -1
+        guard = _Told(told_read)
+        self._begun(log, guard, owner_write, guard.pid)
 
 
 class WarmStack(Stack):
