@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from stablerail.dev.errors import PartFailed
 
@@ -55,6 +55,13 @@ def port_answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+class Guard(Protocol):
+    """What is asked of a guard's process, in the words of `Popen`."""
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 class Child:
     """A process in its own session whose output goes to a file, and which ends when this process ends (see guard.py).
 
@@ -75,8 +82,8 @@ class Child:
         arguments = [str(int(orphan_signal)), str(grace_s), *map(str, command)]
         self._begun(log, *_start_guard(arguments, log, env, cwd))
 
-    def _begun(self, log: Path, guard: Any, owner_fd: int, pid: int) -> None:
-        """It runs below this guard (`Popen`, or what speaks as one), as long as the descriptor is open."""
+    def _begun(self, log: Path, guard: Guard, owner_fd: int, pid: int) -> None:
+        """It runs below this guard as long as the descriptor is open."""
         self.log = log
         self._guard, self._owner_fd, self.pid = guard, owner_fd, pid
         self._closing = threading.Lock()
