@@ -33,6 +33,7 @@ from ledger.commit import claim_owners, lock_writer, seal
 from ledger.posting import Transaction, credit, debit
 from ledger.record import Message
 from ledger.rows import Changes, Connection
+from ledger.store import blocks_of
 from ledger.tables import CUSTODIAN_TRANSFERS, WALLETS
 from stablerail.config import load_settings
 from stablerail.dev.anvil import Anvil
@@ -109,8 +110,15 @@ class Till:
             )  # fmt: skip
 
     async def post(self, *transactions: Transaction) -> None:
-        batch = await book.post(self.connection, "test.book", transactions, now())
-        assert all(isinstance(result, book.Posted) for result in batch.results), batch.results
+        """In a commit of its own, or in the transaction that the connection is in."""
+        async with self.connection.transaction():
+            owners = await lock_writer(self.connection, "test.book")
+            results, fold = await book.settle(self.connection, transactions, now())
+            assert all(isinstance(result, book.Posted) for result in results), results
+            await seal(
+                self.connection, "test.book", owners, blocks=blocks_of(fold, owners[0].batch), messages=[], at=fold.at,
+                actor="test", summary={},
+            )  # fmt: skip
 
     async def balance(self, account: Account) -> int:
         found = await self.connection.fetchval("SELECT balance::text FROM accounts WHERE id = $1", account.id)
