@@ -9,7 +9,6 @@ collector of ours.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import uuid
@@ -38,8 +37,8 @@ from topics.events import Chain
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
-OUTAGE_S = float(os.environ.get("STABLERAIL_TEST_OUTAGE_S", "2"))
-"""How long Kafka is away, at least: what counts is that Circle was refused and the worker could not publish. 20 is a real outage."""
+OUTAGE_S = 20.0
+"""How long Kafka is away, at least."""
 PROGRAMS = ("bridge", "onboarding", "deposits")
 FIVE = 5_000_000
 
