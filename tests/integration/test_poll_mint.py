@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -216,6 +216,20 @@ async def test_what_is_on_its_way_is_followed_to_its_end_and_what_leaves_or_fail
         cursors = await town.at.observer.fetch("SELECT source FROM source_cursors ORDER BY source")
         assert [row[0] for row in cursors] == ["circle", "circle_mint"]
     await town.proven(1)
+
+
+async def test_what_was_forgotten_before_the_first_look_is_found_with_a_longer_overlap(town: Town) -> None:
+    before = (town.at.clock() - timedelta(days=20)).isoformat()
+    known, forgotten = town.sent("25.00", createDate=before), town.sent("7.00", createDate=before)
+    async with town.at.process() as first, crediting(town, first), polling(town, first):
+        await town.webhook(known)
+        await town.credited(25)
+    town.polled = replace(town.polled, overlap=timedelta(days=30))
+    async with town.at.process() as second, crediting(town, second), polling(town, second):
+        await town.credited(32)
+        assert await town.transfers() == {f"circle_mint:{each['id']}": "complete" for each in (known, forgotten)}
+        assert len(await town.told()) == 2, "what is known is not said again"
+    await town.proven(2)
 
 
 class Died(Exception):
