@@ -225,12 +225,18 @@ class Settings(BaseSettings):
         (),
         description="Amazon SNS topics of Circle Mint's notifications, both regions; unset = Mint is not listened to",
     )
+    circle_mint_api_url: HttpUrl | None = Field(
+        None, description="Circle Mint's API, or a sandbox of ours; unset = Circle's own of the network"
+    )
+    circle_mint_api_key: SecretStr | None = Field(
+        None, min_length=8, description="Circle Mint's API key, PREFIX:ID:SECRET; unset = its transfers are not polled"
+    )
     circle_sns_url: HttpUrl | None = Field(
         None, description="a sandbox of ours in the place of Amazon SNS; never on mainnet"
     )
-    circle_poll_interval_s: Seconds = Field(30, gt=0, description="pause between two looks at Circle's inbound list")
+    circle_poll_interval_s: Seconds = Field(30, gt=0, description="pause between two looks at Circle's inbound lists")
     circle_poll_overlap_s: Seconds = Field(
-        600, ge=0, description="how far each look at the list goes back; a transaction may show up late"
+        600, ge=0, description="how far each look at a list goes back; a transaction may show up late"
     )
     sumsub_webhook_secret: SecretStr | None = Field(None, min_length=8, description="Sumsub's webhook secret")
 
@@ -418,13 +424,14 @@ class Settings(BaseSettings):
             raise ValueError(f"{unknown[0][:40]} has no shards; there are {', '.join(known)}")
         return given
 
-    @check("circle_api_key")
+    @check("circle_api_key", "circle_mint_api_key")
     @classmethod
     def _key_of_network(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         """Circle has one host for both networks: only the key's prefix keeps test settings away from real money."""
-        foreign = {"testnet": "LIVE_API_KEY", "mainnet": "TEST_API_KEY"}.get(info.data.get("network", ""))
-        if key is not None and foreign is not None and key.get_secret_value().startswith(f"{foreign}:"):
-            raise ValueError(f"network is {info.data['network']}, and a {foreign} belongs to the other one")
+        foreign = {"testnet": ("LIVE_API_KEY",), "mainnet": ("TEST_API_KEY", "SAND_API_KEY")}
+        prefix = key.get_secret_value().partition(":")[0] if key is not None else ""
+        if prefix in foreign.get(info.data.get("network", ""), ()):
+            raise ValueError(f"network is {info.data['network']}, and a {prefix} belongs to the other one")
         return key
 
     @model_validator(mode="after")
@@ -433,8 +440,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{PREFIX}CALL_LEASE_S must be longer than {PREFIX}CALL_TIMEOUT_S")
         if self.alpaca_api_key is not None and self.network == "mainnet" and ".sandbox." in self.alpaca_api_url:
             raise ValueError(f"{PREFIX}ALPACA_API_URL is Alpaca's sandbox, and network is mainnet")
-        for name in ("circle_api_url", "alpaca_api_url") if self.network == "mainnet" else ():
-            if not is_private(getattr(self, name)):
+        if self.circle_mint_api_url and self.network == "mainnet" and "-sandbox." in self.circle_mint_api_url:
+            raise ValueError(f"{PREFIX}CIRCLE_MINT_API_URL is Circle's sandbox, and network is mainnet")
+        names = ("circle_api_url", "circle_mint_api_url", "alpaca_api_url")
+        for name in names if self.network == "mainnet" else ():
+            if (url := getattr(self, name)) is not None and not is_private(url):
                 raise ValueError(f"{PREFIX}{name.upper()} must be https:// on mainnet: it is sent our key")
         if self.circle_sns_url is not None and self.network == "mainnet":
             raise ValueError(f"{PREFIX}CIRCLE_SNS_URL is for sandboxes: on mainnet only Amazon is believed")

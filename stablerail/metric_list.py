@@ -258,7 +258,8 @@ ORDERS_AGE_LIMIT = Metric("stablerail_orders_age_limit_seconds", "gauge", "Above
 CIRCLE_POLLED = Metric(
     "stablerail_circle_polled_timestamp_seconds",
     "gauge",
-    "When Circle's inbound list was last read to its end, unix time",
+    "When Circle's inbound list (circle, circle_mint) was last read to its end, unix time",
+    ("source",),
 )
 
 # Invariants

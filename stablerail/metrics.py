@@ -333,8 +333,8 @@ class Metrics:
             self._set(ORDERS_OLDEST, oldest_age_s, state)
             self._set(ORDERS_AGE_LIMIT, limit_s, state)
 
-    def circle_polled(self) -> None:
-        self._set(CIRCLE_POLLED, time.time())
+    def circle_polled(self, source: str) -> None:
+        self._set(CIRCLE_POLLED, time.time(), source)
 
     def invariants(self, found: Iterable[Result]) -> None:
         """What one look at the invariants found; nothing of a worker that does not lead."""

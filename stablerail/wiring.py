@@ -19,7 +19,7 @@ from agents.delivery import Delivery
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.finalize_deposits import ChainReader
 from agents.deposits.lookups import Lookups, circle_listing
-from agents.deposits.poll_circle import PollCircle, Polled
+from agents.deposits.poll_circle import MINT, W3S, PollCircle, Polled, Product
 from agents.emitter import Emitter
 from agents.investing import release_orders, reserve_orders, settle_fills
 from agents.looking import look_again_and_again
@@ -56,7 +56,7 @@ from chain.hot_wallet import HotWallet
 from chain.rpc import Rpc
 from chain.scan import ScanSettings
 from chain.signer import Signer
-from connectors.circle.client import CircleClient
+from connectors.circle.client import MINT_URLS, CircleClient, MintClient
 from ledger.accounts import AccountType
 from ledger.rows import Connection
 from stablerail import order_figures
@@ -169,16 +169,27 @@ async def _deposits(settings: Settings, shared: Services, metrics: Metrics) -> M
         finalize_deposits.stage(readers, policy, shared.connect),
     )
     movement.deliveries.extend(Delivery(stage, shared) for stage in stages)
-    if circle is None:
-        _log.warning("circle.not_polled", reason="circle_api_key or circle_entity_secret is not set")
-    else:
+    mint = await _mint_client(settings, movement)
+
+    def poll(client: CircleClient | MintClient, product: Product) -> None:
         polled = Polled(
             settings.network,
             dict.fromkeys(settings.circle_usdc_token_ids.values(), "USDC"),
             settings.circle_poll_interval_s,
             timedelta(seconds=settings.circle_poll_overlap_s),
+            product=product,
         )
-        movement.workers.append(PollCircle(circle, polled, shared, metrics.circle_polled).work)
+        read = partial(metrics.circle_polled, product.source)
+        movement.workers.append(PollCircle(client, polled, shared, read).work)
+
+    if circle is None:
+        _log.warning("circle.not_polled", reason="circle_api_key or circle_entity_secret is not set")
+    else:
+        poll(circle, W3S)
+    if mint is not None:
+        poll(mint, MINT)
+    elif settings.circle_mint_topic_arns:
+        _log.warning("circle.not_polled", reason="circle_mint_api_key is not set")
     return movement
 
 
@@ -311,6 +322,17 @@ async def circle_client(settings: Settings, movement: Movement) -> CircleClient 
     client = CircleClient(
         settings.circle_api_url, settings.circle_api_key, settings.circle_entity_secret, settings.call_timeout_s
     )
+    await client.start()
+    movement.closing.append(client.close)
+    return client
+
+
+async def _mint_client(settings: Settings, movement: Movement) -> MintClient | None:
+    """As `circle_client`."""
+    if settings.circle_mint_api_key is None:
+        return None
+    url = settings.circle_mint_api_url or MINT_URLS[settings.network]
+    client = MintClient(url, settings.circle_mint_api_key, settings.call_timeout_s)
     await client.start()
     movement.closing.append(client.close)
     return client

@@ -1,11 +1,12 @@
 """Circle's list of inbound transactions -> source_cursors, circle_transfers -> deposits.notified
 
 Asks Circle what came in, on its own: what its webhooks forget arrives here, under the same transfer id, so that both meet at
-one deposit. One poller in the whole deployment; cursor and messages are one commit.
+one deposit. One poller of each product (W3S, Mint) in the whole deployment; cursor and messages are one commit.
 
 A round reads the list from the cursor less the overlap to its end: Circle orders it by when a transaction was made, and one may
-show up late. What changes its state after that, no later part of the list says: transactions that are not at their end are
-remembered and looked up one by one, the older the rarer. What `credit_deposits` has from the webhook already is not said again.
+show up late. Of a list that begins with its newest the cursor moves when all of it is read. What changes its state after that, no
+later part of the list says: transactions that are not at their end are remembered and looked up one by one, the older the rarer.
+What `credit_deposits` has from the webhook already is not said again.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from agents.deposits.deposit import report_id
 from agents.deposits.evidence import is_news
 from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.services import Services
+from connectors.circle import mint_webhooks, transactions
 from connectors.circle.chains import Network
-from connectors.circle.transactions import ENDED, SOURCE, created_at, notified
-from connectors.errors import ConnectorError, Refused
-from connectors.webhooks.source import NotUnderstood
+from connectors.circle.transactions import created_at, notified
+from connectors.errors import ConnectorError, Refused, Unknown
+from connectors.webhooks.source import NotUnderstood, Publish, Translation
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block
 from ledger.sql import load
 from ledger.tables import CIRCLE_TRANSFERS, SOURCE_CURSORS
 from topics.catalog import DEPOSITS_NOTIFIED, WEBHOOKS_DLQ
-from topics.envelope import value_of
-from topics.events import Evidence
+from topics.envelope import headers_of, value_of
+from topics.events import DepositNotified, Evidence
 
 _log = structlog.get_logger()
 _sql = load("agents.deposits", "poll_circle.sql")
 
-WRITER: Final = "poll_circle"
 RETRY_FIRST_S: Final = 1.0
 """Then doubled up to the interval: a look that failed is never waited for longer than one that did not."""
 LOOKUPS_MAX: Final = 20
@@ -51,10 +52,50 @@ Transaction = dict[str, Any]
 
 
 class CircleLists(Protocol):
-    """What the poller asks of Circle; connectors.circle.client has it."""
+    """What the poller asks of a product of Circle's; connectors.circle.client has both."""
 
     async def inbound_page(self, *, since: datetime | None = None, after: str | None = None) -> list[Transaction]: ...
     async def transaction(self, transaction_id: str) -> Transaction: ...
+
+
+class Product(NamedTuple):
+    """What is particular about the list of one of Circle's products."""
+
+    source: str
+    writer: str
+    path: str
+    status: str
+    """The field that says how far a transaction is."""
+    ended: frozenset[str]
+    newest_first: bool
+    rows: str
+    """What its ids in circle_transfers begin with."""
+    read: Callable[[Transaction, Polled], Translation]
+
+
+def _read_w3s(transaction: Transaction, polled: Polled) -> Translation:
+    said = notified(transaction, polled.network, polled.usdc_tokens)
+    if isinstance(said, NotUnderstood):
+        return said
+    # of its contents too: a transaction that was mined again has the same state in another block
+    contents = hashlib.blake2b(value_of(said), digest_size=8).hexdigest()
+    event_id = f"{identity(transaction)}:{transaction.get('state')}:{contents}"
+    return Publish(DEPOSITS_NOTIFIED, said.to.encode(), said, event_id, W3S.writer)
+
+
+def _read_mint(transfer: Transaction, _polled: Polled) -> Translation:
+    """In the notification's own envelope: whichever comes second is a repeat."""
+    return mint_webhooks.transferred(transfer)
+
+
+W3S: Final = Product(
+    transactions.SOURCE, "poll_circle", "/v1/w3s/transactions", "state", transactions.ENDED,
+    newest_first=False, rows="", read=_read_w3s,
+)  # fmt: skip
+MINT: Final = Product(
+    mint_webhooks.SOURCE, "poll_circle.mint", "/v1/businessAccount/transfers", "status", mint_webhooks.ENDED,
+    newest_first=True, rows="circle_mint:", read=_read_mint,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,6 +108,7 @@ class Polled:
     interval_s: float = 30.0
     overlap: timedelta = timedelta(minutes=10)
     page_size: int = 50
+    product: Product = W3S
 
 
 class Seen(NamedTuple):
@@ -96,23 +138,28 @@ def decide(
     transaction: Transaction, known: Known, polled: Polled, now: datetime, *, looked_up: bool = False
 ) -> Found | None:
     """What a transaction of the list says that we do not have; None for nothing. Pure and total."""
-    state = _text(transaction.get("state"), 40) or "unknown"
+    product = polled.product
+    state = _text(transaction.get(product.status), 40) or "unknown"
     if state == known.state and not looked_up:
         return None
     key = identity(transaction)
     made = known.created_at or created_at(transaction) or now
-    seen = Seen(key, state, made, now, now if state in ENDED else None)
+    seen = Seen(product.rows + key, state, made, now, now if state in product.ended else None)
     if state == known.state:
         return Found(seen, None)
-    said = notified(transaction, polled.network, polled.usdc_tokens)
+    said = product.read(transaction, polled)
+    if said == mint_webhooks.NOT_INCOMING:
+        return None
     if isinstance(said, NotUnderstood):
-        return Found(seen, _unreadable(transaction, said, now))
-    if known.evidence is not None and not is_news(said.evidence, Evidence(known.evidence)):
+        return Found(seen, _unreadable(transaction, said, product, now))
+    if not isinstance(said, Publish):
         return Found(seen, None)
-    value = value_of(said)
-    # of its contents too: a transaction that was mined again has the same state in another block
-    event_id = f"{key}:{state}:{hashlib.blake2b(value, digest_size=8).hexdigest()}"
-    return Found(seen, Message(DEPOSITS_NOTIFIED.name, said.to.encode(), value, event_id, said.ce_type()))
+    event = said.event
+    assert isinstance(event, DepositNotified)
+    if known.evidence is not None and not is_news(event.evidence, Evidence(known.evidence)):
+        return Found(seen, None)
+    headers = headers_of(event.ce_type(), event_id=said.event_id, source=said.source, time=now)
+    return Found(seen, Message(said.topic.name, said.key, value_of(event), headers=headers))
 
 
 def identity(transaction: Transaction) -> str:
@@ -129,13 +176,13 @@ def _json(transaction: Transaction) -> bytes:
     return orjson.dumps(transaction, option=orjson.OPT_SORT_KEYS)
 
 
-def _unreadable(transaction: Transaction, said: NotUnderstood, now: datetime) -> Message | None:
+def _unreadable(transaction: Transaction, said: NotUnderstood, product: Product, now: datetime) -> Message | None:
     if said.code == "unknown_state":
         return None  # on its way, in a word of Circle's that we do not know: the end will be another one
-    fields = {"vendor": SOURCE, "path": "GET /v1/w3s/transactions", "code": said.code, "reason": said.reason}
+    fields = {"vendor": product.source, "path": f"GET {product.path}", "code": said.code, "reason": said.reason}
     headers = [(name, value.encode()) for name, value in fields.items()]
     headers.append(("received_at", now.isoformat().encode()))
-    return Message(WEBHOOKS_DLQ.name, SOURCE.encode(), _json(transaction), headers=headers)
+    return Message(WEBHOOKS_DLQ.name, product.source.encode(), _json(transaction), headers=headers)
 
 
 class PollCircle:
@@ -148,9 +195,11 @@ class PollCircle:
         self._circle = circle
         self._read = read
         self._polled = polled
+        self._product = polled.product
+        self._writer = polled.product.writer
         self._services = services
-        self._lone = LoneWriter(WRITER, services, max(SILENCE_S, 3 * polled.interval_s))
-        self._log = _log.bind(stage=WRITER)
+        self._lone = LoneWriter(self._writer, services, max(SILENCE_S, 3 * polled.interval_s))
+        self._log = _log.bind(stage=self._writer)
         self._failures = 0
         self._unanswered: dict[str, None] = {}
         """Transactions that Circle gave no answer for, latest last: the others are looked up before them."""
@@ -160,7 +209,7 @@ class PollCircle:
 
     async def _work(self, connection: Connection) -> float:
         await self.round(connection)
-        self._services.unready.pop(WRITER, None)
+        self._services.unready.pop(self._writer, None)
         self._failures = 0
         return self._polled.interval_s
 
@@ -169,28 +218,34 @@ class PollCircle:
         if isinstance(error, Refused):
             # a person must look: the API key, most likely
             self._log.critical("circle.refuses_the_list", status=error.status, reason=str(error))
-            self._services.unready[WRITER] = error.code
+            self._services.unready[self._writer] = error.code
         else:
             self._log.warning("circle.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
         return min(self._polled.interval_s, RETRY_FIRST_S * 2.0 ** min(self._failures, 20))
 
     async def round(self, connection: Connection) -> None:
         """The list to its end, then single look-ups. For who leads."""
-        since = await connection.fetchval(_sql.cursor, SOURCE)
+        since = await connection.fetchval(_sql.cursor, self._product.source)
         if since is None:
             since = self._services.clock()
             await self._commit([], since, moved=True)  # a crash in the first round must not move the start
-        start, after = since - self._polled.overlap, None
+        start, newest, after = since - self._polled.overlap, since, None
         while True:
             page = await self._circle.inbound_page(since=start, after=after)
+            last = len(page) < self._polled.page_size
             found = await self._decide(connection, page)
             # a time of Circle's that is ahead of ours must not carry us over what is still to come
-            made = [at for at in map(created_at, page) if at is not None and since < at <= self._services.clock()]
-            since = max(made, default=since)
-            await self._commit(found, since, moved=bool(made))
-            if len(page) < self._polled.page_size:
+            made = [at for at in map(created_at, page) if at is not None and at <= self._services.clock()]
+            newest = max([newest, *made])
+            # what died between two pages must find the older ones behind them again
+            moved = newest > since and (last or not self._product.newest_first)
+            since = newest if moved else since
+            await self._commit(found, since, moved=moved)
+            if last:
                 break
-            after = str(page[-1].get("id"))
+            after = next((id for each in reversed(page) if (id := _text(each.get("id"), 200))), None)
+            if after is None:
+                raise Unknown("a page of Circle's list in which nothing has an id")
         self._read()
         failure = await self._look_up(connection, start, since)
         await self._forget(connection, start)
@@ -200,21 +255,29 @@ class PollCircle:
     async def _look_up(self, connection: Connection, listed_from: datetime, since: datetime) -> ConnectorError | None:
         """Those that are not at their end and that the list from `listed_from` does not show; the failure that ended it before all
         were looked up."""
+        rows = self._product.rows
         overdue = await connection.fetch(
-            _sql.overdue, listed_from, self._services.clock(), LOOKUP_PAUSE, LOOKUPS_MAX, list(self._unanswered)
+            _sql.overdue,
+            listed_from,
+            self._services.clock(),
+            LOOKUP_PAUSE,
+            LOOKUPS_MAX,
+            list(self._unanswered),
+            bool(rows),
         )
         found = []
         failure: ConnectorError | None = None
-        for key, state in overdue:
-            self._unanswered.pop(key, None)
+        for row, state in overdue:
+            self._unanswered.pop(row, None)
+            key = row.removeprefix(rows)
             try:
                 found.append({**await self._circle.transaction(key), "id": key})
             except ConnectorError as error:
                 if isinstance(error, Refused) and not error.credentials:
                     self._log.warning("circle.transaction_gone", id=key, status=error.status)
-                    found.append({"id": key, "state": state})
+                    found.append({"id": key, self._product.status: state})
                     continue
-                self._unanswered[key] = None
+                self._unanswered[row] = None
                 failure = error
                 break
         if len(self._unanswered) > FORGET_MAX:
@@ -226,8 +289,10 @@ class PollCircle:
         self, connection: Connection, page: Sequence[Transaction], *, looked_up: bool = False
     ) -> list[Found]:
         by_id = {identity(transaction): transaction for transaction in page}
-        rows = await connection.fetch(_sql.known, list(by_id), [report_id(SOURCE, key) for key in by_id])
-        known = {key: Known(*rest) for key, *rest in rows}
+        product = self._product
+        reports = [report_id(product.source, key) for key in by_id]
+        rows = await connection.fetch(_sql.known, [product.rows + key for key in by_id], reports)
+        known = {row.removeprefix(product.rows): Known(*rest) for row, *rest in rows}
         now = self._services.clock()
         decided = [decide(each, known[key], self._polled, now, looked_up=looked_up) for key, each in by_id.items()]
         return [one for one in decided if one is not None]
@@ -236,7 +301,7 @@ class PollCircle:
         """What was found and the cursor; nothing when nothing is new."""
         blocks: list[Block] = []
         if moved:
-            blocks.append(block(SOURCE_CURSORS, Op.UPSERT, [(SOURCE, since, self._services.clock())]))
+            blocks.append(block(SOURCE_CURSORS, Op.UPSERT, [(self._product.source, since, self._services.clock())]))
         if found:
             blocks.append(block(CIRCLE_TRANSFERS, Op.UPSERT, [one.seen for one in found]))
         if blocks:
@@ -245,6 +310,7 @@ class PollCircle:
 
     async def _forget(self, connection: Connection, before: datetime) -> None:
         """Rows of ended transactions that no round will meet again."""
-        past = [tuple(row) for row in await connection.fetch(_sql.past, before - self._polled.overlap, FORGET_MAX)]
+        bound = before - self._polled.overlap
+        past = [tuple(r) for r in await connection.fetch(_sql.past, bound, FORGET_MAX, bool(self._product.rows))]
         if past:
             await self._lone.commit([block(CIRCLE_TRANSFERS, Op.DELETE, past)], [], {"forgotten": len(past)})

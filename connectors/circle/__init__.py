@@ -1,1 +1,1 @@
-"""Circle's developer-controlled wallets (W3S): client, chain names, signed notifications, and a sandbox server of it."""
+"""Circle's developer-controlled wallets (W3S) and Mint: clients, chain names, signed notifications, and a sandbox server of both."""

@@ -1,4 +1,4 @@
-"""Circle's W3S API as far as we use it. Base URL, paths and bodies: developers.circle.com, Wallets API.
+"""Circle's APIs, W3S and Mint, as far as we use them. Base URLs, paths and bodies: developers.circle.com.
 
 A call returns its result or raises one of connectors.errors. Nothing is retried here: a mutating call that ended without
 a readable answer is repeated by the caller with the same idempotency key, for which Circle returns the first result.
@@ -20,10 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
+from connectors.circle.chains import Network
 from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
 from connectors.partner import PartnerClient, wait_s
 from topics.events import Text
 
+MINT_URLS: Final[Mapping[Network, str]] = {
+    "testnet": "https://api-sandbox.circle.com",
+    "mainnet": "https://api.circle.com",
+}
 PAGE_SIZE: Final = 50  # Circle's maximum
 PAGES_MAX: Final = (
     20  # one customer has a wallet per chain; a server that ignores `pageAfter` must not hold us for ever
@@ -63,8 +68,49 @@ class WalletHolding(NamedTuple):
     """A decimal string in whole tokens."""
 
 
-class CircleClient(PartnerClient):
-    """One API key and one entity secret. Use as an async context, or call start and close."""
+class _Circle(PartnerClient):
+    """One API key."""
+
+    def __init__(self, base_url: str, api_key: SecretStr, timeout_s: float) -> None:
+        super().__init__(base_url, timeout_s, REPLY_BYTES_MAX)
+        self._api_key = api_key
+
+    def _authorization(self) -> str:
+        return f"Bearer {self._api_key.get_secret_value()}"
+
+    async def _data(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> Any:
+        """The `data` of a 2xx answer, None where it has none; or a ConnectorError."""
+        answer = await self._ask(method, path, body=None if body is None else orjson.dumps(body), params=params)
+        if not answer.is_ok:
+            raise _failure(answer.status, answer.raw, answer.headers.get("Retry-After"))
+        return _json(answer.raw).get("data")
+
+
+class MintClient(_Circle):
+    """Circle Mint's API with its own key. Use as an async context, or call start and close."""
+
+    async def inbound_page(self, *, since: datetime | None = None, after: str | None = None) -> list[dict[str, Any]]:
+        """At most PAGE_SIZE transfers, newest first, those that left the account among them: made at `since` or later, older than
+        the one with id `after`. A page that is not full is the last."""
+        params = {"pageSize": str(PAGE_SIZE), "from": None if since is None else _z(since), "pageAfter": after}
+        given = {name: value for name, value in params.items() if value is not None}
+        listed = await self._data("GET", "/v1/businessAccount/transfers", params=given)
+        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+            raise Unknown("Circle's reply holds no transfers")
+        return listed
+
+    async def transaction(self, transfer_id: str) -> dict[str, Any]:
+        """One transfer as it is now. Raises Refused (404) when Circle knows none of this id."""
+        found = await self._data("GET", f"/v1/businessAccount/transfers/{quote(transfer_id, safe='')}")
+        if not isinstance(found, dict):
+            raise Unknown("Circle's reply holds no transfer")
+        return found
+
+
+class CircleClient(_Circle):
+    """W3S with one API key and one entity secret. Use as an async context, or call start and close."""
 
     def __init__(self, base_url: str, api_key: SecretStr, entity_secret: SecretStr, timeout_s: float = 10.0) -> None:
         try:
@@ -73,14 +119,10 @@ class CircleClient(PartnerClient):
             known = False
         if not known:
             raise ValueError("Circle's entity secret is 64 hexadecimal characters")
-        super().__init__(base_url, timeout_s, REPLY_BYTES_MAX)
-        self._api_key = api_key
+        super().__init__(base_url, api_key, timeout_s)
         self._entity_secret = entity_secret
         self._entity_key: rsa.RSAPublicKey | None = None
         self._entity_key_lock = asyncio.Lock()
-
-    def _authorization(self) -> str:
-        return f"Bearer {self._api_key.get_secret_value()}"
 
     async def create_wallet_set(self, idempotency_key: str, name: str) -> str:
         """The id of the wallet set."""
@@ -305,13 +347,10 @@ class CircleClient(PartnerClient):
     async def _call(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
-        """The `data` of a 2xx answer, or a ConnectorError."""
-        answer = await self._ask(method, path, body=None if body is None else orjson.dumps(body), params=params)
-        if not answer.is_ok:
-            raise _failure(answer.status, answer.raw, answer.headers.get("Retry-After"))
-        data = _json(answer.raw).get("data")
+        """The `data` of a 2xx answer, an object; or a ConnectorError."""
+        data = await self._data(method, path, body=body, params=params)
         if not isinstance(data, dict):
-            raise Unknown(f"an unreadable reply with status {answer.status}")
+            raise Unknown("an unreadable reply")
         return data
 
 

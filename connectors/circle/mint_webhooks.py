@@ -109,6 +109,9 @@ IGNORED_TYPES: Final = frozenset(
         "approvalWorkflowTransferRejected",
     }
 )
+ENDED: Final = frozenset({"complete", "failed"})
+"""Of a transfer: states that no other follows."""
+NOT_INCOMING: Final = Ignored("transfers.not_incoming")
 _ASSETS: Final = {"USD": "USDC"}
 """Mint shows USDC by the currency it stands for."""
 
@@ -133,10 +136,21 @@ def translate(message: bytes | str, network: Network) -> Translation:
         return wrong_schema(error)
 
 
-def _transfer(content: Mapping[str, Any], network: Network) -> Translation:
-    transfer = _Transfer.model_validate(content.get("transfer"))
+def transferred(given: Any) -> Translation:
+    """What a transfer says, the same from a notification, the list and a look-up. Pure and total."""
+    try:
+        return _transferred(_Transfer.model_validate(given))
+    except ValidationError as error:
+        return wrong_schema(error)
+
+
+def _transfer(content: Mapping[str, Any], _network: Network) -> Translation:
+    return transferred(content.get("transfer"))
+
+
+def _transferred(transfer: _Transfer) -> Translation:
     if transfer.source.type != "blockchain" or transfer.destination.type != "wallet":
-        return Ignored("transfers.not_incoming")
+        return NOT_INCOMING
     if transfer.status in UNFINISHED:
         return Ignored("transfers.unfinished")
     if transfer.status == "failed":

@@ -148,7 +148,7 @@ async def test_both_regions_are_confirmed_and_what_they_tell_is_one_event(setup:
 async def test_a_deposit_is_told_although_its_certificate_could_not_be_had_at_first(
     setup: Setup, fault: tuple[Any, int]
 ) -> None:
-    """Amazon gives up for good what is answered 4xx, and Mint's list is not polled."""
+    """Amazon gives up for good what is answered 4xx, and Mint's list is polled only where its key is set."""
     mint = setup.circle.sandbox.mint
     mint.base_url = setup.circle.base_url
     mint.subscriptions["s"] = [SnsTopic(arn, setup.url + "/webhooks/circle", status="confirmed") for arn in TOPIC_ARNS]

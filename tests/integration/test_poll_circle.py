@@ -422,7 +422,7 @@ async def test_the_deposits_worker_polls_where_circles_credentials_are_set(town:
 
 
 async def polled(metrics: Metrics) -> bool:
-    return bool(metrics.registry.get_sample_value("stablerail_circle_polled_timestamp_seconds"))
+    return bool(metrics.registry.get_sample_value("stablerail_circle_polled_timestamp_seconds", {"source": "circle"}))
 
 
 async def test_a_time_of_circles_that_is_ahead_carries_nobody_over_what_is_to_come(town: Town) -> None:

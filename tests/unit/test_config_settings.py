@@ -123,9 +123,14 @@ def test_a_live_key_on_testnet_settings_and_the_reverse_stop_the_program() -> No
         with pytest.raises(ConfigError, match="belongs to the other one"):
             load_settings(env_file=None, network=network, circle_api_key=key)
     load_settings(env_file=None, network="mainnet", circle_api_key="LIVE_API_KEY:a:b")
+    for network, key in (("testnet", "LIVE_API_KEY:a:b"), ("mainnet", "SAND_API_KEY:a:b")):
+        with pytest.raises(ConfigError, match="belongs to the other one"):
+            load_settings(env_file=None, network=network, circle_mint_api_key=key)
+    with pytest.raises(ConfigError, match="is Circle's sandbox"):
+        load_settings(env_file=None, network="mainnet", circle_mint_api_url="https://api-sandbox.circle.com")
 
 
-@pytest.mark.parametrize("name", ["circle_api_url", "alpaca_api_url"])
+@pytest.mark.parametrize("name", ["circle_api_url", "circle_mint_api_url", "alpaca_api_url"])
 def test_on_mainnet_no_key_is_sent_in_the_clear_but_to_this_machine(name: str) -> None:
     with pytest.raises(ConfigError, match=f"STABLERAIL_{name.upper()} must be https"):
         load_settings(env_file=None, network="mainnet", **{name: "http://api.circle.example"})

@@ -1,4 +1,5 @@
-"""Circle Mint's notifications, version 1: a subscription is two SNS topics, each to be confirmed, and each tells everything.
+"""Circle Mint: the list of transfers, and the notifications of version 1: a subscription is two SNS topics, each to be confirmed, and
+each tells everything. What is told of a transfer is listed too, told to anybody or not.
 
 The certificate is the sandbox's own and is served under /_sns, beside the confirmation: a bridge believes it only where it is
 told to trust this host in Amazon's place. What is answered 5xx, 429 or not at all is sent again; any other answer is the last one.
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import uuid4
 
 import aiohttp
@@ -21,12 +22,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from connectors.circle.sandbox.state import not_found
+from connectors.circle.sandbox.state import Paging, not_found
 from connectors.circle.sns import Envelope
+from connectors.circle.transactions import created_at
 
 REGIONS: Final = ("us-east-1", "us-west-2")
 TOPIC_ARNS: Final = tuple(
@@ -48,12 +50,21 @@ class Topic:
     status: str = "pending"
 
 
+class Listed(NamedTuple):
+    """A transfer in the list."""
+
+    id: str
+    create_date: datetime
+    shown: dict[str, Any]
+
+
 class MintSandbox:
-    """Its subscriptions and its signing key."""
+    """Its transfers, its subscriptions and its signing key."""
 
     def __init__(self, retry_delays_s: Sequence[float]) -> None:
         self._retry_delays_s = retry_delays_s
         self.subscriptions: dict[str, list[Topic]] = {}
+        self.transfers: dict[str, dict[str, Any]] = {}
         self.base_url = ""
         """Where certificate and confirmations are, as the first subscriber reached us."""
         self._session: aiohttp.ClientSession | None = None
@@ -86,7 +97,7 @@ class MintSandbox:
             "MessageId": str(uuid4()),
             "TopicArn": arn,
             "Message": text,
-            "Timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "Timestamp": _z(datetime.now(UTC)),
             "SignatureVersion": version,
             "SigningCertURL": self.base_url + CERTIFICATE,
             **fields,
@@ -95,6 +106,19 @@ class MintSandbox:
         algorithm = hashes.SHA1() if version == "1" else hashes.SHA256()  # noqa: S303  (Amazon's version 1)
         body["Signature"] = base64.b64encode(self.key.sign(signed, padding.PKCS1v15(), algorithm)).decode()
         return orjson.dumps(body)
+
+    def put(self, transfer: dict[str, Any]) -> dict[str, Any]:
+        """A transfer, or what it has become, as it is shown from now on; it may be as odd as one likes."""
+        key = str(transfer.get("id") or uuid4())
+        made = {"createDate": _z(datetime.now(UTC)), **self.transfers.get(key, {})}
+        self.transfers[key] = {**made, **transfer}
+        return self.transfers[key]
+
+    def listed(self) -> list[Listed]:
+        """In order of creation."""
+        now = datetime.now(UTC)
+        found = [Listed(key, created_at(shown) or now, shown) for key, shown in self.transfers.items()]
+        return sorted(found, key=lambda each: each.create_date)
 
     def subscribe(self, endpoint: str) -> str:
         """The id; asks the endpoint to confirm, for each region."""
@@ -159,6 +183,10 @@ class MintSandbox:
             return type(error).__name__
 
 
+def _z(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class _Subscribe(BaseModel):
     endpoint: str
 
@@ -170,19 +198,31 @@ class _Notify(BaseModel):
     notification_type: str
     resource: dict[str, Any] = {}
     signature_version: Version = "1"
-    copies: Annotated[int, Field(ge=1, le=10)] = 1
+    copies: Annotated[int, Field(ge=0, le=10)] = 1
+    """0: nobody is told."""
 
 
 def api(mint: MintSandbox) -> APIRouter:
     """Circle's own paths."""
-    router = APIRouter(prefix="/v1/notifications/subscriptions")
+    router = APIRouter()
 
-    @router.post("", status_code=200)
+    @router.get("/v1/businessAccount/transfers")
+    async def transfers(paging: Annotated[Paging, Query()]) -> dict[str, Any]:
+        paging.order = "DESC"  # Mint has no parameter for it
+        return {"data": [each.shown for each in paging.page(mint.listed())]}
+
+    @router.get("/v1/businessAccount/transfers/{transfer_id}")
+    async def transfer(transfer_id: str) -> dict[str, Any]:
+        if transfer_id not in mint.transfers:
+            raise not_found("transfer")
+        return {"data": mint.transfers[transfer_id]}
+
+    @router.post("/v1/notifications/subscriptions", status_code=200)
     async def create(request: Request, body: _Subscribe) -> dict[str, Any]:
         mint.base_url = mint.base_url or str(request.base_url).rstrip("/")
         return {"data": mint.shown(mint.subscribe(body.endpoint))}
 
-    @router.get("")
+    @router.get("/v1/notifications/subscriptions")
     async def listed() -> dict[str, Any]:
         return {"data": [mint.shown(each) for each in mint.subscriptions]}
 
@@ -211,12 +251,10 @@ def control(mint: MintSandbox) -> APIRouter:
 
     @router.post("/notify")
     async def notify(body: _Notify) -> dict[str, Any]:
-        notification = {
-            "clientId": "sandbox",
-            "notificationType": body.notification_type,
-            "version": 1,
-            **body.resource,
-        }
+        resource = dict(body.resource)
+        if isinstance(transfer := resource.get("transfer"), dict):
+            resource["transfer"] = mint.put(transfer)
+        notification = {"clientId": "sandbox", "notificationType": body.notification_type, "version": 1, **resource}
         return {"statuses": await mint.notify(notification, body.signature_version, body.copies)}
 
     return router
