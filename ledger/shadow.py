@@ -37,7 +37,7 @@ from ledger.errors import LegacyAway, LegacyUnusable
 from ledger.folding import rows_of
 from ledger.legacy import DIGITS, Held, Legacy
 from ledger.reading import OwnerBalance, Reader
-from ledger.rows import Block, Connection, numbers, uuids
+from ledger.rows import PASSING, Block, Connection, numbers, uuids
 from ledger.sql import load
 from ledger.tables import ENTRIES
 
@@ -118,23 +118,6 @@ _NONE: Final[Mapping[str, Any]] = {}
 SAMPLE_EVERY: Final = 50
 """Comparing reads ask both in one statement; one in so many asks each alone too, so that their times can be compared."""
 
-# What ends only the writing of the legacy table: it does not take the values, or is not there.
-NOT_TAKEN: Final = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.SyntaxOrAccessError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.RaiseError,
-)
-
-# What is nobody's refusal: another writer was first, or the server's state. The commit fails by it, and runs again.
-_PASSING: Final = (
-    asyncpg.TransactionRollbackError,
-    asyncpg.InvalidTransactionStateError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-)
 AT_ONCE: Final = "SET CONSTRAINTS ALL IMMEDIATE"
 
 # What a login that lost a right, its password or the table itself is told; as while the server is away, nothing is compared.
@@ -147,8 +130,8 @@ UNREADABLE: Final[tuple[type[Exception], ...]] = (
 
 
 def is_refused(error: asyncpg.PostgresError) -> bool:
-    """Whether it ends only the writing of the legacy table: a trigger may raise any code."""
-    return isinstance(error, NOT_TAKEN) or not isinstance(error, _PASSING)
+    """Whether it ends only the writing of the legacy table, and not the commit, which runs again: a trigger may raise any code."""
+    return not isinstance(error, PASSING)
 
 
 def not_read(error: Exception) -> LegacyAway:

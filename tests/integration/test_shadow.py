@@ -216,10 +216,16 @@ TRIGGER = """
 CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
 CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON public.balances FOR EACH ROW EXECUTE FUNCTION public.refuse()
 """
-REFUSALS = [PUT_OFF, TRIGGER.format("RAISE 'no' USING ERRCODE = '45000';"), TRIGGER.format("ASSERT false;")]
+REFUSALS = [
+    PUT_OFF,
+    TRIGGER.format("RAISE 'no' USING ERRCODE = '45000';"),
+    TRIGGER.format("RAISE 'no' USING ERRCODE = '40002';"),
+    TRIGGER.format("ASSERT false;"),
+]
+REFUSED_BY = ["at_the_commit", "a_code_of_its_own", "a_code_of_the_servers", "assert"]
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=["at_the_commit", "a_code_of_its_own", "assert"])
+@pytest.mark.parametrize("refusal", REFUSALS, ids=REFUSED_BY)
 async def test_nothing_that_the_table_refuses_by_refuses_a_posting(beside: Beside, refusal: str) -> None:
     await beside.begin(Phase.SHADOW)
     await beside.admin.execute(refusal)
