@@ -407,6 +407,12 @@ async def test_a_table_that_is_not_as_configured_stops_the_start(beside: Beside)
     ):
         with pytest.raises(LegacyUnusable, match=f"STABLERAIL_{setting}"):
             await legacy.check(beside.admin)
+    await beside.admin.execute("ALTER TABLE public.balances DROP CONSTRAINT balances_pkey")
+    await beside.admin.execute("INSERT INTO public.balances (user_id) VALUES ('ada'), ('ada')")
+    with pytest.raises(asyncpg.UniqueViolationError):  # it leaves an index that promises nothing
+        await beside.admin.execute("CREATE UNIQUE INDEX CONCURRENTLY ON public.balances (user_id)")
+    with pytest.raises(LegacyUnusable, match="unique index"):
+        await beside.mirror.legacy.check(beside.admin)
 
 
 async def test_a_table_that_may_not_be_read_any_more_is_said_to_be_away(beside: Beside) -> None:
