@@ -24,7 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
@@ -333,7 +333,7 @@ class Mirror:
 
 def whole(value: Decimal) -> int:
     """The base units in what the table has; of what is no number, none."""
-    return int(value // 1) if value.is_finite() else 0
+    return int(value.to_integral_value(ROUND_FLOOR)) if value.is_finite() else 0
 
 
 def filled(statement: str, **parts: str) -> str:

@@ -315,6 +315,15 @@ async def test_backfill_opens_every_account_once(beside: Beside) -> None:
     assert (await beside.row("c0007")) == [Decimal(11), 0, 1]
 
 
+async def test_a_number_of_more_digits_than_decimals_have_stops_no_read_and_no_backfill(beside: Beside) -> None:
+    await beside.begin(Phase.OFF)
+    await beside.admin.execute("INSERT INTO public.balances (user_id, usdc) VALUES ('ada', 7), ('odd', 1e40 + 0.5)")
+    found, _, _ = await beside.mirror.balances(beside.plain, "odd")
+    assert found["USDC"].by_type["usdc_balance"] == 10**46 + 500_000
+    first = await backfill(beside.plain, beside.mirror, AT, actor="ann")
+    assert (first.customers, first.opened, [one.user_id for one in first.examples]) == (2, 1, ["odd"])
+
+
 async def test_a_row_of_nobody_is_passed_over(beside: Beside) -> None:
     """A unique index lets in as many without a customer as come."""
     await beside.begin(Phase.OFF)
