@@ -377,7 +377,11 @@ async def test_postings_while_phases_move_and_a_backfill_runs_are_in_both(beside
 
 @pytest.mark.parametrize(
     ("user_type", "sql_type", "user", "foreign"),
-    [("uuid", "uuid", "7f1c2f6f-0d0c-4c38-a3c1-f0c4a6a8d7e1", "ada"), ("bigint", "integer", "42", "042")],
+    [
+        ("uuid", "uuid", "7f1c2f6f-0d0c-4c38-a3c1-f0c4a6a8d7e1", "ada"),
+        ("bigint", "integer", "42", "042"),
+        ("bigint", "bigint", "1900000000000000001", "9300000000000000001"),
+    ],
 )
 async def test_cents_and_other_keys(dsn: str, user_type: str, sql_type: str, user: str, foreign: str) -> None:
     admin = await owner(dsn)
