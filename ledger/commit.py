@@ -33,7 +33,7 @@ from ledger.beside import ended, sent
 from ledger.errors import Fenced, RecordTooLarge
 from ledger.proof import ledger_digest, logs_digest
 from ledger.record import Message, pack, pack_content
-from ledger.rows import Block, Connection, Op, block, numbers, texts, uuids, write, write_then
+from ledger.rows import PASSING, Block, Connection, Op, block, numbers, texts, uuids, write, write_then
 from ledger.shadow import mirror_of
 from ledger.sql import load
 from ledger.tables import AUDIT, AUDIT_LOGS, OWNERS
@@ -267,12 +267,9 @@ OVERTAKEN: Final[tuple[type[Exception], ...]] = (
 """Another writer was first: the same transaction is run again."""
 TRANSIENT: Final[tuple[type[Exception], ...]] = (
     *OVERTAKEN,
-    asyncpg.IdleInTransactionSessionTimeoutError,
+    *PASSING,
     asyncpg.InternalClientError,  # the driver lost count of a connection that was killed; it must not be used again
     asyncpg.InterfaceError,  # the connection is closed already
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
     OSError,  # ConnectionError and TimeoutError are OSErrors
 )
 """Errors after which the same transaction is run again: another writer was first, or the server was away."""

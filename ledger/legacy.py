@@ -34,7 +34,9 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 _KEYS: Final[Mapping[str, str]] = {
     "text": "{0}",
     "uuid": "CASE WHEN {0} ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' THEN ({0})::uuid END",
-    "bigint": "CASE WHEN {0} ~ '^(0|-?[1-9][0-9]{{0,17}})$' THEN ({0})::bigint END",
+    "bigint": "CASE WHEN {0} ~ '^(0|-?[1-9][0-9]{{0,17}})$' THEN ({0})::bigint"
+    " WHEN {0} ~ '^-?[1-9][0-9]{{18}}$' THEN"
+    " CASE WHEN ({0})::numeric BETWEEN -9223372036854775808 AND 9223372036854775807 THEN ({0})::bigint END END",
 }
 """A customer's id as the table's key, so that its index serves; NULL for an id that cannot be one."""
 _USER_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -169,7 +171,8 @@ class Legacy:
 _COLUMNS: Final = """
 SELECT a.attname, format_type(a.atttypid, NULL), EXISTS (
     SELECT 1 FROM pg_index i
-    WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL
+    WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
+      AND i.indpred IS NULL
 )
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped

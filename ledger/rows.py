@@ -21,6 +21,17 @@ import orjson
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Row = tuple[Any, ...]
 
+PASSING: Final[tuple[type[asyncpg.PostgresError], ...]] = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+"""What a statement fails by whatever it says: others were at the same rows, or it is the server's state. Whoever is told so runs the
+same transaction again (commit.py)."""
+
 
 class Op(StrEnum):
     INSERT = "i"

@@ -24,7 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
@@ -37,7 +37,7 @@ from ledger.errors import LegacyAway, LegacyUnusable
 from ledger.folding import rows_of
 from ledger.legacy import DIGITS, Held, Legacy
 from ledger.reading import OwnerBalance, Reader
-from ledger.rows import Block, Connection, numbers, uuids
+from ledger.rows import PASSING, Block, Connection, numbers, uuids
 from ledger.sql import load
 from ledger.tables import ENTRIES
 
@@ -74,7 +74,7 @@ class Watcher(Protocol):
     def shadow_written(self, lag_ms: float, *, ok: bool) -> None: ...
     def shadow_read(self, source: str, took_ms: float) -> None: ...
     def shadow_differs(self, type: str) -> None: ...
-    def shadow_waiting(self, count: int) -> None: ...
+    def shadow_waiting(self, count: int, oldest_s: float) -> None: ...
 
 
 class Difference(NamedTuple):
@@ -118,23 +118,6 @@ _NONE: Final[Mapping[str, Any]] = {}
 SAMPLE_EVERY: Final = 50
 """Comparing reads ask both in one statement; one in so many asks each alone too, so that their times can be compared."""
 
-# What ends only the writing of the legacy table: it does not take the values, or is not there.
-NOT_TAKEN: Final = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.SyntaxOrAccessError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.RaiseError,
-)
-
-# What is nobody's refusal: another writer was first, or the server's state. The commit fails by it, and runs again.
-_PASSING: Final = (
-    asyncpg.TransactionRollbackError,
-    asyncpg.InvalidTransactionStateError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-)
 AT_ONCE: Final = "SET CONSTRAINTS ALL IMMEDIATE"
 
 # What a login that lost a right, its password or the table itself is told; as while the server is away, nothing is compared.
@@ -147,8 +130,8 @@ UNREADABLE: Final[tuple[type[Exception], ...]] = (
 
 
 def is_refused(error: asyncpg.PostgresError) -> bool:
-    """Whether it ends only the writing of the legacy table: a trigger may raise any code."""
-    return isinstance(error, NOT_TAKEN) or not isinstance(error, _PASSING)
+    """Whether it ends only the writing of the legacy table, and not the commit, which runs again: a trigger may raise any code."""
+    return not isinstance(error, PASSING)
 
 
 def not_read(error: Exception) -> LegacyAway:
@@ -350,7 +333,7 @@ class Mirror:
 
 def whole(value: Decimal) -> int:
     """The base units in what the table has; of what is no number, none."""
-    return int(value // 1) if value.is_finite() else 0
+    return int(value.to_integral_value(ROUND_FLOOR)) if value.is_finite() else 0
 
 
 def filled(statement: str, **parts: str) -> str:

@@ -24,7 +24,7 @@ from ledger.accounts import SYSTEM, USD, Account, AccountType, asset_of
 from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
 from ledger.posting import Transaction, credit, debit
 from ledger.rows import Connection, numbers, uuids
-from ledger.shadow import Difference, Mirror
+from ledger.shadow import Difference, Mirror, whole
 from ledger.shadow_phases import Progress
 from ledger.sql import load
 
@@ -130,7 +130,8 @@ async def _open_page(connection: Connection, mirror: Mirror, users: list[str], a
 
 
 def _is_ours(value: Decimal, step: int) -> bool:
-    return value.is_finite() and value >= 0 and value % step == 0
+    # a table's number may have more digits than decimals are divided with
+    return value.is_finite() and value >= 0 and value == whole(value) and whole(value) % step == 0
 
 
 def _refused(account: Account, there: int, opening: int) -> Difference:

@@ -77,6 +77,9 @@ class Elsewhere(Mirror):
         """Customers whose rows the table did not take: until when they are left alone, by the loop's clock."""
         self._silent_until = 0.0
         """By the loop's clock; 0.0: it answers."""
+        self._first: int | None = None
+        """Of what waits, and since when it is that, by the loop's clock."""
+        self._first_since = 0.0
 
     @asynccontextmanager
     async def there(self) -> AsyncIterator[Connection]:
@@ -224,9 +227,8 @@ class Elsewhere(Mirror):
     async def give(self, connection: Connection) -> int:
         """Gives the table the next of what waits; how many rows. For one at a time, on the ledger's connection: who is overtaken
         stops by itself. Raises LegacyAway, also where the login has lost its rights."""
-        if self._watcher is not None:
-            self._watcher.shadow_waiting(await connection.fetchval(_sql.waiting))
         now = asyncio.get_running_loop().time()
+        await self._tell_waiting(connection, now)
         self._refused = {owner: until for owner, until in self._refused.items() if until > now}
         if not self._epoch:
             async with self._readable() as there:
@@ -246,6 +248,19 @@ class Elsewhere(Mirror):
         self._epoch, self._told = epoch, told
         await connection.execute(_sql.forget, told)
         return len(told)
+
+    def stand_by(self) -> None:
+        """Another gives, and tells what waits."""
+        if self._watcher is not None:
+            self._watcher.shadow_waiting(0, 0.0)
+
+    async def _tell_waiting(self, connection: Connection, now: float) -> None:
+        """How much waits, and for how long the same one has been the first: where much is posted, something always waits."""
+        ((count, first),) = await connection.fetch(_sql.waiting)
+        if first != self._first:
+            self._first, self._first_since = first, now
+        if self._watcher is not None:
+            self._watcher.shadow_waiting(count, now - self._first_since if count else 0.0)
 
     async def _give(self, there: Connection, rows: Sequence[Any], again_at: float) -> list[UUID]:
         """All together; where the table does not take that, each customer alone. The ids of what it took."""

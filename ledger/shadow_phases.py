@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ledger.accounts import SYSTEM
 from ledger.audit_logs import Log
@@ -38,6 +38,8 @@ CLEAN: Final = {
 SEEN_AGAIN: Final = timedelta(minutes=1)
 """A discrepancy that is seen all the time is not stored all the time."""
 PAGE: Final = 1_000
+BEHIND_AT_ONCE: Final = 100_000
+"""Accounts that the table has missed, found by one pass over all of them: a page at a time, a million would take a thousand passes."""
 SHOWN_MAX: Final = 5
 _FIRST_ID: Final = "0" * 32
 
@@ -259,29 +261,32 @@ async def catch_up(connection: Connection, mirror: Mirror, progress: Progress = 
     An account without a mark has moved only while nothing was written: the table is given all of it where it has nothing.
     Where it has something that nobody of us wrote, it is left alone: a read finds it, a person decides.
     """
-    after, behind = _FIRST_ID, 0
-    types = list(mirror.legacy.types)
-    while True:
-        rows = await connection.fetch(_sql.behind, types, after, PAGE)
-        if not rows:
-            return behind
+    after, behind, types = _FIRST_ID, 0, list(mirror.legacy.types)
+    while rows := await connection.fetch(_sql.behind, types, after, BEHIND_AT_ONCE):
         after = rows[-1][0]
-        unmarked = {owner for _, owner, *_, mark in rows if mark is None}
-        look = await mirror.look(connection, sorted(unmarked)) if unmarked else None
-        there = look.legacy if look is not None else {}
-        steps = []
-        for id, owner, type, balance, version, mark in rows:
-            if mark is None and look is not None and owner not in look.ledger:
-                continue  # changed whenever both were read: what the table has is not known
-            value = there.get(owner, {}).get(type, Decimal(0))
-            if mark is None and value and value != mirror.legacy.shown(int(balance)):
-                continue
-            known = mark if mark is not None else balance if value else 0
-            steps.append(Step(id, int(known), int(balance), version))
-        async with connection.transaction():
-            await mirror.write(connection, steps)
-        behind += len(steps)
-        progress(len(rows))
+        for page in (rows[n : n + PAGE] for n in range(0, len(rows), PAGE)):
+            behind += await _written(connection, mirror, page)
+            progress(len(page))
+    return behind
+
+
+async def _written(connection: Connection, mirror: Mirror, rows: Sequence[Any]) -> int:
+    """A page of `catch_up`: how many accounts were brought up."""
+    unmarked = {owner for _, owner, *_, mark in rows if mark is None}
+    look = await mirror.look(connection, sorted(unmarked)) if unmarked else None
+    there = look.legacy if look is not None else {}
+    steps = []
+    for id, owner, type, balance, version, mark in rows:
+        if mark is None and look is not None and owner not in look.ledger:
+            continue  # changed whenever both were read: what the table has is not known
+        value = there.get(owner, {}).get(type, Decimal(0))
+        if mark is None and value and value != mirror.legacy.shown(int(balance)):
+            continue
+        known = mark if mark is not None else balance if value else 0
+        steps.append(Step(id, int(known), int(balance), version))
+    async with connection.transaction():
+        await mirror.write(connection, steps)
+    return len(steps)
 
 
 async def _store(

@@ -18,7 +18,8 @@ WITH ours AS (
     UNION SELECT address FROM custodian_wallets WHERE chain = $1
     UNION SELECT recipient FROM deposits WHERE chain = $1 AND status = 'parked' AND user_id IS NULL
 )
-SELECT ((SELECT coalesce(sum(balance), 0) FROM accounts WHERE type = 'custody_usdc' AND shard = $1)
+SELECT ((SELECT coalesce(sum(balance), 0) FROM accounts
+         WHERE owner = 'system' AND type = 'custody_usdc' AND shard = $1)
       + (SELECT coalesce(sum(amount), 0) FROM deposits
          WHERE chain = $1 AND (status = 'credited' OR status = 'pending' AND held <> 'unproven') AND block_number <= $2
            AND recipient IN (SELECT address FROM ours))
@@ -65,7 +66,8 @@ SELECT wallet_set_id FROM wallet_sets
 
 -- name: by_word
 -- Of a chain that we do not read: the mirror, what may have left by Circle's hand already, what may have come already.
-SELECT (SELECT coalesce(sum(balance), 0) FROM accounts WHERE type = 'custody_usdc' AND shard = $1)::text,
+SELECT (SELECT coalesce(sum(balance), 0) FROM accounts
+        WHERE owner = 'system' AND type = 'custody_usdc' AND shard = $1)::text,
        (SELECT coalesce(sum(w.amount), 0) FROM withdrawals w JOIN custodian_transfers t ON t.withdrawal_id = w.id
         WHERE w.chain = $1 AND w.settled_at IS NULL)::text,
        (SELECT coalesce(sum(amount), 0) FROM deposits

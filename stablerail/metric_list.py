@@ -190,6 +190,11 @@ SHADOW_WAITING = Metric(
     "gauge",
     "Differences that a legacy table in another server is still to be given; the worker that gives them says it",
 )
+SHADOW_OLDEST = Metric(
+    "stablerail_shadow_oldest_age_seconds",
+    "gauge",
+    "For how long the worker that gives them has had the same one before it; 0 = none waits",
+)
 
 # Chains
 CHAIN_HEAD = Metric("stablerail_chain_head_number", "gauge", "Highest block seen", ("chain",))

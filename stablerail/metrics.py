@@ -72,6 +72,7 @@ from stablerail.metric_list import (
     SCANNER_LAG,
     SCHEDULER_RUNNING,
     SHADOW_DISCREPANCIES,
+    SHADOW_OLDEST,
     SHADOW_WAITING,
     SHADOW_WRITE_MS,
     STAGE_ALERTS,
@@ -283,8 +284,9 @@ class Metrics:
     def shadow_differs(self, type: str) -> None:
         self._add(SHADOW_DISCREPANCIES, 1, type)
 
-    def shadow_waiting(self, count: int) -> None:
+    def shadow_waiting(self, count: int, oldest_s: float) -> None:
         self._set(SHADOW_WAITING, count)
+        self._set(SHADOW_OLDEST, oldest_s)
 
     def chain_head(self, chain: str, number: int) -> None:
         self._set(CHAIN_HEAD, number, chain)

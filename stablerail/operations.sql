@@ -17,7 +17,10 @@ FROM (
     WHERE e.account_id = $1
     GROUP BY t.reference
 ) AS o
-LEFT JOIN deposits d ON replace(d.id::text, '-', '') = o.reference
+LEFT JOIN LATERAL (
+    SELECT user_id, chain, tx_hash FROM deposits
+    WHERE id = CASE WHEN o.reference ~ '^[0-9a-f]{32}$' THEN o.reference::uuid END LIMIT 1
+) AS d ON true
 WHERE o.balance <> 0 AND ($2::text IS NULL OR o.reference = $2)
 ORDER BY o.since, o.reference
 

@@ -44,6 +44,8 @@ SNAPSHOT_IDLE: Final = "10min"
 """It holds no lock that anybody waits for, and reading a chain or Circle may take longer than a stage's transaction."""
 
 CONNECT_S: Final = 10.0
+ANSWER_S: Final = 60.0
+"""For a page of a legacy table elsewhere: from a server that hangs, or a host that is gone, no answer comes for ever."""
 REASON_MAX: Final = 300
 
 Progress = Callable[[str, int, int], None]
@@ -101,7 +103,9 @@ async def _compare_elsewhere(settings: Settings, connection: Connection, found: 
     elsewhere: Connection | None = None
     try:
         with lost_not_cancelled():
-            elsewhere = await asyncpg.connect(settings.secret("legacy_url"), timeout=CONNECT_S)
+            elsewhere = await asyncpg.connect(
+                settings.secret("legacy_url"), timeout=CONNECT_S, command_timeout=ANSWER_S
+            )
         await _compare_legacy(settings, connection, elsewhere, found, progress)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         if connection.is_closed():

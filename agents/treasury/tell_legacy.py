@@ -32,7 +32,7 @@ class TellLegacy:
         self._writer = LoneWriter(NAME, services, SILENCE_S)
 
     async def work(self) -> None:
-        await self._writer.rounds(self._give, _failed, (LegacyAway,))
+        await self._writer.rounds(self._give, _failed, (LegacyAway,), lambda: self._elsewhere.stand_by())
 
     async def _give(self, connection: Connection) -> float:
         return 0.0 if await self._elsewhere.give(connection) else LOOK_S

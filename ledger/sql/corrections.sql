@@ -14,12 +14,12 @@ ORDER BY requested_at DESC, id LIMIT $2
 SELECT legs FROM corrections WHERE state = 'requested' AND kind = $1 AND reference = $2
 
 -- name: parked
--- Of one thing in suspense: what came in, and what is left of it.
+-- Of one thing in suspense: what came in, and what is left of it. By reference, then by time, as reading.sql finds entries.
 SELECT coalesce(sum(e.amount) FILTER (WHERE e.direction = 'd'), 0)::text,
        coalesce(sum(CASE e.direction WHEN 'd' THEN e.amount ELSE -e.amount END), 0)::text
 FROM transactions t
-JOIN entries e ON e.transaction_id = t.id
-WHERE t.reference = $1 AND e.account_id = $2
+CROSS JOIN LATERAL (SELECT * FROM entries WHERE at = t.at AND transaction_id = t.id OFFSET 0) AS e
+WHERE t.reference = $1 AND t.reference <> '' AND e.account_id = $2
 
 -- name: held
 SELECT coalesce(sum(remaining), 0)::text FROM holds WHERE pending_id = $1 AND state = 'open'

@@ -115,7 +115,7 @@ DELETE FROM shadow_outbox WHERE id = ANY($1::uuid[])
 
 -- name: waiting
 -- Counted by their numbers, some of which may be missing: millions wait after an outage, and this is asked for each batch.
-SELECT coalesce(max(n) - min(n) + 1, 0) FROM shadow_outbox
+SELECT coalesce(max(n) - min(n) + 1, 0), min(n) FROM shadow_outbox
 
 -- name: given
 -- In the table's server: amounts in the ledger's base units.

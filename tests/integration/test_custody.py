@@ -13,6 +13,7 @@ from chain import endpoints, heads
 from chain.errors import ChainError
 from chain.rpc import BALANCES_AT_ONCE, Rpc
 from ledger.rows import Connection
+from ledger.sql import load
 from stablerail.config import load_settings
 from stablerail.custody import Custody, CustodyCheck
 from stablerail.dev.anvil import Anvil
@@ -75,6 +76,17 @@ async def test_money_on_our_wallets_that_the_ledger_does_not_know_is_told_once_i
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize(("name", "types"), [("expected", "text, bigint"), ("by_word", "text")])
+async def test_the_mirror_is_found_however_many_accounts_there_are(
+    connection: Connection, name: str, types: str
+) -> None:
+    """It is asked every minute, for each chain."""
+    query = getattr(load("stablerail", "custody.sql"), name)
+    await connection.execute(f"SET enable_seqscan = off; PREPARE asked ({types}) AS {query}")
+    plan = await connection.fetch(f"EXPLAIN EXECUTE asked('MATIC'{', 7' if ',' in types else ''})")
+    assert not [row[0] for row in plan if "Seq Scan on accounts" in row[0]]
 
 
 async def test_an_endpoint_that_lies_or_stands_still_rings_for_nothing(

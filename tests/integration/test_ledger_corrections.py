@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
@@ -25,6 +26,7 @@ from ledger.errors import InsufficientFunds, LedgerError
 from ledger.holds import hold, void
 from ledger.posting import Leg, Transaction, credit, debit
 from ledger.rows import Connection, Op, block, write
+from ledger.sql import load
 from ledger.tables import WALLETS
 from ledger.verify import verify_logs
 from tests.support import ledger_rig
@@ -112,6 +114,33 @@ async def test_what_was_parked_is_assigned_once(books: Connection) -> None:
     await assign_suspense(books, "3" * 32, "ada", 51, "ticket 9", "eve", AT, reference="ticket 9")
     assert await code_of(approve(books, "3" * 32, "bob", AT)) == "insufficient_funds", "suspense has 50"
     assert await balance(books, ADA) == 40
+
+
+@pytest.mark.parametrize(
+    ("query", "types", "values", "index"),
+    [
+        (
+            load("ledger", "sql/corrections.sql").parked,
+            "text, uuid",
+            f"'deposit-7', '{UUID(SUSPENSE.id)}'",
+            "transactions_reference",
+        ),
+        (
+            load("stablerail", "operations.sql").shortfalls,
+            "uuid, text",
+            f"'{UUID(SHORTFALL.id)}', NULL",
+            "deposits_pkey",
+        ),
+    ],
+    ids=["parked", "owed"],
+)
+async def test_a_persons_question_reads_no_whole_table(
+    books: Connection, query: str, types: str, values: str, index: str
+) -> None:
+    """It is asked in the commit that all corrections queue for, and in ten millions of rows."""
+    await books.execute(f"SET enable_seqscan = off; PREPARE asked ({types}) AS {query}")
+    plan = "".join(row[0] for row in await books.fetch(f"EXPLAIN EXECUTE asked({values})"))
+    assert index in plan, plan
 
 
 async def test_what_a_hold_holds_is_not_taken_from_under_it(books: Connection) -> None:

@@ -18,6 +18,7 @@ from ledger.rows import Connection
 from ledger.statement import Line, Statement, open_statement, pages, read_page, resume_statement
 from tests.support import ledger_rig
 from tests.support.books import BUFFER, CUSTODY, START, TICK, WORLD, Books, Row, some_books, spendable
+from tests.support.ledger_rig import owner
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
 ROWS_ARE_MADE_UP = "a history of postings that speak of deposits which are nowhere"
@@ -338,3 +339,20 @@ async def test_a_search_looks_at_a_few_entries_of_a_long_account(connection: Con
         assert "using entries_pkey" in plan
         assert "Function Scan" not in plan, "the function is part of the statement"
         assert all(int(number) < 16 for number in re.findall(r"Rows Removed by Filter: (\d+)", plan))
+
+
+async def test_a_transactions_lines_are_found_by_their_time_however_many_entries_there_are(
+    dsn: str, connection: Connection
+) -> None:
+    database = await owner(dsn)
+    await database.execute(
+        "INSERT INTO entries (account_id, version, transaction_id, seq, direction, amount, balance_after, at)"
+        " SELECT md5('a')::uuid, g, gen_random_uuid(), 0, 'd', 1, g, now() + g * interval '1 millisecond'"
+        " FROM generate_series(1, 200000) g"
+    )
+    await database.execute("VACUUM ANALYZE entries")
+    await connection.execute(f"PREPARE lines (uuid[], timestamptz[]) AS {reading._sql.entries_of_transactions}")
+    plan = "".join(row[0] for row in await connection.fetch("EXPLAIN EXECUTE lines('{}', '{}')"))
+    assert "Seq Scan on entries" not in plan
+    assert "entries_at" in plan
+    await database.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,9 +22,12 @@ from ledger.rows import Changes, Connection
 from stablerail import reconcile as reconciling
 from stablerail.config import Settings, load_settings
 from stablerail.reconcile import _away, reconcile
+from tests.integration.test_shadow import through
 from tests.support import ledger_rig
 from tests.support.ledger_rig import AT, owner
 from tests.support.payouts import store
+from tests.support.proxies import PostgresProxy
+from tests.support.proxies.postgres import sql_contains
 from topics.events import Chain
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
@@ -98,6 +104,47 @@ async def test_what_is_no_balance_is_a_difference_and_the_run_is_stored(dsn: str
     run, _ = await commit(connection, found, AT, AT, "ann")
     assert run.differences == 3
     assert {(one.user_id, one.other) for one in found.kept} == {("bob", None), ("cyd", None), ("dan", None)}
+
+
+@pytest.mark.parametrize("page", [1, 5_000])
+async def test_customers_may_have_any_number_that_the_table_keeps(
+    dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """Ids that are made of the time have nineteen digits by now."""
+    monkeypatch.setattr(reconciling_legacy, "PAGE", page)
+    users = ["-9223372036854775808", "7", "1900000000000000001", "9223372036854775807"]
+    beyond = ["9223372036854775808", "-9223372036854775809", "99999999999999999999"]
+    for user in users + beyond:
+        await funded(connection, user)
+    writer = await owner(dsn)
+    await writer.execute("CREATE TABLE balances (who bigint PRIMARY KEY, cash numeric, power numeric)")
+    await writer.execute("GRANT SELECT ON balances TO stablerail_app")
+    await writer.executemany("INSERT INTO balances VALUES ($1, 5e-6, 3e-6)", [(int(user),) for user in users])
+    await writer.execute("UPDATE balances SET cash = 0 WHERE who > 7")
+    await writer.close()
+    table, found = replace(legacy(), user_type="bigint"), Found()
+    async for _ in compare_legacy(connection, table, found):
+        pass
+    differ = [(one.user_id, one.other) for one in found.kept if one.account.endswith("USDC")]
+    assert set(differ) == {*((user, 0) for user in users[2:]), *((user, None) for user in beyond)}
+    assert len(differ) == len(set(differ))
+
+
+async def test_a_server_that_hangs_is_a_gap(
+    dsn: str, databases: Callable[[], str], connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "ANSWER_S", 0.2, raising=False)
+    elsewhere = databases()
+    await (await legacy_of(elsewhere, [("ada", 5, 3)])).close()
+    server = urlsplit(elsewhere)
+    with PostgresProxy(server.hostname or "", server.port or 0) as proxy:
+        held = proxy.hold(sql_contains('FROM "stablerail"."balances"'), "reply")
+        found = Found()
+        async with asyncio.timeout(30):
+            await reconcile(settings_of(dsn, legacy_url=through(elsewhere, proxy)), found)
+        assert held.is_hit
+        held.drop()
+    assert [(one.comparison, one.code) for one in found.gaps] == [(Comparison.LEGACY, GapCode.AWAY)]
 
 
 def test_what_an_endpoint_said_is_kept_without_what_no_text_holds() -> None:

@@ -216,10 +216,16 @@ TRIGGER = """
 CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
 CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON public.balances FOR EACH ROW EXECUTE FUNCTION public.refuse()
 """
-REFUSALS = [PUT_OFF, TRIGGER.format("RAISE 'no' USING ERRCODE = '45000';"), TRIGGER.format("ASSERT false;")]
+REFUSALS = [
+    PUT_OFF,
+    TRIGGER.format("RAISE 'no' USING ERRCODE = '45000';"),
+    TRIGGER.format("RAISE 'no' USING ERRCODE = '40002';"),
+    TRIGGER.format("ASSERT false;"),
+]
+REFUSED_BY = ["at_the_commit", "a_code_of_its_own", "a_code_of_the_servers", "assert"]
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=["at_the_commit", "a_code_of_its_own", "assert"])
+@pytest.mark.parametrize("refusal", REFUSALS, ids=REFUSED_BY)
 async def test_nothing_that_the_table_refuses_by_refuses_a_posting(beside: Beside, refusal: str) -> None:
     await beside.begin(Phase.SHADOW)
     await beside.admin.execute(refusal)
@@ -309,6 +315,15 @@ async def test_backfill_opens_every_account_once(beside: Beside) -> None:
     assert (await beside.row("c0007")) == [Decimal(11), 0, 1]
 
 
+async def test_a_number_of_more_digits_than_decimals_have_stops_no_read_and_no_backfill(beside: Beside) -> None:
+    await beside.begin(Phase.OFF)
+    await beside.admin.execute("INSERT INTO public.balances (user_id, usdc) VALUES ('ada', 7), ('odd', 1e40 + 0.5)")
+    found, _, _ = await beside.mirror.balances(beside.plain, "odd")
+    assert found["USDC"].by_type["usdc_balance"] == 10**46 + 500_000
+    first = await backfill(beside.plain, beside.mirror, AT, actor="ann")
+    assert (first.customers, first.opened, [one.user_id for one in first.examples]) == (2, 1, ["odd"])
+
+
 async def test_a_row_of_nobody_is_passed_over(beside: Beside) -> None:
     """A unique index lets in as many without a customer as come."""
     await beside.begin(Phase.OFF)
@@ -362,7 +377,11 @@ async def test_postings_while_phases_move_and_a_backfill_runs_are_in_both(beside
 
 @pytest.mark.parametrize(
     ("user_type", "sql_type", "user", "foreign"),
-    [("uuid", "uuid", "7f1c2f6f-0d0c-4c38-a3c1-f0c4a6a8d7e1", "ada"), ("bigint", "integer", "42", "042")],
+    [
+        ("uuid", "uuid", "7f1c2f6f-0d0c-4c38-a3c1-f0c4a6a8d7e1", "ada"),
+        ("bigint", "integer", "42", "042"),
+        ("bigint", "bigint", "1900000000000000001", "9300000000000000001"),
+    ],
 )
 async def test_cents_and_other_keys(dsn: str, user_type: str, sql_type: str, user: str, foreign: str) -> None:
     admin = await owner(dsn)
@@ -401,6 +420,12 @@ async def test_a_table_that_is_not_as_configured_stops_the_start(beside: Beside)
     ):
         with pytest.raises(LegacyUnusable, match=f"STABLERAIL_{setting}"):
             await legacy.check(beside.admin)
+    await beside.admin.execute("ALTER TABLE public.balances DROP CONSTRAINT balances_pkey")
+    await beside.admin.execute("INSERT INTO public.balances (user_id) VALUES ('ada'), ('ada')")
+    with pytest.raises(asyncpg.UniqueViolationError):  # it leaves an index that promises nothing
+        await beside.admin.execute("CREATE UNIQUE INDEX CONCURRENTLY ON public.balances (user_id)")
+    with pytest.raises(LegacyUnusable, match="unique index"):
+        await beside.mirror.legacy.check(beside.admin)
 
 
 async def test_a_table_that_may_not_be_read_any_more_is_said_to_be_away(beside: Beside) -> None:

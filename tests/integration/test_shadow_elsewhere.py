@@ -38,7 +38,16 @@ from stablerail.metrics import Metrics
 from stablerail.rebuild import rebuild_database
 from stablerail.servers import api_app, reach
 from tests.integration.test_rebuild_kafka import postgres_tool
-from tests.integration.test_shadow import AT, MAKE, REFUSALS, legacy_of, product_of, through, until_hit_or_done
+from tests.integration.test_shadow import (
+    AT,
+    MAKE,
+    REFUSALS,
+    REFUSED_BY,
+    legacy_of,
+    product_of,
+    through,
+    until_hit_or_done,
+)
 from tests.support import ledger_rig
 from tests.support.in_process import SCHEMA, ground, until
 from tests.support.ledger_rig import connect_to, owner
@@ -250,7 +259,7 @@ async def test_what_the_table_does_not_take_holds_up_nobody_else_and_is_offered_
     assert await apart.row("eve") == [2, 0, 0]
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=["at_the_commit", "a_code_of_its_own", "assert"])
+@pytest.mark.parametrize("refusal", REFUSALS, ids=REFUSED_BY)
 async def test_whatever_the_table_refuses_one_customer_by_the_next_is_given(apart: Apart, refusal: str) -> None:
     await shadow_phases.begin(apart.plain, Phase.SHADOW, AT, "tests")
     await apart.there.execute(refusal.replace("BEGIN", "BEGIN IF NEW.user_id = 'bob' THEN RETURN NEW; END IF;"))
