@@ -65,10 +65,11 @@ SELECT address, '' FROM custodian_wallets WHERE chain = $1 AND address = ANY ($2
 SELECT wallet_set_id FROM wallet_sets
 
 -- name: by_word
--- Of a chain that we do not read: the mirror, what may have left by Circle's hand already, what may have come already.
+-- Of a chain that we do not read: the mirror, what may have left by Circle's hand already, what may have come already, which two
+-- indexes have between them.
 SELECT (SELECT coalesce(sum(balance), 0) FROM accounts
         WHERE owner = 'system' AND type = 'custody_usdc' AND shard = $1)::text,
        (SELECT coalesce(sum(w.amount), 0) FROM withdrawals w JOIN custodian_transfers t ON t.withdrawal_id = w.id
         WHERE w.chain = $1 AND w.settled_at IS NULL)::text,
        (SELECT coalesce(sum(amount), 0) FROM deposits
-        WHERE chain = $1 AND status IN ('pending', 'credited', 'orphaned') AND held IS DISTINCT FROM 'unproven')::text
+        WHERE chain = $1 AND (status = 'pending' OR status IN ('credited', 'orphaned')) AND held IS DISTINCT FROM 'unproven')::text
