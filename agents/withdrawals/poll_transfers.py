@@ -161,7 +161,7 @@ class PollTransfers:
         try:
             found = await self._circle.transaction(transfer.transfer_id)
         except Refused as error:
-            if error.credentials:
+            if error.ours:
                 raise
             return self._not_shown(transfer, f"status {error.status}")
         said = transferred({**found, "id": transfer.transfer_id}, self._network, self._usdc_tokens)

@@ -64,7 +64,7 @@ class CircleTransfers:
             )
         except Refused as error:
             known = call.may_be_known(now) or error.status == KEY_USED
-            if not known or error.credentials:
+            if not known or error.ours:
                 raise
             found = await self._find(call)
             if found is None and error.status == KEY_USED:

@@ -329,7 +329,7 @@ async def test_a_look_that_is_refused_is_no_refusal_of_what_is_looked_for(age: t
         await CircleTransfers(NoLists("t1"), lambda: NOW).perform(older(age))
     with pytest.raises(Refused) as refused:
         await CircleTransfers(NoLists("t1", 403), lambda: NOW).perform(older(age))
-    assert refused.value.credentials
+    assert refused.value.ours
 
 
 async def test_a_key_that_circle_knows_is_never_a_refusal_where_it_lists_nothing() -> None:
