@@ -192,7 +192,9 @@ async def test_what_lost_webhooks_would_have_told_is_asked_for(rig: Rig) -> None
         await rig.ask("ada")
         await rig.ask("bob", Plan("QUEUED", "DENIED"))
         await rig.became({"ada": ("completed", None), "bob": ("failed", "custodian_denied")}, step_s=1.0)
-        assert services.unready == {"poll_transfers": "wrong_wallet"}, "of another chain Circle does not know the wallet"
+        assert services.unready == {"poll_transfers": "wrong_wallet"}, (
+            "of another chain Circle does not know the wallet"
+        )
     wallet = rig.wallets["MATIC"]
     rows = await rig.at.observer.fetch("SELECT chain, address, wallet_id FROM custodian_wallets WHERE chain = 'MATIC'")
     assert [tuple(row) for row in rows] == [("MATIC", wallet.address, wallet.id)]
