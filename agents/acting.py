@@ -51,6 +51,8 @@ RATE_MARGIN: Final = 1.1
 END_MEMBERS_MAX: Final = 2_000
 """In one commit."""
 RETRY_WAIT_S: Final = 0.2
+REFUSES_US: Final = "partner_refuses_us"
+"""Alert: the partner refuses what is ours, whatever is asked for: nothing is done until people have put it right."""
 
 T = TypeVar("T")
 
@@ -213,9 +215,11 @@ class Acting:
         except Refused as error:
             self._breaker.succeeded()
             self._observe("refused", started)
-            if error.credentials:
-                # our mistake, not the event's: the call waits until an operator has put the key right
-                self._services.unready[self._stage.name] = f"{self._stage.partner} refuses our credentials"
+            if error.ours:
+                # our mistake, not the event's: the call waits until an operator has put it right
+                self._services.unready[self._stage.name] = f"{self._stage.partner} refuses {error.ours}"
+                self._services.observer.alert(self._stage.name, REFUSES_US)
+                log.critical(REFUSES_US, what=error.ours, partner_code=error.partner_code, status=error.status)
                 return Again(error.code, counted=False)
             self._services.unready.pop(self._stage.name, None)
             log.warning("call.refused", error=error.code, partner_code=error.partner_code, status=error.status)

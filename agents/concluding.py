@@ -114,7 +114,7 @@ class Concluder:
             owners = await lock_writer(connection, writer)
             wanted = calls_max * self._policy.members_max
             rows = await connection.fetch(_sql.waiting, self._stage.name, wanted)
-            members = [_member(*row) for row in rows]
+            members = [member_of(*row) for row in rows]
             groups = self._deeds.group(members)[:calls_max] if members else []
             calls = [form(self._stage.name, group, self._deeds.request(group), at) for group in groups]
             if not calls:
@@ -238,7 +238,8 @@ class Concluder:
         return Message(self._stage.source.dlq.name, None, orjson.dumps(member.event), headers=headers)
 
 
-def _member(event_id: str, item: str, request: str, context: str, queued_at: datetime) -> Member:
+def member_of(event_id: str, item: str, request: str, context: str, queued_at: datetime) -> Member:
+    """As a row has it."""
     known = orjson.loads(context)
     event, trace = known.pop("event"), known.pop("traceparent")
     return Member(event_id, item, orjson.loads(request), known, event, trace, queued_at)
@@ -248,7 +249,7 @@ async def stored_calls(connection: Connection, takes: dict[UUID, int]) -> list[S
     """The calls of these ids, with how often each was taken."""
     found: dict[str, list[Member]] = {}
     for call, *rest in await connection.fetch(_sql.members, list(takes)):
-        found.setdefault(call, []).append(_member(*rest))
+        found.setdefault(call, []).append(member_of(*rest))
     rows = await connection.fetch(_sql.calls, list(takes))
     return [
         StoredCall(

@@ -25,6 +25,7 @@ class ConnectorCode(StrEnum):
     UNKNOWN = "partner_outcome_unknown"
 
 
+CREDENTIALS: Final = "our credentials"
 KEY_USED: Final = 409
 """Status of a refusal that says that the idempotency key is known: something may have been made under it."""
 
@@ -40,10 +41,10 @@ class Refused(ConnectorError):
 
     code = ConnectorCode.REFUSED
 
-    def __init__(self, status: int, partner_code: str | None, message: str, *, credentials: bool = False) -> None:
-        """`credentials`: it is about them, whatever was asked; 401 and 403 always are."""
+    def __init__(self, status: int, partner_code: str | None, message: str, *, ours: str = "") -> None:
+        """`ours`: what of ours it is about, whatever was asked for; 401 and 403 always are about our credentials."""
         super().__init__(f"{status} (code {partner_code}): {message}")
-        self.credentials = credentials or status in (401, 403)
+        self.ours = ours or (CREDENTIALS if status in (401, 403) else "")
         self.status = status
         self.partner_code = partner_code
         self.message = message
@@ -77,5 +78,5 @@ class Unknown(ConnectorError):
 
 def of_a_look(error: BaseException) -> BaseException:
     """A look for what a call may have made has failed with this. That the look was refused says nothing of the call."""
-    refused = isinstance(error, Refused) and not error.credentials
+    refused = isinstance(error, Refused) and not error.ours
     return Unknown(f"it was looked for: {error}") if refused else error

@@ -99,9 +99,11 @@ Outcome = Literal["done", "rejected", "retry", "repeat", "reused", "skipped"]
 ALARMED: Final = (
     ("credit_deposits", "deposit_contradicted"),
     ("credit_deposits", "deposit_not_listed"),
+    ("provision_wallets", "partner_refuses_us"),
     ("settle_transfers", "custodian_contradicted"),
     ("settle_transfers", "custodian_short"),
     ("settle_transfers", "second_transfer"),
+    ("transfer_by_custodian", "partner_refuses_us"),
     ("transfer_by_custodian", "second_transfer"),
 )
 """(stage, code) of alerts for which a rule of deploy/prometheus waits."""

@@ -273,7 +273,7 @@ class PollCircle:
             try:
                 found.append({**await self._circle.transaction(key), "id": key})
             except ConnectorError as error:
-                if isinstance(error, Refused) and not error.credentials:
+                if isinstance(error, Refused) and not error.ours:
                     self._log.warning("circle.transaction_gone", id=key, status=error.status)
                     found.append({"id": key, self._product.status: state})
                     continue

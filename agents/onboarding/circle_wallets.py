@@ -25,6 +25,8 @@ _sql = load("agents.onboarding", "onboarding.sql")
 WALLET_SET_NAME: Final = "customers"
 LOOKUP_PAUSE_S: Final = 0.055
 """Circle answers 20 look-ups a second: 200 of them take 11 s of a call's time-out, however long Circle thinks about each."""
+NO_SUCH_SET: Final = 404
+"""Status of a refusal of wallets: of all that is asked for only the set has an id of Circle's."""
 Found = dict[tuple[str, str], dict[str, Any]]
 """(refId, our chain) -> wallet."""
 
@@ -73,8 +75,10 @@ class CircleWallets:
                     )
                 self._add(found, made)
             except Refused as error:
+                if error.status == NO_SUCH_SET:
+                    raise _ours(error) from None
                 known = call.may_be_known(now) or error.status == KEY_USED
-                if not known or error.credentials:
+                if not known or error.ours:
                     raise
                 refused = error
             await self._look_up(users, chains, found, links)
@@ -122,7 +126,10 @@ class CircleWallets:
                 # the same key whoever asks, so that an environment has one until the first conclusion stores it
                 key = idempotency_key(f"wallet set {WALLET_SET_NAME} {self._network}")
                 with spans.request("CreateWalletSet", links):
-                    self._made = await self._client.create_wallet_set(str(key), WALLET_SET_NAME)
+                    try:
+                        self._made = await self._client.create_wallet_set(str(key), WALLET_SET_NAME)
+                    except Refused as error:
+                        raise _ours(error) from None
                 self._wallet_set_id = self._made
             return self._wallet_set_id
 
@@ -137,6 +144,11 @@ class CircleWallets:
         except TRANSIENT as error:
             raise Unavailable(f"no database: {type(error).__name__}", sent=False) from None
         return found
+
+
+def _ours(error: Refused) -> Refused:
+    """No customer's affair, and no reason to fail any: whoever waits for a wallet waits until people have put the set right."""
+    return Refused(error.status, error.partner_code, error.message, ours=error.ours or "our wallet set")
 
 
 def users_of(call: StoredCall) -> list[str]:

@@ -42,6 +42,8 @@ CUSTODIAN_SILENT: Final = "custodian_silent"
 TRANSFER_NOT_SHOWN: Final = "transfer_not_shown"
 """Of a review: NOT_SHOWN, for some time. It goes on by itself with the custodian's next word of it. Of a call: what the custodian
 refuses and may have made before is not in its list."""
+UNTOLD: Final = frozenset({CUSTODIAN_SILENT, TRANSFER_NOT_SHOWN})
+"""Reviews that end with any word of the custodian's of it, be it the one that was known before."""
 UNPROVEN: Final = "unproven_payment"
 """Of a review: the custodian says that it is paid, and the chain has no such transfer."""
 
@@ -106,9 +108,10 @@ async def lock(connection: Connection, ids: Iterable[str]) -> dict[str, Transfer
     return {one.withdrawal_id: one for one in found}
 
 
-async def open_transfers(connection: Connection) -> list[Transfer]:
-    """Those that the custodian has and whose withdrawals have not ended."""
-    return [Transfer(*row) for row in await connection.fetch(_sql.open)]
+async def open_transfers(connection: Connection) -> tuple[list[Transfer], frozenset[str]]:
+    """Those that the custodian has and whose withdrawals have not ended; and the withdrawals that are in review as it did not tell."""
+    found = [(Transfer(*row), code) for *row, code in await connection.fetch(_sql.open)]
+    return [one for one, _ in found], frozenset(one.withdrawal_id for one, code in found if code in UNTOLD)
 
 
 def is_ours(reference: object) -> bool:

@@ -14,6 +14,7 @@ chain says. It is looked at for the request, and again for the approval. Where t
 
 A call that Circle has not answered would be made again. So the request takes its lease, and for STOPPED_FOR nobody makes it; the
 approval ends it, as not paid no sooner than ABSENT_S later. Refused while a performer has the lease, and where it has run out.
+One that was never made ends with the approval, unless a performer is quicker: Circle has not heard of it and need not be asked.
 
 What comes to light afterwards changes nothing and is told: Circle's other word by the alert `custodian_contradicted`, a payment
 that is mined after all by invariant 4, the mirror beside the chain.
@@ -28,8 +29,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from agents.concluding import stored_calls
-from agents.intents import CONCLUDED, StoredCall
+from agents.concluding import member_of, stored_calls
+from agents.intents import CONCLUDED, Member, StoredCall, form
 from agents.withdrawals import custodian, stored, transfer_by_custodian
 from agents.withdrawals.attempts import attempts_of, lock_attempts
 from agents.withdrawals.custodian import Transfer, changed
@@ -64,7 +65,7 @@ from ledger.posting import Leg, credit, debit
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, Row, Table, block
 from ledger.sql import load
-from ledger.tables import CALLS
+from ledger.tables import CALL_MEMBERS, CALLS
 from topics.catalog import WITHDRAWALS_SETTLED
 from topics.envelope import value_of
 from topics.events import Rail
@@ -104,6 +105,8 @@ class Seen:
     """Circle told of a transaction that is in no block, or does not show what was asked for."""
     transfer_id: str | None = None
     """Circle's id of it, in our books."""
+    never_asked: bool = False
+    """No call for it was made: Circle was not asked either."""
 
 
 async def request(
@@ -236,6 +239,8 @@ async def _asked(
     place = (withdrawal.chain, transfer.custodian, transfer.wallet_id)
     wallet = await connection.fetchval(_sql.wallet, *place) or "a wallet of ours that was not looked up yet"
     known = frozenset(transfer.hashes)
+    if tx_hash is None and await _never_asked(connection, withdrawal, transfer):
+        return wallet, Seen(known, never_asked=True)
     if tx_hash is not None:
         hashes, nowhere = {tx_hash}, False
     else:
@@ -248,6 +253,11 @@ async def _asked(
         text = f"{AGREE_MIN} endpoints do not say what became of {', '.join(sorted(hashes))}"
         raise PaymentNotProven(text) if tx_hash else MayStillBePaid(text)
     return wallet, Seen(known, found, nowhere or found.keys() != hashes, transfer.transfer_id)
+
+
+async def _never_asked(connection: Connection, withdrawal: Withdrawal, transfer: Transfer) -> bool:
+    told = transfer.transfer_id is not None or transfer.hashes
+    return not told and bool(await connection.fetchval(_sql.never_asked, withdrawal.id, withdrawal.requested_at))
 
 
 async def _fates(
@@ -273,8 +283,9 @@ async def _ended_at_circle(withdrawal: Withdrawal, transfer: Transfer, outside: 
     for key, one in shown.items():
         if one.get("state") not in ENDED:
             raise MayStillBePaid(f"Circle says {one.get('state')} of transfer {key}")
-        there = str(one.get("destinationAddress")).lower() == withdrawal.recipient.lower()
-        if one["state"] == "COMPLETE" and outside.chain is None and there:
+        to, unseen = one.get("destinationAddress"), outside.chain is None or not one.get("txHash")
+        there = to is None or str(to).lower() == withdrawal.recipient.lower()
+        if one["state"] == "COMPLETE" and unseen and there:
             raise WasPaid(f"Circle says COMPLETE of transfer {key}")
     hashes = {str(one["txHash"]) for one in shown.values() if one.get("txHash")}
     told = {tx_hash if outside.chain is None else tx_hash.lower() for tx_hash in hashes}
@@ -302,7 +313,10 @@ async def _end(
     connection: Connection, correction: Correction, seen: Seen, buffer_shards: int, actor: str, at: datetime
 ) -> Done:
     id, tx_hash = about(correction)
-    call, asked_at = await _stopped(connection, correction, at)  # first, as whoever concludes it locks
+    wish = await _waiting(connection, id)  # first, as whoever makes calls and concludes them locks
+    call, asked_at = (None, correction.requested_at) if wish else await _stopped(connection, correction, at)
+    if seen.never_asked and wish is None:
+        raise MayStillBePaid("Circle is asked for it meanwhile: once more")
     withdrawal = (await stored.lock(connection, [id]))[id]
     _check_open(withdrawal)
     await _check_free(connection, withdrawal, tx_hash)  # nobody else approves meanwhile
@@ -319,7 +333,11 @@ async def _end(
     ended, rows = moved(withdrawal._replace(code=None), status, fold.at, actor, code)
     _, key, event, event_id = settled(ended, tx_hash or mined)
     message = Message(WITHDRAWALS_SETTLED.name, key.encode(), value_of(event), event_id, event.ce_type())
+    if wish is not None:
+        call = form(transfer_by_custodian.NAME, [wish], wish.request, at)
     ended_call = [] if call is None else [await _end_call(connection, call, at)]
+    if call is not None and wish is not None:
+        ended_call.append(block(CALL_MEMBERS, Op.UPSERT, [wish.row(transfer_by_custodian.NAME, call.id)]))
     return Done(fold, [*blocks, *ended_call, *_blocks(rows)], [message])
 
 
@@ -393,11 +411,15 @@ def _holder(correction: Correction) -> str:
 async def _stop_asking(connection: Connection, correction: Correction, at: datetime) -> None:
     """For a while nobody asks Circle for it."""
     id, _ = about(correction)
-    if await connection.fetchval(_sql.wanted, id):
-        raise MayStillBePaid("Circle is to be asked for it, and was not yet")
     call = await connection.fetchval(_sql.open_call, id)
     if call and not await connection.fetchval(_sql.stop, call, _holder(correction), at, at + STOPPED_FOR):
         raise MayStillBePaid("Circle is asked for it at this moment: once more in a minute")
+
+
+async def _waiting(connection: Connection, id: str) -> Member | None:
+    """What a call is still to be made of."""
+    row = await connection.fetchrow(_sql.waiting, id)
+    return None if row is None else member_of(*row)
 
 
 async def _stopped(connection: Connection, correction: Correction, at: datetime) -> tuple[StoredCall | None, datetime]:

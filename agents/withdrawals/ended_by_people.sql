@@ -1,6 +1,14 @@
--- name: wanted
--- Whether a call for a transfer is still to be made of it.
+-- name: never_asked
+-- Whether no call for a transfer was ever made of it. Of one that was asked for ($2) before a restore nobody knows.
 SELECT EXISTS (SELECT FROM call_members WHERE stage = 'transfer_by_custodian' AND item = $1 AND call_id IS NULL)
+   AND NOT EXISTS (SELECT FROM restores WHERE at >= $2)
+
+-- name: waiting
+-- Of which no call was made yet. Locked: nobody makes one meanwhile.
+SELECT replace(event_id::text, '-', ''), item, request, context, queued_at
+FROM call_members
+WHERE stage = 'transfer_by_custodian' AND item = $1 AND call_id IS NULL
+FOR UPDATE
 
 -- name: open_call
 SELECT c.id FROM call_members m JOIN calls c ON c.id = m.call_id

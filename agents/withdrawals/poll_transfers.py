@@ -3,8 +3,8 @@
 Asks Circle how each of them stands, one by one, the older the rarer: what a lost webhook would have told arrives here. One poller
 in the whole deployment. Whichever was asked for least lately is next, so that neither many that stay as they are nor one for which
 Circle has no answer keep it from the others. What is known already is not said again; an end that is not settled is said anew
-every hour, so that it is looked at again; so is one that Circle has not shown, or not readably, for UNSHOWN_FOR. Remembers nothing:
-after a start it asks for all of them.
+every hour, so that it is looked at again; so is one that Circle has not shown, or not readably, for UNSHOWN_FOR, and as it was before
+when it shows it again. Remembers nothing: after a start it asks for all of them.
 
 Before that it looks, once, which address each wallet has that withdrawals leave from: what it holds is ours.
 """
@@ -57,13 +57,14 @@ class CircleLooks(Protocol):
 def news(said: TransferNotified, transfer: Transfer) -> bool:
     """Whether it says what the row does not have. An end does: the row of a withdrawal that is open is not settled by it."""
     known = said.tx_hash is None or said.tx_hash in transfer.hashes
-    return said.state in ENDS or rank(said.state) > rank(transfer.state) or not known
+    later = said.state != transfer.state and rank(said.state) >= rank(transfer.state)  # it is stuck, and not any more
+    return said.state in ENDS or later or not known
 
 
 def message(said: TransferNotified, withdrawal_id: str, now: datetime) -> Message:
     said = said.model_copy(update={"reference": withdrawal_id})
-    hour = f":{now:%Y-%m-%dT%H}" if said.state in {*ENDS, NOT_SHOWN} else ""
-    event_id = f"{said.transfer_id}:{said.state}:{said.tx_hash or ''}{hour}"
+    # the hour: what was said before is said again, as it is the news again
+    event_id = f"{said.transfer_id}:{said.state}:{said.tx_hash or ''}:{now:%Y-%m-%dT%H}"
     return Message(TRANSFERS_NOTIFIED.name, withdrawal_id.encode(), value_of(said), event_id, said.ce_type())
 
 
@@ -94,6 +95,8 @@ class PollTransfers:
         self._questions = 0
         self._unshown: dict[str, datetime] = {}
         """By withdrawal: since when Circle does not show its transfer, whenever it was asked."""
+        self._reviewed: frozenset[str] = frozenset()
+        """Withdrawals that wait for any word of Circle's."""
         self._told: dict[str, str] = {}
         """By withdrawal: the newest event's id."""
 
@@ -118,7 +121,7 @@ class PollTransfers:
         if await self._wallets(connection):
             self._services.unready.pop(WRITER, None)
         now = self._services.clock()
-        waiting = await open_transfers(connection)
+        waiting, self._reviewed = await open_transfers(connection)
         self._looked_at = {one.withdrawal_id: at for one in waiting if (at := self._looked_at.get(one.withdrawal_id))}
         self._unshown = {one.withdrawal_id: at for one in waiting if (at := self._unshown.get(one.withdrawal_id))}
         self._told = {one.withdrawal_id: id for one in waiting if (id := self._told.get(one.withdrawal_id))}
@@ -161,14 +164,15 @@ class PollTransfers:
         try:
             found = await self._circle.transaction(transfer.transfer_id)
         except Refused as error:
-            if error.credentials:
+            if error.ours:
                 raise
             return self._not_shown(transfer, f"status {error.status}")
         said = transferred({**found, "id": transfer.transfer_id}, self._network, self._usdc_tokens)
         if not isinstance(said, TransferNotified):
             return self._not_shown(transfer, getattr(said, "reason", "not ours"))
         self._unshown.pop(transfer.withdrawal_id, None)
-        return self._untold(said, transfer.withdrawal_id) if news(said, transfer) else None
+        tells = news(said, transfer) or transfer.withdrawal_id in self._reviewed
+        return self._untold(said, transfer.withdrawal_id) if tells else None
 
     def _not_shown(self, transfer: Transfer, reason: str) -> Message | None:
         key, now = transfer.withdrawal_id, self._services.clock()
@@ -189,13 +193,18 @@ class PollTransfers:
         for chain, source in self._sources.items():
             if (chain, source.wallet_id) in known:
                 continue
-            wallet = await self._circle.wallet(source.wallet_id)
+            address = blockchain = ""
             try:
+                wallet = await self._circle.wallet(source.wallet_id)
+                blockchain = wallet.blockchain
                 address = check_address(chain, wallet.address)
             except ChainError:
-                address = ""
-            if not address or from_circle(wallet.blockchain, self._network) != chain:
-                _log.critical("circle.wrong_wallet", chain=chain, wallet=source.wallet_id, blockchain=wallet.blockchain)
+                pass
+            except Refused as error:  # it knows none of this id: no reason to ask for no transfer
+                if error.ours:
+                    raise
+            if not address or from_circle(blockchain, self._network) != chain:
+                _log.critical("circle.wrong_wallet", chain=chain, wallet=source.wallet_id, blockchain=blockchain)
                 self._services.unready[WRITER], right = "wrong_wallet", False
                 continue
             rows.append((chain, address, SOURCE, source.wallet_id, self._services.clock()))

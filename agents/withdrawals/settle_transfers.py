@@ -29,13 +29,13 @@ from agents.outcome import Alert, Done, Outcome, Rejected, Retry, Stage
 from agents.withdrawals import custodian, stored
 from agents.withdrawals.custodian import (
     COMPLETE,
-    CUSTODIAN_SILENT,
     ENDS,
     NOT_SHOWN,
     REFUSED,
     SECOND_TRANSFER,
     TRANSFER_NOT_SHOWN,
     UNPROVEN,
+    UNTOLD,
     Transfer,
     changed,
     is_ours,
@@ -83,7 +83,7 @@ _CODES: Final = {"DENIED": "custodian_denied", REFUSED: "custodian_refused"}
 _SHORT_REASONS: Final = frozenset({"INSUFFICIENT_TOKEN", "INSUFFICIENT_NATIVE_TOKEN"})
 
 
-GOES_ON: Final = frozenset({STUCK, CUSTODIAN_SILENT, TRANSFER_NOT_SHOWN})
+GOES_ON: Final = frozenset({STUCK, *UNTOLD})
 """Of a review: it ends by itself with the custodian's next word."""
 _NOT_RELEASED: Final = frozenset({SECOND_TRANSFER, UNEXPECTED_TRANSFERS, UNPROVEN})
 """Of a review: something may have been paid that this transfer knows nothing of. Only people give the hold back (ended_by_people.py)."""
@@ -121,7 +121,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
     if transfer.transfer_id not in (None, event.transfer_id):
         return second(withdrawal, str(transfer.transfer_id), event.transfer_id, facts.now, NAME)
     if withdrawal.status in ENDED:
-        return _after_the_end(withdrawal, event)
+        return _after_the_end(withdrawal, transfer, event)
     if event.state == NOT_SHOWN:
         waits = withdrawal.status != Status.MANUAL_REVIEW  # else a person looks already
         return _review(withdrawal, transfer, TRANSFER_NOT_SHOWN, facts.now) if waits else Done()
@@ -132,9 +132,11 @@ def decide(received: Received, facts: Facts) -> Outcome:
     return _on_its_way(event, withdrawal, transfer, facts.now)
 
 
-def _after_the_end(withdrawal: Withdrawal, event: TransferNotified) -> Done:
+def _after_the_end(withdrawal: Withdrawal, transfer: Transfer, event: TransferNotified) -> Done:
     said = {COMPLETE: True}.get(event.state, False if event.state in ENDS else None)
-    if said is None or said == (withdrawal.status == Status.COMPLETED):
+    # it was ended as paid by another transaction: by people, who did not know of this one
+    twice = said and event.tx_hash is not None and event.tx_hash not in transfer.hashes
+    if said is None or (said == (withdrawal.status == Status.COMPLETED) and not twice):
         return Done()
     about = {
         "withdrawal": withdrawal.id,
@@ -170,8 +172,12 @@ def _merged(
 
 def _on_its_way(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, now: datetime) -> Done:
     after, (row, step) = _merged(event, transfer, now)
+    inserts: tuple[tuple[Table, Row], ...] = (step,)
+    upserts: tuple[tuple[Table, Row], ...] = (row,)
     if after._replace(updated_at=transfer.updated_at, version=transfer.version) == transfer:
-        return Done()
+        if withdrawal.status != Status.MANUAL_REVIEW or withdrawal.code not in UNTOLD:
+            return Done()
+        inserts = upserts = ()
     status, code = Status.BROADCASTING, None
     alerts: tuple[Alert, ...] = ()
     if after.state == "CONFIRMED":
@@ -181,9 +187,9 @@ def _on_its_way(event: TransferNotified, withdrawal: Withdrawal, transfer: Trans
     before = Status(withdrawal.status)
     waits_for_people = before is Status.MANUAL_REVIEW and withdrawal.code not in GOES_ON
     if (status, code or withdrawal.code) == (before, withdrawal.code) or waits_for_people or status not in NEXT[before]:
-        return Done(inserts=(step,), upserts=(row,))
+        return Done(inserts=inserts, upserts=upserts)
     _, (moved_row, line) = moved(withdrawal._replace(code=None), status, now, NAME, code)
-    return Done(inserts=(step, line), upserts=(row, moved_row), alerts=alerts)
+    return Done(inserts=(*inserts, line), upserts=(*upserts, moved_row), alerts=alerts)
 
 
 def _ended(event: TransferNotified, withdrawal: Withdrawal, transfer: Transfer, facts: Facts, attempt: int) -> Outcome:

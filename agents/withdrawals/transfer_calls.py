@@ -64,7 +64,7 @@ class CircleTransfers:
             )
         except Refused as error:
             known = call.may_be_known(now) or error.status == KEY_USED
-            if not known or error.credentials:
+            if not known or error.ours:
                 raise
             found = await self._find(call)
             if found is None and error.status == KEY_USED:
@@ -134,7 +134,8 @@ class TransferDeeds(Deeds[Facts]):
     def put_off(self, call: StoredCall, again: Again, due: datetime, facts: Facts) -> Done:
         withdrawal = facts.withdrawals[call.request["withdrawal_id"]]
         silent = call.attempts >= self._review_attempts or facts.now - call.created_at >= SILENT_FOR
-        if not silent or withdrawal.status != Status.BROADCASTING:
+        told = facts.transfers[withdrawal.id].transfer_id is not None  # a notification, or the list
+        if not silent or told or withdrawal.status != Status.BROADCASTING:
             return Done()
         _, (row, line) = moved(withdrawal, Status.MANUAL_REVIEW, facts.now, NAME, CUSTODIAN_SILENT)
         about = {"withdrawal": withdrawal.id, "call": call.id, "attempts": str(call.attempts), "error": again.code}

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationEr
 from pydantic.alias_generators import to_camel
 
 from connectors.circle.chains import Network
-from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+from connectors.errors import CREDENTIALS, ConnectorError, RateLimited, Refused, Unavailable, Unknown
 from connectors.partner import PartnerClient, wait_s
 from topics.events import Text
 
@@ -322,7 +322,7 @@ class CircleClient(_Circle):
         try:
             return await self._call("POST", path, body={**body, "entitySecretCiphertext": await self._ciphertext()})
         except Refused as error:
-            if error.credentials:
+            if error.ours:
                 self._entity_key = None  # perhaps Circle has another one now
             raise
 
@@ -337,7 +337,7 @@ class CircleClient(_Circle):
                 try:
                     data = await self._call("GET", "/v1/w3s/config/entity/publicKey")
                 except (Unavailable, Unknown, Refused) as error:
-                    if isinstance(error, Refused) and error.credentials:
+                    if isinstance(error, Refused) and error.ours:
                         raise
                     # Only a look-up failed: the mutating call it was for has not been sent.
                     raise Unavailable(f"the entity public key: {error}", sent=False) from None
@@ -390,8 +390,8 @@ def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError
         return Unavailable(f"{status} (code {partner_code}): {message}", sent=True)
     if partner_code in CIPHERTEXT_USED:
         return Unknown(f"{status} (code {partner_code}): {message}")
-    refused = Refused(status, partner_code, message, credentials=partner_code in SECRET_REFUSED)
-    if status < 400 or (partner_code is None and not refused.credentials):
+    refused = Refused(status, partner_code, message, ours=CREDENTIALS if partner_code in SECRET_REFUSED else "")
+    if status < 400 or (partner_code is None and not refused.ours):
         # Every refusal of Circle's has a code. This is the word of something before it, which does not know what Circle did.
         return Unknown(f"an answer that is not Circle's, with status {status}")
     return refused

@@ -26,7 +26,7 @@ from connectors.circle.sandbox.gate import Fault, Gate
 from connectors.circle.sandbox.state import Transaction
 from connectors.circle.sandbox.tokens import USDC_TOKENS, usdc_token_id
 from connectors.circle.transactions import notified
-from connectors.errors import ConnectorError, RateLimited, Refused, Unavailable, Unknown
+from connectors.errors import CREDENTIALS, ConnectorError, RateLimited, Refused, Unavailable, Unknown
 from topics.events import DepositNotified, Evidence
 
 ALL_CHAINS = ["ETH-SEPOLIA", "SOL-DEVNET", "APTOS-TESTNET", "MATIC-AMOY"]
@@ -181,7 +181,7 @@ async def test_a_refused_look_up_of_the_entity_key_is_no_refusal_of_what_it_was_
         assert not error.value.sent
         with pytest.raises(Refused) as refused:
             await client.create_wallet_set(key(), "customers")
-        assert refused.value.credentials
+        assert refused.value.ours == CREDENTIALS
 
 
 async def test_a_refused_entity_secret_is_about_our_credentials_and_the_entity_key_is_asked_for_anew(
@@ -193,7 +193,7 @@ async def test_a_refused_entity_secret_is_about_our_credentials_and_the_entity_k
         state.entity_secret = registered
         with pytest.raises(Refused) as refused:
             await client.create_wallet_set(key(), "customers")
-        assert (refused.value.status, refused.value.partner_code, refused.value.credentials) == (400, code, True)
+        assert (refused.value.status, refused.value.partner_code, refused.value.ours) == (400, code, CREDENTIALS)
     state.entity_secret = ours
     await client.create_wallet_set(key(), "customers")
     assert circle.sandbox.gate.calls["GET /v1/w3s/config/entity/publicKey"] == 3

@@ -102,6 +102,39 @@ async def test_a_chain_circle_refuses_fails_alone_and_the_job_says_so(rig: Rig) 
     assert set(rig.at_circle().values()) == {1}
 
 
+async def test_a_wallet_set_that_circle_does_not_know_or_does_not_make_fails_no_customer(rig: Rig) -> None:
+    """The set is ours: it waits for people, who are told, and goes on when they have put it right."""
+    await queued(rig, 3)
+    await rig.at.observer.execute("INSERT INTO wallet_sets VALUES ('testnet', 'gone', now())")
+    async with rig.at.process() as services, rig.performing(services):
+        await told_of_our_set(rig, services)
+    await rig.at.observer.execute("DELETE FROM wallet_sets")
+    fault = Fault("/v1/w3s/developer/walletSets", "status", status=400, times=10**6)
+    rig.circle.sandbox.gate.faults.append(fault)
+    async with rig.at.process() as services, rig.performing(services):
+        await told_of_our_set(rig, services)
+        fault.times = 0
+        await rig.ended(Counter(completed=3), "it goes on by itself", step_s=MINUTE_S)
+        assert services.unready == {}
+    assert await rig.letters() == []
+    assert set((await rig.in_database()).values()) == {1} == set(rig.at_circle().values())
+    await check_whole(rig)
+
+
+async def told_of_our_set(rig: Rig, services: Services) -> None:
+    metrics = services.observer
+    assert isinstance(metrics, Metrics)
+    labels = {"stage": "provision_wallets", "code": "partner_refuses_us"}
+
+    async def told() -> bool:
+        rig.at.clock.forward(MINUTE_S)
+        return (metrics.registry.get_sample_value("stablerail_stage_alerts_total", labels) or 0) >= 2
+
+    await until(told, "people are told, again and again")
+    assert services.unready == {"provision_wallets": "circle refuses our wallet set"}
+    assert set(await rig.jobs()) <= {"retry", "in_progress"}
+
+
 @pytest.mark.parametrize(
     "fault",
     [

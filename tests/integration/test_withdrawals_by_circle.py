@@ -187,10 +187,14 @@ async def _ended(rig: Rig) -> bool:
 
 async def test_what_lost_webhooks_would_have_told_is_asked_for(rig: Rig) -> None:
     rig.circle.sandbox.deliveries.disorder.drop = 1_000
-    async with rig.worker():
+    rig.wallets["SOL"] = rig.wallets["SOL"].model_copy(update={"id": str(uuid4())})
+    async with rig.worker() as services:
         await rig.ask("ada")
         await rig.ask("bob", Plan("QUEUED", "DENIED"))
         await rig.became({"ada": ("completed", None), "bob": ("failed", "custodian_denied")}, step_s=1.0)
+        assert services.unready == {"poll_transfers": "wrong_wallet"}, (
+            "of another chain Circle does not know the wallet"
+        )
     wallet = rig.wallets["MATIC"]
     rows = await rig.at.observer.fetch("SELECT chain, address, wallet_id FROM custodian_wallets WHERE chain = 'MATIC'")
     assert [tuple(row) for row in rows] == [("MATIC", wallet.address, wallet.id)]
@@ -313,7 +317,9 @@ async def _heard(rig: Rig) -> bool:
     return rig.calls > 1
 
 
-async def test_what_circle_does_not_show_any_more_or_not_readably_is_a_persons_business_until_it_does(rig: Rig) -> None:
+async def test_what_circle_does_not_show_any_more_or_not_readably_is_a_persons_business_until_it_shows_it_as_it_was(
+    rig: Rig,
+) -> None:
     users = ("gone", "garbled")
     rig.circle.sandbox.deliveries.disorder.drop = 10**6
     async with rig.worker(polls=False):
@@ -344,8 +350,14 @@ async def test_what_circle_does_not_show_any_more_or_not_readably_is_a_persons_b
         labels = {"stage": "settle_transfers", "code": "transfer_not_shown"}
         assert metrics.registry.get_sample_value("stablerail_stage_alerts_total", labels) == 2
         gate.faults.clear()
-        state.change(gone.id, state="COMPLETE")
-        state.change(garbled.id, state="COMPLETE", amounts=amounts)
+        state.change(garbled.id, amounts=amounts)
+        await rig.became(dict.fromkeys(users, ("broadcasting", None)), step_s=20.0)
+        state.change(gone.id, state="STUCK")
+        await rig.became({"gone": ("manual_review", "stuck")}, step_s=20.0)
+        state.change(gone.id, state="SENT")
+        await rig.became(dict.fromkeys(users, ("broadcasting", None)), step_s=20.0)
+        for one in (gone, garbled):
+            state.change(one.id, state="COMPLETE")
         await rig.became(dict.fromkeys(users, ("completed", None)), step_s=20.0)
     await assert_whole(rig.at)
 

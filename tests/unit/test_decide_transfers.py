@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.intents import KEY_TRUSTED, StoredCall
+from agents.intents import KEY_TRUSTED, Again, StoredCall
 from agents.outcome import Done, Outcome, Rejected, Retry, Stage
-from agents.withdrawals import transfer_by_custodian
+from agents.withdrawals import transfer_by_custodian, transfer_calls
 from agents.withdrawals.custodian import ASKED, Source, Transfer
 from agents.withdrawals.settle_transfers import ABSENT_S, Facts, decide, fold
-from agents.withdrawals.transfer_calls import CircleTransfers
+from agents.withdrawals.transfer_calls import CircleTransfers, TransferDeeds
 from agents.withdrawals.transfer_looks import Look, TransferLooker
 from agents.withdrawals.withdrawal import Withdrawal
 from connectors.circle.client import CircleClient
@@ -166,9 +166,36 @@ def test_a_transfer_that_is_another_withdrawals_is_refused_and_one_of_nobody_is_
 
 def test_a_word_against_the_end_that_was_settled_is_told_and_moves_nothing() -> None:
     for status, word in (("completed", "FAILED"), ("failed", "COMPLETE")):
-        outcome = tell(facts(status, transfer_id="t1"), said(word))
+        outcome = tell(facts(status, transfer_id="t1", tx_hashes=HASH), said(word))
         assert isinstance(outcome, Done)
         assert ([alert.code for alert in outcome.alerts], outcome.postings) == (["custodian_contradicted"], ())
+
+
+def test_a_payment_beside_the_one_that_people_knew_of_is_told() -> None:
+    known = facts("completed", transfer_id="t1", tx_hashes=HASH)
+    assert tell(known, said("COMPLETE", tx_hash=HASH)) == tell(known, said("COMPLETE")) == Done()
+    outcome = tell(known, said("COMPLETE", tx_hash=OTHER))
+    assert isinstance(outcome, Done)
+    assert [alert.code for alert in outcome.alerts] == ["custodian_contradicted"]
+
+
+@pytest.mark.parametrize("code", ["transfer_not_shown", "custodian_silent"])
+def test_any_word_ends_a_review_for_want_of_one_and_no_other_review(code: str) -> None:
+    for state, after in (("SENT", "broadcasting"), ("CONFIRMED", "confirming")):
+        known = facts("manual_review", code=code, state=state, transfer_id="t1")
+        tell(known, said(state))
+        assert (known.withdrawals[ID].status, known.withdrawals[ID].code) == (after, None)
+    known = facts("manual_review", code="second_transfer", state="SENT", transfer_id="t1")
+    assert tell(known, said("SENT")) == Done()
+
+
+def test_an_unanswered_call_of_what_circle_has_told_of_is_no_business_of_people() -> None:
+    deeds, call = TransferDeeds(None, 1), older(timedelta(hours=2))
+    for transfer_id, status in ((None, "manual_review"), ("t1", "broadcasting")):
+        known = facts(transfer_id=transfer_id)
+        asked = transfer_calls.Facts(NOW, known.withdrawals, known.transfers)
+        deeds.fold(asked, deeds.put_off(call, Again("partner_unavailable"), NOW, asked))
+        assert asked.withdrawals[ID].status == status
 
 
 @given(st.text(max_size=12).filter(str.isprintable), st.sampled_from(["broadcasting", "confirming", "manual_review"]))
@@ -329,7 +356,7 @@ async def test_a_look_that_is_refused_is_no_refusal_of_what_is_looked_for(age: t
         await CircleTransfers(NoLists("t1"), lambda: NOW).perform(older(age))
     with pytest.raises(Refused) as refused:
         await CircleTransfers(NoLists("t1", 403), lambda: NOW).perform(older(age))
-    assert refused.value.credentials
+    assert refused.value.ours
 
 
 async def test_a_key_that_circle_knows_is_never_a_refusal_where_it_lists_nothing() -> None:

@@ -37,7 +37,7 @@ def test_alerts_are_about_metrics_that_we_have() -> None:
     code = re.sub(r"#.*|summary: .*", "", RULES.read_text())
     named = set(re.findall(r"\b(?:stablerail|wallet_provisioning)_[a-z_]+", code))
     assert {re.sub(r"_seconds_(sum|count)$", "_seconds", name) for name in named} <= served().keys()
-    assert len(re.findall(r"alert: (\w+)", code)) == 7
+    assert len(re.findall(r"alert: (\w+)", code)) == 8
 
 
 def test_every_alert_fires_when_it_should_and_only_then() -> None:
