@@ -61,7 +61,9 @@ DUE_MAX: Final = 500
 """Deposits looked up under one head; the rest follows under the next."""
 LOOKUPS_AT_ONCE: Final = 10
 FAR_BLOCKS: Final = 1_000
-"""A deposit so far above the head is in no block that there is: it is looked for at once, not when the chain gets there."""
+FAR_S: Final = 600
+"""A deposit so far above a head that is so much younger than its report is in no block that there is: it is looked for at once, not
+when the chain gets there. An older head is of an endpoint that catches up."""
 
 
 @dataclass(frozen=True)
@@ -246,15 +248,16 @@ class FinalizeDeposits:
 
     async def prepare(self, events: Sequence[Received]) -> Mapping[str, Look]:
         """Before the transaction: asks every endpoint about every deposit that is due under the newest heads."""
-        heads: dict[str, int] = {}
+        heads: dict[str, tuple[int, int]] = {}
+        """(number, time) of the newest."""
         for received in events:
             event = received.event
             assert isinstance(event, HeadSeen)
             if event.chain in self._chains:
-                heads[event.chain] = max(event.number, heads.get(event.chain, 0))
+                heads[event.chain] = max((event.number, event.timestamp_s), heads.get(event.chain, (0, 0)))
         looks: dict[str, Look] = {}
         limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-        for chain, head in heads.items():
+        for chain, (head, head_s) in heads.items():
             reader = self._chains[chain]
 
             async def look(
@@ -273,9 +276,8 @@ class FinalizeDeposits:
 
             try:
                 async with self._reading.open() as connection:
-                    due = await connection.fetch(
-                        _sql.due, chain, head - reader.depth_blocks, DUE_MAX, min(head + FAR_BLOCKS, QUANTITY_MAX)
-                    )
+                    far = min(head + FAR_BLOCKS, QUANTITY_MAX), float(head_s - FAR_S)
+                    due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX, *far)
             except TRANSIENT as error:
                 _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
                 return looks
