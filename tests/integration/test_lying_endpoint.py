@@ -106,8 +106,15 @@ async def test_an_endpoint_of_another_chain_is_refused_at_the_start_and_later(
         await until(refused, "refused later")
 
 
+@pytest.mark.parametrize("lies", ["beside", "instead"])
 async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_money_is_final(
-    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+    kafka: Kafka,
+    database: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    tools: Tools,
+    monkeypatch: pytest.MonkeyPatch,
+    lies: str,
 ) -> None:
     for module, name in ((heads, "GRACE_S"), (endpoints, "GRACE_S"), (health, "SLOW_S")):
         monkeypatch.setattr(module, name, PATIENCE_S)  # all three are heard, and the liar is read first
@@ -126,10 +133,12 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
         def made_up(log: dict[str, Any]) -> dict[str, Any]:
             """The same log, to another wallet of ours and for more."""
             topics = [*log["topics"][:2], topic_of(deceived)]
-            return {**log, "topics": topics, "data": f"0x{FALSE:064x}", "logIndex": hex(int(log["logIndex"], 16) + 1)}
+            place = int(log["logIndex"], 16) + (lies == "beside")
+            return {**log, "topics": topics, "data": f"0x{FALSE:064x}", "logIndex": hex(place)}
 
         def and_more(logs: list[Any]) -> list[Any]:
-            return [*logs, *(made_up(log) for log in logs if log["topics"][2:] == [topic_of(honest)])]
+            true = [log for log in logs if log["topics"][2:] == [topic_of(honest)]]
+            return [log for log in logs if lies == "beside" or log not in true] + [made_up(log) for log in true]
 
         liar.lies["eth_getLogs"] = lambda _params, logs: and_more(logs)
         liar.lies["eth_getTransactionReceipt"] = lambda _params, receipt: (
