@@ -92,12 +92,12 @@ _Answer = _Place | Missing | Undecided
 
 
 @dataclass(frozen=True, slots=True)
-class _Transfer:
+class _Wanted:
     tx_hash: str
     block_hash: str | None
     token: str
-    to: str
-    amount: int
+    transfers: tuple[tuple[str, int], ...]
+    """(to, amount)"""
 
 
 async def find_transfer(
@@ -116,26 +116,50 @@ async def find_transfer(
     has reached `head` counts. `block_hash` None: reported without a block, so the first final one is canonical. Hashes and
     addresses are lower case, `amount` is in base units. Nobody waits for an endpoint whose word could change nothing.
     """
+    (finding,) = await find_transfers(rpcs, tx_hash, block_hash, token, [(to, amount)], head, depth)
+    return finding
+
+
+async def find_transfers(
+    rpcs: Sequence[Rpc],
+    tx_hash: str,
+    block_hash: str | None,
+    token: str,
+    transfers: Sequence[tuple[str, int]],
+    head: int,
+    depth: int,
+) -> list[Finding]:
+    """As `find_transfer`, several (to, amount) of one transaction, in their order. An endpoint is asked once for all of them:
+    anybody can have a thousand transfers to us in one receipt."""
     assert rpcs, "without an endpoint nothing can be known"
-    wanted = _Transfer(tx_hash, block_hash, token, to, amount)
-    said: list[tuple[Rpc, _Answer]] = []
+    wanted = _Wanted(tx_hash, block_hash, token, tuple(transfers))
+    said: list[tuple[Rpc, list[_Answer]]] = []
 
     async def ask(rpc: Rpc) -> None:
         said.append((rpc, await _ask(rpc, wanted, head, depth)))
 
     asked = [asyncio.create_task(ask(rpc)) for rpc in rpcs]
+    heard: list[tuple[Rpc, list[_Answer]]] = []
+    agreed: list[_Place | Missing | None] = []
     try:
         for answer in asyncio.as_completed(asked):
             await answer
-            agreed = _agreed([word for _, word in said], len(rpcs))
-            if agreed is not None:
-                _tell_outvoted(said, agreed)
-                return _finding(agreed, block_hash)
+            heard = list(said)
+            agreed = [_agreed([words[n] for _, words in heard], len(rpcs)) for n in range(len(transfers))]
+            if None not in agreed:
+                break
     finally:
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    return _doubt([word for _, word in said])
+    return [_found([(rpc, words[n]) for rpc, words in heard], one, block_hash) for n, one in enumerate(agreed)]
+
+
+def _found(said: Sequence[tuple[Rpc, _Answer]], agreed: _Place | Missing | None, block_hash: str | None) -> Finding:
+    if agreed is None:
+        return _doubt([word for _, word in said])
+    _tell_outvoted(said, agreed)
+    return _finding(agreed, block_hash)
 
 
 def _tell_outvoted(said: Sequence[tuple[Rpc, _Answer]], agreed: _Place | Missing) -> None:
@@ -184,20 +208,24 @@ def _doubt(answers: Sequence[_Answer]) -> Undecided:
     return unsaid[0] if unsaid else Undecided(Doubt.DISAGREEMENT)
 
 
-async def _ask(rpc: Rpc, wanted: _Transfer, head: int, depth: int) -> _Answer:
+async def _ask(rpc: Rpc, wanted: _Wanted, head: int, depth: int) -> list[_Answer]:
+    """Its word on each of the transfers."""
+    alike: _Answer
     try:
         receipt, latest = await rpc.receipt_and_head(wanted.tx_hash)
         own_head = latest.number
         if own_head < head:
-            return Undecided(Doubt.BEHIND, f"{rpc.endpoint} is at {own_head}, asked at {head}")
-        if receipt is None:
-            return await _absent(rpc, wanted)
-        return await _present(rpc, wanted, receipt, own_head, depth)
+            alike = Undecided(Doubt.BEHIND, f"{rpc.endpoint} is at {own_head}, asked at {head}")
+        elif receipt is None:
+            alike = await _absent(rpc, wanted)
+        else:
+            return await _present(rpc, wanted, receipt, own_head, depth)
     except ChainError as error:
-        return Undecided(Doubt.FAILED, str(error))
+        alike = Undecided(Doubt.FAILED, str(error))
+    return [alike] * len(wanted.transfers)
 
 
-async def _absent(rpc: Rpc, wanted: _Transfer) -> Missing | Undecided:
+async def _absent(rpc: Rpc, wanted: _Wanted) -> Missing | Undecided:
     """No receipt. An endpoint that still has the transaction in the canonical block it was reported in contradicts itself."""
     reported = None if wanted.block_hash is None else await rpc.block_by_hash(wanted.block_hash)
     if reported is not None and wanted.tx_hash in reported.tx_hashes:
@@ -207,7 +235,10 @@ async def _absent(rpc: Rpc, wanted: _Transfer) -> Missing | Undecided:
     return Missing()
 
 
-async def _present(rpc: Rpc, wanted: _Transfer, receipt: Receipt, own_head: int, depth: int) -> _Answer:
+async def _present(rpc: Rpc, wanted: _Wanted, receipt: Receipt, own_head: int, depth: int) -> list[_Answer]:
+    def contradicts(detail: str) -> list[_Answer]:
+        return [Undecided(Doubt.CONTRADICTION, f"{rpc.endpoint}: {detail}")] * len(wanted.transfers)
+
     by_hash, by_number = await rpc.block_both_ways(receipt.block_hash, receipt.block_number)
     if (
         by_hash is None
@@ -216,15 +247,21 @@ async def _present(rpc: Rpc, wanted: _Transfer, receipt: Receipt, own_head: int,
         or by_number.hash != receipt.block_hash
         or wanted.tx_hash not in by_number.tx_hashes
     ):
-        return Undecided(Doubt.CONTRADICTION, f"{rpc.endpoint}: the receipt's block {receipt.block_number} is another")
+        return contradicts(f"the receipt's block {receipt.block_number} is another")
     final = is_final(own_head, receipt.block_number, depth)
-    transfers = transfers_of(receipt.logs, wanted.token) if receipt.succeeded else []
     place = (receipt.block_hash, receipt.block_number, receipt.tx_hash)
-    if any((transfer.block_hash, transfer.block_number, transfer.tx_hash) != place for transfer in transfers):
-        return Undecided(Doubt.CONTRADICTION, f"{rpc.endpoint}: logs of another block in the receipt")
-    equal = tuple(t.log_index for t in transfers if (t.to, t.amount) == (wanted.to, wanted.amount))
-    if equal:
-        return _Place(receipt.block_hash, receipt.block_number, equal, final)
-    if final:
-        return Missing()
-    return Undecided(Doubt.NOT_FINAL, "the transaction is there without the transfer, in a block that may still go")
+    there: dict[tuple[str, int], tuple[int, ...]] = {}
+    for transfer in transfers_of(receipt.logs, wanted.token) if receipt.succeeded else ():
+        if (transfer.block_hash, transfer.block_number, transfer.tx_hash) != place:
+            return contradicts("logs of another block in the receipt")
+        key = (transfer.to, transfer.amount)
+        there[key] = (*there.get(key, ()), transfer.log_index)
+    absent = (
+        Missing()
+        if final
+        else Undecided(Doubt.NOT_FINAL, "the transaction is there without the transfer, in a block that may still go")
+    )
+    return [
+        _Place(receipt.block_hash, receipt.block_number, there[one], final) if one in there else absent
+        for one in wanted.transfers
+    ]

@@ -14,7 +14,7 @@ No database and no Kafka: the caller stores the state and publishes, both in one
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from chain.errors import ChainMoved, RpcRefused, RpcTimeout, RpcTooLarge
@@ -102,6 +102,15 @@ async def scan_once(
         rewound_from=rewound_from,
         caught_up=wanted.last == head.number,
     )
+
+
+async def reread(rpc: ReadsChain, state: ScanState, first: int) -> ScanState:
+    """The state from which the next pass reads that block again, though it is far back or nothing that is stored is canonical any
+    more. Not below the scan's start: who came before it may have been given that money otherwise."""
+    if first <= state.start_block:
+        return replace(state, recent=(), pruned=False)
+    before = await _block(rpc, first - 1)
+    return replace(state, recent=(Cursor(before.number, before.hash),), pruned=True)
 
 
 def _newest_below(state: ScanState, head: Block) -> Cursor | None:

@@ -21,6 +21,7 @@ from stablerail.cli_base import EXIT_PIPE, EXIT_USAGE, Actor, Format, Kind, chan
 from stablerail.cli_base import fail as _fail
 from stablerail.cli_base import needed_settings as _settings
 from stablerail.cli_base import run as _run
+from stablerail.cli_chains import chains_app
 from stablerail.cli_corrections import close, correct_app, suspense_app
 from stablerail.cli_deposits import deny_app, shortfall_app
 from stablerail.cli_dlq import dlq_app
@@ -86,6 +87,7 @@ app.add_typer(wallets_app, name="wallets")
 app.add_typer(workers_app, name="workers")
 app.add_typer(withdrawals_app, name="withdrawals")
 app.add_typer(deny_app, name="deny")
+app.add_typer(chains_app, name="chains")
 app.add_typer(shadow_app, name="shadow")
 app.add_typer(shortfall_app, name="shortfall")
 app.add_typer(dlq_app, name="dlq")

@@ -211,6 +211,10 @@ class Settings(BaseSettings):
     circle_webhook_key_lookups_per_min: int = Field(
         10, ge=1, description="unknown signing-key ids looked up at Circle per minute; more is answered 503"
     )
+    circle_subscription_ids: Listed[tuple[str, ...]] = Field(
+        (),
+        description="of our webhook subscriptions at Circle; others are refused, unset = none is: Circle signs for all its customers",
+    )
     circle_webhook_secret: SecretStr | None = Field(
         None,
         min_length=8,

@@ -57,6 +57,7 @@ def bridge_app(settings: Settings, metrics: Metrics) -> FastAPI:
         circle.notification_public_key,
         settings.network,
         tokens,
+        subscriptions=settings.circle_subscription_ids,
         lookups_per_min=settings.circle_webhook_key_lookups_per_min,
     )
     by_header: dict[str, WebhookSource] = {}

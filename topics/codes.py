@@ -84,13 +84,15 @@ CODES: Final[dict[str, Code]] = {
     ),
     "order_id_reused": Code(Whose.PRODUCER, "an order of this id was placed before with other contents"),
     "order_not_reserved": Code(
-        Whose.PRODUCER, "a fill of an order that was rejected", remedy="the broker filled what nothing was reserved for: a correction",
+        Whose.PRODUCER, "a fill of an order that was rejected", remedy="the broker filled what nothing was reserved for: a correction (runbook)",
     ),
-    "order_overfilled": Code(Whose.PRODUCER, "more is filled than was reserved", remedy="a correction, when the broker is right"),
-    "fill_id_reused": Code(Whose.PRODUCER, "this fill was told before with another amount"),
+    "order_overfilled": Code(Whose.PRODUCER, "more is filled than was reserved", remedy="a correction, when the broker is right (runbook)"),
+    "fill_id_reused": Code(
+        Whose.PRODUCER, "this fill was told before with another amount", remedy="the broker changed it: a correction of the difference (runbook)",
+    ),
     "fills_disagree": Code(
         Whose.PRODUCER, "an order's total is not what its fills sum up to", redrivable=True,
-        remedy="the producer tells the true total, or a correction",
+        remedy="the producer tells the total of the fills that it told, or the end without one",
     ),
     # the ledger's refusals, where the stage has no answer of its own for them
     "insufficient_funds": Code(Whose.CUSTOMER, "the account has less than that", redrivable=True),

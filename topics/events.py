@@ -447,7 +447,8 @@ class OrderCancelled(Event):
     """What its fills cost in all: those that have not come yet are waited for. Without it, what remains is given back at once."""
 
     def identity(self) -> str:
-        return self.order_id
+        # a total that was refused is told again, put right
+        return self.order_id if self.filled_total is None else f"{self.order_id}:{self.filled_total}"
 
 
 class OrderExpired(OrderCancelled):

@@ -1,6 +1,9 @@
 -- name: cursor
 SELECT state FROM chain_cursors WHERE chain = $1
 
+-- name: rescans
+SELECT chain FROM chain_cursors WHERE starts_with(chain, $1)
+
 -- name: addresses
 -- Our signers' too, and those at the custodian: what arrives there is ours, and its owner nobody. More wallets than $2 are not
 -- read: then it is asked which addresses are ours.

@@ -2,14 +2,17 @@
 
 Reads heads and USDC transfers to our wallets over RPC, on its own: what a vendor's webhook forgets arrives here.
 Cursor and messages are one commit, so nothing is skipped and repeats have the same ids. One watcher per chain in the
-whole deployment, held by an advisory lock; the others stand by.
+whole deployment, held by an advisory lock; the others stand by. From where people want it read again (`ask_rescan`) it is:
+what is known is found once more, and does nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -20,11 +23,14 @@ from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.evidence import QUORUM
 from chain.head_news import HeadNews
 from chain.heads import readable
+from chain.logs import TransferLog
 from chain.rpc import FILTER_ADDRESSES_MAX, Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
-from chain.scanner import Pass, scan_once
+from chain.scanner import Pass, reread, scan_once
+from ledger.audit_logs import Log
+from ledger.commit import lock_writer, seal
 from ledger.record import Message
-from ledger.rows import Connection, Op, block
+from ledger.rows import Changes, Connection
 from ledger.sql import load
 from ledger.tables import CHAIN_CURSORS
 from topics.catalog import CHAIN_HEADS, DEPOSITS_NOTIFIED
@@ -35,6 +41,8 @@ _log = structlog.get_logger()
 _sql = load("agents.chains", "chains.sql")
 
 WAIT_S_MAX = 30.0
+RESCANS: Final = "rescans"
+"""The writer of what people ask for."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Watched:
     chain: Chain
     chain_id: int
     rpcs: tuple[Rpc, ...]
-    """One is read, up to where another is too (chain/heads.py); finality asks all of them."""
+    """They are read in turn, each up to where another is too (chain/heads.py); finality asks all of them."""
     scan: ScanSettings
     interval_s: float
     start_block: int | None = None
@@ -66,7 +74,11 @@ class WatchChain:
         self._lone = LoneWriter(self._writer, services, max(SILENCE_S, 3 * watched.interval_s))
         self._log = _log.bind(stage=self._writer)
         self._wait_s = watched.interval_s
+        self._turn = 0
+        """Passes that read something: each reads another endpoint, so that what one keeps silent about is in the next one's overlap."""
         self._rpc: Rpc | None = None
+        self._avoid: Rpc | None = None
+        """It was read when a pass failed: it refuses, or what it says does not fit together. Others are read while there are any."""
         self._left_out: tuple[tuple[str, str], ...] = ()
 
     def leads(self) -> bool:
@@ -85,6 +97,8 @@ class WatchChain:
         return 0.0
 
     def _failed(self, error: Exception) -> float:
+        if isinstance(error, ChainError):
+            self._avoid = self._rpc
         if isinstance(error, ChainMoved):
             self._wait_s = self._watched.interval_s
         elif isinstance(error, ReorgTooDeep | WrongChainId):
@@ -94,16 +108,16 @@ class WatchChain:
             self._wait_s = WAIT_S_MAX
         else:
             self._log.warning("chain.retry", error=getattr(error, "code", type(error).__name__), reason=str(error))
-            self._rpc = None
             self._wait_s = min(max(self._wait_s, 0.1) * 2, WAIT_S_MAX)
         return self._wait_s
 
     async def look(self, connection: Connection) -> bool:
         """One pass; whether everything up to the head was read."""
-        source = await readable(self._watched.rpcs, self._rpc)
+        turn = self._watched.rpcs[self._turn % len(self._watched.rpcs)]
+        source = await readable(self._watched.rpcs, turn, self._avoid)
         self._rpc = rpc = source.rpc
         self._tell_left_out(source.left_out)
-        state = await self._state(connection, source.head)
+        state, asked = await self._state(connection, rpc, source.head)
         addresses = await self._addresses(connection)
         found = await scan_once(
             rpc, state, addresses, self._watched.scan, source.head,
@@ -113,8 +127,10 @@ class WatchChain:
             found = await self._ours(connection, found)
         if found.rewound_from is not None:
             self._log.warning("chain.reorg", was=found.rewound_from.number)
-        if found.heads or found.transfers or found.state != state:
-            await self._commit(found)
+        if found.heads or found.transfers or found.state != state or asked:
+            await self._commit(found, asked)
+        if found.state.cursor != state.cursor:
+            self._turn += 1
         for head in found.heads:
             read = found.state.cursor.number if found.state.cursor else 0
             answering = len(self._watched.rpcs) - len(source.left_out)
@@ -129,12 +145,17 @@ class WatchChain:
             self._log.info("chain.endpoint_back", endpoint=endpoint)
         self._left_out = left_out
 
-    async def _state(self, connection: Connection, head: Block) -> ScanState:
-        stored = await connection.fetchval(_sql.cursor, self._watched.chain.value)
-        if stored is not None:
-            return ScanState.of_json(orjson.loads(stored))
-        start = self._watched.start_block
-        return begin(head.number if start is None else start, self._watched.scan)
+    async def _state(self, connection: Connection, rpc: Rpc, head: Block) -> tuple[ScanState, list[str]]:
+        """Where it stands, or is to stand; and the rows that asked for that."""
+        chain, start = self._watched.chain.value, self._watched.start_block
+        asked = {
+            key: int(key.rpartition(":")[2]) for (key,) in await connection.fetch(_sql.rescans, _rescan(chain, ""))
+        }
+        stored = await connection.fetchval(_sql.cursor, chain)
+        if stored is None:
+            return begin(head.number if start is None else start, self._watched.scan), [*asked]
+        state = ScanState.of_json(orjson.loads(stored))
+        return (await reread(rpc, state, min(*asked.values(), head.number)) if asked else state), [*asked]
 
     async def _addresses(self, connection: Connection) -> set[str] | None:
         """None where there are more than an endpoint is given: reading all of them under every head takes seconds."""
@@ -149,10 +170,13 @@ class WatchChain:
         ours = {row[0] for row in rows}
         return replace(found, transfers=tuple(one for one in found.transfers if one.to in ours))
 
-    async def _commit(self, found: Pass) -> None:
-        row = (self._watched.chain.value, found.state.as_json(), self._services.clock())
+    async def _commit(self, found: Pass, asked: Sequence[str]) -> None:
+        changes = Changes()
+        changes.upsert(CHAIN_CURSORS, (self._watched.chain.value, found.state.as_json(), self._services.clock()))
+        for key in asked:
+            changes.delete(CHAIN_CURSORS, (key,))
         await self._lone.commit(
-            [block(CHAIN_CURSORS, Op.UPSERT, [row])],
+            changes.blocks(),
             [*self._transfers(found), *map(self._head, found.heads)],
             {"transfers": len(found.transfers), "heads": len(found.heads)},
         )
@@ -160,10 +184,10 @@ class WatchChain:
     def _transfers(self, found: Pass) -> list[Message]:
         messages = []
         for log in found.transfers:
-            event_id = f"{log.block_hash}:{log.log_index}"
+            place = f"{log.block_hash}:{log.log_index}"
             event = DepositNotified(
                 source="scanner",
-                transfer_id=event_id,
+                transfer_id=place,
                 chain=self._watched.chain.value,
                 tx_hash=log.tx_hash,
                 to=log.to,
@@ -175,7 +199,8 @@ class WatchChain:
                 log_index=log.log_index,
                 sender=log.sender,
             )
-            messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, f"{self._watched.chain.value}:{event_id}"))
+            event_id = f"{self._watched.chain.value}:{place}:{_contents(log)}"
+            messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, event_id))
         return messages
 
     def _head(self, head: Block) -> Message:
@@ -189,5 +214,31 @@ class WatchChain:
         return _message(CHAIN_HEADS.name, self._watched.chain.value, event, event.identity())
 
 
+def _contents(log: TransferLog) -> str:
+    """What an endpoint that lies has in that place is another event: it must not keep out what the others have there."""
+    said = f"{log.tx_hash}\0{log.sender}\0{log.to}\0{log.amount}"
+    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+
+
 def _message(topic: str, key: str, event: Any, event_id: str) -> Message:
     return Message(topic, key.encode(), value_of(event), event_id, event.ce_type())
+
+
+def _rescan(chain: str, block: int | str) -> str:
+    """A row in chain_cursors that asks for it."""
+    return f"rescan:{chain}:{block}"
+
+
+async def ask_rescan(
+    connection: Connection, chain: Chain, first_block: int, reason: str, actor: str, at: datetime
+) -> None:
+    """Has the chain's watcher, wherever it stands, read from this block on again; never below the block that it began at."""
+    log = Log(actor, "chain.rescan", "chain", chain.value, after={"from_block": first_block, "reason": reason})
+    changes = Changes()
+    changes.upsert(CHAIN_CURSORS, (_rescan(chain.value, first_block), {}, at))
+    async with connection.transaction():
+        owners = await lock_writer(connection, RESCANS)
+        await seal(
+            connection, RESCANS, owners, blocks=changes.blocks(), messages=[], at=at, actor=actor,
+            summary={log.action: 1}, logs=[log],
+        )  # fmt: skip

@@ -30,6 +30,7 @@ from agents.deposits.deposit import (
     deposit_id,
     finalized,
     parked,
+    report_id,
 )
 from agents.deposits.evidence import TAKEN_BACK, has_failed, is_final, is_news, listed, look_again, proven, rank
 from agents.deposits.facts import Facts, Loader, Named, fold, named, sender_of, takes_back
@@ -79,6 +80,10 @@ def decide(received: Received, facts: Facts) -> Outcome:
     if failed and not takes_back(event, facts.policy):
         return Done()
     known = facts.reports.get(names.report_id)
+    if known is not None and known.group_id != names.group_id and event.source == SCANNER:
+        # two endpoints have other logs in one place: the chain judges each of them
+        names = names._replace(report_id=report_id(SCANNER, f"{event.transfer_id}:{names.group_id}"))
+        known = facts.reports.get(names.report_id)
     if known is None:
         n = rank(event, facts.groups.get(names.group_id, ()))
         if n >= EQUAL_MAX:

@@ -57,6 +57,12 @@ FROM (
      ORDER BY block_number LIMIT $3)
     UNION ALL
     (SELECT * FROM deposits WHERE chain = $1 AND status = 'pending' AND block_number IS NULL LIMIT $3)
+    UNION ALL  -- and what somebody has placed where the chain was not by far
+    (SELECT * FROM deposits WHERE chain = $1 AND status IN ('credited', 'orphaned') AND block_number > $4
+     AND updated_at < to_timestamp($5) ORDER BY block_number LIMIT $3)
+    UNION ALL
+    (SELECT * FROM deposits WHERE chain = $1 AND status = 'pending' AND block_number > $4
+     AND updated_at < to_timestamp($5) ORDER BY block_number LIMIT $3)
 ) AS d
 ORDER BY d.block_number
 LIMIT $3

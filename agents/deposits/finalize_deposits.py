@@ -35,8 +35,9 @@ from agents.deposits.reversal import Purse, cancel, lock_purses, reverse
 from agents.looking import Kept
 from agents.outcome import Alert, Done, Emit, Outcome, Stage
 from agents.withdrawals.withdrawal import Withdrawal
-from chain.evidence import Canonical, Finding, Moved, Undecided, find_transfer
+from chain.evidence import Canonical, Finding, Moved, Undecided, find_transfers
 from chain.rpc import Rpc
+from chain.wire import QUANTITY_MAX
 from ledger.commit import TRANSIENT
 from ledger.posting import Transaction
 from ledger.rows import Connection, Row, Table
@@ -59,6 +60,10 @@ NAME: Final = "finalize_deposits"
 DUE_MAX: Final = 500
 """Deposits looked up under one head; the rest follows under the next."""
 LOOKUPS_AT_ONCE: Final = 10
+FAR_BLOCKS: Final = 1_000
+FAR_S: Final = 600
+"""A deposit so far above a head that is so much younger than its report is in no block that there is: it is looked for at once, not
+when the chain gets there. An older head is of an endpoint that catches up."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def _judge(deposit: Deposit, look: Look, head: int, facts: Facts, purses: dict[s
         )
         return _Step(moved_to)
     if deposit.status == Status.CREDITED:
-        since = head if deposit.block_number is None else deposit.block_number
+        since = head if deposit.block_number is None else min(deposit.block_number, head)
         return _Step(deposit._replace(status=Status.ORPHANED.value, block_number=since, updated_at=facts.now))
     missed_before = deposit.block_hash is None and deposit.block_number is not None  # in no block, but since a block
     if pending and not missed_before:
@@ -243,39 +248,43 @@ class FinalizeDeposits:
 
     async def prepare(self, events: Sequence[Received]) -> Mapping[str, Look]:
         """Before the transaction: asks every endpoint about every deposit that is due under the newest heads."""
-        heads: dict[str, int] = {}
+        heads: dict[str, tuple[int, int]] = {}
+        """(number, time) of the newest."""
         for received in events:
             event = received.event
             assert isinstance(event, HeadSeen)
             if event.chain in self._chains:
-                heads[event.chain] = max(event.number, heads.get(event.chain, 0))
+                heads[event.chain] = max((event.number, event.timestamp_s), heads.get(event.chain, (0, 0)))
         looks: dict[str, Look] = {}
         limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-        for chain, head in heads.items():
+        for chain, (head, head_s) in heads.items():
             reader = self._chains[chain]
 
-            async def look(row: Row, reader: ChainReader = reader, head: int = head) -> None:
-                key, tx_hash, block_hash, recipient, amount = row
+            async def look(
+                rows: Sequence[Row],
+                tx_hash: str,
+                block_hash: str | None,
+                reader: ChainReader = reader,
+                head: int = head,
+            ) -> None:
+                transfers = [(recipient, int(amount)) for _, _, _, recipient, amount in rows]
                 async with limit:
-                    finding = await find_transfer(
-                        reader.rpcs,
-                        tx_hash,
-                        block_hash,
-                        reader.token,
-                        recipient,
-                        int(amount),
-                        head,
-                        reader.depth_blocks,
+                    findings = await find_transfers(
+                        reader.rpcs, tx_hash, block_hash, reader.token, transfers, head, reader.depth_blocks
                     )
-                looks[key] = Look(finding, block_hash)
+                looks.update((row[0], Look(finding, block_hash)) for row, finding in zip(rows, findings, strict=True))
 
             try:
                 async with self._reading.open() as connection:
-                    due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX)
+                    far = min(head + FAR_BLOCKS, QUANTITY_MAX), float(head_s - FAR_S)
+                    due = await connection.fetch(_sql.due, chain, head - reader.depth_blocks, DUE_MAX, *far)
             except TRANSIENT as error:
                 _log.warning("finality.later", error=type(error).__name__)  # the next head asks again
                 return looks
-            await asyncio.gather(*(look(tuple(row)) for row in due))
+            together: dict[tuple[str, str | None], list[Row]] = {}
+            for row in map(tuple, due):
+                together.setdefault((row[1], row[2]), []).append(row)
+            await asyncio.gather(*(look(rows, *key) for key, rows in together.items()))
         return looks
 
     async def load(

@@ -3,6 +3,8 @@
 
 Circle signs with X-Circle-Signature (Base64 of a DER signature) and names the key in X-Circle-Key-Id. There is no time
 in the signature: a replay is harmless because notificationId is the event's id. Delivery is at least once, in any order.
+The key is Circle's, not ours: whoever has an account there can have it sign what happens in his own wallets, with references of
+his choice, and send us that. Only the subscription's id, which is signed too, says that it was meant for us.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import asyncio
 import base64
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -46,13 +49,16 @@ class CircleWebhooks:
         network: Network,
         usdc_tokens: Mapping[str, str],
         *,
+        subscriptions: Collection[str] = (),
         lookups_per_min: int = LOOKUPS_PER_MIN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`usdc_tokens`: Circle's token id -> our asset, such as {"5797fbd6-…": "USDC"}. `clock` in seconds."""
+        """`usdc_tokens`: Circle's token id -> our asset, such as {"5797fbd6-…": "USDC"}. `subscriptions`: the ids of ours; without
+        any, every one is taken for ours. `clock` in seconds."""
         self._fetch_key = fetch_key
         self._network = network
         self._usdc_tokens = dict(usdc_tokens)
+        self._subscriptions = frozenset(one.lower() for one in subscriptions)
         self._keys: OrderedDict[str, ec.EllipticCurvePublicKey] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[ec.EllipticCurvePublicKey]] = {}
         self._budget = Lookups(lookups_per_min, clock)
@@ -76,6 +82,8 @@ class CircleWebhooks:
             key.verify(der, body, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise Refused(RefusalCode.BAD_SIGNATURE, "the signature is not over these bytes by that key") from None
+        if self._subscriptions and not _is_of(self._subscriptions, body):
+            raise Refused(RefusalCode.UNKNOWN_TOPIC, "the subscription is none of ours")
 
     def translate(self, body: bytes) -> tuple[Translation, ...]:
         return (translate(body, self._network, self._usdc_tokens),)
@@ -168,6 +176,19 @@ _OF_NO_INTEREST: Final = {
     },
 }
 IGNORED_TYPES: Final = frozenset(f"{family}.{kind}" for family, kinds in _OF_NO_INTEREST.items() for kind in kinds)
+
+
+def _is_of(subscriptions: AbstractSet[str], body: bytes) -> bool:
+    """Or says nothing that is done: Circle's test of a new subscription has no id of it."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    said = content if isinstance(content, dict) else {}
+    mine, kind = said.get("subscriptionId"), said.get("notificationType")
+    return isinstance(mine, str) and (
+        mine.lower() in subscriptions or (isinstance(kind, str) and kind in IGNORED_TYPES)
+    )
 
 
 def translate(body: bytes | Mapping[str, Any], network: Network, usdc_tokens: Mapping[str, str]) -> Translation:

@@ -196,6 +196,27 @@ async def test_a_notification_of_another_sandbox_is_not_believed(setup: Setup) -
     assert refused.value.code is RefusalCode.BAD_SIGNATURE
 
 
+async def test_what_circle_signs_for_another_of_its_customers_is_refused(setup: Setup) -> None:
+    """Its key is one for all of them, and their transfers may have our references."""
+    (ours,) = setup.circle.sandbox.state.subscriptions
+    fetch_key = setup.endpoint.webhooks._fetch_key
+    mine, other = (
+        CircleWebhooks(fetch_key, "testnet", USDC_TOKENS, subscriptions=[known])
+        for known in (ours.upper(), str(uuid4()))
+    )
+    await setup.inject("25.01", states=["COMPLETE"])
+    await until(lambda: len(setup.endpoint.requests) == 1)
+    await mine.verify(*setup.endpoint.requests[0])
+    with pytest.raises(Refused) as refused:
+        await other.verify(*setup.endpoint.requests[0])
+    assert refused.value.code is RefusalCode.UNKNOWN_TOPIC
+    url = f"{setup.circle.base_url}/v2/notifications/subscriptions/{ours}/test"
+    async with setup.http.post(url, headers=AUTHORIZED) as reply:
+        assert reply.status == 200
+    await until(lambda: len(setup.endpoint.requests) == 2)
+    await other.verify(*setup.endpoint.requests[1])  # it does nothing, and comes before the id is known
+
+
 async def test_the_test_notification_is_sent_and_ignored(setup: Setup) -> None:
     (subscription_id,) = setup.circle.sandbox.state.subscriptions
     url = f"{setup.circle.base_url}/v2/notifications/subscriptions/{subscription_id}/test"

@@ -67,6 +67,19 @@ def test_an_address_is_denied_once_under_its_canonical_name_and_every_change_is_
     act(lambda till: assert_holds(till.connection))
 
 
+def test_a_rescan_is_asked_for_and_in_the_audit(run: Callable[..., Result], act: Any) -> None:
+    asked = run("chains", "rescan", "matic", "12345", "--reason", "invariant 4", "--actor", "ann")
+    assert asked.stdout == "the worker of chains reads MATIC again, from block 12345 on\n"
+    assert run("chains", "rescan", "MATIC", "12345", "--reason", "invariant 4", "--actor", "ann").exit_code == 0
+    assert run("chains", "rescan", "MATIC", "-1", "--reason", "x", "--actor", "ann").exit_code == 2
+    assert act(lambda till: till.rows("SELECT chain FROM chain_cursors")) == [("rescan:MATIC:12345",)]
+    logs = act(lambda till: till.rows("SELECT actor, action, resource_id, after::text FROM audit_logs"))
+    assert [(*log[:3], json.loads(log[3])) for log in logs] == [
+        ("ann", "chain.rescan", "MATIC", {"from_block": 12345, "reason": "invariant 4"})
+    ] * 2
+    act(lambda till: assert_holds(till.connection))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

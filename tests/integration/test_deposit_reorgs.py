@@ -23,6 +23,7 @@ from stablerail.dev.usdc import BATCH_CODE, BATCH_CONSTRUCTOR, Usdc, calldata, d
 from tests.support import ledger_rig
 from tests.support.deposit_rig import DEPTH, USDC, Shore, Till, now, policy
 from tests.support.ledger_rig import assert_holds, connect_to, owner
+from tests.support.rpc_stub import LyingEndpoint
 from topics.catalog import DEPOSITS_FINALIZED, WITHDRAWALS_SETTLED
 from topics.envelope import Received
 from topics.events import Chain, DepositNotified, Evidence, HeadSeen
@@ -437,3 +438,56 @@ async def test_an_old_head_that_is_replayed_does_not_shorten_the_time_that_a_mis
     await shore.head(DEPTH)
     assert await shore.till.statuses(address) == [("reversed", 1)]
     assert await shore.till.balance(spendable(user)) == 0
+
+
+async def test_what_somebody_placed_far_above_the_head_is_judged_before_the_chain_gets_there(shore: Shore) -> None:
+    """An endpoint that lied while it was alone, or a producer's mistake: such a block would never be deep."""
+    till = shore.till
+    shore.use(policy(instant_max={"MATIC": PAID}))
+    true, false = await shore.wallet(), await shore.wallet()
+    tx_hash, _ = await shore.pay((true[1], PAID))
+    block = await shore.rpc.head()
+
+    def told(address: str, amount: int, **place: Any) -> DepositNotified:
+        return DepositNotified(
+            source="outside", transfer_id=secrets.token_hex(8), chain="MATIC", to=address, asset="USDC", amount=amount,
+            evidence=Evidence.CONFIRMED, block_number=2**63 - 1, **place,
+        )  # fmt: skip
+
+    await till.settle(shore.credit, told(true[1], PAID, tx_hash=tx_hash, block_hash=block.hash))
+    for amount in (PAID, PAID + 1):  # credited, and waiting for finality
+        nowhere = {"tx_hash": "0x" + secrets.token_hex(32), "block_hash": "0x" + secrets.token_hex(32)}
+        await till.settle(shore.credit, told(false[1], amount, **nowhere))
+    alone = HeadSeen(chain=Chain.MATIC, chain_id=1, number=2**63 - 1, block_hash=block.hash, timestamp_s=2**40 - 1)
+    await till.settle(shore.finalize, alone)
+    await shore.head()
+    await shore.head()
+    assert await till.statuses(true[1]) + await till.statuses(false[1]) == [
+        ("credited", 1), ("credited", 1), ("pending", 0)
+    ], "the endpoint may be catching up"  # fmt: skip
+    await shore.anvil.rpc("evm_increaseTime", 700)
+    await shore.head()
+    await shore.head()
+    assert await till.statuses(false[1]) == [("orphaned", 1), ("pending", 0)], "missed, and not for a depth"
+    await shore.final()
+    assert await till.statuses(true[1]) == [("finalized", 1)]
+    assert await till.statuses(false[1]) == [("reversed", 1), ("vanished", 0)]
+    assert await till.balance(spendable(false[0])) == 0
+    await shore.verified()
+
+
+async def test_of_a_transaction_with_many_deposits_one_receipt_is_asked_for(shore: Shore) -> None:
+    """Whoever pays us a thousand times in one transaction must not have each endpoint send its thousand logs a thousand times."""
+    async with (
+        LyingEndpoint(shore.anvil.rpc_url) as endpoint,
+        Rpc(endpoint.url, shore.anvil.chain_id) as counted,
+    ):
+        shore.reader = replace(shore.reader, rpcs=(counted, shore.rpc))
+        shore.use(shore.policy)
+        wallets = [await shore.wallet() for _ in range(20)]
+        await shore.pay(*[(address, PAID) for _, address in wallets], (wallets[0][1], PAID), (wallets[1][1], 2 * PAID))
+        await shore.head(DEPTH)
+    rows = await shore.till.rows("SELECT status, count(*), count(DISTINCT log_index) FROM deposits GROUP BY status")
+    assert rows == [("finalized", 22, 22)]
+    assert [method for method, _ in endpoint.calls].count("eth_getTransactionReceipt") == 1
+    await shore.verified()

@@ -7,13 +7,14 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agents.chains import watch_chain
-from agents.chains.watch_chain import WatchChain, Watched
+from agents.chains.watch_chain import WatchChain, Watched, ask_rescan
 from agents.deposits import credit_deposits, finalize_deposits
 from agents.deposits.credit_deposits import DepositPolicy
 from agents.deposits.finalize_deposits import ChainReader
@@ -28,7 +29,7 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.usdc import Usdc, deploy
 from tests.support.in_process import Ground, ground, running, until
 from tests.support.patience import PATIENCE_S
-from tests.support.rpc_stub import LyingEndpoint
+from tests.support.rpc_stub import LyingEndpoint, Refusal
 from topics.catalog import CHAIN_HEADS, DEPOSITS_CREDITED, DEPOSITS_FINALIZED, DEPOSITS_NOTIFIED
 from topics.events import Chain
 
@@ -36,9 +37,20 @@ DEPTH = 3
 TRUE, FALSE = 5_000_000, 900_000_000
 
 
+async def read(at: Ground, block: int) -> bool:
+    return block in {json.loads(record.value)["number"] for record in await at.told(CHAIN_HEADS)}
+
+
 @asynccontextmanager
 async def watching(
-    at: Ground, rpcs: tuple[Rpc, ...], token: str, chain_id: int, *, stages: bool = True, interval_s: float = 0.05
+    at: Ground,
+    rpcs: tuple[Rpc, ...],
+    token: str,
+    chain_id: int,
+    *,
+    stages: bool = True,
+    interval_s: float = 0.05,
+    recent_max: int = 128,
 ) -> AsyncIterator[WatchChain]:
     """The watcher and both stages of deposits."""
     async with AsyncExitStack() as stack:
@@ -50,7 +62,8 @@ async def watching(
         ):
             if stages:
                 await stack.enter_async_context(running(stage, services, at))
-        watched = Watched(Chain.MATIC, chain_id, rpcs, ScanSettings(token), interval_s, start_block=0)
+        scan = ScanSettings(token, recent_max=recent_max)
+        watched = Watched(Chain.MATIC, chain_id, rpcs, scan, interval_s, start_block=0)
         watcher = WatchChain(watched, services, lambda *_: None)
         task = asyncio.gather(watcher.work(), watcher.listen())
         try:
@@ -93,8 +106,15 @@ async def test_an_endpoint_of_another_chain_is_refused_at_the_start_and_later(
         await until(refused, "refused later")
 
 
+@pytest.mark.parametrize("lies", ["beside", "instead"])
 async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_money_is_final(
-    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+    kafka: Kafka,
+    database: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    tools: Tools,
+    monkeypatch: pytest.MonkeyPatch,
+    lies: str,
 ) -> None:
     for module, name in ((heads, "GRACE_S"), (endpoints, "GRACE_S"), (health, "SLOW_S")):
         monkeypatch.setattr(module, name, PATIENCE_S)  # all three are heard, and the liar is read first
@@ -113,10 +133,12 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
         def made_up(log: dict[str, Any]) -> dict[str, Any]:
             """The same log, to another wallet of ours and for more."""
             topics = [*log["topics"][:2], topic_of(deceived)]
-            return {**log, "topics": topics, "data": f"0x{FALSE:064x}", "logIndex": hex(int(log["logIndex"], 16) + 1)}
+            place = int(log["logIndex"], 16) + (lies == "beside")
+            return {**log, "topics": topics, "data": f"0x{FALSE:064x}", "logIndex": hex(place)}
 
         def and_more(logs: list[Any]) -> list[Any]:
-            return [*logs, *(made_up(log) for log in logs if log["topics"][2:] == [topic_of(honest)])]
+            true = [log for log in logs if log["topics"][2:] == [topic_of(honest)]]
+            return [log for log in logs if lies == "beside" or log not in true] + [made_up(log) for log in true]
 
         liar.lies["eth_getLogs"] = lambda _params, logs: and_more(logs)
         liar.lies["eth_getTransactionReceipt"] = lambda _params, receipt: (
@@ -143,8 +165,11 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
             await anvil.wait_mined(await usdc.transfer(honest, TRUE))
 
             async def both() -> bool:
-                return await statuses() == dict.fromkeys((honest, deceived), "credited")
+                return (await statuses()).keys() == {honest, deceived}
 
+            for _ in rpcs:  # one of the next three passes reads the liar
+                top = await anvil.mine(1)
+                await until(partial(read, at, top), f"block {top} was read")
             await until(both, "both are credited at once")
             await reach(true="finalized", false="reversed")
             balances = dict(
@@ -164,6 +189,127 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
                 return max(heads) >= top + 2
 
             await until(next_heads, "the chain is read on, without the one that lies about its head")
+        results = await verify(at.observer)
+        assert [result for result in results if not result.holds] == []
+
+
+@pytest.mark.parametrize("lie", ["no_block", "another_block", "refuses_logs", "withholds_logs"])
+async def test_one_of_three_that_has_the_head_and_cannot_be_read_keeps_no_head_and_no_deposit_waiting(
+    kafka: Kafka,
+    database: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    tools: Tools,
+    monkeypatch: pytest.MonkeyPatch,
+    lie: str,
+) -> None:
+    monkeypatch.setattr(watch_chain, "WAIT_S_MAX", 0.05)
+    for module, name in ((heads, "GRACE_S"), (health, "SLOW_S")):
+        monkeypatch.setattr(module, name, PATIENCE_S)  # the liar is read first
+    async with AsyncExitStack() as stack:
+        topics = [CHAIN_HEADS, DEPOSITS_NOTIFIED]
+        at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, topics))
+        anvil = stack.enter_context(Anvil(tmp_path / "anvil", tools))
+        usdc = await deploy(anvil, tools.contracts)
+        liar = await stack.enter_async_context(LyingEndpoint(anvil.rpc_url))
+        urls = (liar.url, anvil.rpc_url, anvil.rpc_url)
+        rpcs = tuple([await stack.enter_async_context(Rpc(url, anvil.chain_id)) for url in urls])
+
+        async def seen() -> None:
+            top = await anvil.mine(1)
+            await until(partial(read, at, top), f"block {top} was read")
+
+        token, wallet = usdc.address.lower(), "0x" + secrets.token_hex(20)
+        await at.observer.execute("INSERT INTO wallets VALUES ('MATIC', $1, $1, $1, now())", wallet)
+        await stack.enter_async_context(watching(at, rpcs, token, anvil.chain_id, stages=False, recent_max=2))
+        for _ in range(4):
+            await seen()
+
+        def older(params: list[Any], block: Any) -> Any:
+            another = {**block, "hash": "0x" + "ab" * 32} if lie == "another_block" else None
+            return block if params[0] == "latest" else another
+
+        def refuse(_params: list[Any], _logs: Any) -> Any:
+            raise Refusal(-32601, "not in your plan")
+
+        logs = {"refuses_logs": refuse, "withholds_logs": lambda _params, _logs: []}
+        liar.lies = {"eth_getLogs": logs[lie]} if lie in logs else {"eth_getBlockByNumber": older}
+        for amount in (1, 2, 3):
+            await anvil.wait_mined(await usdc.transfer(wallet, amount))
+        for _ in range(3):
+            await seen()
+
+        async def all_told() -> bool:
+            return len({record.value for record in await at.told(DEPOSITS_NOTIFIED)}) == 3
+
+        await until(all_told, "the deposits")
+
+
+async def test_from_where_a_person_says_a_chain_is_read_again(
+    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an endpoint kept silent about, and a chain that moved further back than what is stored."""
+    monkeypatch.setattr(watch_chain, "WAIT_S_MAX", 0.05)
+    async with AsyncExitStack() as stack:
+        topics = [DEPOSITS_NOTIFIED, CHAIN_HEADS]
+        at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, topics))
+        anvil = stack.enter_context(Anvil(tmp_path / "anvil", tools))
+        usdc = await deploy(anvil, tools.contracts)
+        liar = await stack.enter_async_context(LyingEndpoint(anvil.rpc_url))
+        rpc = await stack.enter_async_context(Rpc(liar.url, anvil.chain_id))
+        wallet = "0x" + secrets.token_hex(20)
+        await at.observer.execute("INSERT INTO wallets VALUES ('MATIC', $1, $1, $1, now())", wallet)
+
+        async def seen() -> None:
+            top = (await rpc.head()).number
+            await until(partial(read, at, top), f"block {top} was read")
+
+        async def pay(amount: int) -> None:
+            await anvil.wait_mined(await usdc.transfer(wallet, amount))
+
+        async def told(*amounts: str) -> None:
+            async def all_told() -> bool:
+                return {json.loads(record.value)["amount"] for record in await at.told(DEPOSITS_NOTIFIED)} == {*amounts}
+
+            await until(all_told, f"{amounts} are told")
+
+        async def again(block: int) -> None:
+            connection = await at.connect()
+            await ask_rescan(connection, Chain.MATIC, block, "a test", "ann", at.clock())
+            await connection.close()
+
+        watch = watching(at, (rpc,), usdc.address.lower(), anvil.chain_id, stages=False, recent_max=2)
+        watcher = await stack.enter_async_context(watch)
+        liar.lies["eth_getLogs"] = lambda _params, _logs: []
+        await pay(1)
+        paid_in = (await rpc.head()).number
+        await seen()
+        for _ in range(2):
+            await anvil.mine(5)
+            await seen()
+        del liar.lies["eth_getLogs"]
+        await pay(2)
+        await told("0.000002")  # and not what is below the overlap
+        await again(paid_in)
+        await told("0.000001", "0.000002")
+
+        for _ in range(3):
+            await anvil.mine(1)
+            await seen()
+        await anvil.rpc("anvil_reorg", 8, [])
+        await pay(3)
+        await anvil.mine(10)
+
+        async def stands() -> bool:
+            return watcher._services.unready == {"watch_chain.MATIC": "reorg_too_deep"}
+
+        await until(stands, "nothing that is stored is canonical any more")
+        await again(paid_in + 2)
+        await told("0.000001", "0.000002", "0.000003")
+        assert watcher._services.unready == {}
+        assert [row[0] for row in await at.observer.fetch("SELECT chain FROM chain_cursors")] == ["MATIC"]
+        stored = json.loads(await at.observer.fetchval("SELECT state FROM chain_cursors"))
+        assert stored["start_block"] == 0
         results = await verify(at.observer)
         assert [result for result in results if not result.holds] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from stablerail import order_figures
 from stablerail.dev.kafka import Kafka
 from stablerail.metrics import Metrics
 from tests.integration.test_accept_withdrawals import rejected as freeze
+from tests.integration.test_runbook import day, follow
 from tests.support.in_process import Ground, ground, until
 from tests.support.orders import (
     TOPICS,
@@ -221,6 +223,49 @@ async def test_a_fill_that_comes_after_the_money_was_given_back_is_paid_from_the
         await until_orders(at, {"o1": ("cancelled", 4 * SCALE), "o2": ("cancelled", 0)})
     assert await owns(at) == (6 * SCALE, 0, 4 * SCALE)
     assert await held(at) == 0
+    await assert_whole(at)
+
+
+async def test_an_end_whose_total_was_refused_is_told_again_put_right(at: Ground) -> None:
+    """By producers without envelopes too: all they have for an id is what they say."""
+    await fund(at, "ada", 10 * SCALE)
+    async with investing(at):
+        for name, end in (("o1", ORDERS_CANCELLED), ("o2", ORDERS_EXPIRED)):
+            await place(at, name, "5")
+            await fill(at, name, "f1", "4")
+            await until_orders(at, {**await orders(at), name: ("reserved", 4 * SCALE)})
+            await say(at, end, name, filled_total="3", envelope=False)
+
+        async def refused() -> bool:
+            return await letters(at, ORDERS_CANCELLED, ORDERS_EXPIRED) == ["fills_disagree"] * 2
+
+        await until(refused, "the dead letters")
+        await say(at, ORDERS_CANCELLED, "o1", filled_total="4", envelope=False)
+        await say(at, ORDERS_EXPIRED, "o2", envelope=False)
+        await until_orders(at, {"o1": ("cancelled", 4 * SCALE), "o2": ("expired", 4 * SCALE)})
+    assert await owns(at) == (2 * SCALE, 0, 8 * SCALE)
+    assert await held(at) == 0
+    await assert_whole(at)
+
+
+async def test_a_fill_that_the_broker_takes_back_is_corrected_as_the_runbook_says(
+    at: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("DATABASE_URL", at.dsn), ("KAFKA_BOOTSTRAP", at.bootstrap), ("TOPIC_PREFIX", at.prefix)):
+        monkeypatch.setenv(f"STABLERAIL_{name}", value)
+    await fund(at, "ada", 100 * SCALE)
+    async with investing(at):
+        await place(at, "o1", "100")
+        await fill(at, "o1", "f1", "30.5")
+        await fill(at, "o1", "f2", "20")
+        await until_orders(at, {"o1": ("reserved", 50_500_000)})
+        steps = day("A fill is taken back or changed")
+        assert len(steps) == 3
+        await follow(steps, {"ID": str(uuid.uuid4())}, monkeypatch)
+        assert await owns(at) == (30_500_000, 49_500_000, 20 * SCALE)
+        await say(at, ORDERS_CANCELLED, "o1")
+        await until_orders(at, {"o1": ("cancelled", 50_500_000)})
+    assert await owns(at) == (80 * SCALE, 0, 20 * SCALE)
     await assert_whole(at)
 
 

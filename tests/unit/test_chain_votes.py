@@ -36,7 +36,7 @@ class Teller:
 def said(monkeypatch: pytest.MonkeyPatch) -> Any:
     async def find(*words: str) -> Finding:
         async def ask(rpc: Any, *_: Any) -> Any:
-            return WORDS[rpc.word]
+            return [WORDS[rpc.word]]
 
         monkeypatch.setattr(evidence, "_ask", ask)
         rpcs: Any = [Teller(word) for word in words]

@@ -313,6 +313,23 @@ def test_a_transfer_that_changes_its_contents_is_refused() -> None:
     books.check()
 
 
+def test_of_two_logs_that_endpoints_have_in_one_place_neither_keeps_the_other_out() -> None:
+    books = Books()
+    place = {
+        "source": "scanner",
+        "transfer_id": f"{'0x' + 'a' * 64}:3",
+        "block_hash": "0x" + "a" * 64,
+        "block_number": 7,
+    }
+    for _ in range(2):
+        for amount in (25 * USDC, 26 * USDC):
+            assert isinstance(books.report(note(amount=amount, **place)), Done)
+    assert sorted((d.amount, d.n, d.status) for d in books.facts.deposits.values()) == [
+        (25 * USDC, 0, "credited"), (26 * USDC, 0, "credited")
+    ]  # fmt: skip
+    books.check()
+
+
 def test_more_equal_transfers_than_have_ids_are_refused_and_never_another_deposit() -> None:
     """No block has room for them: a producer that says so is wrong, and must not stop the stage."""
     books = Books()
