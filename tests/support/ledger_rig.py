@@ -21,7 +21,8 @@ from aiokafka.errors import KafkaError
 from structlog.testing import capture_logs
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
+from agents.intake import Delivered
 from agents.item import Item, read_item
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
 from agents.services import Services
