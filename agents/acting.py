@@ -35,7 +35,7 @@ from agents.concluding import CallPolicy, Concluder, stored_calls
 from agents.deeds import Deeds
 from agents.intents import Again, Ended, StoredCall
 from agents.outcome import Done, Stage
-from agents.services import Services
+from agents.services import Services, tell
 from connectors.errors import ConnectorCode, ConnectorError, RateLimited, Refused
 from ledger.commit import TRANSIENT, Sealed, lost_not_cancelled
 from ledger.rows import Connection
@@ -106,9 +106,8 @@ class Acting:
 
     async def _until_woken(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(
-                self._policy.poll_s
-            ):  # wait_for would swallow a cancellation that meets the wake
+            # wait_for would swallow a cancellation that meets the wake
+            async with asyncio.timeout(self._policy.poll_s):
                 await self._wake.wait()
 
     def _start(self, work: Any) -> None:
@@ -285,9 +284,7 @@ class Acting:
         if sealed is None:
             await self._services.relay.journal()
             return
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+        await tell(self._services, sealed)
 
     async def _connection(self, name: str) -> Connection:
         known = self._connections.get(name)

@@ -6,7 +6,7 @@
 | phase | what | why there |
 | --- | --- | --- |
 | own | epochs bumped for newly assigned partitions; what a crash left is journaled and emitted | before any new event of them |
-| gather | all that waits, up to a limit, of all partitions, as one batch | low load has low latency, high load has high throughput |
+| gather | all that waits, up to a limit, of all partitions, as one batch (intake.py) | low load has low latency, high load has high throughput |
 | prepare | what a stage does outside; some do it while the batch before commits | a chain is slow, a transaction must not be |
 | settle | stage.py; a known transient failure is tried again in place | nothing is acknowledged meanwhile |
 | split | a batch that fails otherwise is halved until one event stands alone | its neighbours go on |
@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final
 
 import asyncpg
 import structlog
 
 from agents.crash import Crashes
 from agents.fuse import Fuse, FuseBlown
-from agents.item import Item, is_for, read_item
+from agents.intake import Delivered, Intake
+from agents.item import Item
 from agents.outcome import Rejected, Stage
 from agents.services import Services, tell_left
 from agents.stage import REUSED, Settled, SplitBatch, settle
@@ -45,39 +46,12 @@ _sql = load("ledger", "sql/journal.sql")
 CONFLICTS_MAX: Final = 20
 """Unique conflicts of one batch before they count as a bug: real ones end when the other writer has committed."""
 RETRY_WAIT_S_MAX: Final = 2.0
-READ_AT_ONCE: Final = 50
-"""Half a millisecond."""
-QUEUED_RUNS_MAX: Final = 12
-"""Read ahead of the batch in PostgreSQL: three batches; what is read much earlier has left the caches again."""
 LOGGED_MAX: Final = 20
 """Refused events of one batch that are logged one by one; the counters have all of them."""
 
 
 Key = tuple[str, int]
 """(topic, partition), the topic as the broker names it."""
-
-
-class Run(Protocol):
-    """Consecutive records of one partition, as transport.py brings them."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def records(self) -> Sequence[Any]: ...
-
-
-@dataclass(slots=True)
-class Delivered:
-    """A run and how it is acknowledged."""
-
-    run: Run
-    ack: Callable[[], Any]
-    term: int = 0
-    """Which assignment of its partition brought it, counted by `Delivery`."""
-    items: list[Item] = field(default_factory=list)
-    """Its records as the stage reads them; filled by `offer`."""
 
 
 @dataclass(slots=True)
@@ -106,8 +80,7 @@ class Delivery:
     def __init__(self, stage: Stage[Any], services: Services) -> None:
         self.stage = stage
         self._services = services
-        self._incoming: asyncio.Queue[Delivered | None] = asyncio.Queue(maxsize=QUEUED_RUNS_MAX)
-        self._left_over: Delivered | None = None
+        self._intake = Intake(stage, services)
         self._gathered: asyncio.Queue[_Gathered] = asyncio.Queue(maxsize=1)
         self._finishing: asyncio.Queue[_Batch] = asyncio.Queue()
         self._slots = asyncio.Semaphore(services.in_flight)
@@ -123,8 +96,6 @@ class Delivery:
         self.messages_emitted = 0
         self.positions: dict[Key, int] = {}
         """The last settled offset of each partition."""
-        self._in_hand: deque[int] = deque()
-        """Broker time of the first record of each run that was offered and is not finished, in order."""
         self.wake = asyncio.Event()
         """Set after every commit: performers of an acting stage wait for it."""
 
@@ -137,7 +108,7 @@ class Delivery:
         if self._fenced is not None:
             self._fenced.cancel()
             self._fenced = None
-        self._nudge()
+        self._intake.nudge()
 
     def revoked(self, keys: set[Key]) -> None:
         """These partitions may be another's: their next assignment bumps the epoch again."""
@@ -150,34 +121,19 @@ class Delivery:
     @property
     def oldest_ms(self) -> int | None:
         """Broker time of the oldest record in hand; None when there is none."""
-        return min(self._in_hand, default=None)
+        return self._intake.oldest_ms
 
     def held(self) -> set[Key]:
         """The partitions assigned to us."""
         return set(self._assigned)
 
     async def offer(self, delivered: Delivered) -> None:
-        """A run of records; waits while enough are queued. Reads them here, while the batch before waits for PostgreSQL, and
-        in slices, so that this batch never waits for them."""
-        delivered.term = self._terms[(delivered.run.topic, delivered.run.partition)]
-        records = delivered.run.records
-        for start in range(0, len(records), READ_AT_ONCE):
-            if start:
-                await asyncio.sleep(0)
-            delivered.items += [read_item(self.stage, record) for record in records[start : start + READ_AT_ONCE]]
-        delivered.items = [item for item in delivered.items if is_for(self.stage, item)]
-        if others := len(records) - len(delivered.items):
-            self._services.observer.event_settled(self.stage.name, "skipped", others)
-        if delivered.items:
-            self._in_hand.append(records[0].timestamp)
-            try:
-                await self._incoming.put(delivered)
-            except BaseException:  # nobody has it
-                self._in_hand.pop()
-                raise
-        else:
+        """A run of records; waits while enough are queued."""
+        key = (delivered.run.topic, delivered.run.partition)
+        delivered.term = self._terms[key]
+        if not await self._intake.take(delivered):
             delivered.ack()  # the transport commits no offset before all that was delivered earlier is acknowledged
-            self._passed({(delivered.run.topic, delivered.run.partition): records[-1].offset})
+            self._passed({key: delivered.run.records[-1].offset})
 
     def _passed(self, positions: Mapping[Key, int]) -> None:
         """An earlier batch may end after a run of others' events was acknowledged."""
@@ -190,10 +146,6 @@ class Delivery:
             self._fenced = asyncio.get_running_loop().call_later(
                 self._services.fenced_s_max, stop, f"{name}: fenced, and no rebalance came"
             )
-
-    def _nudge(self) -> None:
-        if not self._incoming.full():
-            self._incoming.put_nowait(None)  # a full queue is looked at anyway
 
     # -- the two loops -----------------------------------------------------------------------------------------------
 
@@ -215,7 +167,8 @@ class Delivery:
 
     async def _commit_forever(self) -> None:
         while True:
-            gathered = await (self._gathered.get() if self.stage.prepares_ahead else self._gather())
+            ahead = self.stage.prepares_ahead
+            gathered = await self._gathered.get() if ahead else _Gathered(await self._intake.gather())
             # before it is in flight: a graceful stop waits for no node, and whose partitions they are is asked after it
             prepared = await gathered.prepared if gathered.prepared is not None else None
             await self._slots.acquire()
@@ -230,7 +183,7 @@ class Delivery:
         """Of a stage that prepares ahead: the next two batches are prepared while this one commits. Begun in their order; what must
         come one after the other the stage sees to."""
         while True:
-            gathered = await self._gather()
+            gathered = _Gathered(await self._intake.gather())
             received = _readable([item for delivered in gathered.runs for item in delivered.items])
             gathered.prepared = group.create_task(self._prepared(received))
             await self._gathered.put(gathered)
@@ -240,24 +193,6 @@ class Delivery:
         with contextlib.suppress(Exception):
             return (await self.stage.prepare(received),)
         return None
-
-    async def _gather(self) -> _Gathered:
-        """What waits, up to the limit; a run that would pass it is the first of the next batch."""
-        events = size = 0
-        found: list[Delivered] = []
-        first, self._left_over = self._left_over or await self._incoming.get(), None
-        while True:
-            if first is not None:
-                run = first.run
-                size += sum(len(record.value or b"") for record in run.records)
-                if found and (events + len(run.records) > self._services.events_max or size > self._services.bytes_max):
-                    self._left_over = first
-                    return _Gathered(found)
-                events += len(run.records)
-                found.append(first)
-            if self._incoming.empty():
-                return _Gathered(found)
-            first = self._incoming.get_nowait()
 
     async def _commit(self, gathered: Sequence[Delivered], prepared: tuple[Any] | None) -> _Batch:
         await self._own()
@@ -296,8 +231,7 @@ class Delivery:
                     ack()
                 self._passed(batch.positions)
                 self.messages_emitted += sum(len(sealed.messages) for sealed in batch.sealed)
-                for _ in range(batch.runs):
-                    self._in_hand.popleft()
+                self._intake.finished(batch.runs)
                 self._slots.release()
                 if batch.sealed:
                     self.wake.set()
@@ -479,9 +413,8 @@ class Delivery:
                         self._connection = await self._services.connect()
                 with lost_not_cancelled():
                     result = await action(self._connection)
-                if (
-                    self._in_doubt
-                ):  # remembered when the action is refused: fenced from one partition, we keep the others
+                # remembered when the action is refused: fenced from one partition, we keep the others
+                if self._in_doubt:
                     self._in_doubt = False
                     await self._recover()
                 return result

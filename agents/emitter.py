@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from ledger.record import Message
-from topics.catalog import JOURNAL, RECORD_BYTES_MAX, bytes_max
+from topics.catalog import JOURNAL, RECORD_BYTES_MAX, bytes_max, bytes_of
 from topics.partitioner import partition_of
 from topics.trace import Span, Spans, child, is_sampled
 
@@ -180,7 +180,6 @@ def _published(message: Message) -> str:
 
 def _size(message: Message) -> int:
     """At least what the message takes in a batch, give or take the framing that the broker's limit leaves room for."""
-    size = len(message.key or b"") + len(message.value or b"") + len(message.id) + ENVELOPE_BYTES
     if message.headers is not None:
-        size += sum(len(name) + len(value or b"") + 8 for name, value in message.headers)
-    return size
+        return bytes_of(message.key, message.value, message.headers) + ENVELOPE_BYTES
+    return len(message.key or b"") + len(message.value or b"") + len(message.id) + ENVELOPE_BYTES

@@ -13,14 +13,15 @@ from typing import Any, Final, NoReturn
 
 import asyncpg
 
-from agents.services import Services, tell_left
+from agents.services import Services, tell, tell_left
 from ledger import journal
-from ledger.commit import TRANSIENT, lock_writer, lost_not_cancelled, seal
+from ledger.commit import NO_TOPIC, TRANSIENT, lock_writer, lost_not_cancelled, seal
 from ledger.record import Message
 from ledger.rows import Block, Connection
 from ledger.sql import load
 
 _sql = load("agents", "lone_writer.sql")
+_journal = load("ledger", "sql/journal.sql")
 
 STANDBY_S = 2.0
 """Between two tries of who stands by."""
@@ -53,8 +54,10 @@ class LoneWriter:
     async def _drain(self, connection: Connection) -> None:
         """Emits what the last leader left, or this one on a connection that it lost, before anything newer."""
         await self._services.relay.journal()
+        owned = (self.name, NO_TOPIC, [0])
         await tell_left(
-            self._services, lambda last: connection.fetch(_sql.left, self.name, last, journal.BYTES_AT_ONCE)
+            self._services,
+            lambda last: connection.fetch(_journal.left_by_partitions, *owned, last, journal.BYTES_AT_ONCE),
         )
 
     def give_up(self) -> None:
@@ -108,6 +111,4 @@ class LoneWriter:
                 actor=self.name,
                 summary=summary,
             )
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+        await tell(self._services, sealed)

@@ -11,6 +11,7 @@ from agents.crash import Stop
 from agents.emitter import Emitter
 from agents.fuse import WINDOW
 from ledger import journal
+from ledger.commit import Sealed
 from ledger.record import told_of
 from ledger.rows import Connection
 
@@ -57,6 +58,13 @@ class Services:
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     unready: dict[str, str] = field(default_factory=dict)
     """Stage -> why it does not work; /readyz says so."""
+
+
+async def tell(services: Services, sealed: Sealed) -> None:
+    """What was just committed: into the journal, then to everybody. Nothing is told that a rebuilt database would not know."""
+    await services.relay.journal([(sealed.seq, sealed.record)])
+    await services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
+    services.relay.emitted([sealed.seq])
 
 
 async def tell_left(services: Services, read: Callable[[int], Awaitable[Sequence[Any]]]) -> None:

@@ -22,7 +22,7 @@ import structlog
 
 from agents.lone_writer import LoneWriter
 from agents.parking import SENT
-from agents.services import Services
+from agents.services import Services, tell
 from ledger import journal
 from ledger.book import expire_due
 from ledger.commit import TRANSIENT, lock_writer, seal
@@ -108,9 +108,7 @@ class Sweeper:
                 actor=WRITER,
                 summary={"due": len(rows)},
             )
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+        await tell(self._services, sealed)
         found: int = rows[0]["found"]
         return found > len(rows) or found == DUE_MAX
 
@@ -118,10 +116,7 @@ class Sweeper:
         batch = await expire_due(connection, WRITER, self._services.clock(), holds_max=DUE_MAX)
         if batch.sealed is None:
             return False
-        sealed = batch.sealed
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        await self._services.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+        await tell(self._services, batch.sealed)
         return len(batch.results) == DUE_MAX
 
     async def _abandoned_records(self, connection: Connection) -> None:

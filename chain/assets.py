@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
-from chain.addresses import EVM_CHAINS, check_address
-from chain.errors import NoToken
+from chain.addresses import EVM_CHAINS
 from topics.events import Chain
-from topics.money import USDC_DECIMALS
 
 
 class Network(StrEnum):
@@ -17,16 +14,6 @@ class Network(StrEnum):
     MAINNET = "mainnet"
     TESTNET = "testnet"
     """ETH is Sepolia, MATIC is Amoy, AVAX is Fuji, SOL is Devnet, APTOS is Testnet."""
-    LOCAL = "local"
-    """A chain of our own: every contract is configured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    symbol: str
-    decimals: int
-    address: str
-    """Canonical address of the contract (EVM), the mint (Solana) or the metadata object (Aptos)."""
 
 
 USDC = "USDC"
@@ -50,12 +37,8 @@ def is_supported(chain: str, symbol: str) -> bool:
     return (chain, symbol) in _SUPPORTED
 
 
-def usdc(network: Network, chain: Chain, configured: str | None = None) -> Asset:
-    """USDC on that chain; a configured address wins. Raises NoToken where none is known, BadAddress for a wrong one."""
-    if configured:
-        return Asset(USDC, USDC_DECIMALS, check_address(chain, configured))
+def usdc(network: Network, chain: Chain) -> str | None:
+    """USDC's canonical contract (EVM) or mint (Solana); None where it must be configured."""
     address = _USDC.get((network, chain))
-    if address is None:
-        raise NoToken(f"no USDC address is known for {chain} on {network}; configure it")
     # The checksums above are a test's to check: at the start of each process they would cost the import of eth_utils.
-    return Asset(USDC, USDC_DECIMALS, address.lower() if chain in EVM_CHAINS else address)
+    return address.lower() if address is not None and chain in EVM_CHAINS else address

@@ -4,7 +4,6 @@ ChainError (code, detail)
  ├── UnknownChain       unknown_chain      not a chain we have wallets on
  ├── BadAddress         bad_address        not an address of that chain, or its checksum is wrong
  ├── BadTxHash          bad_tx_hash        not a transaction's hash (on Solana: signature)
- ├── NoToken            no_token           no contract or mint is known for the asset on that network: configure it
  ├── BadLog             bad_log            a log that claims to be a Transfer and is not one
  ├── ChainMoved         chain_moved        the chain was reorganised while it was read: read again
  ├── NoAgreement        no_agreement       no two endpoints say the same, where several are configured: ask again
@@ -53,10 +52,6 @@ class BadAddress(ChainError):
 
 class BadTxHash(ChainError):
     code = "bad_tx_hash"
-
-
-class NoToken(ChainError):
-    code = "no_token"
 
 
 class BadLog(ChainError):

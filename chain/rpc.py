@@ -101,10 +101,6 @@ class Rpc(Line):
         )
         return self._hashed(block_hash, by_hash), self._numbered(number, by_number)
 
-    async def receipt(self, tx_hash: str) -> Receipt | None:
-        """The receipt of a mined transaction; None when the endpoint knows of none."""
-        return self._receipt(tx_hash, await self._call("eth_getTransactionReceipt", tx_hash))
-
     async def receipt_and_head(self, tx_hash: str) -> tuple[Receipt | None, Block]:
         """Both in one batch: behind a load balancer, a missing receipt and the head then come from one node. WrongChainId."""
         chain_id, latest, raw = await self._batch(

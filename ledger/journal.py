@@ -272,9 +272,8 @@ class Relay:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
             self._is_checked = False
-            self._floor = (
-                _Floor()
-            )  # another server counts its transactions, and may count its records, from somewhere else
+            # another server counts its transactions, and may count its records, from somewhere else
+            self._floor = _Floor()
         return self._connection
 
     async def _disconnect(self) -> None:

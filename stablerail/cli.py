@@ -39,7 +39,8 @@ from stablerail.cli_verify import verify_app
 from stablerail.cli_wallets import wallets_app, workers_app
 from stablerail.cli_withdrawals import withdrawals_app
 from stablerail.config import Settings, names_without_effect
-from stablerail.config_values import PORT_MAX, describe
+from stablerail.config_shown import describe
+from stablerail.config_values import PORT_MAX
 
 if TYPE_CHECKING:
     from ledger.rows import Connection

@@ -159,7 +159,7 @@ async def _replayed(
     name: str, settings: Settings, wanted: Range, lines: list[bytes] | None, how: Publishing | None
 ) -> Sums:
     from agents.crash import Stop
-    from agents.services import Services
+    from agents.services import Services, tell
     from stablerail.metrics import Metrics
     from stablerail.replayable import made
     from stablerail.wiring import Movement, services
@@ -188,9 +188,7 @@ async def _replayed(
                 if how is None or not chosen:
                     continue
                 sealed = await run_over.publish(chosen, shared.clock(), how.actor, how.reason, what)
-                await shared.relay.journal([(sealed.seq, sealed.record)])
-                await shared.emitter.emit(sealed.messages, sealed.stage, sealed.at)
-                shared.relay.emitted([sealed.seq])
+                await tell(shared, sealed)
                 sums.published += len(chosen)
         return sums
     finally:

@@ -1,14 +1,12 @@
-"""What a setting's text may look like, and how a setting is shown: parsing and masking for `stablerail.config`."""
+"""What a setting's text may look like: the types of `stablerail.config`, each with its parser."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -21,15 +19,11 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from chain import addresses, assets, finality
-from chain.errors import BadAddress, NoToken
+from chain.errors import BadAddress
 from topics.events import Chain
 from topics.money import format_amount, parse_amount
-
-if TYPE_CHECKING:
-    from stablerail.config import Settings
 
 Network = Literal["testnet", "mainnet"]
 
@@ -57,11 +51,8 @@ def network_default(setting: str, network: Network) -> dict[Chain, Any]:
         return dict(_CHAIN_IDS[network])
     if setting == "finality_depths_blocks":
         return dict(finality.DEPTH_BLOCKS)
-    known = {}
-    for chain in EVM_CHAINS:
-        with contextlib.suppress(NoToken):
-            known[chain] = assets.usdc(assets.Network(network), chain).address
-    return known
+    known = {chain: assets.usdc(assets.Network(network), chain) for chain in EVM_CHAINS}
+    return {chain: contract for chain, contract in known.items() if contract is not None}
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", re.ASCII)
@@ -118,7 +109,7 @@ def _bootstrap(value: str) -> str:
     return value
 
 
-def _parts(url: str, says: str) -> SplitResult:
+def url_parts(url: str, says: str) -> SplitResult:
     """Raises ValueError for a URL that does not say its host plainly: a password that is not escaped would be read, and shown, as
     something else."""
     try:
@@ -134,7 +125,7 @@ def _parts(url: str, says: str) -> SplitResult:
 
 def _http_url(value: str) -> str:
     says = "must be an http:// or https:// URL"
-    parts = _parts(value, says)
+    parts = url_parts(value, says)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(says)
     return value.rstrip("/")
@@ -148,7 +139,7 @@ def is_private(url: str) -> bool:
 
 def _postgres_url(value: SecretStr) -> SecretStr:
     says = "must be postgresql://user:password@host:port/database"
-    parts = _parts(value.get_secret_value(), says)
+    parts = url_parts(value.get_secret_value(), says)
     if parts.scheme not in ("postgresql", "postgres") or parts.fragment:
         raise ValueError(says)
     return value
@@ -197,8 +188,9 @@ def _endpoints(value: dict[Chain, tuple[SecretStr, ...]]) -> dict[Chain, tuple[S
 
 T = TypeVar("T")
 Seconds = Annotated[float, BeforeValidator(duration_s)]
-_FROM_DECIMAL: Final = BeforeValidator(_base_units)
-BaseUnits = Annotated[int, _FROM_DECIMAL]
+FROM_DECIMAL: Final = BeforeValidator(_base_units)
+"""Of an amount of USDC: decimal text in, base units out."""
+BaseUnits = Annotated[int, FROM_DECIMAL]
 Mapped = Annotated[T, BeforeValidator(_json)]
 Listed = Annotated[T, BeforeValidator(_listed)]
 Bootstrap = Annotated[str, AfterValidator(_bootstrap)]
@@ -211,66 +203,3 @@ Prefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,80}$")]
 LowerName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 PORT_MAX: Final = 65_535
 Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
-
-MASK: Final = "********"
-
-
-@dataclass(frozen=True, slots=True)
-class SettingRow:
-    """One line of `stablerail config`."""
-
-    name: str
-    value: str
-    is_default: bool
-    help: str
-
-
-def describe(settings: Settings) -> tuple[SettingRow, ...]:
-    """Every setting as `stablerail config` prints it; secrets and credentials in URLs are masked."""
-    from stablerail.config import PREFIX
-
-    return tuple(
-        SettingRow(
-            name=PREFIX + name.upper(),
-            value=_shown(name, getattr(settings, name), _in_usdc(field)),
-            is_default=name not in settings.model_fields_set,
-            help=field.description or "",
-        )
-        for name, field in type(settings).model_fields.items()
-    )
-
-
-def _in_usdc(field: FieldInfo) -> bool:
-    """Whether its value, or each value of its mapping, is an amount of USDC in base units."""
-    within = (getattr(part, "__metadata__", ()) for part in get_args(field.annotation))
-    return any(_FROM_DECIMAL in metadata for metadata in (field.metadata, *within))
-
-
-def _shown(name: str, value: Any, in_usdc: bool) -> str:
-    if value is None:
-        return "(not set)"
-    if isinstance(value, int) and in_usdc:
-        return f"{format_amount(value)} USDC"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_shown(name, each, in_usdc)}" for key, each in value.items()) or "(none)"
-    if isinstance(value, tuple):
-        return ", ".join(_shown(name, each, in_usdc) for each in value) or "(none)"
-    if isinstance(value, SecretStr):
-        return masked_url(value.get_secret_value()) if name.endswith(("_url", "_urls")) else MASK
-    if isinstance(value, float):
-        return f"{value:g}"
-    return masked_url(value) if isinstance(value, str) and "://" in value else str(value)
-
-
-def masked_url(url: str) -> str:
-    """Scheme, user, host, port and, for a database, its name. Providers put keys into user, password, path or query."""
-    try:
-        parts = _parts(url, "")
-    except ValueError:
-        return MASK
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}:{MASK}@" if parts.password and parts.username else f"{MASK}@" if parts.username else ""
-    if parts.scheme in ("postgresql", "postgres"):
-        return f"{parts.scheme}://{user}{host}{parts.path}" + (f"?{MASK}" if parts.query else "")
-    tail = f"/{MASK}" if parts.path.strip("/") or parts.query else ""
-    return f"{parts.scheme}://{MASK + '@' if user else ''}{host}{tail}"

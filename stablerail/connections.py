@@ -33,9 +33,8 @@ def opener(settings: Settings, mirror: Mirror | None, **server_settings: str) ->
 
     async def connect() -> Connection:
         try:
-            with (
-                lost_not_cancelled()
-            ):  # here, once: whoever opens one and waits for a server that is away sees an error
+            # here, once: whoever opens one and waits for a server that is away sees an error
+            with lost_not_cancelled():
                 return await _open()
         except (asyncpg.ClientConfigurationError, UnicodeError, OverflowError):
             # not with the driver's text, which may hold what it took for the host

@@ -8,7 +8,6 @@ from agents.withdrawals.custodian import Source
 from agents.withdrawals.limits import WithdrawalPolicy
 from agents.withdrawals.raising import RaisePolicy
 from chain.assets import Network, usdc
-from chain.errors import NoToken
 from chain.fees import GWEI, POLICIES, FeePolicy
 from ledger.accounts import AccountType
 from ledger.orders import Shards
@@ -42,10 +41,7 @@ def usdc_of(settings: Settings, chain: Chain) -> str | None:
     """USDC's canonical contract or mint, where it is known."""
     if chain in settings.usdc_contracts:
         return settings.usdc_contracts[chain].lower()
-    try:
-        return usdc(Network(settings.network), chain).address
-    except NoToken:
-        return None
+    return usdc(Network(settings.network), chain)
 
 
 def custodian_sources(settings: Settings) -> dict[str, Source]:

@@ -25,7 +25,8 @@ from mode import CrashingSupervisor
 from opentelemetry import trace
 
 from agents.crash import EXIT_BUG, Stop, Watchdog, exit_now
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
+from agents.intake import Delivered
 from agents.looking import until_up
 from agents.services import Services
 from agents.sweeper import Sweeper

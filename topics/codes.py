@@ -44,7 +44,6 @@ CODES: Final[dict[str, Code]] = {
     "unsupported_version": Code(
         Whose.PRODUCER, "of a version that this release does not know", redrivable=True, remedy="redrive after the upgrade",
     ),
-    "missing_id": Code(Whose.PRODUCER, "no ce_id, and nothing in the payload to make one of"),
     "bad_envelope": Code(Whose.PRODUCER, "a CloudEvents header is not what the binary mode says"),
     "missing_key": Code(Whose.PRODUCER, "the message has no key"),
     "too_large": Code(Whose.PRODUCER, "the value is over the limit of an input"),

@@ -99,9 +99,8 @@ def read(topic: Topic, value: bytes | None, headers: Headers) -> Received:
     attempt = _attempt(attributes["attempt"]) if "attempt" in attributes else 1
     traceparent = _traceparent(attributes["traceparent"]) if "traceparent" in attributes else None
     try:
-        event: Event = model.__pydantic_validator__.validate_json(
-            value
-        )  # what model_validate_json calls, two checks later
+        # what model_validate_json calls, two checks later
+        event: Event = model.__pydantic_validator__.validate_json(value)
     except ValidationError as error:
         raise _refusal(error) from None
     return Received(event_id if event_id is not None else event.identity(), source, event, attempt, traceparent)

@@ -4,7 +4,6 @@ EventRefused (code, reason)
  ├── not_json             the value is not JSON
  ├── wrong_schema         the JSON is not this event: a field is missing, of another type or out of range
  ├── unsupported_version  the event is of a version this program does not know
- ├── missing_id           no ce_id header and nothing in the payload to derive one from
  ├── bad_envelope         a CloudEvents header is not what the binary mode says
  ├── missing_key          the message has no key; every topic has one (topics/catalog.py)
  └── too_large            the value is over the limit of an input
@@ -21,7 +20,6 @@ class EventCode(StrEnum):
     NOT_JSON = "not_json"
     WRONG_SCHEMA = "wrong_schema"
     UNSUPPORTED_VERSION = "unsupported_version"
-    MISSING_ID = "missing_id"
     BAD_ENVELOPE = "bad_envelope"
     MISSING_KEY = "missing_key"
     TOO_LARGE = "too_large"

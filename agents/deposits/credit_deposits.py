@@ -1,4 +1,4 @@
-"""deposits.notified -> ledger: debit usdc_balance, credit system_buffer_usdc -> deposits.credited
+"""deposits.notified -> ledger: debit usdc_balance, credit system_buffer_usdc -> deposits.credited | .finalized | .parked
 
 Decides:  whether a reported transfer is ours and in a supported token, which deposit it is, whom to credit and when (policy.py).
 Key:      destination address, so one wallet's deposits stay in order.

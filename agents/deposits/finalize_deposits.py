@@ -1,4 +1,4 @@
-"""chain.heads -> ledger: custody mirror, credit of what waited, parking, or the reversal -> deposits.finalized
+"""chain.heads -> ledger: custody mirror, credit of what waited, parking, or the reversal -> deposits.finalized | .parked | .credited
 
 Decides:  for every deposit that is deep enough under the new head, what the chain says of it now.
 Key:      the chain.

@@ -1,4 +1,4 @@
-"""kyc.approved -> kyc_standings, wallet_requests, wallet_provisioning_jobs -> wallets.requested
+"""kyc.approved -> kyc_standings, wallet_requests, wallet_provisioning_jobs -> wallets.requested, wallets.frozen
 
 Decides:  which chains an approved customer still lacks a wallet on. A customer who was rejected before may withdraw again.
 Key:      user id.

@@ -163,9 +163,8 @@ def sent_headers(letter: Letter) -> list[tuple[str, bytes | None]]:
 
 
 def bytes_of(letter: Letter) -> int:
-    """What it takes in a message, about."""
-    headers = sum(len(name or "") // 2 + len(value or "") // 2 + 8 for name, value in letter.headers)
-    return len(letter.key or b"") + len(letter.value or b"") + headers + 200
+    """What it takes in a message."""
+    return catalog.bytes_of(letter.key, letter.value, sent_headers(letter))
 
 
 def plain(letter: Letter) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError
 
 from agents.lone_writer import LoneWriter
 from agents.recovery.retention import kept, longest
-from agents.services import Services
+from agents.services import Services, tell
 from agents.withdrawals.limits import DAY_COUNTER
 from ledger.audit_logs import Log
 from ledger.commit import OVERTAKEN, TRANSIENT, Sealed, Unchanged, lock_writer, seal
@@ -129,7 +129,7 @@ class Maintain:
                 connection, WRITER, owners, blocks=[], messages=[], at=self._services.clock(), actor=actor,
                 summary={"maintained": gone.total()}, logs=[log],
             )  # fmt: skip
-        await self._journal(sealed)
+        await tell(self._services, sealed)
         return dict(gone)
 
     async def _rules(self, connection: Connection) -> tuple[list[Rule], datetime]:
@@ -173,7 +173,7 @@ class Maintain:
             except OVERTAKEN:
                 if tries == TRIES_MAX:
                     raise
-        await self._journal(sealed)
+        await tell(self._services, sealed)
         for table, rows in gone.items():
             self._counted(table, rows)
         return gone
@@ -196,10 +196,6 @@ class Maintain:
                 summary=counts,
             )  # fmt: skip
         return counts, sealed
-
-    async def _journal(self, sealed: Sealed) -> None:
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        self._services.relay.emitted([sealed.seq])
 
 
 def _failed(error: Exception) -> float:

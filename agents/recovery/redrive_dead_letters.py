@@ -24,11 +24,10 @@ from agents.lone_writer import SILENCE_S, LoneWriter
 from agents.recovery.errors import BadReason, LetterEnded, LetterRefused, NotRedrivable, UnknownLetter
 from agents.recovery.letters import Letter, State, again, bytes_of, plain, readable_as, sent_headers, with_event
 from agents.recovery.store_dead_letters import letter_of_row, lock
-from agents.services import Services
+from agents.services import Services, tell
 from ledger.audit_logs import Log
 from ledger.commit import Sealed, lock_writer, seal
 from ledger.cursors import opaque, opened
-from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block, uuids
 from ledger.sql import load as load_sql
 from ledger.tables import DEAD_LETTERS
@@ -210,7 +209,7 @@ async def discard(
         if letter.state == State.RESOLVED:
             raise LetterEnded(id, f"{id} is {letter.state}")
         after = letter._replace(state=State.DISCARDED, due_at=None, updated_at=at, version=letter.version + 1)
-        log = Log(actor, "dead_letter.discarded", "dead_letter", id, _bytes_of(letter), {"reason": reason})
+        log = Log(actor, "dead_letter.discarded", "dead_letter", id, _contents_of(letter), {"reason": reason})
         sealed = await seal(
             connection, WRITER, owners, blocks=[_changed([after])], messages=[], at=at, actor=actor,
             summary={"discarded": 1}, logs=[log],
@@ -218,7 +217,7 @@ async def discard(
     return after, sealed
 
 
-def _bytes_of(letter: Letter) -> dict[str, Any]:
+def _contents_of(letter: Letter) -> dict[str, Any]:
     """All that the event was, as the audit keeps it."""
     about = plain(letter)
     kept = {
@@ -308,10 +307,7 @@ class RedriveDeadLetters:
         await self._tell(sealed)
 
     async def _tell(self, sealed: Sealed) -> None:
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        messages: Sequence[Message] = sealed.messages
-        await self._services.emitter.emit(messages, sealed.stage, sealed.at)
-        self._services.relay.emitted([sealed.seq])
+        await tell(self._services, sealed)
 
 
 async def open_by_class(connection: Connection) -> dict[str, int]:

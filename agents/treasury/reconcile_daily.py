@@ -15,7 +15,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from agents.lone_writer import LoneWriter
-from agents.services import Services
+from agents.services import Services, tell
 from ledger.reconciling import WRITER, Found, Run, commit, last_whole, newest
 from ledger.rows import Connection
 
@@ -54,8 +54,7 @@ class ReconcileDaily:
         started_at, found = self._services.clock(), Found()
         await self._compare(found)
         run, sealed = await commit(connection, found, started_at, self._services.clock(), WRITER)
-        await self._services.relay.journal([(sealed.seq, sealed.record)])
-        self._services.relay.emitted([sealed.seq])
+        await tell(self._services, sealed)
         self._tell(run, await last_whole(connection))
         for gap in run.gaps:
             _log.warning("reconcile.gap", comparison=gap.comparison, about=gap.about, reason=gap.reason)

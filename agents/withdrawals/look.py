@@ -116,11 +116,7 @@ async def look(
         some = await attempts(new, LOWEST_MAX)
         # a lane may have signed its first meanwhile
         counts |= await _counts(rpc, {attempt.signer for attempt in some} - counts.keys())
-    by_nonce: dict[LaneNonce, list[OpenAttempt]] = {}
-    for attempt in some:
-        by_nonce.setdefault((attempt.signer, attempt.nonce), []).append(attempt)
     places = await _places(rpc, walked, some, counts)
-    head = walked.window.last
     mined = {
         a.tx_hash: Place(a.block_hash, a.block_number) for a in some if a.block_hash and a.block_number is not None
     }
@@ -129,27 +125,14 @@ async def look(
         for tx_hash, place in mined.items()
         if tx_hash not in places and walked.window.took_back(place.block_number, place.block_hash)
     }
-    reviewed = {attempt.tx_hash for attempt in some if attempt.review == UNEXPECTED_TRANSFERS}
-    due = {
-        tx_hash: place
-        for tx_hash, place in sorted(mined.items(), key=lambda item: item[1].block_number)
-        if (tx_hash, place) not in lost
-        and tx_hash not in reviewed
-        and is_final(head, place.block_number, chain.depth_blocks)
-    }
-    due = dict(list(due.items())[:DUE_MAX])
+    stands = {tx_hash: place for tx_hash, place in mined.items() if (tx_hash, place) not in lost}
+    due = _due(some, stands, walked.window.last, chain.depth_blocks)
     found = await verdicts(rpcs, chain.agree, due, chain.token, chain.depth_blocks) if due else {}
-    open_nonces = {
-        key: group
-        for key, group in by_nonce.items()
-        if not any(
-            a.tx_hash in places or (a.tx_hash in mined and (a.tx_hash, mined[a.tx_hash]) not in lost) for a in group
-        )
-    }
-    used = [key for key, group in open_nonces.items() if key[1] < counts[key[0]] and group[0].review != NONCE_TAKEN]
+    in_no_block = _in_no_block(some, places.keys() | stands.keys())
+    used = [key for key, group in in_no_block.items() if key[1] < counts[key[0]] and group[0].review != NONCE_TAKEN]
     used = used[:TAKEN_MAX]
     waiting = [
-        group[-1].tx_hash for key, group in open_nonces.items() if key[1] >= counts[key[0]] and _is_late(group[-1], now)
+        group[-1].tx_hash for key, group in in_no_block.items() if key[1] >= counts[key[0]] and _is_late(group[-1], now)
     ]
     gone = await _taken(chain, rpcs, used, await signed(used)) if used else frozenset()
     unseen = await unknown(rpc, waiting[:UNSEEN_MAX]) if waiting else frozenset()
@@ -211,6 +194,25 @@ async def _places(
         if receipt is not None and not walked.window.took_back(receipt.block_number, receipt.block_hash):
             places[receipt.tx_hash] = Place(receipt.block_hash, receipt.block_number)
     return places
+
+
+def _due(some: Sequence[OpenAttempt], stands: Mapping[str, Place], head: int, depth_blocks: int) -> dict[str, Place]:
+    """What is deep enough to be judged, the lowest first; not again where a person looks at what it moved."""
+    reviewed = {attempt.tx_hash for attempt in some if attempt.review == UNEXPECTED_TRANSFERS}
+    deep = [
+        (tx_hash, place)
+        for tx_hash, place in stands.items()
+        if tx_hash not in reviewed and is_final(head, place.block_number, depth_blocks)
+    ]
+    return dict(sorted(deep, key=lambda item: item[1].block_number)[:DUE_MAX])
+
+
+def _in_no_block(some: Sequence[OpenAttempt], in_blocks: Collection[str]) -> dict[LaneNonce, list[OpenAttempt]]:
+    """The nonces none of whose attempts is in a block, as far as we know, with these attempts."""
+    by_nonce: dict[LaneNonce, list[OpenAttempt]] = {}
+    for attempt in some:
+        by_nonce.setdefault((attempt.signer, attempt.nonce), []).append(attempt)
+    return {key: group for key, group in by_nonce.items() if not any(attempt.tx_hash in in_blocks for attempt in group)}
 
 
 async def _taken(

@@ -68,9 +68,8 @@ def decide(received: Received, facts: Facts) -> Outcome:
         return Done()
     source = facts.sources.get(withdrawal.chain)
     if source is None:
-        return Retry(
-            NO_WALLET, WITHOUT_WALLET_S
-        )  # it was set when it was accepted; until it is again the customer may cancel
+        # it was set when it was accepted; until it is again the customer may cancel
+        return Retry(NO_WALLET, WITHOUT_WALLET_S)
     if withdrawal.user_id in facts.frozen:
         return Retry(FROZEN, FROZEN_S)  # as on the other rail: it waits, and may be cancelled
     if withdrawal.recipient in facts.denied:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
-from topics.catalog import Topic
+from topics.catalog import Topic, bytes_of
 from topics.partitioner import partition_of
 
 FRAMING_BYTES = 100
@@ -37,8 +37,7 @@ class Waiting:
 
     @property
     def size(self) -> int:
-        headers = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return len(self.key) + len(self.value) + headers + FRAMING_BYTES
+        return bytes_of(self.key, self.value, self.headers) + FRAMING_BYTES
 
 
 class TopicBatches:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from pydantic_settings import PydanticBaseSettingsSource
 
 from stablerail.config import ALSO_CALLED, PREFIX, WITHOUT_EFFECT, Settings
-from stablerail.config_values import describe
+from stablerail.config_shown import describe
 
 _HEAD: Final = f"""\
 # Configuration

@@ -19,8 +19,9 @@ from typing import Any, Final
 import asyncpg
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
 from agents.deposits import credit_deposits
+from agents.intake import Delivered
 from ledger.diff import diff, opened
 from ledger.migrate import upgrade
 from ledger.rebuild import Restored

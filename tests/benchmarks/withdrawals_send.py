@@ -26,7 +26,7 @@ import aiohttp
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from agents.delivery import READ_AT_ONCE
+from agents.intake import READ_AT_ONCE
 from agents.item import Item, read_item
 from agents.outcome import Stage
 from agents.stage import settle

@@ -128,9 +128,8 @@ class ChainFaults:
             depth = self.random.randrange(1, 4)
             fate = self.random.choice(("again", "again", "later", "gone"))
             circle = self.rig.stack.children["circle"]
-            circle.send_signal(
-                signal.SIGSTOP
-            )  # nothing of Circle's, and no block, comes between the look and the reorganization
+            # nothing of Circle's, and no block, comes between the look and the reorganization
+            circle.send_signal(signal.SIGSTOP)
             try:
                 await self.rig.anvil.mine_every(0)
                 await asyncio.sleep(0.3)

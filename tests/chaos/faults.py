@@ -178,9 +178,8 @@ class Faults(ChainFaults):
         await asyncio.to_thread(self.rig.kafka.kill, node)
         await self._last(1, 6)
         await asyncio.to_thread(self.rig.kafka.start, node)
-        await asyncio.sleep(
-            5
-        )  # it catches up; a second one down before that would be a cluster that has lost its minimum
+        # it catches up; a second one down before that would be a cluster that has lost its minimum
+        await asyncio.sleep(5)
 
     async def _postgres(self, fault: Fault) -> None:
         self._hits(fault, "the server")

@@ -16,8 +16,9 @@ import pytest
 
 from tests.support import crash_points
 from tests.support.crash_points import Point, commit, journal
-from tests.support.crash_rig import PATIENCE_S, STAGES, CrashRig, Found, Sent
+from tests.support.crash_rig import STAGES, CrashRig, Found, Sent
 from tests.support.proxies import Frame, Hold, Match, commit_after, offset_commit, produce, sql_contains
+from tests.support.worker_rig import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,7 +4,7 @@ are reserved, filled and ended. Nothing is held, moved, given back or told twice
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ import pytest_asyncio
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from tests.support.crash_rig import Rigs
-from tests.support.order_rig import PATIENCE_S, OrderRig, order_rig
+from tests.support.order_rig import OrderRig, order_rig
 from tests.support.rebuild import differences, empty_database, rebuild
-from tests.support.withdrawal_points import Boundary, boundaries, commit_of
+from tests.support.withdrawal_points import boundaries, killed_at
+from tests.support.worker_rig import PATIENCE_S
 from topics.catalog import ORDERS_CANCELLED, ORDERS_EXPIRED
 from topics.events import OrderCancelled, OrderExpired
 from topics.money import SCALE
@@ -46,23 +47,6 @@ async def rigs(scratch: Path, postgres: Postgres, kafka: Kafka) -> AsyncIterator
 async def rig(rigs: Rigs[OrderRig]) -> OrderRig:
     """One worker, idle, that owns every partition."""
     return await rigs.quiet()
-
-
-async def killed_at(rig: OrderRig, boundary: Boundary, said: Awaitable[None]) -> None:
-    """The worker is killed exactly there while it works on what is said, and another goes on."""
-    first = rig.postgres.hold(commit_of(boundary.stage), "request") if boundary.behind_commit else boundary.hold(rig)
-    await said
-    await first.wait_hit_async(PATIENCE_S)
-    hold = first
-    if boundary.behind_commit:
-        await rig.until(rig.is_idle, "what was committed before is journaled")
-        hold = boundary.hold(rig)
-        assert first.release()
-        await hold.wait_hit_async(PATIENCE_S)
-    rig.worker.kill()
-    assert not hold.release(), "a dead client's packet does not go on"
-    rig.start_worker()
-    await rig.check()
 
 
 @pytest.mark.parametrize("n", range(len(RESERVE)), ids=map(str, RESERVE))

@@ -15,8 +15,10 @@ import pytest
 from agents.crash import EXIT_BUG
 from tests.support import crash_points
 from tests.support.crash_points import Point, commit, journal
-from tests.support.crash_rig import PATIENCE_S, CrashRig, Found, Worker
+from tests.support.crash_rig import CrashRig, Found
 from tests.support.proxies import Hold, Match, commit_after, sql_contains
+from tests.support.warm import WarmChild
+from tests.support.worker_rig import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,7 +52,7 @@ FREEZES = [
 ]
 
 
-async def freeze(rig: CrashRig, point: Frozen) -> tuple[Worker, Hold]:
+async def freeze(rig: CrashRig, point: Frozen) -> tuple[WarmChild, Hold]:
     """The worker stopped in the middle of a batch, its locks held, with more deposits of the same wallet in hand."""
     frozen = rig.worker
     hold = point.hold(rig)
@@ -72,7 +74,7 @@ async def freeze(rig: CrashRig, point: Frozen) -> tuple[Worker, Hold]:
     return frozen, hold
 
 
-async def until_back_or_ended(rig: CrashRig, woken: Worker) -> None:
+async def until_back_or_ended(rig: CrashRig, woken: WarmChild) -> None:
     """A fenced worker joins the group again, or ends itself for its supervisor to start another."""
 
     async def back_or_ended() -> bool:
@@ -82,7 +84,7 @@ async def until_back_or_ended(rig: CrashRig, woken: Worker) -> None:
     assert woken.returncode in (None, EXIT_BUG)
 
 
-async def retire(rig: CrashRig, worker: Worker) -> None:
+async def retire(rig: CrashRig, worker: WarmChild) -> None:
     """Stops the one of two workers; the other owns everything again."""
     if worker.returncode is None:
         before = await rig.epochs()

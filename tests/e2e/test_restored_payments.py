@@ -19,7 +19,8 @@ from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
 from tests.support.proxies import http_request, produce
 from tests.support.withdrawal_points import SETTINGS, commit_of
-from tests.support.withdrawal_rig import CHAIN, PATIENCE_S, WithdrawalRig, withdrawal_rig
+from tests.support.withdrawal_rig import CHAIN, WithdrawalRig, withdrawal_rig
+from tests.support.worker_rig import PATIENCE_S
 
 COMPLETED, MINED, MINED_UNSEEN, SENT, SIGNED, SIGNED_UNSAID, ACCEPTED_UNSAID, ASKED = 30, 16, 8, 16, 10, 5, 9, 6
 """A hundred, by how far they are. `unsaid`: by a commit that has not reached Kafka."""

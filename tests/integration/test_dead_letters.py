@@ -374,9 +374,10 @@ async def test_more_than_a_commit_may_hold_is_redriven_by_several(at: Ground, mo
 
         await until(all_credited, "the five are credited")
         told = (await at.told(DEPOSITS_NOTIFIED.dlq))[0]
+        # a refusal that is told twice
         await at.producer.send_and_wait(
             DEPOSITS_NOTIFIED.dlq.named(at.prefix), told.value, key=told.key, headers=list(told.headers)
-        )  # a refusal that is told twice
+        )
 
         async def resolved() -> bool:
             await look(services)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -23,14 +20,14 @@ from ledger.posting import Transaction, credit, debit
 from ledger.rows import Connection
 from ledger.store import blocks_of, lock
 from ledger.verify import verify, verify_ledger
-from stablerail.dev.postgres import Postgres
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, connect_to, owner, unguard
+from tests.support.ledger_rig import AT, broken, connect_to
 from topics.catalog import DEPOSITS_NOTIFIED
 from topics.envelope import value_of
 from topics.events import DepositNotified, Evidence
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+filled, books = ledger_rig.filled, ledger_rig.books
 
 STAGE = credit_deposits.stage(DepositPolicy(minimum=1, chains_read=frozenset({"MATIC"})))
 ADDRESS = "0x" + "1" * 40
@@ -64,30 +61,6 @@ async def fill(dsn: str) -> None:
     await settle_all(connection, Record(0, 5), Record(1, 7), Record(2, 9, "MATIC"), Record(3, 1, "SOL"))
     await connection.execute("DELETE FROM outbox; UPDATE deposits SET updated_at = now()")
     await connection.close()
-
-
-@pytest.fixture(scope="module")
-def filled(postgres: Postgres) -> Iterator[str]:
-    with ledger_rig.database_of(postgres) as dsn:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, fill(dsn)).result()
-        yield dsn
-
-
-@pytest.fixture
-async def books(filled: str) -> AsyncIterator[Connection]:
-    """The filled books as whoever owns the database can edit them; nothing of it stays."""
-    connection = await owner(filled)
-    transaction = connection.transaction(isolation="repeatable_read")
-    await transaction.start()
-    await unguard(connection)
-    yield connection
-    await transaction.rollback()
-    await connection.close()
-
-
-async def broken(connection: Connection) -> set[int]:
-    return {result.number for result in await verify(connection) if not result.holds}
 
 
 async def test_undamaged_books_hold_and_say_how_much_was_looked_at(books: Connection) -> None:

@@ -17,6 +17,7 @@ from agents.onboarding import freeze_wallets, provision_wallets, request_wallets
 from agents.recovery import maintain as maintaining
 from agents.recovery.maintain import Maintain
 from agents.services import Services
+from agents.treasury import fund_broker
 from ledger.commit import claim_owners
 from ledger.rows import Changes, Connection
 from ledger.tables import CALL_MEMBERS, CALLS, COUNTERS, DEAD_LETTERS, INBOX, JOURNALED, SCHEDULE, WITHDRAWALS
@@ -28,14 +29,23 @@ from tests.integration import test_cli, test_deposit_reorgs, test_withdrawals_pa
 from tests.integration.test_cli import Result
 from tests.integration.test_withdrawals_path import Payer
 from tests.support import ledger_rig
+from tests.support import orders as orders_told
 from tests.support.deposit_rig import USDC, Shore, reported
 from tests.support.in_process import SCHEMA, Ground, ground, running, until
 from tests.support.invariants import may_break
+from tests.support.orders import fill, place, say
 from tests.support.payouts import asked, store
 from tests.support.rebuild import differences, empty_database, rebuild
 from tests.support.wallet_rig import CHAINS, Rig, wallet_rig
+from tests.support.withdrawals import balance, fund
 from topics.catalog import (
+    BROKER_FUNDED,
     DEPOSITS_NOTIFIED,
+    ORDERS_CANCELLED,
+    ORDERS_EXPIRED,
+    ORDERS_REJECTED,
+    ORDERS_RESERVED,
+    ORDERS_SETTLED,
     TRANSACTIONS_CONFIRMED,
     TRANSACTIONS_SIGNED,
     WALLETS_FROZEN,
@@ -381,6 +391,44 @@ async def test_deposits_that_come_again_when_the_inbox_is_forgotten_are_credited
     assert (await state(till.connection), len(till.told)) == (final, told)
     assert await till.statuses(to) == [("finalized", 1)] * 2
     await shore.verified()
+
+
+@pytest.fixture
+async def orders(database: str, kafka: Kafka, topic_prefix: str) -> AsyncIterator[Ground]:
+    async with ground(database, kafka.bootstrap, topic_prefix, [*orders_told.TOPICS, BROKER_FUNDED]) as at:
+        yield at
+
+
+async def test_orders_that_come_again_when_the_inbox_is_forgotten_are_neither_reserved_nor_spent_nor_given_back_again(
+    orders: Ground,
+) -> None:
+    at, topics = orders, (ORDERS_RESERVED, ORDERS_REJECTED, ORDERS_SETTLED)
+    stages = (*orders_told.stages(), fund_broker.stage(1))
+    await fund(at, "ada", 1_000 * USDC)
+    async with orders_told.investing(at, *stages):
+        await place(at, "spent", "100")
+        await fill(at, "spent", "f1", "30")
+        await fill(at, "spent", "f2", "60", filled_total="90")
+        await place(at, "open", "50")
+        await fill(at, "open", "f1", "20")
+        await place(at, "ended", "10")
+        await say(at, ORDERS_CANCELLED, "ended", filled_total="0")
+        await place(at, "late", "10")
+        await say(at, ORDERS_EXPIRED, "late")
+        await place(at, "dear", "2000")
+        await say(at, BROKER_FUNDED, "wire", funding_id="wire", amount="500")
+        ends = {"spent": ("filled", 90 * USDC), "open": ("reserved", 20 * USDC), "ended": ("cancelled", 0)}
+        await orders_told.until_orders(at, {**ends, "late": ("expired", 0), "dear": ("rejected", 0)})
+        await until(lambda: balance(at, fund_broker.BROKER), "the broker has the company's own")
+    before, told = await state(at.observer), [await ids(at, topic) for topic in topics]
+    async with at.process() as services:
+        await forget_all(services, at)
+        async with all_again(at, *stages, services=services):
+            pass
+        assert await state(at.observer) == before
+        assert [await ids(at, topic) for topic in topics] == told
+        assert await left(at, "SELECT outcome FROM inbox") == {"done"}
+    assert await orders_told.letters(at, *orders_told.TOPICS) == []
 
 
 @pytest.fixture

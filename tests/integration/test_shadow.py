@@ -186,9 +186,8 @@ async def test_strict_refuses_what_differs_and_the_others_tell_it(beside: Beside
     await beside.move(-1)
     assert not await funds.check_available(beside.product, "ada", 2_000_000, at=AT + timedelta(seconds=10))
     await beside.move(-1)
-    assert await funds.check_available(
-        beside.product, "ada", 2_000_000, at=AT + timedelta(seconds=90)
-    )  # it reads legacy
+    # it reads legacy
+    assert await funds.check_available(beside.product, "ada", 2_000_000, at=AT + timedelta(seconds=90))
     (found,) = await shadow_phases.discrepancies(beside.plain, AT)
     assert (found.user_id, found.type, found.ledger, found.first_seen) == ("ada", "usdc_balance", 1_000_000, AT)
     assert Decimal(found.legacy) == 3_000_000

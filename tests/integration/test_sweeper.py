@@ -211,7 +211,7 @@ async def test_what_a_lone_writer_left_is_told_by_the_next_leader_before_its_own
 
 async def test_what_a_lone_writer_left_is_read_some_at_a_time(at: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledger.journal.BYTES_AT_ONCE", 1)
-    read = records_read(monkeypatch, load("agents", "lone_writer.sql").left)
+    read = records_read(monkeypatch, load("ledger", "sql/journal.sql").left_by_partitions)
     for name in ("one", "two", "three"):
         await commit(at, name)
     async with at.process() as services:

@@ -87,10 +87,6 @@ async def test_no_key_is_in_any_table_topic_metric_or_log_of_a_run_that_went_wro
     ]
     assert found == []
     assert {"table audit_logs", "table calls", "table leases"} <= said.keys()
-    for place in (
-        "logs",
-        "journal",
-        "table audit_logs",
-        "wallets.requested.dlq",
-    ):  # the search itself finds what is there
+    # the search itself finds what is there
+    for place in ("logs", "journal", "table audit_logs", "wallets.requested.dlq"):
         assert b"provision_wallets" in said[place], place

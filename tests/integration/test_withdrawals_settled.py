@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,15 +15,15 @@ from ledger.commit import claim_owners
 from ledger.record import unpack
 from ledger.rows import Changes, Connection
 from ledger.verify import verify
-from stablerail.dev.postgres import Postgres
 from tests.support import ledger_rig
-from tests.support.ledger_rig import AT, assert_holds, connect_to, owner, unguard
+from tests.support.ledger_rig import AT, assert_holds, broken, connect_to
 from tests.support.payouts import CHAIN, asked, open_withdrawal, store
 from topics.catalog import BUFFERS_LEVELS, TRANSACTIONS_CONFIRMED
 from topics.envelope import headers_of, value_of
 from topics.events import TransactionConfirmed
 
 databases, dsn, connection = ledger_rig.databases, ledger_rig.dsn, ledger_rig.connection
+filled, books = ledger_rig.filled, ledger_rig.books
 
 STAGE = settle_withdrawals.stage(1)
 SIGNER = "0x" + "5" * 40
@@ -178,29 +175,6 @@ async def fill(dsn: str) -> None:
     await store(connection, changes)
     await connection.execute("DELETE FROM outbox; UPDATE withdrawals SET updated_at = now() WHERE settled_at IS NULL")
     await connection.close()
-
-
-@pytest.fixture(scope="module")
-def filled(postgres: Postgres) -> Iterator[str]:
-    with ledger_rig.database_of(postgres) as dsn:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, fill(dsn)).result()
-        yield dsn
-
-
-@pytest.fixture
-async def books(filled: str) -> AsyncIterator[Connection]:
-    connection = await owner(filled)
-    transaction = connection.transaction(isolation="repeatable_read")
-    await transaction.start()
-    await unguard(connection)
-    yield connection
-    await transaction.rollback()
-    await connection.close()
-
-
-async def broken(connection: Connection) -> set[int]:
-    return {result.number for result in await verify(connection) if not result.holds}
 
 
 async def test_withdrawals_that_nobody_damaged_hold(books: Connection) -> None:

@@ -1,45 +1,33 @@
 """A rig for crash tests: workers of the movement `deposits` behind both proxies, deposits sent to them, what came of it.
 
-The workers are real processes, the broker and the server are real; a deposit is a message in `deposits.notified`. No
-chain is read. What the workers were sent, what the database holds and what was told are compared as wholes: everything
-sent so far on this database and these topics, however many workers died on the way.
+A deposit is a message in `deposits.notified`. No chain is read. What the workers were sent, what the database holds and what was
+told are compared as wholes: everything sent so far on this database and these topics, however many workers died on the way.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
-import asyncpg
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from ledger.record import Message, unpack
 from ledger.verify import verify
-from stablerail.dev.kafka import Kafka
-from stablerail.dev.postgres import Postgres
-from stablerail.dev.processes import free_port, tail
 from stablerail.dev.stack import Stack
-from tests.support.invariants import end_database
-from tests.support.proxies import Hold, KafkaProxy, PostgresProxy
-from tests.support.warm import WarmChild
+from tests.support.proxies import KafkaProxy, PostgresProxy
+from tests.support.worker_rig import PATIENCE_S, WorkerRig, worker_rig
 from topics.catalog import DEPOSITS_CREDITED, DEPOSITS_NOTIFIED, JOURNAL
 from topics.envelope import headers_of, value_of
 from topics.events import DepositCredited, DepositNotified, Evidence
 from topics.partitioner import partition_of
 
-PATIENCE_S = 100.0
-"""Until a condition must hold on a machine that others load; a quiet one needs a tenth."""
 DRAINED_S = 20.0
 """Less than the sweeper's 30 s: what the next owner should have finished must not come from there."""
 STAGES = ("credit_deposits", "finalize_deposits")
@@ -74,65 +62,22 @@ class Found:
     acked: bool = False
 
 
-class Worker(WarmChild):
-    """A worker process of the movement."""
-
-    def __init__(self, number: int, directory: Path, environment: Mapping[str, str]) -> None:
-        arguments = ["worker", "deposits", "--port", str(free_port())]
-        super().__init__(arguments, log=directory / f"worker-{number}.log", env=environment)
-        self.number = number
-
-
-class CrashRig:
-    """`worker` is the one that runs now; `postgres` and `kafka` are the proxies that every worker goes through."""
+class CrashRig(WorkerRig):
+    movement = "deposits"
 
     def __init__(self, stack: Stack, prefix: str, postgres: PostgresProxy, kafka: KafkaProxy) -> None:
-        self.prefix = prefix
-        self.postgres, self.kafka = postgres, kafka
-        self.group = f"stablerail-{prefix}deposits"
+        super().__init__(stack, prefix, postgres, kafka)
         self.sent: list[Sent] = []
-        self.workers: list[Worker] = []
-        self.holds: list[Hold] = []
-        self.is_quiet = True
-        """False while a test runs and after one that failed: then nobody knows what state this is in."""
-        self._stack = stack
         self._wallets = {f"0x{secrets.token_hex(20)}": f"user-{number}" for number in range(6)}
         self._told: dict[int, list[DepositCredited]] = defaultdict(list)
         self._journal: list[tuple[int, Sequence[Message]]] = []
-        self.database: asyncpg.Connection[asyncpg.Record]
-        self._producer: AIOKafkaProducer
-        self._consumer: AIOKafkaConsumer
         self._admin: AIOKafkaAdminClient
-
-    @property
-    def worker(self) -> Worker:
-        return self.workers[-1]
 
     @property
     def wallets(self) -> list[str]:
         return list(self._wallets)
 
-    def topic(self, name: str) -> str:
-        return self.prefix + name
-
     # -- workers -----------------------------------------------------------------------------------------------------
-
-    def start_worker(self, **settings: str) -> Worker:
-        """One more worker of the group, with settings of its own; does not wait."""
-        environment = {**self._environment(), **settings}
-        self.workers.append(Worker(len(self.workers) + 1, self._stack.directory, environment))
-        return self.worker
-
-    def _environment(self) -> dict[str, str]:
-        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
-        head, _, database = dsn.rpartition("/")
-        credentials = head.rpartition("@")[0]
-        return {
-            **os.environ,
-            **self._stack.environment,
-            "STABLERAIL_DATABASE_URL": f"{credentials}@{self.postgres.address}/{database}",
-            "STABLERAIL_KAFKA_BOOTSTRAP": self.kafka.address,
-        }
 
     async def epochs(self) -> dict[tuple[str, int], int]:
         rows = await self.database.fetch("SELECT stage, partition, epoch FROM owners WHERE stage = ANY($1)", STAGES)
@@ -144,7 +89,7 @@ class CrashRig:
         async def owned() -> bool:
             now = await self.epochs()
             every = [(stage, partition) for stage in STAGES for partition in range(DEPOSITS_NOTIFIED.partitions)]
-            return all(now.get(key, 0) > since.get(key, 0) for key in every) and not await self._unjournaled()
+            return all(now.get(key, 0) > since.get(key, 0) for key in every) and await self.is_idle()
 
         await self.until(owned, "a worker owns every partition")
 
@@ -234,17 +179,11 @@ class CrashRig:
         return tuple(self._journal)
 
     async def _read(self) -> None:
-        partitions = self._consumer.assignment()
-        ends = await self._consumer.end_offsets(partitions)
-        self._consumer.resume(*partitions)
-        while [tp for tp, end in ends.items() if await self._consumer.position(tp) < end]:
-            for tp, records in (await self._consumer.getmany(timeout_ms=500)).items():
-                for record in records:
-                    if tp.topic == JOURNAL.named(self.prefix):
-                        self._journal.append((int.from_bytes(record.key), unpack(record.value).messages))
-                    else:
-                        self._told[tp.partition].append(DepositCredited.model_validate_json(record.value))
-        self._consumer.pause(*partitions)  # or it asks the broker fifty times a second for what nobody waits for
+        for record in await self.news():
+            if record.topic == JOURNAL.named(self.prefix):
+                self._journal.append((int.from_bytes(record.key), unpack(record.value).messages))
+            else:
+                self._told[record.partition].append(DepositCredited.model_validate_json(record.value))
 
     async def acknowledged(self) -> dict[int, int]:
         """Partition of deposits.notified -> the offset the group has committed."""
@@ -287,20 +226,6 @@ class CrashRig:
             return not await self.database.fetchval(left, last)
 
         return drained
-
-    async def _unjournaled(self) -> int:
-        return int(await self.database.fetchval("SELECT count(*) FROM outbox WHERE NOT journaled"))
-
-    async def until(
-        self, condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = PATIENCE_S, pause_s: float = 0.05
-    ) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not await condition():
-            assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s\n{self.logs()}"
-            await asyncio.sleep(pause_s)
-
-    def logs(self) -> str:
-        return "\n".join(f"worker {w.number} ({w.returncode}): {tail(w.log, 12)}" for w in self.workers[-3:])
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
@@ -368,27 +293,13 @@ class CrashRig:
     async def open(self) -> None:
         """Schema, topics, wallets, and the clients of the test's own, which go past the proxies."""
         await self._stack.prepare()
-        bootstrap = self._stack.environment["STABLERAIL_KAFKA_BOOTSTRAP"]
-        schema = {"search_path": "stablerail"}
-        self.database = await asyncpg.connect(
-            self._stack.environment["STABLERAIL_DATABASE_URL"], server_settings=schema
-        )
+        await self.connect()
         await self.database.executemany(
             "INSERT INTO wallets VALUES ('MATIC', $1, $2, $1, now())", list(self._wallets.items())
         )
-        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
-        self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=20)
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-        for client in (self._producer, self._consumer, self._admin):
-            await client.start()
-        self._consumer.assign(
-            [
-                TopicPartition(topic.named(self.prefix), number)
-                for topic in (DEPOSITS_CREDITED, JOURNAL)
-                for number in range(topic.partitions)
-            ]
-        )
-        await self._consumer.seek_to_beginning()
+        self._admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await self._admin.start()
+        await self.start_clients(DEPOSITS_CREDITED, JOURNAL)
 
     async def first_worker(self) -> None:
         """A worker, and deposits through it, so that every topic has a leader before anything is counted."""
@@ -398,13 +309,8 @@ class CrashRig:
         await self.check()
 
     async def close(self) -> None:
-        for worker in self.workers:
-            if worker.returncode is None:
-                worker.kill()
         await self._admin.close()
-        await self._consumer.stop()
-        await self._producer.stop()
-        await self.database.close()
+        await super().close()
 
 
 def _about(hashes: set[str], messages: Iterable[Message]) -> set[str]:
@@ -441,28 +347,4 @@ class Rigs(Generic[R]):
         await self._stack.aclose()
 
 
-@asynccontextmanager
-async def crash_rig(
-    directory: Path, server: Postgres, broker: Kafka, settings: Mapping[str, str]
-) -> AsyncIterator[CrashRig]:
-    """A rig on a database and topics of its own, with a worker that is idle and owns everything."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    prefix = f"t{uuid.uuid4().hex[:10]}."
-    parts = {
-        "STABLERAIL_DATABASE_URL": server.create_database(name),
-        "STABLERAIL_KAFKA_BOOTSTRAP": broker.bootstrap,
-        "STABLERAIL_RPC_URLS": "{}",
-        "STABLERAIL_TOPIC_PREFIX": prefix,
-    }
-    host, port = broker.bootstrap.split(":")
-    try:
-        with PostgresProxy("127.0.0.1", server.port) as postgres, KafkaProxy(host, int(port)) as kafka:
-            rig = CrashRig(Stack(directory / name, parts, settings=settings), prefix, postgres, kafka)
-            await rig.open()
-            try:
-                await rig.first_worker()
-                yield rig
-            finally:
-                await rig.close()
-    finally:
-        end_database(server, name)
+crash_rig = partial(worker_rig, CrashRig)

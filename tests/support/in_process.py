@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
 from agents.emitter import Emitter
+from agents.intake import Delivered
 from agents.outcome import Stage
 from agents.services import Services
 from agents.transport import runs
@@ -157,24 +159,39 @@ async def running(
     """The stage at work on its topic (some partitions, or all), from the first record: a new one sees everything again."""
     topic = stage.source.named(at.prefix)
     keys = {(topic, partition) for partition in partitions or range(stage.source.partitions)}
-    delivery = Delivery(stage, services)
     consumer = AIOKafkaConsumer(bootstrap_servers=at.bootstrap, auto_offset_reset="earliest", group_id=None)
+    async with fed(stage, services, consumer, dict.fromkeys(keys, 0)) as delivery:
+        yield delivery
+        assert services.stop.reason is None, services.stop.reason
+        await delivery.drained()
+
+
+@asynccontextmanager
+async def fed(
+    stage: Stage[Any],
+    services: Services,
+    consumer: AIOKafkaConsumer,
+    offsets: Mapping[tuple[str, int], int],
+    ack: Callable[[Any], None] = lambda run: None,
+) -> AsyncIterator[Delivery]:
+    """The stage at work on these partitions from these offsets on; `ack` is told of each run that is done."""
+    delivery = Delivery(stage, services)
     await consumer.start()
-    consumer.assign([TopicPartition(*key) for key in keys])
+    consumer.assign([TopicPartition(*key) for key in offsets])
+    for key, offset in offsets.items():
+        consumer.seek(TopicPartition(*key), offset)
 
     async def feed() -> None:
         while True:
             for records in (await consumer.getmany(timeout_ms=100)).values():
                 run: Any
                 for run in runs(records):
-                    await delivery.offer(Delivered(run, lambda: None))
+                    await delivery.offer(Delivered(run, partial(ack, run)))
 
     tasks = [asyncio.create_task(delivery.work()), asyncio.create_task(feed())]
-    delivery.assigned(keys)
+    delivery.assigned({*offsets})
     try:
         yield delivery
-        assert services.stop.reason is None, services.stop.reason
-        await delivery.drained()
     finally:
         for task in tasks:
             task.cancel()

@@ -21,7 +21,8 @@ from aiokafka.errors import KafkaError
 from structlog.testing import capture_logs
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
+from agents.intake import Delivered
 from agents.item import Item, read_item
 from agents.outcome import Done, Emit, Outcome, Rejected, Retry, Stage
 from agents.services import Services
@@ -310,6 +311,32 @@ class FakeEmitter:
     def told(self) -> list[tuple[str, str]]:
         """(topic, event id or dead-letter code) of every message, in order."""
         return [(m.topic, m.id or dict(m.headers or ())["dlq_code"].decode()) for m in self.messages]
+
+
+@pytest.fixture(scope="module")
+def filled(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[str]:
+    """A database that the module's `fill` has filled, for all of its tests."""
+    with database_of(postgres) as dsn:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, request.module.fill(dsn)).result()
+        yield dsn
+
+
+@pytest.fixture
+async def books(filled: str) -> AsyncIterator[Connection]:
+    """The filled books as whoever owns the database can edit them; nothing of it stays."""
+    connection = await owner(filled)
+    transaction = connection.transaction(isolation="repeatable_read")
+    await transaction.start()
+    await unguard(connection)
+    yield connection
+    await transaction.rollback()
+    await connection.close()
+
+
+async def broken(connection: Connection) -> set[int]:
+    """Numbers of the invariants that do not hold."""
+    return {result.number for result in await verify(connection) if not result.holds}
 
 
 @dataclass

@@ -17,16 +17,15 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import asyncpg
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
 from agents.emitter import Emitter
 from agents.outcome import Stage
 from agents.recovery import restoring
 from agents.services import Services
 from agents.sweeper import Sweeper
-from agents.transport import runs
 from ledger.journal import Relay
 from ledger.migrate import upgrade
 from ledger.rebuild import Restored
@@ -38,7 +37,7 @@ from stablerail.dev.postgres import Postgres
 from stablerail.metrics import Metrics
 from stablerail.rebuild import alone_in, open_journal, rebuild_from
 from stablerail.topics_admin import admin, create_missing
-from tests.support.in_process import SCHEMA, Clock, Ground, read_topic, until
+from tests.support.in_process import SCHEMA, Clock, Ground, fed, read_topic, until
 from tests.support.ledger_rig import differences, dump
 from tests.support.proxies import Frame, HttpProxy, KafkaProxy, Match, PostgresProxy, Proxy, Where
 from tests.support.rebuild import connect
@@ -126,29 +125,11 @@ class Acked:
 async def serving(stage: Stage[Any], services: Services, at: Ground, acked: Acked) -> AsyncIterator[Delivery]:
     """The stage at work on all partitions of its topic, from what the group has acknowledged on."""
     topic = stage.source.named(at.prefix)
-    keys = {(topic, partition) for partition in range(stage.source.partitions)}
-    delivery = Delivery(stage, services)
+    keys = [(topic, partition) for partition in range(stage.source.partitions)]
+    offsets = {key: acked.offsets.get(key, 0) for key in keys}
     consumer = AIOKafkaConsumer(bootstrap_servers=acked.bootstrap, group_id=None, fetch_max_wait_ms=20)
-    await consumer.start()
-    consumer.assign([TopicPartition(*key) for key in keys])
-    for key in keys:
-        consumer.seek(TopicPartition(*key), acked.offsets.get(key, 0))
-
-    async def feed() -> None:
-        while True:
-            for records in (await consumer.getmany(timeout_ms=100)).values():
-                for run in runs(records):
-                    await delivery.offer(Delivered(run, lambda run=run: acked.ack(run)))  # type: ignore[misc]
-
-    tasks = [asyncio.create_task(delivery.work()), asyncio.create_task(feed())]
-    delivery.assigned(keys)
-    try:
+    async with fed(stage, services, consumer, offsets, acked.ack) as delivery:
         yield delivery
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await consumer.stop()
 
 
 class Losing:

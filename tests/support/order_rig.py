@@ -6,41 +6,26 @@ however many workers died on the way.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import secrets
-import time
-import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
-
-import asyncpg
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from ledger.accounts import buffer, spendable
 from ledger.book import post
 from ledger.posting import Transaction, credit, debit
 from ledger.verify import verify
-from stablerail.dev.kafka import Kafka
-from stablerail.dev.postgres import Postgres
-from stablerail.dev.processes import Child, free_port, tail
 from stablerail.dev.stack import Stack
-from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to
-from tests.support.proxies import Hold, KafkaProxy, PostgresProxy
-from tests.support.warm import WarmChild
+from tests.support.proxies import KafkaProxy, PostgresProxy
+from tests.support.worker_rig import WorkerRig, worker_rig
 from topics.catalog import ORDERS_FILLED, ORDERS_PLACED, ORDERS_RESERVED, ORDERS_SETTLED, Topic
 from topics.envelope import headers_of, value_of
 from topics.events import Event, OrderCancelled, OrderFilled, OrderPlaced, OrderReserved, OrderSettled
 from topics.money import SCALE
 
-PATIENCE_S = 100.0
-"""Until a condition must hold on a machine that others load; a quiet one needs a tenth."""
 FUNDS = 1_000_000 * SCALE
 USER = "ada"
 STAGES = ("reserve_orders", "settle_fills", "release_cancelled_orders", "release_expired_orders")
@@ -56,52 +41,13 @@ class Told:
     end: str | None = None
 
 
-class OrderRig:
-    """`worker` is the one that runs now; every worker goes through the two proxies."""
+class OrderRig(WorkerRig):
+    movement = "investing"
 
     def __init__(self, stack: Stack, prefix: str, postgres: PostgresProxy, kafka: KafkaProxy) -> None:
-        self.prefix = prefix
-        self.postgres, self.kafka = postgres, kafka
+        super().__init__(stack, prefix, postgres, kafka)
         self.orders: dict[str, Told] = {}
-        self.workers: list[Child] = []
-        self.port = 0
-        """Of the newest worker's web."""
-        self.holds: list[Hold] = []
-        self.is_quiet = True
-        """False while a test runs and after one that failed: then nobody knows what state this is in."""
-        self._stack = stack
         self._told: dict[str, list[Any]] = {ORDERS_RESERVED.name: [], ORDERS_SETTLED.name: []}
-        self.database: asyncpg.Connection[asyncpg.Record]
-        self._producer: AIOKafkaProducer
-        self._consumer: AIOKafkaConsumer
-
-    @property
-    def dsn(self) -> str:
-        return self._stack.environment["STABLERAIL_DATABASE_URL"]
-
-    @property
-    def bootstrap(self) -> str:
-        return self._stack.environment["STABLERAIL_KAFKA_BOOTSTRAP"]
-
-    @property
-    def worker(self) -> Child:
-        return self.workers[-1]
-
-    def topic(self, name: str) -> str:
-        return self.prefix + name
-
-    def start_worker(self) -> None:
-        """One more worker of the group; does not wait."""
-        self.port = free_port()
-        head, _, database = self.dsn.rpartition("/")
-        environment = {
-            **os.environ,
-            **self._stack.environment,
-            "STABLERAIL_DATABASE_URL": f"{head.rpartition('@')[0]}@{self.postgres.address}/{database}",
-            "STABLERAIL_KAFKA_BOOTSTRAP": self.kafka.address,
-        }
-        log = self._stack.directory / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(WarmChild(["worker", "investing", "--port", str(self.port)], log=log, env=environment))
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
@@ -145,38 +91,18 @@ class OrderRig:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    async def is_idle(self) -> bool:
-        """Whether every commit so far has reached the journal."""
-        return not await self.database.fetchval("SELECT count(*) FROM outbox WHERE NOT journaled")
-
     async def _read(self) -> None:
         """Everything told so far, repeats too."""
-        partitions = self._consumer.assignment()
-        ends = await self._consumer.end_offsets(partitions)
-        self._consumer.resume(*partitions)
-        while [tp for tp, end in ends.items() if await self._consumer.position(tp) < end]:
-            for tp, records in (await self._consumer.getmany(timeout_ms=500)).items():
-                name = tp.topic.removeprefix(self.prefix)
-                model = OrderReserved if name == ORDERS_RESERVED.name else OrderSettled
-                self._told[name] += [model.model_validate_json(record.value) for record in records]
-        self._consumer.pause(*partitions)
+        for record in await self.news():
+            name = record.topic.removeprefix(self.prefix)
+            model = OrderReserved if name == ORDERS_RESERVED.name else OrderSettled
+            self._told[name].append(model.model_validate_json(record.value))
 
     def _told_once(self, topic: Topic, *fields: str) -> dict[str, tuple[Any, ...]]:
         """What was told of each order; every repeat says the same."""
         found = {(event.order_id, *(getattr(event, name) for name in fields)) for event in self._told[topic.name]}
         assert len({one[0] for one in found}) == len(found), f"an order was told of in two ways: {found}"
         return {one[0]: one[1:] for one in found}
-
-    async def until(
-        self, condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = PATIENCE_S, pause_s: float = 0.05
-    ) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not await condition():
-            assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s\n{self.logs()}"
-            await asyncio.sleep(pause_s)
-
-    def logs(self) -> str:
-        return "\n".join(f"worker ({w.returncode}): {tail(w.log, 15)}" for w in self.workers[-2:])
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
@@ -243,20 +169,12 @@ class OrderRig:
     async def open(self) -> None:
         """Schema, topics, a customer with money, and the clients of the test's own, which go past the proxies."""
         await self._stack.prepare()
-        self.database = await asyncpg.connect(self.dsn, server_settings={"search_path": "stablerail"})
+        await self.connect()
         writer = await connect_to(self.dsn)()
         gift = Transaction("f" * 32, "gift", "", (debit(spendable(USER), FUNDS), credit(buffer(), FUNDS)))
         await post(writer, "test", [gift], datetime.now(UTC))  # the worker's relay journals it
         await writer.close()
-        self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all", enable_idempotence=True)
-        self._consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, fetch_max_wait_ms=20)
-        for client in (self._producer, self._consumer):
-            await client.start()
-        told = (ORDERS_RESERVED, ORDERS_SETTLED)
-        self._consumer.assign(
-            [TopicPartition(one.named(self.prefix), n) for one in told for n in range(one.partitions)]
-        )
-        await self._consumer.seek_to_beginning()
+        await self.start_clients(ORDERS_RESERVED, ORDERS_SETTLED)
 
     async def first_worker(self) -> None:
         """A worker, and an order through it, so that every topic has a leader before anything is held."""
@@ -273,41 +191,9 @@ class OrderRig:
         await self.fill({name: (SCALE,)}, name)
         await self.check()
 
-    async def close(self) -> None:
-        for worker in self.workers:
-            if worker.returncode is None:
-                worker.kill()
-        await self._consumer.stop()
-        await self._producer.stop()
-        await self.database.close()
-
 
 def _text(amount: int) -> str:
     return f"{amount // SCALE}.{amount % SCALE:06d}"
 
 
-@asynccontextmanager
-async def order_rig(
-    directory: Path, server: Postgres, broker: Kafka, settings: Mapping[str, str]
-) -> AsyncIterator[OrderRig]:
-    """A rig on a database and topics of its own, with a worker that is idle and owns everything."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    prefix = f"t{secrets.token_hex(5)}."
-    parts = {
-        "STABLERAIL_DATABASE_URL": server.create_database(name),
-        "STABLERAIL_KAFKA_BOOTSTRAP": broker.bootstrap,
-        "STABLERAIL_RPC_URLS": "{}",
-        "STABLERAIL_TOPIC_PREFIX": prefix,
-    }
-    host, port = broker.bootstrap.split(":")
-    try:
-        with PostgresProxy("127.0.0.1", server.port) as postgres, KafkaProxy(host, int(port)) as kafka:
-            rig = OrderRig(Stack(directory / name, parts, settings=settings), prefix, postgres, kafka)
-            await rig.open()
-            try:
-                await rig.first_worker()
-                yield rig
-            finally:
-                await rig.close()
-    finally:
-        end_database(server, name)
+order_rig = partial(worker_rig, OrderRig)

@@ -19,7 +19,8 @@ from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.state import Plan, Transaction
 from tests.support.proxies import HttpProxy
-from tests.support.withdrawal_rig import CHAIN, DEPTH, FUNDS, PATIENCE_S, Asked, WithdrawalRig
+from tests.support.withdrawal_rig import CHAIN, DEPTH, FUNDS, Asked, WithdrawalRig
+from tests.support.worker_rig import PATIENCE_S
 from topics.events import Rail
 
 PATH: Final = "/v1/w3s/developer/transactions/transfer"

@@ -6,12 +6,12 @@ A module takes the fixtures by name: `rigs, rig = withdrawal_points.rigs, withdr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest_asyncio
 
@@ -31,7 +31,8 @@ from tests.support.proxies import (
     produce,
     sql_contains,
 )
-from tests.support.withdrawal_rig import PATIENCE_S, WithdrawalRig, withdrawal_rig
+from tests.support.withdrawal_rig import WithdrawalRig, withdrawal_rig
+from tests.support.worker_rig import PATIENCE_S, WorkerRig
 from topics.catalog import (
     CHAIN_HEADS,
     JOURNAL,
@@ -180,13 +181,17 @@ def _boundaries(stage: str) -> Iterator[Boundary]:
     yield Boundary("acknowledged, the reply lost", stage, "kafka", "reply", ack, True)
 
 
-async def kill_at(rig: WithdrawalRig, boundary: Boundary) -> None:
-    """Withdrawals are asked for, the worker is killed exactly there, another goes on; then everything ever asked for is paid
-    once."""
+async def killed_at(
+    rig: WorkerRig,
+    boundary: Boundary,
+    said: Awaitable[Any],
+    until_there: AbstractAsyncContextManager[Any] | None = None,
+) -> None:
+    """The worker is killed exactly there while it works on what is said, and another goes on; then everything ever said came to what it
+    must, once."""
     first = rig.postgres.hold(commit_of(boundary.stage), "request") if boundary.behind_commit else boundary.hold(rig)
-    await rig.ask()
-    # a head wakes what waits for a signature too; which of the two stages signs is then a race
-    async with rig.blocks() if boundary.stage in WOKEN_BY_BLOCKS else nullcontext():
+    await said
+    async with until_there or nullcontext():
         await first.wait_hit_async(PATIENCE_S)
     hold = first
     if boundary.behind_commit:
@@ -198,6 +203,13 @@ async def kill_at(rig: WithdrawalRig, boundary: Boundary) -> None:
     assert not hold.release(), "a dead client's packet does not go on"
     rig.start_worker()
     await rig.check()
+
+
+async def kill_at(rig: WithdrawalRig, boundary: Boundary) -> None:
+    """While it works on withdrawals."""
+    # a head wakes what waits for a signature too; which of the two stages signs is then a race
+    heads = rig.blocks() if boundary.stage in WOKEN_BY_BLOCKS else None
+    await killed_at(rig, boundary, rig.ask(), heads)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -11,18 +11,15 @@ import asyncio
 import json
 import os
 import secrets
-import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import asyncpg
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from eth_account import Account as Keys
 
 from agents.emitter import Emitter
@@ -36,20 +33,17 @@ from stablerail.dev.anvil import Anvil
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.postgres import Postgres
-from stablerail.dev.processes import Child, free_port, tail
 from stablerail.dev.stack import Stack
 from stablerail.dev.usdc import Usdc, deploy
 from tests.support.invariants import end_database
 from tests.support.ledger_rig import connect_to
 from tests.support.payouts import store
-from tests.support.proxies import Hold, HttpProxy, KafkaProxy, PostgresProxy
-from tests.support.warm import WarmChild
+from tests.support.proxies import HttpProxy, KafkaProxy, PostgresProxy
+from tests.support.worker_rig import WorkerRig, opened
 from topics.catalog import CHAIN_HEADS, WITHDRAWALS_REQUESTED, WITHDRAWALS_SETTLED
 from topics.envelope import headers_of, value_of
 from topics.events import Event, HeadSeen, Rail, WithdrawalRequested, WithdrawalSettled
 
-PATIENCE_S = 100.0
-"""Until a condition must hold on a machine that others load; a quiet one needs a tenth."""
 CHAIN = "MATIC"
 DEPTH = 2
 BLOCK_S = 0.1
@@ -84,42 +78,27 @@ class Asked:
     """As it must end."""
 
 
-class WithdrawalRig:
-    """`worker` is the one that runs now; every worker goes through the three proxies."""
+class WithdrawalRig(WorkerRig):
+    """Its workers go through a third proxy, to the chain."""
 
+    movement = "withdrawals"
     rail = Rail.CHAIN.value
 
     def __init__(
         self, stack: Stack, prefix: str, anvil: Anvil, usdc: Usdc, proxies: tuple[PostgresProxy, KafkaProxy, HttpProxy]
     ) -> None:
-        self.prefix = prefix
-        self.postgres, self.kafka, self.rpc = proxies
-        self.group = f"stablerail-{prefix}withdrawals"
+        postgres, kafka, self.rpc = proxies
+        super().__init__(stack, prefix, postgres, kafka)
         self.anvil, self.usdc = anvil, usdc
         self.asked: list[Asked] = []
-        self.workers: list[Child] = []
-        self.holds: list[Hold] = []
         self.heads = 0
         """That were told."""
         self.raises = False
         """Whether transactions are lost here, and sped up."""
-        self.is_quiet = True
-        """False while a test runs and after one that failed: then nobody knows what state this is in."""
-        self._stack = stack
         self._key = secrets.token_bytes(32)
         self.signer: str = Keys.from_key(self._key).address.lower()
         self._users = [f"user-{number}" for number in range(3)]
         self._told: list[WithdrawalSettled] = []
-        self.database: asyncpg.Connection[asyncpg.Record]
-        self._producer: AIOKafkaProducer
-        self._consumer: AIOKafkaConsumer
-
-    @property
-    def worker(self) -> Child:
-        return self.workers[-1]
-
-    def topic(self, name: str) -> str:
-        return self.prefix + name
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -129,23 +108,8 @@ class WithdrawalRig:
         rpc_urls = {"STABLERAIL_RPC_URLS": json.dumps({CHAIN: [self.anvil.rpc_url]})}
         return {**os.environ, **self._stack.environment, **rpc_urls}
 
-    def start_worker(self) -> None:
-        """One more worker of the group; does not wait."""
-        arguments = ["worker", "withdrawals", "--port", str(free_port())]
-        log = self._stack.directory / f"worker-{len(self.workers) + 1}.log"
-        self.workers.append(WarmChild(arguments, log=log, env=self.worker_environment()))
-
     def worker_environment(self) -> dict[str, str]:
-        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
-        head, _, database = dsn.rpartition("/")
-        credentials = head.rpartition("@")[0]
-        return {
-            **os.environ,
-            **self._stack.environment,
-            "STABLERAIL_DATABASE_URL": f"{credentials}@{self.postgres.address}/{database}",
-            "STABLERAIL_KAFKA_BOOTSTRAP": self.kafka.address,
-            "STABLERAIL_RPC_URLS": json.dumps({CHAIN: [self.rpc.url]}),
-        }
+        return {**super().worker_environment(), "STABLERAIL_RPC_URLS": json.dumps({CHAIN: [self.rpc.url]})}
 
     async def until_owned(self) -> None:
         """Until every partition of every stage has an owner, and the journal has that."""
@@ -156,10 +120,6 @@ class WithdrawalRig:
             return partitions == dict.fromkeys(STAGES, CHAIN_HEADS.partitions) and await self.is_idle()
 
         await self.until(owned, "a worker owns every partition")
-
-    async def is_idle(self) -> bool:
-        """Whether every commit so far has reached the journal."""
-        return not await self.database.fetchval("SELECT count(*) FROM outbox WHERE NOT journaled")
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
@@ -236,25 +196,8 @@ class WithdrawalRig:
 
     async def told(self) -> Sequence[WithdrawalSettled]:
         """Everything in `withdrawals.settled` so far, repeats too."""
-        partitions = self._consumer.assignment()
-        ends = await self._consumer.end_offsets(partitions)
-        self._consumer.resume(*partitions)
-        while [tp for tp, end in ends.items() if await self._consumer.position(tp) < end]:
-            for records in (await self._consumer.getmany(timeout_ms=500)).values():
-                self._told += [WithdrawalSettled.model_validate_json(record.value) for record in records]
-        self._consumer.pause(*partitions)
+        self._told += [WithdrawalSettled.model_validate_json(record.value) for record in await self.news()]
         return tuple(self._told)
-
-    async def until(
-        self, condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = PATIENCE_S, pause_s: float = 0.05
-    ) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not await condition():
-            assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s\n{self.logs()}"
-            await asyncio.sleep(pause_s)
-
-    def logs(self) -> str:
-        return "\n".join(f"worker ({w.returncode}): {tail(w.log, 15)}" for w in self.workers[-2:])
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
@@ -328,53 +271,32 @@ class WithdrawalRig:
         self._stack.environment["STABLERAIL_WITHDRAWAL_KEYSTORE_PASSWORD"] = PASSWORD
         await self.anvil.rpc("anvil_setBalance", self.signer, hex(10**21))
         await self.usdc.transfer(self.signer, FUNDS)
-        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
         await self.connect()
-        writer = await connect_to(dsn)()
+        writer = await connect_to(self.dsn)()
         gifts = [
             Transaction(secrets.token_hex(16), "gift", "", (debit(spendable(user), FUNDS), credit(buffer(), FUNDS)))
             for user in self._users
         ]
         await store(writer, Changes(), gifts, datetime.now(UTC))
         await writer.close()
-        bootstrap = self._stack.environment["STABLERAIL_KAFKA_BOOTSTRAP"]
-        await self._journal(dsn, bootstrap)
-        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
-        self._consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=20)
-        for client in (self._producer, self._consumer):
-            await client.start()
-        settled = WITHDRAWALS_SETTLED
-        self._consumer.assign([TopicPartition(settled.named(self.prefix), n) for n in range(settled.partitions)])
-        await self._consumer.seek_to_beginning()
+        await self._journal()
+        await self.start_clients(WITHDRAWALS_SETTLED)
 
-    async def _journal(self, dsn: str, bootstrap: str) -> None:
+    async def _journal(self) -> None:
         """What the test wrote: nobody else's relay is to find it."""
-        emitter = Emitter(bootstrap, self.prefix)
+        emitter = Emitter(self.bootstrap, self.prefix)
         await emitter.start()
-        relay = Relay(connect_to(dsn), emitter.journal)
+        relay = Relay(connect_to(self.dsn), emitter.journal)
         await relay.journal()
         await relay.close()
         await emitter.stop()
         await self.database.execute("DELETE FROM outbox")
-
-    async def connect(self) -> None:
-        """The test's own connection, to the database that there is now."""
-        dsn = self._stack.environment["STABLERAIL_DATABASE_URL"]
-        self.database = await asyncpg.connect(dsn, server_settings={"search_path": "stablerail"})
 
     async def first_worker(self) -> None:
         """A worker, and a withdrawal through it, so that every topic has a leader before anything is held."""
         self.start_worker()
         await self.until_owned()
         await self.check()
-
-    async def close(self) -> None:
-        for worker in self.workers:
-            if worker.returncode is None:
-                worker.kill()
-        await self._consumer.stop()
-        await self._producer.stop()
-        await self.database.close()
 
 
 @asynccontextmanager
@@ -410,11 +332,7 @@ async def withdrawal_rig(
                 stack = Stack(directory / name, parts, settings={**parts, **settings})
                 rig = kind(stack, prefix, anvil, usdc, (postgres, kafka, rpc))
                 rig.raises = "STABLERAIL_WITHDRAWAL_SPEED_UP_BLOCKS" in settings  # a slow machine is enough then
-                await rig.open()
-                try:
-                    await rig.first_worker()
+                async with opened(rig):
                     yield rig
-                finally:
-                    await rig.close()
         finally:
             end_database(server, name)

@@ -42,11 +42,8 @@ class FakeChain:
             logs = [
                 TransferLog(name, number, f"0x{self.made:062x}{i:02x}", i, TOKEN, THEIRS, to, amount)
                 for i, (to, amount) in enumerate(
-                    [
-                        (OURS if self.made % 3 else THEIRS, self.made),
-                        (THEIRS, 5),
-                        (OURS, 0),
-                    ]  # some blocks have none of ours
+                    # some blocks have none of ours
+                    [(OURS if self.made % 3 else THEIRS, self.made), (THEIRS, 5), (OURS, 0)]
                 )
             ]
             self.blocks.append((Block(number, name, parent, number), logs))

@@ -16,7 +16,8 @@ from stablerail.config import (
     load_settings,
     names_without_effect,
 )
-from stablerail.config_values import describe, duration_s, masked_url
+from stablerail.config_shown import describe, masked_url
+from stablerail.config_values import duration_s
 from stablerail.policies import deposit_policy
 from topics.events import Chain
 

@@ -161,9 +161,9 @@ def _create_wallets(state: State, body: _CreateWallets) -> dict[str, Any]:
         pairs: dict[str, keys.KeyPair] = {}
         for name in body.blockchains:
             family = tokens.BLOCKCHAINS[name].family
-            pair = pairs.setdefault(
-                family, pairs.get(family) or state.new_key_pair(family)
-            )  # one address on all EVM chains
+            if family not in pairs:  # one address on all EVM chains
+                pairs[family] = state.new_key_pair(family)
+            pair = pairs[family]
             wallet = Wallet(
                 address=pair.address,
                 blockchain=name,

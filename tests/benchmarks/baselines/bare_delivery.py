@@ -17,8 +17,9 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
 from agents.crash import Stop
-from agents.delivery import Delivered, Delivery
+from agents.delivery import Delivery
 from agents.deposits import credit_deposits
+from agents.intake import Delivered
 from agents.transport import Run, runs
 from stablerail.config import load_settings
 from stablerail.metrics import Metrics

@@ -25,7 +25,8 @@ from tests.support.crash_rig import Rigs
 from tests.support.proxies import Frame, Hold, Match, Proxy, Where, commit_after, http_request, produce
 from tests.support.transfer_rig import PAID, PATH, REFUSED, TransferRig
 from tests.support.withdrawal_points import SETTINGS, commit_of
-from tests.support.withdrawal_rig import PATIENCE_S, withdrawal_rig
+from tests.support.withdrawal_rig import withdrawal_rig
+from tests.support.worker_rig import PATIENCE_S
 from topics.catalog import JOURNAL, TRANSFERS_NOTIFIED
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -19,7 +19,8 @@ from tests.support import withdrawal_points
 from tests.support.crash_rig import Rigs
 from tests.support.sending import COIN
 from tests.support.withdrawal_points import SETTINGS, Boundary, boundaries
-from tests.support.withdrawal_rig import PASSWORD, PATIENCE_S, WithdrawalRig, withdrawal_rig
+from tests.support.withdrawal_rig import PASSWORD, WithdrawalRig, withdrawal_rig
+from tests.support.worker_rig import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
