@@ -184,6 +184,7 @@ def changed(
     name = who(settings, actor)
 
     async def act(connection: Connection) -> T:
+        await check_own(connection)
         for _ in range(2):
             with suppress(*OVERTAKEN):
                 return await action(connection, name, datetime.now(UTC))
@@ -206,6 +207,14 @@ async def _connected(settings: Settings, act: Callable[[Connection], Awaitable[A
         return await act(connection)
     finally:
         await connection.close()
+
+
+async def check_own(connection: Connection) -> None:
+    """Before anything is committed. Raises ACopy: what is written in a copy gets nowhere, and stands in its way when it takes over."""
+    from ledger.errors import ACopy
+
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM relay)"):
+        raise ACopy
 
 
 async def journaled(settings: Settings) -> None:
