@@ -246,5 +246,7 @@ async def check_alone(connection: Connection) -> None:
             who = "; ".join(
                 f"{user} from {host}, process {pid}, since {since:%Y-%m-%d %H:%M:%S}" for pid, host, user, since in rows
             )
-            raise DatabaseBusy(f"processes of ours are connected; stop workers, API and bridge first: {who}")
+            raise DatabaseBusy(
+                f"processes of ours are connected; stop workers, API and bridge first, or make a copy in another database: {who}"
+            )
         await asyncio.sleep(0.05)
