@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -27,7 +26,7 @@ from agents.recovery.letters import Letter, State, again, bytes_of, plain, reada
 from agents.recovery.store_dead_letters import letter_of_row, lock
 from agents.services import Services
 from ledger.audit_logs import Log
-from ledger.commit import Sealed, Unchanged, lock_writer, seal
+from ledger.commit import Sealed, lock_writer, seal
 from ledger.cursors import opaque, opened
 from ledger.record import Message
 from ledger.rows import Block, Connection, Op, block, uuids
@@ -132,43 +131,41 @@ async def redrive(
     """Sends the letters' events again, in one commit, at most AT_ONCE of them. `force`: also those whose code says that it cannot
     help. Each that cannot be sent is in `refused`, and stays as it is."""
     wanted = set(ids)
-    refused: list[LetterRefused] = []
-    sent: list[Letter] = []
-    left: list[str] = []
-    try:
-        async with connection.transaction():
-            owners = await lock_writer(connection, WRITER)
-            there = await lock(connection, wanted)
-            refused += [UnknownLetter(id, f"there is no dead letter {id}") for id in wanted - there.keys()]
-            settled = await _settled(connection, there.values())
-            size = 0
-            for letter in sorted(there.values(), key=lambda one: (one.last_at, one.id)):
-                why = _refusal(letter, settled, force)
-                if why is not None:
-                    refused.append(why)
-                    continue
-                size += bytes_of(letter)
-                if sent and size > BYTES_AT_ONCE:
-                    left.append(letter.id)
-                    continue
-                sent.append(
-                    with_event(letter, readable_as(letter))._replace(
-                        state=State.REDRIVEN, redrives=letter.redrives + 1, due_at=None, updated_at=at,
-                        version=letter.version + 1,
-                    )
-                )  # fmt: skip
-            if not sent:
-                raise Unchanged
-            logs = [
-                Log(actor, "dead_letter.redriven", "dead_letter", one.id, {"state": there[one.id].state}, {"redrives": one.redrives})
-                for one in sent
-            ]  # fmt: skip
-            sealed = await seal(
-                connection, WRITER, owners, blocks=[_changed(sent)], messages=[again(one) for one in sent], at=at, actor=actor,
-                summary={"redriven": len(sent)}, logs=logs,
+    async with connection.transaction():
+        owners = await lock_writer(connection, WRITER)
+        there = await lock(connection, wanted)
+        refused: list[LetterRefused] = [
+            UnknownLetter(id, f"there is no dead letter {id}") for id in wanted - there.keys()
+        ]
+        settled = await _settled(connection, there.values())
+        sent: list[Letter] = []
+        left: list[str] = []
+        size = 0
+        for letter in sorted(there.values(), key=lambda one: (one.last_at, one.id)):
+            why = _refusal(letter, settled, force)
+            if why is not None:
+                refused.append(why)
+                continue
+            size += bytes_of(letter)
+            if sent and size > BYTES_AT_ONCE:
+                left.append(letter.id)
+                continue
+            sent.append(
+                with_event(letter, readable_as(letter))._replace(
+                    state=State.REDRIVEN, redrives=letter.redrives + 1, due_at=None, updated_at=at,
+                    version=letter.version + 1,
+                )
             )  # fmt: skip
-    except Unchanged:
-        return Redriven([], refused)
+        if not sent:
+            return Redriven([], refused)
+        logs = [
+            Log(actor, "dead_letter.redriven", "dead_letter", one.id, {"state": there[one.id].state}, {"redrives": one.redrives})
+            for one in sent
+        ]  # fmt: skip
+        sealed = await seal(
+            connection, WRITER, owners, blocks=[_changed(sent)], messages=[again(one) for one in sent], at=at, actor=actor,
+            summary={"redriven": len(sent)}, logs=logs,
+        )  # fmt: skip
     return Redriven(sent, refused, left, sealed)
 
 
@@ -299,17 +296,16 @@ class RedriveDeadLetters:
     async def _change(
         self, connection: Connection, ids: set[str], change: Callable[[Letter], Letter | None], at: datetime, what: str
     ) -> None:
-        with suppress(Unchanged):
-            async with connection.transaction():
-                owners = await lock_writer(connection, WRITER)
-                changed = [new for old in (await lock(connection, ids)).values() if (new := change(old)) is not None]
-                if not changed:
-                    raise Unchanged
-                sealed = await seal(
-                    connection, WRITER, owners, blocks=[_changed(changed)], messages=[], at=at, actor=WRITER,
-                    summary={what: len(changed)},
-                )  # fmt: skip
-            await self._tell(sealed)
+        async with connection.transaction():
+            owners = await lock_writer(connection, WRITER)
+            changed = [new for old in (await lock(connection, ids)).values() if (new := change(old)) is not None]
+            if not changed:
+                return
+            sealed = await seal(
+                connection, WRITER, owners, blocks=[_changed(changed)], messages=[], at=at, actor=WRITER,
+                summary={what: len(changed)},
+            )  # fmt: skip
+        await self._tell(sealed)
 
     async def _tell(self, sealed: Sealed) -> None:
         await self._services.relay.journal([(sealed.seq, sealed.record)])
