@@ -20,7 +20,7 @@ import asyncpg
 
 from ledger.roles import quoted
 from ledger.rows import Connection, Table
-from ledger.tables import JOURNALED
+from ledger.tables import JOURNALED, OWNERS
 
 ROWS_MAX: Final = 10
 """Rows that are shown of a table."""
@@ -129,7 +129,7 @@ async def _digest(connection: Connection, table: Table) -> Any:
     return tuple(
         await connection.fetchrow(
             f"SELECT count(*), coalesce(sum(hashtextextended({text}, 0)), 0)::text,"  # noqa: S608  (declared names only)
-            f" coalesce(sum(hashtextextended({text}, 1)), 0)::text FROM {table.name} t"
+            f" coalesce(sum(hashtextextended({text}, 1)), 0)::text FROM {_rows(table)}"
         )
         or ()
     )
@@ -140,9 +140,14 @@ async def _walk(connection: Connection, table: Table) -> AsyncIterator[tuple[Any
     kinds = dict(table.columns)
     keys = [f"t.{name}::text" if kinds[name] == "uuid" else f"t.{name}" for name in table.key]
     order = [f't.{name} COLLATE "C"' if kinds[name] == "text" else f"t.{name}" for name in table.key]
-    query = f"SELECT {_row(table)}, {', '.join(keys)} FROM {table.name} t ORDER BY {', '.join(order)}"  # noqa: S608
+    query = f"SELECT {_row(table)}, {', '.join(keys)} FROM {_rows(table)} ORDER BY {', '.join(order)}"  # noqa: S608
     async for text, *key in connection.cursor(query, prefetch=_PREFETCH):
         yield tuple(key), text
+
+
+def _rows(table: Table) -> str:
+    """An owner row without a commit is as none: whoever finds that there is nothing to change may leave one."""
+    return f"{table.name} t{' WHERE t.position > 0' if table is OWNERS else ''}"
 
 
 def _row(table: Table) -> str:

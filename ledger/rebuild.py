@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from ledger.errors import DatabaseAhead, JournalBroken
+from ledger.errors import DatabaseAhead, HistoriesDiffer, JournalBroken
 from ledger.links import BEGINNING, Key, Link, Place, links_of, name
-from ledger.rebuild_batch import Batch, Journaled, Known, Untold, Writer
+from ledger.rebuild_batch import Batch, Before, Journaled, Known, Untold, Writer
 from ledger.record import CommitRecord, unpack
 from ledger.rows import Connection
 from ledger.sql import load
@@ -64,6 +64,8 @@ class Restored:
     """Records whose messages may not have left: they wait in the outbox and are emitted as after any crash."""
     foreign: int = 0
     """Messages of the journal that are no records, left out. No chain lacks one."""
+    is_copy: bool = False
+    """It may tell nobody anything."""
 
 
 Progress = Callable[[int, int, int], None]
@@ -77,14 +79,16 @@ async def rebuild(
     restores: Sequence[Restore] = (),
     tell_from: datetime | None = None,
     progress: Progress | None = None,
+    before: Before | None = None,
 ) -> Restored:
     """Brings the database to the end of `records`, which begin at the journal's beginning. Called again it goes on.
 
     `connection`: the tables' owner, in the schema; best with synchronous_commit off. `restores`: all that the journal holds.
-    `tell_from`: from which time on a record that does not say so is told again; None: always.
+    `tell_from`: from which time on a record that does not say so is told again; None: always. `before`: called before the
+    first record is written.
     Raises JournalBroken, HistoriesDiffer and DatabaseAhead; the database then has whole records only.
     """
-    run = _Rebuild(connection, tuple(restores), tell_from)
+    run = _Rebuild(connection, tuple(restores), tell_from, before)
     await run.start()
     try:
         async for one in records:
@@ -100,8 +104,14 @@ async def rebuild(
 
 
 class _Rebuild:
-    def __init__(self, connection: Connection, restores: tuple[Restore, ...], tell_from: datetime | None) -> None:
-        self.writer = Writer(connection)
+    def __init__(
+        self,
+        connection: Connection,
+        restores: tuple[Restore, ...],
+        tell_from: datetime | None,
+        before: Before | None,
+    ) -> None:
+        self.writer = Writer(connection, before)
         self._connection = connection
         self._restores = restores
         self._tell_from = tell_from
@@ -216,8 +226,8 @@ class _Rebuild:
         await self.writer.put(batch)
 
     async def check_end(self) -> None:
-        """What the database has more than the journal waits for its relay. Raises DatabaseAhead, or JournalBroken when it is
-        the journal that lacks its end."""
+        """What the database has more than the journal waits for its relay. Raises DatabaseAhead, JournalBroken when it is the
+        journal that lacks its end, or HistoriesDiffer when it would be left out there as late."""
         ahead = {key: place for key, place in self._held.items() if place.position > self._of(key).position}
         if not ahead:
             return
@@ -229,10 +239,13 @@ class _Rebuild:
                     raise JournalBroken(
                         f"it ends before position {position} of {name(owner)}, which the database has: its end is missing"
                     )
-        raise DatabaseAhead(
-            f"the database has {len(rows)} commits (records {rows[0][0]} to {rows[-1][0]}) that are not in the journal yet; if it"
-            " was never lost, start its workers: they journal them; if it is a backup, run: stablerail rebuild --publish"
-        )
+        seqs = [seq for seq, _ in rows]
+        if any(seqs[0] < restore.first_seq for restore in self._restores):
+            raise HistoriesDiffer(
+                f"the database has {len(seqs)} commits (records {seqs[0]} to {seqs[-1]}) that the journal lacks, of before another"
+                " database took over: the deployment goes on without them; rebuild an empty database, or a newer backup"
+            )
+        raise DatabaseAhead(seqs, is_copy=not await self._connection.fetchval(_sql.has_relay))
 
     async def finish(self) -> Restored:
         connection = self._connection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -24,6 +24,10 @@ BYTES_MAX: Final = 8 * 1024 * 1024
 """Of literals, in a transaction: enough that its statements' own cost is none, and little to do again."""
 
 
+Before = Callable[[Connection], Awaitable[object]]
+"""Called before the first record is written."""
+
+
 class Journaled(NamedTuple):
     """A whole record as the journal has it."""
 
@@ -38,7 +42,10 @@ class Journaled(NamedTuple):
         return JournalBroken(f"record {self.seq} at offset {self.offset}: {why}")
 
     def differs(self, why: str) -> HistoriesDiffer:
-        return HistoriesDiffer(f"record {self.seq} at offset {self.offset}: {why}; is it this database's journal?")
+        return HistoriesDiffer(
+            f"record {self.seq} at offset {self.offset}: {why}; is it this database's journal? If another database has taken over"
+            " meanwhile, rebuild an empty one, or a newer backup"
+        )
 
 
 class Known(NamedTuple):
@@ -92,8 +99,9 @@ class Batch:
 class Writer:
     """One batch at a time. Whoever waits for it gets what went wrong with the one before."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, before: Before | None) -> None:
         self._connection = connection
+        self._before = before
         self._task: asyncio.Task[None] | None = None
 
     async def put(self, batch: Batch) -> None:
@@ -121,6 +129,9 @@ class Writer:
 
     async def _write(self, batch: Batch) -> None:
         connection = self._connection
+        if batch.records and self._before is not None:
+            await self._before(connection)
+            self._before = None
         try:
             deleted, written = fold(batch.blocks())
             async with connection.transaction():

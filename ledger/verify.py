@@ -41,6 +41,8 @@ class Result:
     offending: tuple[str, ...] = ()
     at: datetime | None = None
     """When it was looked at; None: now."""
+    waits: str = ""
+    """What is not done yet and need not be."""
 
     @property
     def holds(self) -> bool:
@@ -58,6 +60,8 @@ class Invariant:
     """A query: how much the view looks at."""
     ages: bool = False
     """It holds or not depending on the clock: what has just been done may still be on its way."""
+    overdue: str = ""
+    """A query: those of the view's rows that nobody's absence excuses; where it is empty, all of them."""
 
 
 VIEWS: Final = (
@@ -78,7 +82,7 @@ VIEWS: Final = (
         "invariant_8_nonces_used_once",
         _sql.count_nonces,
     ),
-    Invariant(9, EMITTED, "invariant_9_records_emitted", _sql.count_commits, ages=True),
+    Invariant(9, EMITTED, "invariant_9_records_emitted", _sql.count_commits, ages=True, overdue=_sql.records_overdue),
     Invariant(10, SETTLED, "invariant_10_events_settled_once", _sql.count_events),
     Invariant(10, SETTLED, "invariant_10_refusals_kept", _sql.count_events, ages=True),
     Invariant(13, DRAINED, "invariant_13_nothing_stays", _sql.count_overdue, ages=True),
@@ -118,7 +122,8 @@ def together(results: Iterable[Result]) -> list[Result]:
         known = found.get(result.number, result)
         if known is not result:
             offending = (*known.offending, *result.offending)
-            result = replace(known, checked=max(known.checked, result.checked), offending=offending)
+            waits = known.waits or result.waits
+            result = replace(known, checked=max(known.checked, result.checked), offending=offending, waits=waits)
         found[result.number] = result
     return [found[number] for number in sorted(found)]
 
@@ -185,8 +190,12 @@ async def _proved(connection: Connection, first: int | None, rows_max: int, prog
 
 
 async def _viewed(connection: Connection, invariant: Invariant, rows_max: int) -> Result:
-    query = f"SELECT * FROM {invariant.view}"  # noqa: S608  (a name of ours)
-    return await _queried(connection, invariant.number, invariant.name, query, invariant.count, rows_max)
+    view = f"SELECT * FROM {invariant.view}"  # noqa: S608  (a name of ours)
+    query = invariant.overdue or view
+    result = await _queried(connection, invariant.number, invariant.name, query, invariant.count, rows_max)
+    if invariant.overdue and (waiting := await connection.fetchval(f"SELECT count(*) FROM ({view}) AS v")):  # noqa: S608
+        return replace(result, waits=f"{waiting} commits wait for a worker to tell them")
+    return result
 
 
 async def _queried(

@@ -42,6 +42,7 @@ EXIT_PIPE: Final = 141
 """As of a program that SIGPIPE ended."""
 JOURNAL_WAIT_S: Final = 10.0
 """What is committed is safe already: a person need not wait for a broker that is away."""
+LOOK_S_MAX: Final = 5.0
 
 T = TypeVar("T")
 Actor = Annotated[
@@ -184,6 +185,7 @@ def changed(
     name = who(settings, actor)
 
     async def act(connection: Connection) -> T:
+        await check_own(settings, connection)
         for _ in range(2):
             with suppress(*OVERTAKEN):
                 return await action(connection, name, datetime.now(UTC))
@@ -206,6 +208,25 @@ async def _connected(settings: Settings, act: Callable[[Connection], Awaitable[A
         return await act(connection)
     finally:
         await connection.close()
+
+
+async def check_own(settings: Settings, connection: Connection) -> None:
+    """Before anything is committed: what is written in a copy, or in a backup that was not brought forward, gets nowhere and is in the
+    way of its rebuild. Raises ACopy and DatabaseBehind; while Kafka is away nobody knows the latter."""
+    from aiokafka.errors import KafkaError
+
+    from ledger.errors import ACopy
+    from stablerail.connections import relay_of
+
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM relay)"):
+        raise ACopy
+
+    async def nowhere(*_: Any) -> None:
+        """It only looks."""
+
+    with suppress(KafkaError, TimeoutError):
+        async with asyncio.timeout(LOOK_S_MAX):
+            await relay_of(settings, nowhere).look()
 
 
 async def journaled(settings: Settings) -> None:

@@ -34,19 +34,22 @@ from stablerail.cli_verify import shown_progress
 
 
 def rebuild(
-    publish: Annotated[bool, typer.Option(help="take to the journal what a backup has and the journal lacks")] = False,
+    publish: Annotated[
+        bool,
+        typer.Option(help="take to the journal what the database has and the journal lacks; a copy's with --take-over"),
+    ] = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="the deployment goes on with this database")] = False,
     actor: Actor = None,
 ) -> None:
     """Bring the database to the end of the journal: an empty one (`stablerail migrate` made its tables), or an old backup.
 
     As it is called, it makes a copy to look at, equal to the database that was lost; nothing that is written in a copy gets
-    anywhere. --take-over makes it the deployment's own, with every lane and partner closed: `stablerail recovery status` shows
-    them, `stablerail recovery open` compares and opens. Workers, API and bridge must be stopped. What has been applied stays;
-    after an interruption call it again.
+    anywhere. A database that lacks nothing stays as it is. --take-over makes it the deployment's own, with every lane and partner
+    closed: `stablerail recovery status` shows them, `stablerail recovery open` compares and opens. Workers, API and bridge must be
+    stopped. What has been applied stays; after an interruption call it again.
     """
     from agents.recovery.restoring import close
-    from stablerail.rebuild import rebuild_database
+    from stablerail.rebuild import publish_waiting, rebuild_database
 
     settings = needed_settings("database_url", logs=False)
 
@@ -66,10 +69,10 @@ def rebuild(
 
         try:
             restored = await forward()
-        except DatabaseAhead:  # it has all of the journal now
-            if not publish:
+        except DatabaseAhead as ahead:  # it has all of the journal now
+            if not publish or (ahead.is_copy and not take_over):
                 raise
-            await journaled(settings)
+            await publish_waiting(settings)
             restored = await forward()
         if take_over:
             await journaled(settings)
@@ -83,8 +86,11 @@ def rebuild(
             "the database is at the end of the journal and the deployment's own; nothing is signed or asked of a partner"
         )
         out.print("before you have said: stablerail recovery open")
-    else:
+    elif restored.is_copy:
         out.print("the database is at the end of the journal: a copy; --take-over makes it the deployment's")
+    else:
+        out.print("the database is at the end of the journal, and was before: it stays as it is, and is no copy")
+        out.print("never lost: start its workers. Restored from a backup: stablerail rebuild --take-over")
 
 
 def diff(

@@ -17,6 +17,7 @@ from stablerail.cli_base import (
     Actor,
     Format,
     actor_of,
+    check_own,
     fail,
     journaled,
     looked_up,
@@ -141,6 +142,7 @@ async def _open(settings: Settings, wanted: set[str] | None, accepted: str, who:
 
     connection = await connector(settings)()
     try:
+        await check_own(settings, connection)
         lanes = [one for one in await restoring.closed_lanes(connection) if wanted is None or one.key in wanted]
         gates = [one for one in await restoring.closed_gates(connection) if wanted is None or one.name in wanted]
         done = [await _lane(settings, connection, lane) for lane in lanes]

@@ -178,6 +178,7 @@ async def _replayed(
         run_over = Replay(stage, await connect())
         if how is not None:
             await shared.emitter.start()
+            await shared.relay.check()
         what = str(wanted) if lines is None else f"{len(lines)} dead letters"
         async with _input(stage.source, settings, wanted, lines) as batches:
             async for batch in batches:

@@ -177,7 +177,7 @@ def table_of(results: Sequence[Result]) -> Table:
     table = Table("", "invariant", "checked", "offending", header_style="bold", pad_edge=False, box=None)
     for result in results:
         how = Text("holds", "green") if result.holds else Text("BROKEN", "bold red").append("", "default")
-        for row in result.offending:
+        for row in (*result.offending, *([result.waits] if result.waits else ())):
             how.append(f"\n{row}", "default")
         table.add_row(str(result.number), result.name, str(result.checked), how)
     return table

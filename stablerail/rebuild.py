@@ -18,11 +18,12 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents import lenient_records
+from agents.emitter import Emitter
 from ledger.assembly import JUMP, Assembly, RestoreScan
 from ledger.errors import DatabaseBusy, JournalBroken, NoRecord, SchemaOutdated
 from ledger.migrate import is_newest
 from ledger.rebuild import TELL_AGAIN, Restored, rebuild
-from ledger.rebuild_batch import Journaled
+from ledger.rebuild_batch import Before, Journaled
 from ledger.rows import Connection
 from stablerail.config import Settings
 from topics.catalog import JOURNAL
@@ -34,6 +35,8 @@ PROGRAM: Final = "stablerail"
 AT_AN_END: Final = 100
 """So many messages of the journal are looked at where it begins, and where it ends."""
 LEAVING_S_MAX: Final = 1.0
+PUBLISH_S_MAX: Final = 60.0
+"""A record of many parts takes seconds; a broker that is away is told."""
 
 Progress = Callable[[int, int, int, int], None]
 """Is told the offsets read, how many there are, the records and the rows so far."""
@@ -43,27 +46,52 @@ More = Callable[[AsyncIterator[Journaled]], AsyncIterator[Journaled]]
 
 
 async def rebuild_database(settings: Settings, progress: Progress, after: After | None = None) -> Restored:
-    """Brings the database to the journal's end. Without `after` it is a copy then, equal to the one that was lost and unable to
-    tell anybody anything (its relay row is gone); with it, it takes over. Raises LedgerError: JournalBroken, HistoriesDiffer,
-    DatabaseAhead, DatabaseBusy, SchemaOutdated."""
+    """Brings the database to the journal's end. Without `after`, what had to be brought forward is a copy then, equal to the one
+    that was lost and unable to tell anybody anything (its relay row is gone); one that lacked nothing may be the deployment's own
+    and stays as it is. With `after` it takes over. Raises LedgerError: JournalBroken, HistoriesDiffer, DatabaseAhead,
+    DatabaseBusy, SchemaOutdated."""
     async with _alone(settings) as connection, _reader(settings) as reader:
-        restored = await rebuild_from(connection, reader, progress)
+        # first: half of a database is never taken for the deployment's
+        restored = await rebuild_from(connection, reader, progress, before=_becomes_a_copy)
         await connection.execute("SET synchronous_commit = on")  # what follows is told
-        if settings.legacy_url is not None:  # a backup's marks do not say what that table was given since
+        if settings.legacy_url is not None and (after is not None or restored.applied):
+            # a backup's marks do not say what that table was given since
             await connection.execute("DELETE FROM shadow_marks; DELETE FROM shadow_outbox")
-        if after is None:
-            await connection.execute("DELETE FROM relay")
-        else:
+        if after is not None:
             async with connection.transaction():  # its own, closed: both or neither
                 await connection.execute("INSERT INTO relay VALUES (1) ON CONFLICT DO NOTHING")
                 await after(connection, restored)
-        return restored
+        return replace(restored, is_copy=not await connection.fetchval("SELECT EXISTS (SELECT FROM relay)"))
+
+
+async def _becomes_a_copy(connection: Connection) -> None:
+    await connection.execute("DELETE FROM relay")
+
+
+async def publish_waiting(settings: Settings) -> None:
+    """Takes to the journal what the database has and the journal lacks, a copy's too: as its relay would, of which a copy has none. The
+    next rebuild marks it. Raises KafkaError, TimeoutError, and what `rebuild_database` does of who is beside."""
+    emitter = Emitter(settings.kafka_bootstrap, settings.topic_prefix)
+    async with _alone(settings) as connection:
+        await emitter.start()
+        try:
+            untold = await connection.fetchval("SELECT min(seq) FROM outbox")
+            for (seq,) in await connection.fetch("SELECT seq FROM outbox WHERE NOT journaled ORDER BY seq"):
+                record = await connection.fetchval("SELECT record FROM outbox WHERE seq = $1", seq)
+                async with asyncio.timeout(PUBLISH_S_MAX):
+                    await emitter.journal([(seq, record)], untold)
+        finally:
+            await emitter.stop()
 
 
 async def rebuild_from(
-    connection: Connection, reader: JournalReader, progress: Progress, more: More = lambda records: records
+    connection: Connection,
+    reader: JournalReader,
+    progress: Progress,
+    more: More = lambda records: records,
+    before: Before | None = None,
 ) -> Restored:
-    """As `rebuild_database`, of what is open already; `more` may add records after the journal's."""
+    """As `rebuild_database`, of what is open already; `more` may add records after the journal's. `before`: as of `rebuild`."""
     scan = RestoreScan()
     if await reader.may_tell_of_restores():
         async for one in reader.records():
@@ -74,7 +102,12 @@ async def rebuild_from(
         progress(offset + 1 - reader.begin, reader.end - reader.begin, records, rows)
 
     restored = await rebuild(
-        connection, more(reader.records()), restores=scan.found, tell_from=tell_from, progress=told
+        connection,
+        more(reader.records()),
+        restores=scan.found,
+        tell_from=tell_from,
+        progress=told,
+        before=before,
     )
     return replace(restored, foreign=len(reader.foreign))
 
@@ -213,5 +246,7 @@ async def check_alone(connection: Connection) -> None:
             who = "; ".join(
                 f"{user} from {host}, process {pid}, since {since:%Y-%m-%d %H:%M:%S}" for pid, host, user, since in rows
             )
-            raise DatabaseBusy(f"processes of ours are connected; stop workers, API and bridge first: {who}")
+            raise DatabaseBusy(
+                f"processes of ours are connected; stop workers, API and bridge first, or make a copy in another database: {who}"
+            )
         await asyncio.sleep(0.05)

@@ -31,6 +31,7 @@ from ledger.commit import OVERTAKEN, Sealed, lock_writer, seal
 from ledger.record import Message
 from ledger.rows import Connection, uuids
 from ledger.sql import load
+from topics.catalog import fits
 from topics.envelope import ATTEMPT_MAX, with_attempt
 
 _sql = load("agents.recovery", "replay.sql")
@@ -53,13 +54,14 @@ class Verdict(StrEnum):
     SCHEDULED = "waits in the schedule"
     REUSED = "its id was settled with other contents"
     UNREADABLE = "cannot be read"
+    LARGE = "is larger than its topic takes once more"
     BUG = "stops its worker"
 
 
 WANTED: Final = frozenset({Verdict.DONE, Verdict.LATER})
 """What is published when nobody asks for more."""
-NEVER: Final = frozenset({Verdict.REUSED, Verdict.UNREADABLE, Verdict.BUG})
-"""What is not published whoever asks: it can only become a dead letter, or stop the worker."""
+NEVER: Final = frozenset({Verdict.REUSED, Verdict.UNREADABLE, Verdict.LARGE, Verdict.BUG})
+"""What is not published whoever asks: it can only become a dead letter, or stop the worker, or whoever sends it."""
 
 
 @dataclass(slots=True)
@@ -157,6 +159,8 @@ class Replay:
         """None: its stage has yet to say."""
         if item.refusal is not None:
             return Verdict.UNREADABLE, item.refusal.code
+        if not fits(self.stage.source.name, item.key, item.record.value, item.record.headers):
+            return Verdict.LARGE, ""
         if row is not None and row.fingerprint != item.fingerprint:
             return Verdict.REUSED, ""
         if item.uid in self.seen or (row is not None and row.outcome == "done"):

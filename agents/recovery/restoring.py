@@ -72,15 +72,13 @@ def gate_of(partner: str) -> str:
 
 async def close(
     connection: Connection, at: datetime, actor: str, *, first_seq: int, records: int
-) -> tuple[Restore, Sealed] | None:
+) -> tuple[Restore, Sealed]:
     """Closes every lane and every partner of a database that was just brought to the end of its journal, in one commit. `records`:
-    the journal's; `first_seq`: the lowest number that a commit from now on can get. None where that was done already and
-    nothing came since: a rebuild that is run again closes nothing twice."""
+    the journal's; `first_seq`: the lowest number that a commit from now on can get. Said anew each time: whoever took over before
+    may have been another database, whose own numbers begin where that time said."""
     async with connection.transaction():
         owners = await lock_writer(connection, WRITER)
         known = await last_restore(connection)
-        if known is not None and records <= known.records + 1:
-            return None
         restore = Restore((known.id if known else 0) + 1, at, actor, first_seq, records)
         changes = Changes()
         changes.insert(RESTORES, restore)

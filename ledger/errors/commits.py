@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from ledger.errors.base import LedgerError
@@ -48,7 +49,8 @@ class ACopy(LedgerError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this database is a copy of another; to make it the deployment's run: stablerail rebuild --take-over"
+            "this database is a copy, and nothing is done in it; if the deployment's own is lost, stop workers, API and bridge and"
+            " run: stablerail rebuild --take-over; if it is not, STABLERAIL_DATABASE_URL names the wrong one"
         )
 
 
@@ -59,8 +61,9 @@ class DatabaseBehind(LedgerError):
 
     def __init__(self, seq: int, at: datetime) -> None:
         super().__init__(
-            f"the journal has record {seq}, of {at:%Y-%m-%d %H:%M:%S} UTC, and this database has not: it is an old backup, or another"
-            " deployment's; stop workers, API and bridge and run: stablerail rebuild --take-over"
+            f"the journal has record {seq}, of {at:%Y-%m-%d %H:%M:%S} UTC, and this database has not: it is an old backup, one that"
+            " another has replaced, or another deployment's; if STABLERAIL_DATABASE_URL names the right one, stop workers, API and"
+            " bridge and run: stablerail rebuild --take-over"
         )
 
 
@@ -74,6 +77,17 @@ class DatabaseAhead(LedgerError):
     """A database has commits that are not in the journal yet; the text says who takes them there."""
 
     code = "database_ahead"
+
+    def __init__(self, seqs: Sequence[int], *, is_copy: bool) -> None:
+        which = f"{len(seqs)} commits (records {seqs[0]} to {seqs[-1]})"
+        super().__init__(
+            f"this copy has {which} of its own that are not in the journal; to go on with it and with them run: stablerail rebuild"
+            " --take-over --publish; to be rid of them rebuild an empty database"
+            if is_copy
+            else f"the database has {which} that are not in the journal yet; if it was never lost, or has taken over already, start"
+            " its workers: they journal them; if it is a backup, run: stablerail rebuild --take-over --publish"
+        )
+        self.is_copy = is_copy
 
 
 class DatabaseBusy(LedgerError):

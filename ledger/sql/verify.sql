@@ -41,6 +41,15 @@ SELECT count(*) FROM withdrawals
 -- name: count_nonces
 SELECT count(*) FROM (SELECT DISTINCT chain, signer, nonce FROM attempts) AS used
 
+-- name: records_overdue
+-- Of what is not told a minute after its commit: while a worker is at work, and has been for that minute; else after an hour, or an
+-- hour after a restore, whose commits are old. A copy tells nothing.
+SELECT v.*
+FROM invariant_9_records_emitted v
+WHERE EXISTS (SELECT FROM relay)
+  AND (EXISTS (SELECT FROM workers WHERE seen_at > now() - interval '15 seconds' AND started_at < now() - interval '1 minute')
+       OR greatest(v.at, (SELECT max(at) FROM restores)) < now() - interval '1 hour')
+
 -- name: count_commits
 SELECT count(*) FROM audit
 

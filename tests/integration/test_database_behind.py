@@ -34,7 +34,7 @@ from tests.integration.test_rebuild import live
 from tests.support.in_process import SCHEMA, Ground, ground, until
 from tests.support.migrated import migrate
 from tests.support.proxies import KafkaProxy
-from tests.support.rebuild import connect, empty_database, rebuild
+from tests.support.rebuild import connect, differences, empty_database, rebuild
 from tests.support.withdrawals import api_of
 from topics.catalog import JOURNAL
 
@@ -114,6 +114,9 @@ async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
             journal.check()
         await journal.stop()
         kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+        for words in (("keys", "create", "--scope", "read"), ("recovery", "open")):
+            told_no = await asyncio.to_thread(run, *words, database_url=backup, **kafka)
+            assert (told_no.exit_code, told_no.output[:17]) == (1, "database_behind: "), told_no.output
         done = await asyncio.to_thread(run, "rebuild", database_url=backup, **kafka)
         assert done.exit_code == 0, done.output
         with pytest.raises(ACopy):
@@ -322,6 +325,28 @@ async def test_a_restored_database_is_not_behind_for_late_records_of_the_one_tha
         await check(at, restored)
         await work(replace(at, dsn=restored), 2)
         await check(at, restored)
+
+
+async def test_two_databases_that_took_over_one_after_the_other_are_two_lines_though_nothing_came_between(
+    at: Ground, run: Callable[..., Result]
+) -> None:
+    """The first is lost before it does anything; a process of it that nobody stopped writes late."""
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+    async with empty_database(at.dsn) as first, empty_database(at.dsn) as second, empty_database(at.dsn) as third:
+        await work(at, 0)
+        for dsn in (first, second):
+            await migrate(dsn, SCHEMA)
+            done = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=dsn, **kafka)
+            assert done.exit_code == 0, done.output
+        await work(replace(at, dsn=first), 1)
+        await check(at, second)
+        await work(replace(at, dsn=second), 2)
+        await check(at, second)
+        with pytest.raises(DatabaseBehind):
+            await check(at, first)
+        restored = await rebuild(at.bootstrap, at.prefix, third, SCHEMA)
+        assert restored.late > 0
+        assert await differences(second, third) == {}
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,14 +18,17 @@ from agents.services import Services
 from ledger.accounts import buffer, spendable
 from ledger.book import post
 from ledger.posting import Transaction, credit, debit
-from ledger.verify import Result
+from ledger.verify import Result, verify
 from stablerail import invariants
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
 from stablerail.invariants import Invariants
+from tests.integration import test_cli
 from tests.support.in_process import Ground, ground, until
 from tests.support.invariants import may_break
 from tests.support.ledger_rig import unguard
+
+run, clean = test_cli.run, test_cli.clean
 
 BREAK = "INSERT INTO accounts VALUES (gen_random_uuid(), 'ada', 'usdc_balance', 'USDC', '', $1, 1, now())"
 MEND = "DELETE FROM accounts"
@@ -99,6 +102,37 @@ async def test_what_a_whole_look_found_is_not_forgotten_by_the_looks_after_it(at
         anew = Looks(at, services).invariants
         for _ in range(2):
             assert {one.number for one in await anew.look(connection) if not one.holds} == {11}
+
+
+async def test_what_is_committed_while_no_worker_is_at_work_waits_and_breaks_nothing(
+    at: Ground, run: Callable[..., Any]
+) -> None:
+    """The console's own commits, and what a restored database has still to tell."""
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+    done = await asyncio.to_thread(run, "keys", "create", "--scope", "read", database_url=at.dsn, **kafka)
+    assert done.exit_code == 0, done.output
+    await at.observer.execute("UPDATE outbox SET at = now() - interval '10 minutes'")
+    verified = await asyncio.to_thread(run, "verify", database_url=at.dsn, **kafka)
+    assert verified.exit_code == 0, verified.output
+    assert "1 commits wait for a worker to tell them" in verified.output
+    beat = "INSERT INTO workers VALUES ('{0}', 'deposits', 'h', 1, now() - interval '{0}', now() - interval '{1}', '{{}}', '{{}}')"
+    restored = "INSERT INTO restores VALUES (1, now(), 'ann', 1, 0)"
+    for age, statements, holds in (
+        ("10 minutes", (beat.format("2 seconds", "1 second"),), True),
+        ("10 minutes", (beat.format("2 hours", "1 minute"),), True),
+        ("10 minutes", (beat.format("2 minutes", "1 second"),), False),
+        ("61 minutes", (), False),
+        ("61 minutes", (restored,), True),
+        ("61 minutes", ("DELETE FROM relay",), True),
+    ):
+        transaction = at.observer.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await at.observer.execute(f"UPDATE outbox SET at = now() - interval '{age}'")
+        for statement in statements:
+            await at.observer.execute(statement)
+        (nine,) = [one for one in await verify(at.observer) if one.number == 9]
+        assert (nine.holds, bool(nine.waits)) == (holds, True), statements
+        await transaction.rollback()
 
 
 async def lines_of(process: Any) -> AsyncIterator[dict[str, Any]]:

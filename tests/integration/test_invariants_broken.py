@@ -221,7 +221,7 @@ DAMAGE: dict[str, tuple[set[int], str]] = {
     "8: a nonce that nobody signed": ({8}, "UPDATE lanes SET next_nonce = next_nonce + 1"),
     "8: a nonce of two withdrawals": ({8}, "UPDATE attempts SET nonce = 0, n = 1 + nonce"),
     "9: a commit that nobody told": (
-        {9}, "INSERT INTO outbox (stage, topic, partitions, at, record) VALUES ('s', 't', '{0}', now() - interval '2 minutes', '')",
+        {9}, "INSERT INTO outbox (stage, topic, partitions, at, record) VALUES ('s', 't', '{0}', now() - interval '61 minutes', '')",
     ),
     "10: a refusal without its dead letter": ({10}, "DELETE FROM dead_letters"),
     "10: a repeat that is not scheduled": ({10}, "UPDATE inbox SET outcome = 'retry' WHERE outcome = 'rejected'"),

@@ -176,7 +176,7 @@ DAMAGE = {
     "a deposit row deleted": ({5}, "DELETE FROM deposits WHERE chain = 'MATIC'"),
     "a record that nobody emitted": (
         {9}, "INSERT INTO outbox (stage, topic, partitions, at, record)"
-        " VALUES ('s', 't', '{0}', now() - interval '2 minutes', '')",
+        " VALUES ('s', 't', '{0}', now() - interval '61 minutes', '')",
     ),
     "an event scheduled that is done": (
         {10}, "INSERT INTO schedule SELECT stage, event_id, 2, 't', NULL, '', '[]', 'x', now() FROM inbox LIMIT 1",

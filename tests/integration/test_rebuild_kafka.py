@@ -14,17 +14,22 @@ from urllib.parse import urlsplit
 import pytest
 
 from agents.sweeper import Sweeper
+from ledger import rebuild_batch
 from ledger.errors import ACopy
 from ledger.migrate import upgrade
 from ledger.record import Message
 from ledger.rows import Connection
+from stablerail.config import load_settings
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
+from stablerail.rebuild import rebuild_database
 from tests.integration import test_cli
 from tests.integration.test_cli import Result
+from tests.integration.test_database_behind import check
 from tests.integration.test_rebuild import commit, live
 from tests.support.in_process import SCHEMA, Ground, ground
-from tests.support.rebuild import differences, empty_database, rebuild
+from tests.support.migrated import migrate
+from tests.support.rebuild import connect, differences, empty_database, rebuild
 from topics.catalog import JOURNAL, RECORD_BYTES_MAX, WALLETS_REQUESTED
 from topics.envelope import value_of
 from topics.events import Chain, WalletsRequested
@@ -144,20 +149,117 @@ async def bad_days(at: Ground, dsn: str, run: Callable[..., Result], kafka: dict
     assert none.output.startswith("journal_broken: there is no topic none.journal")
 
 
-async def test_a_backup_whose_last_commits_the_journal_lacks_takes_them_there_first(
+async def commit_in(dsn: str, *messages: Message) -> None:
+    connection = await connect(dsn, SCHEMA)
+    await commit(connection, "api", told=False, messages=messages)
+    await connection.close()
+
+
+async def test_the_deployments_own_database_stays_its_own_whatever_is_asked_of_it(
     at: Ground, run: Callable[..., Result]
 ) -> None:
+    """Also where its last commits are not in the journal yet: as a backup's, they are taken there first."""
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
     async with working(at) as connection:
         await live(connection)
         await told(at, connection)
         await commit(connection, "api", told=False, messages=[asked("one")])
-    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
-    ahead = await asyncio.to_thread(run, "rebuild", database_url=at.dsn, **kafka)
-    assert ahead.exit_code == 1
-    assert ahead.output.startswith("database_ahead: the database has 1 commits")
-    done = await asyncio.to_thread(run, "rebuild", "--publish", database_url=at.dsn, **kafka)
-    assert done.exit_code == 0, done.output
+    for options in ((), ("--take-over",)):
+        ahead = await asyncio.to_thread(run, "rebuild", *options, database_url=at.dsn, **kafka)
+        assert ahead.exit_code == 1
+        assert ahead.output.startswith("database_ahead: the database has 1 commits")
+        assert "start its workers" in ahead.output
+        assert "stablerail rebuild --take-over --publish" in ahead.output
+        await check(at, at.dsn)
+    for options in (("--publish",), ()):
+        done = await asyncio.to_thread(run, "rebuild", *options, database_url=at.dsn, **kafka)
+        assert done.exit_code == 0, done.output
+        assert "it stays as it is, and is no copy\nnever lost: start its workers" in done.output
+        await check(at, at.dsn)
     async with empty_database(at.dsn) as empty:
         restored = await rebuild(at.bootstrap, at.prefix, empty, SCHEMA)
         assert restored.to_tell == 1
         assert await differences(at.dsn, empty) == {}
+
+
+async def test_a_copy_with_commits_of_its_own_takes_over_with_them_only_when_that_is_said(
+    at: Ground, run: Callable[..., Result]
+) -> None:
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+    async with working(at) as connection:
+        await live(connection)
+        await told(at, connection)
+    async with empty_database(at.dsn) as copy, empty_database(at.dsn) as again:
+        await migrate(copy, SCHEMA)
+        made = await asyncio.to_thread(run, "rebuild", database_url=copy, **kafka)
+        assert "a copy; --take-over makes it the deployment's" in made.output, made.output
+        with pytest.raises(ACopy, match="run: stablerail rebuild --take-over;"):
+            await check(at, copy)
+        for words in (("keys", "create", "--scope", "read"), ("recovery", "open")):
+            told_no = await asyncio.to_thread(run, *words, database_url=copy, **kafka)
+            assert (told_no.exit_code, told_no.output[:8]) == (1, "a_copy: "), told_no.output
+        assert (await asyncio.to_thread(run, "rebuild", database_url=copy, **kafka)).exit_code == 0, (
+            "nothing was written"
+        )
+        await commit_in(copy, asked("one"))
+        for options in ((), ("--publish",), ("--take-over",)):
+            refused = await asyncio.to_thread(run, "rebuild", *options, database_url=copy, **kafka)
+            assert refused.exit_code == 1
+            assert refused.output.startswith("database_ahead: this copy has 1 commits (records "), refused.output
+            assert "run: stablerail rebuild --take-over --publish" in refused.output
+            with pytest.raises(ACopy):
+                await check(at, copy)
+        own = await asyncio.to_thread(run, "rebuild", "--take-over", "--publish", database_url=copy, **kafka)
+        assert own.exit_code == 0, own.output
+        await check(at, copy)
+        await rebuild(at.bootstrap, at.prefix, again, SCHEMA)
+        assert await differences(copy, again) == {}
+
+
+class Cut(Exception):
+    pass
+
+
+async def test_a_rebuild_that_ended_at_its_last_moment_has_left_nothing_that_a_worker_takes_for_its_own(
+    at: Ground, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is written, and the numbers begin with those that the lost one gave."""
+
+    def cut(done: int, total: int, _records: int, _rows: int) -> None:
+        if done == total:
+            raise Cut
+
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+    async with working(at) as connection:
+        await live(connection)
+        await told(at, connection)
+    async with empty_database(at.dsn) as dsn:
+        await migrate(dsn, SCHEMA)
+        monkeypatch.setattr(rebuild_batch, "ROWS_MAX", 1)
+        with pytest.raises(Cut):
+            await rebuild_database(load_settings(env_file=None, database_url=dsn, **kafka), cut)
+        assert await differences(at.dsn, dsn) == {}
+        with pytest.raises(ACopy):
+            await check(at, dsn)
+        made = await asyncio.to_thread(run, "rebuild", database_url=dsn, **kafka)
+        assert "a copy; --take-over makes it the deployment's" in made.output, made.output
+
+
+async def test_a_lost_database_that_comes_back_after_another_took_over_does_not_bring_its_last_commit(
+    at: Ground, run: Callable[..., Result]
+) -> None:
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+    async with working(at) as connection:
+        await live(connection)
+        await told(at, connection)
+    async with empty_database(at.dsn) as new:
+        await migrate(new, SCHEMA)
+        await commit_in(at.dsn, asked("one"))  # and died before its journal
+        done = await asyncio.to_thread(run, "rebuild", "--take-over", database_url=new, **kafka)
+        assert done.exit_code == 0, done.output
+        for options in ((), ("--publish",), ("--take-over", "--publish")):
+            refused = await asyncio.to_thread(run, "rebuild", *options, database_url=at.dsn, **kafka)
+            assert refused.exit_code == 1
+            assert refused.output.startswith("histories_differ: the database has 1 commits"), refused.output
+            assert "rebuild an empty database, or a newer backup" in refused.output
+        await check(at, new)

@@ -266,6 +266,10 @@ async def test_events_that_stop_a_stage_cannot_be_read_or_reuse_an_id_are_named_
     given = [_given(record) for record in await desk.at.told(topic)]
     told = await run_over.rehearse(given, desk.at.clock())
     assert [one.code for one in told if one.verdict is Verdict.BUG] == ["ZeroDivisionError"]
+    # a producer that compresses gets in more than we, who do not, could ever send: the broker would refuse it for ever
+    large = replace(given[-1], value=given[-1].value + b" ", headers=[("note", b"-" * 1_090_001)])
+    (one,) = await Replay(credit_deposits.stage(POLICY), desk.connection).rehearse([large], desk.at.clock())
+    assert (one.verdict, Publishing("ann", "r", everything=True).takes(one)) == (Verdict.LARGE, False)
 
 
 async def test_dead_letters_of_a_file_are_replayed_like_a_range(desk: Desk) -> None:

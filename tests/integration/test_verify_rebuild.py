@@ -103,6 +103,9 @@ async def test_a_row_written_beside_the_journal_is_found_told_as_a_metric_and_me
             )
 
         assert await metric() == (None, None)
+        names = {"database_url": at.dsn, "kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+        nothing = await asyncio.to_thread(run, "keys", "revoke", "none", **names)
+        assert nothing.exit_code == 1, "who finds nothing to change writes no commit, and leaves no difference"
         await at.observer.execute("UPDATE wallets SET user_id = 'eve'")
         before = datetime.now(UTC).timestamp()
         result = await told(at, run)
