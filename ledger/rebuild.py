@@ -24,6 +24,7 @@ from ledger.rebuild_batch import Batch, Before, Journaled, Known, Untold, Writer
 from ledger.record import CommitRecord, unpack
 from ledger.rows import Connection
 from ledger.sql import load
+from ledger.tables import JOURNALED
 
 _sql = load("ledger", "sql/rebuild.sql")
 
@@ -31,6 +32,8 @@ GAP: Final = 1_000_000
 """Numbers that a rebuilt database leaves out: a million records cannot have been on their way when the old one was lost."""
 TELL_AGAIN: Final = timedelta(hours=1)
 """Of records that do not say what had been told: this much before the journal's end is told again."""
+ANALYZED_MIN: Final = 10_000
+"""Rows from which the planner is told of them at once: workers that start on tables it takes for empty read them whole."""
 
 
 class Restore(NamedTuple):
@@ -258,6 +261,10 @@ class _Rebuild:
             first_seq = await connection.fetchval(_sql.number_records, self._seq_last + GAP)
             await connection.execute(_sql.number_batches, self._commit_last + GAP)
             to_tell = await connection.fetchval(_sql.to_tell)
+        if self._applied:
+            await connection.execute(_sql.summarize)
+        if self.rows >= ANALYZED_MIN:
+            await connection.execute(f"ANALYZE {', '.join(table.name for table in JOURNALED)}")
         return Restored(
             records=self.records,
             applied=self._applied,

@@ -37,3 +37,7 @@ SELECT setval('outbox_seq_seq', greatest($1::bigint, (SELECT last_value + is_cal
 
 -- name: number_batches
 SELECT setval('batches', greatest($1::bigint, (SELECT last_value + is_called::int FROM batches)), false)
+
+-- name: summarize
+-- Else whoever looks for a transaction's entries reads all of them, until the server's own upkeep comes by.
+SELECT brin_summarize_new_values('entries_at')

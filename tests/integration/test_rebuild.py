@@ -154,6 +154,18 @@ async def test_an_empty_database_becomes_the_lost_one(
     await connection.close()
 
 
+async def test_what_reads_a_rebuilt_database_knows_what_is_in_it(
+    lost: Lost, databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.rebuild.ANALYZED_MIN", 1)
+    dsn = databases()
+    await rebuilt(dsn, lost.journal)
+    connection = await owner(dsn)
+    assert await connection.fetchval("SELECT brin_summarize_new_values('entries_at')") == 0
+    assert await connection.fetchval("SELECT reltuples FROM pg_class WHERE relname = 'entries'") > 0
+    await connection.close()
+
+
 async def test_an_old_backup_goes_forward_to_the_lost_one_whatever_its_outbox_held(
     postgres: Postgres, databases: Callable[[], str]
 ) -> None:
