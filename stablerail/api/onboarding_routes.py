@@ -31,6 +31,9 @@ LOOK_S: Final = 1.0
 STREAM_S_MAX: Final = 300.0
 """Then the client comes again by itself, with what it saw last."""
 
+_ENDS: Final[tuple[type[Exception], ...]] = (Problem, *TRANSIENT)
+"""Of a stream."""
+
 Status = Literal["pending", "ready", "failed"]
 UserId = Annotated[
     str,
@@ -169,7 +172,7 @@ async def _events(request: Request, now: OnboardingStatus, last: str | None) -> 
         try:
             await needs(Scope.READ)(request, None)  # the key may have been revoked meanwhile
             now = await _found(request, now.user_id)
-        except (Problem, *TRANSIENT) as error:  # the answer has begun: it ends, and the client comes again
+        except _ENDS as error:  # the answer has begun: it ends, and the client comes again
             why = error.code if isinstance(error, Problem) else type(error).__name__
             log.warning("stream_ends", error=why)
             return

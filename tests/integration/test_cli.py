@@ -87,6 +87,11 @@ def test_config_says_which_names_have_no_effect(run: Callable[..., Result], monk
     assert "has no effect" not in result.stdout
 
 
+def test_help_shows_brackets_as_they_are(run: Callable[..., Result]) -> None:
+    for command in ("ledger balance", "ledger statement", "ledger close"):
+        assert "owner.type[shard]:ASSET" in run(*command.split(), "--help").output, command
+
+
 def test_data_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     data = ("[red]x[/red]", "[/x]", "a:id:b", "y" * 500)
     found = [{"name": one, "at": None, "tags": ["a", "b"]} for one in data]
