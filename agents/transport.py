@@ -260,6 +260,13 @@ class Consumer(KafkaConsumer):
                 return {}, self._get_active_partitions()
         return await super()._wait_next_records(timeout)
 
+    def lag(self, tp: TP) -> int:
+        """Records of a batched partition that the group has not committed, as far as its end is known; 0 of one that is not ours."""
+        first = self._committed_offset.get(tp) or self._began.get(tp)
+        if first is None or tp not in self.assignment():
+            return 0
+        return max((self.highwater(tp) or 0) - first, 0)
+
     def on_buffer_drop(self, tp: TP) -> None:
         super().on_buffer_drop(tp)
         self._room.set()

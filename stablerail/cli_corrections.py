@@ -122,7 +122,7 @@ def _suspense() -> None:
 
 
 def close(
-    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="owner.type:ASSET or owner.type[shard]:ASSET")],
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="owner.type:ASSET or owner.type\\[shard]:ASSET")],
     reason: Annotated[str, typer.Option(help="why, for the audit")],
     actor: Actor = None,
 ) -> None:

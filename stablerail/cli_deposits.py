@@ -14,7 +14,7 @@ from ledger.corrections import Correction
 from ledger.rows import Connection
 from stablerail import denied, shortfalls
 from stablerail.cli_base import EXIT_USAGE, Actor, Format, changed, fail, looked_up, out, person_of, show
-from stablerail.cli_corrections import Id, Reason, id_of, shown
+from stablerail.cli_corrections import Id, id_of, shown
 from stablerail.shortfalls import NothingOwed
 from topics.events import Chain
 from topics.money import format_amount
@@ -26,6 +26,7 @@ shortfall_app = typer.Typer(
 
 ChainName = Annotated[Chain, typer.Argument(help="the chain", case_sensitive=False)]
 Address = Annotated[str, typer.Argument(help="an address of that chain")]
+Reason = Annotated[str, typer.Option(help="why, for the audit")]
 Deposit = Annotated[str, typer.Argument(metavar="DEPOSIT", help="the deposit's id")]
 
 

@@ -59,14 +59,16 @@ def _time(text: str) -> datetime:
 
 
 TIME: Final = "RFC 3339 with a zone, or a date"
-AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="owner.type:ASSET or owner.type[shard]:ASSET")]
+AccountArgument = Annotated[
+    str, typer.Argument(metavar="ACCOUNT", help="owner.type:ASSET or owner.type\\[shard]:ASSET")
+]
 AtOption = Annotated[datetime | None, typer.Option("--at", parser=_time, metavar="TIME", help=TIME)]
 FormatOption = Annotated[Format, typer.Option("--format", help="csv and json are exact and complete")]
 
 
 @ledger_app.command()
 def balance(
-    account: Annotated[str | None, typer.Argument(help="owner.type:ASSET or owner.type[shard]:ASSET")] = None,
+    account: Annotated[str | None, typer.Argument(help="owner.type:ASSET or owner.type\\[shard]:ASSET")] = None,
     user: Annotated[str | None, typer.Option(help="instead of an account: all of a customer's")] = None,
     at: AtOption = None,
     transaction: Annotated[UUID | None, typer.Option(help="after this transaction's last line")] = None,

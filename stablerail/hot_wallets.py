@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from chain.errors import KeystoreError, SignerError, WrongPassword, WrongSigner
+from chain.errors import KeystoreError, KeyUnavailable, SignerError, WrongPassword, WrongSigner
 from chain.keys import load_key, needs_password
 from chain.signer import Signer
 from stablerail.config import PREFIX, ConfigError, Problem, Settings
 
 
 def hot_wallet(settings: Settings) -> Signer:
-    """The signer that the settings name. It may take seconds. Raises ConfigError with the setting that is wrong."""
+    """The signer that the settings name. It may take seconds. Raises ConfigError with the setting that is wrong, KeyUnavailable."""
     return _named(settings, "withdrawal_keystore", settings.withdrawal_signer)
 
 
@@ -28,6 +28,8 @@ def _named(settings: Settings, field: str, expected: str | None = None) -> Signe
         settings.require("withdrawal_keystore_password")
     try:
         return load_lane_key(settings, source, expected)
+    except KeyUnavailable as error:  # the next look may find it, and no setting is wrong
+        raise KeyUnavailable(f"{PREFIX}{field.upper()}: {error.detail}") from None
     except (KeystoreError, SignerError) as error:
         at_fault: dict[type[Exception], str] = {
             WrongPassword: "WITHDRAWAL_KEYSTORE_PASSWORD",

@@ -34,7 +34,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         path = getattr(request.scope.get("route"), "path_format", None)
         methods = request.app.openapi()["paths"].get(path)
         if methods is not None:
-            error.headers = {"Allow": ", ".join(methods).upper()}
+            error.headers = {"Allow": ", ".join([*methods, *["head"] * ("get" in methods)]).upper()}
     return await problems.on_http_exception(request, error)
 
 

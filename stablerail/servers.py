@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
+from socket import socket
 
 import asyncpg
 import structlog
@@ -217,9 +219,25 @@ def run_api(settings: Settings) -> None:
         raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG) from None
 
 
-def _server(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """uvicorn's, with our exit codes: it dies of the SIGTERM that it obeyed, and ends with 3 when it cannot start."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals = [number for number in self._captured_signals if number != signal.SIGTERM]
+
+    async def serve(self, sockets: list[socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        except SystemExit:  # its port is another's; uvicorn has logged it
+            raise SystemExit(EXIT_BUG) from None
+
+
+def _server(app: FastAPI, host: str, port: int, settings: Settings) -> _Server:
     """Not with `limit_concurrency`: whoever holds so many connections, and says nothing, keeps everybody out."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host=host,

@@ -1,4 +1,8 @@
-"""Movements as child processes: restarted with back-off when they stop, stopped when we are."""
+"""Movements as child processes: restarted with back-off when they stop, stopped when we are.
+
+Whose first process finds its settings wrong ends us and the others, as settings that are wrong at a glance do before anything starts.
+Who finds them wrong later is tried again: others are at work.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import sys
 from collections.abc import Sequence
 
 import structlog
+
+from stablerail.config import EXIT_CONFIG
 
 _log = structlog.get_logger()
 
@@ -21,7 +27,7 @@ STEADY_S = 60.0
 async def supervise(
     movements: Sequence[str], first_port: int, *, restart_wait_s_max: float, shutdown_timeout_s: float
 ) -> int:
-    """Runs one worker process per movement until SIGTERM or SIGINT; the exit code: 0 when all ended well."""
+    """Runs one worker process per movement until SIGTERM or SIGINT, or wrong settings; the exit code: 0 when all ended well."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,7 +42,7 @@ async def supervise(
 
 
 async def _keep(movement: str, port: int, stopping: asyncio.Event, wait_s_max: float, shutdown_timeout_s: float) -> int:
-    wait_s = 0.5
+    wait_s, first = 0.5, True
     while True:
         started = asyncio.get_running_loop().time()
         try:
@@ -54,6 +60,11 @@ async def _keep(movement: str, port: int, stopping: asyncio.Event, wait_s_max: f
             if stopping.is_set():
                 return await _end(child, ended, shutdown_timeout_s)
             stop.cancel()
+            if first and child.returncode == EXIT_CONFIG:
+                _log.critical("supervisor.stops", movement=movement, reason="its settings are wrong: it says which")
+                stopping.set()
+                return EXIT_CONFIG
+            first = False
             if asyncio.get_running_loop().time() - started > STEADY_S:
                 wait_s = 0.5
             _log.warning("worker.restarts", movement=movement, exit_code=child.returncode, wait_s=wait_s)

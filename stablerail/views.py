@@ -105,21 +105,13 @@ class View:
             self._assigned_at[name] = now
         figures.lag = 0
         for topic, partition in held:
-            waiting = self._waiting(delivery, topic, partition)
+            waiting = self._app.consumer.lag(TP(topic, partition))
             self.metrics.lag(name, partition, waiting)
             figures.lag += waiting
         oldest = delivery.oldest_ms
         figures.oldest_age_s = max(time.time() - oldest / 1000, 0.0) if oldest is not None else 0.0
         self.metrics.oldest_event_age(name, figures.oldest_age_s)
         figures.trouble = self._shared.unready.get(name, "")
-
-    def _waiting(self, delivery: Delivery, topic: str, partition: int) -> int:
-        """Events of a partition that are not settled, as far as the consumer knows its end."""
-        done = delivery.positions.get((topic, partition))
-        if done is None:
-            return 0
-        end = self._app.consumer.highwater(TP(topic, partition))
-        return max((end or 0) - done - 1, 0)
 
     def html(self) -> str:
         """The page."""

@@ -31,6 +31,7 @@ from agents.looking import until_up
 from agents.services import Services
 from agents.sweeper import Sweeper
 from agents.transport import ack, batched_topic, register
+from chain.errors import KeyUnavailable
 from chain.evidence import QUORUM
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.errors import ACopy, DatabaseBehind, LegacyUnusable, RoleRefused
@@ -63,7 +64,14 @@ def run_worker(movement: str, settings: Settings, port: int, supervisor: int | N
     gc.set_threshold(100_000, 50, 100)
     try:
         uvloop.run(_Worker(movement, settings, port, supervisor).run())
-    except (ACopy, ConfigError, DatabaseBehind, LegacyUnusable, RoleRefused) as error:  # nothing was done
+    except (
+        ACopy,
+        ConfigError,
+        DatabaseBehind,
+        KeyUnavailable,
+        LegacyUnusable,
+        RoleRefused,
+    ) as error:  # nothing was done
         _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
         exit_now(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG)
 
@@ -149,7 +157,7 @@ class _Worker:
     async def _stop(self, worker: Any, movement: Movement, shared: Services, failure: Exception | None) -> NoReturn:
         if isinstance(failure, OSError) and failure.errno == errno.EADDRINUSE:
             _log.critical("worker.port_taken", movement=self._name, port=self._port, remedy="another port: --port")
-            exit_now(1)
+            exit_now(EXIT_BUG)
         if reason := worker.crash_reason or failure:
             _log.critical("worker.crashed", movement=self._name, exc_info=reason)
             exit_now(EXIT_BUG)

@@ -156,17 +156,18 @@ def create_bridge(
             if mount.answers_head:
                 app.add_api_route(path, _ok, methods=["HEAD"])
 
-    @app.get("/healthz")
+    # HEAD is what some load balancers ask with
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> dict[str, str]:
         if not publisher.connected:
             raise Problem(503, "broker_unavailable", "Not connected to Kafka.")
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -21,6 +21,7 @@ from stablerail.api import dlq_routes, ledger_routes, models, onboarding_routes,
 from stablerail.api.bodies import BODY_BYTES_MAX, BODY_S_MAX, SmallBodies
 from stablerail.api.compared import on_away, on_disagree
 from stablerail.api.detail import Broker
+from stablerail.api.head import HeadAsGet
 from stablerail.api.journal import Journal
 from stablerail.api.observe import Observed
 from stablerail.api.reads import Pool
@@ -54,6 +55,7 @@ _OF_BODIES: Final = {
     **problem(413, "body_too_large", f"A body has at most {BODY_BYTES_MAX} bytes.", "Content Too Large"),
     **problem(415, "unsupported_media_type", "Send the body as application/json.", "Unsupported Media Type"),
 }
+_BUSY: Final = problem(503, "busy", "Too many requests are being answered; send it again.", "Service Unavailable")
 
 
 def create_api(
@@ -95,6 +97,7 @@ def create_api(
     problems.install(app)
     for error in _AWAY:
         app.add_exception_handler(error, _on_database_gone)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(SmallBodies)
     app.add_middleware(Observed, metrics=metrics, name="api")
     app.include_router(router)
@@ -119,7 +122,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _add_operation(app: FastAPI, pool: Pool, metrics: Metrics) -> None:
-    @app.get("/healthz", tags=["operation"], summary="The process runs")
+    @app.get("/healthz", tags=["operation"], summary="The process runs", responses=_BUSY)
     async def healthz() -> models.Health:
         return models.Health(status="ok")
 
@@ -135,7 +138,7 @@ def _add_operation(app: FastAPI, pool: Pool, metrics: Metrics) -> None:
             raise Problem(503, "not_ready", "The database does not answer, or is not migrated.") from None
         return models.Health(status="ready")
 
-    @app.get("/metrics", tags=["operation"], summary="Prometheus metrics", response_class=Response)
+    @app.get("/metrics", tags=["operation"], summary="Prometheus metrics", response_class=Response, responses=_BUSY)
     async def read_metrics() -> Response:
         return Response(metrics.render(), media_type=metrics.content_type)
 
@@ -152,17 +155,34 @@ async def _on_database_gone(_request: Request, error: Exception) -> JSONResponse
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the problem answers' schema, which no endpoint returns and so is not found by itself, and what a
-    body is refused by before an endpoint is asked."""
+    """FastAPI's document, with the problem answers' schema, which no endpoint returns and so is not found by itself, what a
+    body is refused by before an endpoint is asked, and every code of a 503."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
-        for methods in document["paths"].values():
-            for operation in methods.values():
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                responses = operation["responses"]
                 if "requestBody" in operation:
-                    operation["responses"].update({str(status): each for status, each in _OF_BODIES.items()})
+                    responses.update({str(status): each for status, each in _OF_BODIES.items()})
+                told = responses["503"]["description"]
+                for code in (f"`{code}`" for code in _unavailable(path, method)):
+                    told += f", {code}" * (code not in told)
+                responses["503"]["description"] = told
         schemas = document["components"]["schemas"]
         schemas["Problem"] = models.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _unavailable(path: str, method: str) -> list[str]:
+    """What 503 may say of any operation like this one."""
+    codes = []
+    if path.startswith("/v1/"):
+        codes.append("database_unavailable")
+    if path not in ("/healthz", "/metrics"):  # it has a connection
+        codes += ["database_behind", "a_copy"]
+    if method != "get":  # it commits
+        codes.append("journal_unavailable")
+    return [*codes, "busy"]

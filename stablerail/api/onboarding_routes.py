@@ -16,6 +16,7 @@ from ledger.commit import TRANSIENT
 from ledger.sql import load
 from stablerail.answers import Answer
 from stablerail.api import reads
+from stablerail.api.auth import needs
 from stablerail.api.models import Wallet
 from stablerail.api.routes import problem, router_of
 from stablerail.keys import Connection, Scope
@@ -29,6 +30,9 @@ LOOK_S: Final = 1.0
 """Between two looks of a stream."""
 STREAM_S_MAX: Final = 300.0
 """Then the client comes again by itself, with what it saw last."""
+
+_ENDS: Final[tuple[type[Exception], ...]] = (Problem, *TRANSIENT)
+"""Of a stream."""
 
 Status = Literal["pending", "ready", "failed"]
 UserId = Annotated[
@@ -166,7 +170,9 @@ async def _events(request: Request, now: OnboardingStatus, last: str | None) -> 
             return
         await asyncio.sleep(LOOK_S)
         try:
+            await needs(Scope.READ)(request, None)  # the key may have been revoked meanwhile
             now = await _found(request, now.user_id)
-        except TRANSIENT as error:  # the answer has begun: it ends, and the client comes again
-            log.warning("stream_ends", error=type(error).__name__)
+        except _ENDS as error:  # the answer has begun: it ends, and the client comes again
+            why = error.code if isinstance(error, Problem) else type(error).__name__
+            log.warning("stream_ends", error=why)
             return

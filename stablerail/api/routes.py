@@ -50,6 +50,7 @@ def problem(status: int, code: str, detail: str, title: str) -> dict[int | str, 
 
 _UNKNOWN_USER: Final = ("unknown_user", "No wallet and no account belongs to this user.")
 _DISAGREE: Final = ("balance_discrepancy", "Ledger and legacy table differ, and the phase is strict.")
+_LEGACY_AWAY: Final = ("legacy_away", "the legacy table's server: it has not answered lately")
 _UNKNOWN_DEPOSIT: Final = ("unknown_deposit", "There is no deposit with this id.")
 _BAD_CURSOR: Final = ("bad_cursor", "`after` is not a cursor of ours; take it from `next`.")
 
@@ -76,7 +77,11 @@ router = router_of(Scope.READ)
     "/users/{user_id:path}/balances",
     tags=["customers"],
     summary="What a customer has",
-    responses={**problem(404, *_UNKNOWN_USER, "Not Found"), **problem(409, *_DISAGREE, "Conflict")},
+    responses={
+        **problem(404, *_UNKNOWN_USER, "Not Found"),
+        **problem(409, *_DISAGREE, "Conflict"),
+        **problem(503, *_LEGACY_AWAY, "Service Unavailable"),
+    },
 )
 async def read_balances(
     request: Request,

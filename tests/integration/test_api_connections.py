@@ -26,12 +26,7 @@ from tests.support.in_process import SCHEMA, until
 from tests.support.patience import PATIENCE_S
 
 
-@asynccontextmanager
-async def served(
-    database: str, kafka: Kafka, topic_prefix: str, log: Path
-) -> AsyncIterator[tuple[Child, int, aiohttp.ClientSession]]:
-    """`stablerail api` that is ready, its port, and a client of it."""
-    port = free_port()
+def _started(database: str, kafka: Kafka, topic_prefix: str, log: Path, port: int) -> Child:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("STABLERAIL_")},
         "STABLERAIL_DATABASE_URL": database,
@@ -40,7 +35,16 @@ async def served(
         "STABLERAIL_TOPIC_PREFIX": topic_prefix,
         "STABLERAIL_API_PORT": str(port),
     }
-    process = Child([sys.executable, "-m", "stablerail.cli", "api"], log=log, env=environment)
+    return Child([sys.executable, "-m", "stablerail.cli", "api"], log=log, env=environment)
+
+
+@asynccontextmanager
+async def served(
+    database: str, kafka: Kafka, topic_prefix: str, log: Path
+) -> AsyncIterator[tuple[Child, int, aiohttp.ClientSession]]:
+    """`stablerail api` that is ready, its port, and a client of it."""
+    port = free_port()
+    process = _started(database, kafka, topic_prefix, log, port)
     timeout = aiohttp.ClientTimeout(PATIENCE_S)
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as http:
@@ -57,6 +61,16 @@ async def served(
             yield process, port, http
     finally:
         process.stop()
+
+
+async def _streamed_to(database: str) -> str:
+    """A key, of whoever may see that ada's wallet on SOL is pending."""
+    connection = await asyncpg.connect(database, server_settings={"search_path": SCHEMA})
+    made = await create_key(connection, [Scope.READ], "the tests")
+    request = block(WALLET_REQUESTS, Op.INSERT, [("ada", "SOL", "requested", datetime.now(UTC), None, None)])
+    await write(connection, [request])
+    await connection.close()
+    return made.token.get_secret_value()
 
 
 async def test_whoever_holds_connections_and_says_nothing_keeps_nobody_out(
@@ -80,15 +94,25 @@ async def test_whoever_holds_connections_and_says_nothing_keeps_nobody_out(
         assert b'"headers_too_slow"' in said
 
 
+async def test_head_is_answered_on_the_wire_and_the_connection_goes_on(
+    database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    await upgrade(database, SCHEMA)
+    token = await _streamed_to(database)
+    async with served(database, kafka, topic_prefix, tmp_path / "api.log") as (_, _port, http):
+        headers = {"Authorization": f"Bearer {token}"}
+        for path in ("/readyz", "/metrics", "/v1/wallets/status?user_id=ada", "/v1/onboarding/events?user_id=ada"):
+            async with http.head(path, headers=headers) as answer:
+                assert (answer.status, await answer.read()) == (200, b""), path
+        async with http.get("/v1/wallets/status?user_id=ada", headers=headers) as answer:
+            assert (await answer.json())["user_id"] == "ada"
+
+
 async def test_a_stream_ends_when_the_api_is_told_to(
     database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path
 ) -> None:
     await upgrade(database, SCHEMA)
-    connection = await asyncpg.connect(database, server_settings={"search_path": SCHEMA})
-    token = (await create_key(connection, [Scope.READ], "the tests")).token.get_secret_value()
-    request = block(WALLET_REQUESTS, Op.INSERT, [("ada", "SOL", "requested", datetime.now(UTC), None, None)])
-    await write(connection, [request])
-    await connection.close()
+    token = await _streamed_to(database)
     async with served(database, kafka, topic_prefix, tmp_path / "api.log") as (process, _, http):
         headers = {"Authorization": f"Bearer {token}"}
         async with http.get("/v1/onboarding/events", params={"user_id": "ada"}, headers=headers) as stream:
@@ -96,3 +120,16 @@ async def test_a_stream_ends_when_the_api_is_told_to(
             process.send_signal(signal.SIGTERM)
             # to its end: cut off, as one is that still runs when nothing is waited for any more, it raises
             assert b'"pending"' in await stream.content.read()
+        assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+
+
+async def test_whose_port_another_has_says_so_and_ends_as_one_to_be_started_again(
+    database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    await upgrade(database, SCHEMA)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        process = _started(database, kafka, topic_prefix, tmp_path / "api.log", other.getsockname()[1])
+        assert await asyncio.to_thread(process.wait, PATIENCE_S) == 70
+    assert "address already in use" in tail(tmp_path / "api.log")

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import httpx
@@ -15,11 +16,14 @@ from typer.testing import CliRunner
 
 from connectors.circle.sandbox.gate import Weather
 from ledger.roles import ROLE
+from ledger.rows import Op, block, write
+from ledger.tables import WALLET_REQUESTS
 from stablerail.api import create_api
+from stablerail.api.onboarding_routes import status_of
 from stablerail.cli import app
 from stablerail.config import load_settings
 from stablerail.dev.kafka import Kafka
-from stablerail.keys import Scope, create_key
+from stablerail.keys import Scope, create_key, revoke_key
 from stablerail.metrics import Metrics
 from stablerail.workers import tell
 from tests.integration import test_cli
@@ -59,8 +63,8 @@ async def api(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.
 def events(body: str) -> list[tuple[str, dict[str, object]]]:
     """(id, data) of each event of a stream."""
     found = []
-    for block in body.strip().split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+    for one in body.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in one.splitlines() if not line.startswith(":"))
         if fields:
             assert fields["event"] == "status"
             found.append((fields["id"], json.loads(fields["data"])))
@@ -104,6 +108,36 @@ async def test_a_customer_sees_each_chain_become_ready_and_the_stream_ends_with_
         "SELECT actor, address, user_agent FROM audit_logs WHERE action = 'wallet_job.triggered'"
     )
     assert [(actor[:4], address, agent[:5]) for actor, address, agent in logs] == [("key:", "127.0.0.1", "pytho")]
+
+
+async def test_a_stream_ends_with_the_key_that_opened_it(
+    rig: Rig, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def looked(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await status_of(*args)
+
+    monkeypatch.setattr("stablerail.api.onboarding_routes.LOOK_S", 0.02)
+    monkeypatch.setattr("stablerail.api.onboarding_routes.status_of", looked)
+    connection = await rig.at.connect()
+    request = block(WALLET_REQUESTS, Op.INSERT, [("kim", "SOL", "requested", datetime.now(UTC), None, None)])
+    await write(connection, [request])
+    made = await create_key(connection, [Scope.READ], "a reader")
+    ask = {"params": {"user_id": "kim"}, "headers": {"Authorization": f"Bearer {made.token.get_secret_value()}"}}
+    streamed = asyncio.create_task(api.get("/v1/onboarding/events", **ask))
+
+    async def goes_on() -> bool:
+        return looks >= 3
+
+    await until(goes_on, "the stream goes on")
+    assert await revoke_key(connection, made.key.id)
+    seen = await asyncio.wait_for(streamed, 60)
+    assert (seen.status_code, len(events(seen.text))) == (200, 1)
+    assert (await api.get("/v1/onboarding/events", **ask)).status_code == 401
+    await connection.close()
 
 
 async def test_a_customer_who_is_rejected_later_is_frozen_and_it_is_told_and_logged(

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from topics.catalog import KYC_APPROVED
 
 databases, dsn = ledger_rig.databases, ledger_rig.dsn
 
+ROOT = Path(__file__).parents[2]
 SECRET = "s3cret-of-nobody"
 
 
@@ -83,6 +85,11 @@ def test_config_says_which_names_have_no_effect(run: Callable[..., Result], monk
     (line,) = result.stderr.splitlines()
     assert line.startswith("ONCHAIN_WITHDRAWAL_TIMEOUT has no effect: ")
     assert "has no effect" not in result.stdout
+
+
+def test_help_shows_brackets_as_they_are(run: Callable[..., Result]) -> None:
+    for command in ("ledger balance", "ledger statement", "ledger close"):
+        assert "owner.type[shard]:ASSET" in run(*command.split(), "--help").output, command
 
 
 def test_data_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,10 +149,31 @@ def test_whoever_reads_may_stop_reading(dsn: str, command: str) -> None:
     done = subprocess.run(
         (sys.executable, "-m", "stablerail.cli", *shlex.split(command)),
         env={**os.environ, "STABLERAIL_DATABASE_URL": dsn}, stdout=writing, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [("typer", "config"), ("stablerail.topics_admin", "topics list"), ("stablerail.worker", "worker deposits")]
+)  # fmt: skip
+def test_ctrl_c_while_it_is_imported_ends_it_without_a_word(module: str, command: str) -> None:
+    """Half a second in which an impatient person presses it; `module` is what is imported then."""
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["stablerail"]
+    program = f"""
+import importlib.metadata, os, signal, sys
+class Impatient:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Impatient())
+sys.argv = ["stablerail", *{command.split()!r}]
+sys.exit(importlib.metadata.EntryPoint("stablerail", {entry!r}, "console_scripts").load()())
+"""
+    environment = {**os.environ, "STABLERAIL_DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"}
+    done = subprocess.run((sys.executable, "-c", program), env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(

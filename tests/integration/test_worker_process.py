@@ -182,6 +182,12 @@ async def test_the_runbooks_day_of_a_blown_fuse(
         return "fuse" in str([one.trouble for one in await seen(connection)])
 
     await worker.until(told, "the fuse")
+
+    async def waiting() -> bool:
+        figures = json.loads((await worker.get("/flow", json_wanted=True))[1])
+        return any(f["stage"] == "credit_deposits" and f["lag"] >= 15 for f in figures)
+
+    await worker.until(waiting, "the events that wait being told, though none was settled yet")
     settings = {"DATABASE_URL": dsn, "KAFKA_BOOTSTRAP": kafka.bootstrap, "TOPIC_PREFIX": topic_prefix}
     for name, value in settings.items():
         monkeypatch.setenv(f"STABLERAIL_{name}", value)
@@ -205,7 +211,7 @@ async def test_a_worker_whose_port_another_has_says_so_and_ends(start: Callable[
         other.bind(("127.0.0.1", 0))
         other.listen()
         worker = start("treasury", "--port", str(other.getsockname()[1]))
-        assert await asyncio.to_thread(worker.child.wait, 100) == 1
+        assert await asyncio.to_thread(worker.child.wait, 100) == 70
     assert "worker.port_taken" in worker.log.read_text()
 
 
@@ -213,6 +219,25 @@ async def test_a_worker_that_may_not_write_where_it_must_names_the_setting(start
     worker = start("treasury", STABLERAIL_DATADIR="/proc/none")
     assert await asyncio.to_thread(worker.child.wait, 100) == 78
     assert "STABLERAIL_DATADIR: must be writable" in tail(worker.log, lines=1)
+
+
+async def test_a_worker_whose_key_is_in_a_store_that_does_not_answer_is_to_be_started_again(
+    start: Callable[..., Program],
+) -> None:
+    worker = start(
+        "withdrawals",
+        STABLERAIL_RPC_URLS='{"MATIC": ["http://127.0.0.1:1"]}',
+        STABLERAIL_USDC_CONTRACTS=json.dumps({"MATIC": "0x" + "1" * 40}),
+        STABLERAIL_WITHDRAWAL_CHAINS="MATIC",
+        STABLERAIL_WITHDRAWAL_KEYSTORE="kms:alias/hot",
+        AWS_ENDPOINT_URL="http://127.0.0.1:9",
+        AWS_REGION="eu-west-1",
+        AWS_ACCESS_KEY_ID="x",
+        AWS_SECRET_ACCESS_KEY="x",
+    )
+    assert await asyncio.to_thread(worker.child.wait, 100) == 70
+    said = tail(worker.log, lines=1)
+    assert "key_unavailable: STABLERAIL_WITHDRAWAL_KEYSTORE: kms:alias/hot: " in said
 
 
 async def test_of_two_workers_for_one_partition_the_idle_one_says_so_and_takes_over(

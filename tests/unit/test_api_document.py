@@ -102,6 +102,24 @@ async def test_every_error_in_the_document_is_a_problem_with_a_true_example(api:
                 assert str(example.status) == status
 
 
+async def test_every_code_of_a_503_is_in_the_document(api: FastAPI) -> None:
+    """An answer that a caller has not heard of is one that is not asked again."""
+    own = {
+        "/readyz": {"not_ready"},
+        "/v1/admin/workers/health": {"workers_unhealthy"},
+        "/v1/users/{user_id}/balances": {"legacy_away"},
+    }
+    for path, methods in api.openapi()["paths"].items():
+        for method, operation in methods.items():
+            codes = {"busy"} | own.get(path, set())
+            codes |= {"database_behind", "a_copy"} if path.startswith("/v1/") or path == "/readyz" else set()
+            codes |= {"database_unavailable"} if path.startswith("/v1/") else set()
+            codes |= {"journal_unavailable"} if method != "get" else set()
+            told = re.findall(r"`(\w+)`", operation["responses"]["503"]["description"])
+            assert set(told) == codes, (method, path)
+            assert len(told) == len(codes), (method, path)
+
+
 async def test_every_reference_in_the_document_leads_somewhere(api: FastAPI) -> None:
     document = api.openapi()
     schemas = set(document["components"]["schemas"])
@@ -139,6 +157,16 @@ async def test_a_server_that_refuses_connections_is_a_problem_to_try_again() -> 
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
 
 
+async def test_head_is_answered_as_get_without_the_content(api: FastAPI, client: httpx.AsyncClient) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/v1/users/u/balances", "/nothing"):
+        read, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (read.status_code, b""), path
+        assert head.headers.keys() == read.headers.keys(), path
+    assert (await client.head("/v1/admin/workers/restart")).headers["allow"] == "POST"
+    labels = {"app": "api", "method": "HEAD", "route": "/v1/users/{user_id}/balances", "status": "503"}
+    assert api.state.metrics.registry.get_sample_value("stablerail_http_requests_total", labels) == 1
+
+
 async def test_a_bug_is_answered_with_a_problem_that_says_nothing_of_its_cause(api: FastAPI) -> None:
     @api.get("/bug")
     async def bug() -> None:
@@ -159,6 +187,7 @@ async def test_unknown_paths_and_methods_are_problems_and_make_no_new_series(
         answer = await client.get(path)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert (await client.post("/healthz")).json()["code"] == "method_not_allowed"
+    assert (await client.post("/healthz")).headers["allow"] == "GET, HEAD"
     assert (await client.request("BREW", "/nothing")).status_code == 404
     labels = {"app": "api", "method": "GET", "route": "unmatched", "status": "404"}
     registry = api.state.metrics.registry

@@ -209,6 +209,8 @@ async def test_a_broker_that_is_down_makes_the_vendor_repeat(bridge: Bridge) -> 
     bridge.broker.down = False
     assert (await bridge.kyc(GREEN)).status_code == 200
     assert (await bridge.http.get("/readyz")).json() == {"status": "ready"}
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await bridge.http.head(path)).status_code == 200, path
     assert bridge.count("sumsub", "unavailable", "broker_unavailable") == 2
 
 

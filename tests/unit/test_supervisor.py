@@ -32,6 +32,10 @@ with open("starts", "a") as log:
     log.write(f"{command} {movement} {option} {port} {os.getpid()} {born_s}\\n")
 if movement == "crashing":
     sys.exit(70)
+if movement == "wrong" or movement == "wrong_later" and open("starts").read().count(movement) > 1:
+    sys.exit(78)
+if movement == "wrong_later":
+    sys.exit(0)
 supervisor = os.getppid()
 while os.getppid() == supervisor:
     time.sleep(0.05)
@@ -75,6 +79,22 @@ async def test_a_crashed_child_is_restarted_with_back_off_and_the_others_go_on(s
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(task, 100)  # the code depends on what the crashing one was doing just then
     assert not alive(lines(starts, "steady")[0][4])
+
+
+async def test_wrong_settings_end_all_with_their_code(starts: Path) -> None:
+    """Nothing that starts them anew makes them right, and who looks at exit codes sees that."""
+    with capture_logs() as told:
+        assert await asyncio.wait_for(run("steady", "wrong"), 100) == 78
+    assert [line["movement"] for line in told if line["event"] == "supervisor.stops"] == ["wrong"]
+    assert not any(alive(line.split()[4]) for line in starts.read_text().splitlines())
+
+
+async def test_settings_that_become_wrong_later_leave_the_others_at_work(starts: Path) -> None:
+    task = run("steady", "wrong_later")
+    await until(lambda: len(lines(starts, "wrong_later")) == 4 and lines(starts, "steady"), "three restarts")
+    assert not task.done()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(task, 100)
 
 
 def test_the_children_of_a_supervisor_that_was_killed_end(tmp_path: Path) -> None:

@@ -291,6 +291,34 @@ async def test_what_was_acknowledged_before_a_rebalance_is_committed_before_the_
     assert broker.committed == {A: broker.log[A][2] + 1}
 
 
+async def test_the_lag_is_what_the_group_has_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(new_app())
+    batched_topic(broker.app, TOPIC)
+    consumer = broker.consumer
+    monkeypatch.setattr(consumer, "highwater", lambda tp: broker.log[tp][-1] + 1)
+    assert (consumer.lag(A), consumer.lag(TP("another", 0))) == (0, 0), "nothing is known of them"
+    await broker.deliver(A, 3)
+    assert consumer.lag(A) == 59, "none of it is settled yet"
+    broker.take()
+    broker.finish(0)
+    await consumer.commit()
+    assert consumer.lag(A) == 59 - 3
+
+    broker.log[A], broker.position[A] = list(range(2)), 0  # the log lost its end
+    consumer._read_offset[A] = 2  # Faust notes it
+    assert consumer.lag(A) == 0
+    await broker.deliver(A, 2)
+    assert consumer.lag(A) == 2
+    broker.take()
+    broker.finish(0)
+    await consumer.commit()
+    assert consumer.lag(A) == 0
+
+    broker.committed[A] = 1  # another had it meanwhile
+    await consumer.perform_seek()
+    assert consumer.lag(A) == 1
+
+
 async def test_room_in_a_full_buffer_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "ROOM_WAIT_S", 100_000.0)  # nobody looks again because this time is over
     broker = Broker(new_app())

@@ -16,8 +16,6 @@ from tests.support.hostile import NotUtf8, send_raw
 from tests.support.story import Letter, Sent, Story, message, report, until
 from topics.catalog import DEPOSITS_NOTIFIED, WALLETS_REQUESTED, Topic
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.mark.parametrize("topic", STAGES, ids=lambda topic: topic.name)
 async def test_every_bad_message_is_one_dead_letter_as_it_came_and_the_next_is_served(

@@ -22,8 +22,6 @@ from tests.support.story import Story, until
 from topics.catalog import WEBHOOKS_DLQ
 from topics.events import Chain
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:

@@ -30,8 +30,6 @@ from topics.catalog import BUFFERS_LEVELS, DEPOSITS_CREDITED, DEPOSITS_FINALIZED
 from topics.envelope import headers_of
 from topics.events import Chain
 
-pytestmark = pytest.mark.timeout(240)
-
 FIVE, NINE = 5_000_000, 9_000_000
 
 

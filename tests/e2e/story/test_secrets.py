@@ -9,7 +9,6 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import aiohttp
-import pytest
 import zstandard
 
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
@@ -17,8 +16,6 @@ from ledger.record import BYTES_MAX
 from stablerail.dev.processes import free_port
 from tests.support.story import Story, message
 from topics.catalog import DEPOSITS_NOTIFIED, JOURNAL, TOPICS
-
-pytestmark = pytest.mark.timeout(240)
 
 LEAST = {"deposits.credited", "deposits.finalized", "kyc.approved", "wallets.provisioned", "chain.heads", "journal"}
 

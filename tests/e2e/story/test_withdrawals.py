@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import pytest
 
 from chain.rpc import Rpc
 from tests.support.story import Story, message, report, until
 from topics.catalog import DEPOSITS_NOTIFIED, TRANSFERS_NOTIFIED, WITHDRAWALS_SETTLED
-
-pytestmark = pytest.mark.timeout(240)
 
 TRANSFERS = "/v1/w3s/developer/transactions/transfer"
 
