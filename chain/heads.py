@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -32,9 +32,9 @@ class Readable(Generic[A]):
     """(endpoint, error code) of those that gave no head of our chain."""
 
 
-async def readable(rpcs: Sequence[A], last: A | None = None, avoid: A | None = None) -> Readable[A]:
+async def readable(rpcs: Sequence[A], last: A | None = None, avoid: Collection[A] = ()) -> Readable[A]:
     """Asks every endpoint for its head. Of those not above what two have reached: one with the very block that two have, else
-    not `avoid`, else one that is healthy, else `last`, else the highest. Raises the first endpoint's ChainError when none answers."""
+    none of `avoid`, else one that is healthy, else `last`, else the highest. Raises the first endpoint's ChainError when none answers."""
     rpcs = ranked(rpcs)
     tasks = {asyncio.create_task(rpc.head_of_chain()): rpc for rpc in rpcs}
     waiting = set(tasks)
@@ -73,7 +73,7 @@ async def readable(rpcs: Sequence[A], last: A | None = None, avoid: A | None = N
     def worth(one: tuple[A, Block]) -> tuple[bool, bool, bool, bool, int]:
         rpc, head = one
         two_have_it = alike[head.number, head.hash] >= QUORUM
-        return two_have_it, rpc is not avoid, rpc.health.state == OK, rpc is last, head.number
+        return two_have_it, rpc not in avoid, rpc.health.state == OK, rpc is last, head.number
 
     rpc, head = max((one for one in heads if one[1].number <= limit), key=worth)
     return Readable(rpc, head, agreed, left_out)

@@ -41,6 +41,8 @@ _log = structlog.get_logger()
 _sql = load("agents.chains", "chains.sql")
 
 WAIT_S_MAX = 30.0
+REST_TURNS_MAX: Final = 1_000
+"""Half an hour at two seconds each: one that refuses for good is tried about as often as people look."""
 RESCANS: Final = "rescans"
 """The writer of what people ask for."""
 
@@ -77,8 +79,11 @@ class WatchChain:
         self._turn = 0
         """Passes that read something: each reads another endpoint, so that what one keeps silent about is in the next one's overlap."""
         self._rpc: Rpc | None = None
-        self._avoid: Rpc | None = None
-        """It was read when a pass failed: it refuses, or what it says does not fit together. Others are read while there are any."""
+        self._in_vain: dict[Rpc, None] = {}
+        """Read by passes that failed since one read something, the latest last: it refuses, or what it says does not fit together.
+        Another is read next, if there is one."""
+        self._rests: dict[Rpc, tuple[int, int]] = {}
+        """Until which turn, and for how many, one is not read that failed where another did not: a round, and each time twice as long."""
         self._left_out: tuple[tuple[str, str], ...] = ()
 
     def leads(self) -> bool:
@@ -97,8 +102,9 @@ class WatchChain:
         return 0.0
 
     def _failed(self, error: Exception) -> float:
-        if isinstance(error, ChainError):
-            self._avoid = self._rpc
+        if isinstance(error, ChainError) and self._rpc is not None:
+            self._in_vain.pop(self._rpc, None)
+            self._in_vain[self._rpc] = None
         if isinstance(error, ChainMoved):
             self._wait_s = self._watched.interval_s
         elif isinstance(error, ReorgTooDeep | WrongChainId):
@@ -114,7 +120,9 @@ class WatchChain:
     async def look(self, connection: Connection) -> bool:
         """One pass; whether everything up to the head was read."""
         turn = self._watched.rpcs[self._turn % len(self._watched.rpcs)]
-        source = await readable(self._watched.rpcs, turn, self._avoid)
+        resting = [rpc for rpc, (until, _) in self._rests.items() if self._turn < until]
+        self._rpc = None
+        source = await readable(self._watched.rpcs, turn, [*[*self._in_vain][-1:], *resting])
         self._rpc = rpc = source.rpc
         self._tell_left_out(source.left_out)
         state, asked = await self._state(connection, rpc, source.head)
@@ -130,12 +138,22 @@ class WatchChain:
         if found.heads or found.transfers or found.state != state or asked:
             await self._commit(found, asked)
         if found.state.cursor != state.cursor:
-            self._turn += 1
+            self._next_turn(rpc)
         for head in found.heads:
             read = found.state.cursor.number if found.state.cursor else 0
             answering = len(self._watched.rpcs) - len(source.left_out)
             self._seen(self._watched.chain.value, head.number, head.number - read, answering)
         return found.caught_up
+
+    def _next_turn(self, read: Rpc) -> None:
+        self._turn += 1
+        self._rests.pop(read, None)
+        failed, self._in_vain = self._in_vain.keys() - {read}, {}
+        if len(failed) == 1:  # more of them: it was our network, or the chain
+            (one,) = failed
+            _, turns = self._rests.get(one, (0, 0))
+            turns = min(2 * turns, REST_TURNS_MAX) or len(self._watched.rpcs)
+            self._rests[one] = self._turn + turns, turns
 
     def _tell_left_out(self, left_out: tuple[tuple[str, str], ...]) -> None:
         """Once, when it changes: an endpoint of another chain is as good as none, whenever it turns out to be one."""

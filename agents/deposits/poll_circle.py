@@ -85,7 +85,7 @@ def _read_w3s(transaction: Transaction, polled: Polled) -> Translation:
 
 def _read_mint(transfer: Transaction, _polled: Polled) -> Translation:
     """In the notification's own envelope: whichever comes second is a repeat."""
-    return mint_webhooks.transferred(transfer)
+    return mint_webhooks.notified(transfer)
 
 
 W3S: Final = Product(

@@ -135,7 +135,7 @@ def decide(received: Received, facts: Facts) -> Outcome:
 def _after_the_end(withdrawal: Withdrawal, transfer: Transfer, event: TransferNotified) -> Done:
     said = {COMPLETE: True}.get(event.state, False if event.state in ENDS else None)
     # it was ended as paid by another transaction: by people, who did not know of this one
-    twice = said and event.tx_hash is not None and event.tx_hash not in transfer.hashes
+    twice = said and transfer.hashes and event.tx_hash not in (None, *transfer.hashes)
     if said is None or (said == (withdrawal.status == Status.COMPLETED) and not twice):
         return Done()
     about = {

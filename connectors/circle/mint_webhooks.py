@@ -136,19 +136,19 @@ def translate(message: bytes | str, network: Network) -> Translation:
         return wrong_schema(error)
 
 
-def transferred(given: Any) -> Translation:
+def notified(transfer: Any) -> Translation:
     """What a transfer says, the same from a notification, the list and a look-up. Pure and total."""
     try:
-        return _transferred(_Transfer.model_validate(given))
+        return _notified(_Transfer.model_validate(transfer))
     except ValidationError as error:
         return wrong_schema(error)
 
 
 def _transfer(content: Mapping[str, Any], _network: Network) -> Translation:
-    return transferred(content.get("transfer"))
+    return notified(content.get("transfer"))
 
 
-def _transferred(transfer: _Transfer) -> Translation:
+def _notified(transfer: _Transfer) -> Translation:
     if transfer.source.type != "blockchain" or transfer.destination.type != "wallet":
         return NOT_INCOMING
     if transfer.status in UNFINISHED:

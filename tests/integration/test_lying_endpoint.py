@@ -245,6 +245,63 @@ async def test_one_of_three_that_has_the_head_and_cannot_be_read_keeps_no_head_a
         await until(all_told, "the deposits")
 
 
+async def test_one_that_failed_once_is_read_again_before_another_can_keep_a_deposit_to_itself(
+    kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third is a block behind, as some always are: it has no head that two have, and is not read."""
+    monkeypatch.setattr(watch_chain, "WAIT_S_MAX", 0.05)
+    for module, name in ((heads, "GRACE_S"), (health, "SLOW_S")):
+        monkeypatch.setattr(module, name, PATIENCE_S)
+    async with AsyncExitStack() as stack:
+        topics = [CHAIN_HEADS, DEPOSITS_NOTIFIED]
+        at = await stack.enter_async_context(ground(database, kafka.bootstrap, topic_prefix, topics))
+        anvil = stack.enter_context(Anvil(tmp_path / "anvil", tools))
+        usdc = await deploy(anvil, tools.contracts)
+        liar, fails, lags = [await stack.enter_async_context(LyingEndpoint(anvil.rpc_url)) for _ in range(3)]
+        urls = (liar.url, fails.url, lags.url)
+        rpcs = tuple([await stack.enter_async_context(Rpc(url, anvil.chain_id)) for url in urls])
+
+        async def one_less(params: list[Any], block: Any) -> Any:
+            before = hex(max(int(block["number"], 16) - 1, 0))
+            return await anvil.rpc("eth_getBlockByNumber", before, False) if params[0] == "latest" else block
+
+        def asked() -> int:
+            return [method for method, _ in [*liar.calls, *fails.calls]].count("eth_getLogs")
+
+        async def failed(passes: int) -> bool:
+            return asked() >= passes
+
+        def garble(_params: list[Any], _logs: Any) -> str:
+            del fails.lies["eth_getLogs"]
+            return "once"
+
+        async def seen() -> None:
+            top = await anvil.mine(1)
+            await until(partial(read, at, top), f"block {top} was read")
+
+        lags.lies["eth_getBlockByNumber"] = one_less
+        token, wallet = usdc.address.lower(), "0x" + secrets.token_hex(20)
+        await at.observer.execute("INSERT INTO wallets VALUES ('MATIC', $1, $1, $1, now())", wallet)
+        watcher = await stack.enter_async_context(watching(at, rpcs, token, anvil.chain_id, stages=False))
+        await seen()
+        for one in (liar, fails, lags):  # for a while nothing can be read
+            one.lies["eth_getLogs"] = lambda _params, _logs: "nothing"
+        await anvil.mine(1)
+        await until(partial(failed, asked() + 8), "many passes have failed")
+        for one in (liar, fails, lags):
+            del one.lies["eth_getLogs"]
+        await seen()
+        assert all(turns <= len(rpcs) for _, turns in watcher._rests.values()), "none of them alone"
+        fails.lies["eth_getLogs"] = garble
+        while fails.lies:
+            await seen()
+        liar.lies["eth_getLogs"] = lambda _params, _logs: []
+        await anvil.wait_mined(await usdc.transfer(wallet, TRUE))
+        for _ in rpcs * 2:
+            await seen()
+        assert await at.told(DEPOSITS_NOTIFIED)
+
+
 async def test_from_where_a_person_says_a_chain_is_read_again(
     kafka: Kafka, database: str, topic_prefix: str, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:

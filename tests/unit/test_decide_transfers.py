@@ -177,6 +177,8 @@ def test_a_payment_beside_the_one_that_people_knew_of_is_told() -> None:
     outcome = tell(known, said("COMPLETE", tx_hash=OTHER))
     assert isinstance(outcome, Done)
     assert [alert.code for alert in outcome.alerts] == ["custodian_contradicted"]
+    ended_without = facts("completed", transfer_id="t1", tx_hashes="")
+    assert tell(ended_without, said("COMPLETE", tx_hash=HASH)) == Done(), "its first word named none"
 
 
 @pytest.mark.parametrize("code", ["transfer_not_shown", "custodian_silent"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.circle.mint_webhooks import IGNORED_TYPES, transferred, translate
+from connectors.circle.mint_webhooks import IGNORED_TYPES, notified, translate
 from connectors.webhooks.source import Ignored, NotUnderstood, Publish
 from topics.catalog import CIRCLE_WALLETS_UPDATED, DEPOSITS_NOTIFIED, PAYMENTS_UPDATED
 from topics.events import CircleWalletUpdated, DepositNotified, Evidence, PaymentUpdated
@@ -47,8 +47,8 @@ def test_an_incoming_transfer_is_a_deposit_once_it_is_complete() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"status": "running"}, {"status": "odd"}, {"id": None}, {"source": None}])
 def test_the_list_says_of_a_transfer_what_its_notification_says(changes: dict[str, Any]) -> None:
-    notified = transfer(**changes)
-    assert transferred(json.loads(notified)["transfer"]) == translate(notified, "testnet")
+    told = transfer(**changes)
+    assert notified(json.loads(told)["transfer"]) == translate(told, "testnet")
 
 
 @pytest.mark.parametrize(
