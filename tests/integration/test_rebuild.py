@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import asyncpg
 import msgpack
@@ -154,12 +155,15 @@ async def test_an_empty_database_becomes_the_lost_one(
     await connection.close()
 
 
-async def test_what_reads_a_rebuilt_database_knows_what_is_in_it(
+async def test_what_reads_a_rebuilt_database_knows_what_is_in_it_though_the_rebuild_died_when_all_was_applied(
     lost: Lost, databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.rebuild.ANALYZED_MIN", 1)
+    monkeypatch.setattr("ledger.rebuild.OUTGROWN_PAGES", 0)
     dsn = databases()
-    await rebuilt(dsn, lost.journal)
+    with monkeypatch.context() as dying, pytest.raises(ConnectionError):
+        dying.setattr("ledger.rebuild._Rebuild.finish", AsyncMock(side_effect=ConnectionError))
+        await rebuilt(dsn, lost.journal)
+    assert (await rebuilt(dsn, lost.journal)).applied == 0
     connection = await owner(dsn)
     assert await connection.fetchval("SELECT brin_summarize_new_values('entries_at')") == 0
     assert await connection.fetchval("SELECT reltuples FROM pg_class WHERE relname = 'entries'") > 0
