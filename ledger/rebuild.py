@@ -32,8 +32,8 @@ GAP: Final = 1_000_000
 """Numbers that a rebuilt database leaves out: a million records cannot have been on their way when the old one was lost."""
 TELL_AGAIN: Final = timedelta(hours=1)
 """Of records that do not say what had been told: this much before the journal's end is told again."""
-ANALYZED_MIN: Final = 10_000
-"""Rows from which the planner is told of them at once: workers that start on tables it takes for empty read them whole."""
+OUTGROWN_PAGES: Final = 100
+"""By so much a table has more than twice what the planner knows of: workers that start on tables it takes for empty read them whole."""
 
 
 class Restore(NamedTuple):
@@ -261,10 +261,7 @@ class _Rebuild:
             first_seq = await connection.fetchval(_sql.number_records, self._seq_last + GAP)
             await connection.execute(_sql.number_batches, self._commit_last + GAP)
             to_tell = await connection.fetchval(_sql.to_tell)
-        if self._applied:
-            await connection.execute(_sql.summarize)
-        if self.rows >= ANALYZED_MIN:
-            await connection.execute(f"ANALYZE {', '.join(table.name for table in JOURNALED)}")
+        await self._tell_the_planner()
         return Restored(
             records=self.records,
             applied=self._applied,
@@ -276,3 +273,10 @@ class _Rebuild:
             first_seq=first_seq,
             to_tell=to_tell,
         )
+
+    async def _tell_the_planner(self) -> None:
+        """Of what there is, whoever wrote it: a rebuild that died at its last moment, perhaps."""
+        await self._connection.execute(_sql.summarize)
+        names = [table.name for table in JOURNALED]
+        if outgrown := await self._connection.fetch(_sql.outgrown, names, OUTGROWN_PAGES):
+            await self._connection.execute(f"ANALYZE {', '.join(name for (name,) in outgrown)}")

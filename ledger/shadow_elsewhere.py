@@ -77,9 +77,9 @@ class Elsewhere(Mirror):
         """Customers whose rows the table did not take: until when they are left alone, by the loop's clock."""
         self._silent_until = 0.0
         """By the loop's clock; 0.0: it answers."""
-        self._first: int | None = None
-        """Of what waits, and since when it is that, by the loop's clock."""
-        self._first_since = 0.0
+        self._last = 0
+        """Of what waited at a look, some of which still waits, and when that was, by the loop's clock."""
+        self._last_at = 0.0
 
     @asynccontextmanager
     async def there(self) -> AsyncIterator[Connection]:
@@ -255,12 +255,12 @@ class Elsewhere(Mirror):
             self._watcher.shadow_waiting(0, 0.0)
 
     async def _tell_waiting(self, connection: Connection, now: float) -> None:
-        """How much waits, and for how long the same one has been the first: where much is posted, something always waits."""
+        """How much waits, and for how long some of it has at least: where much is posted, something waits at every look."""
         ((count, first),) = await connection.fetch(_sql.waiting)
-        if first != self._first:
-            self._first, self._first_since = first, now
+        if not count or first > self._last:  # all that waited then has been given
+            self._last, self._last_at = first + count - 1 if count else 0, now
         if self._watcher is not None:
-            self._watcher.shadow_waiting(count, now - self._first_since if count else 0.0)
+            self._watcher.shadow_waiting(count, now - self._last_at)
 
     async def _give(self, there: Connection, rows: Sequence[Any], again_at: float) -> list[UUID]:
         """All together; where the table does not take that, each customer alone. The ids of what it took."""

@@ -168,7 +168,7 @@ def _said(settings: Settings, given: str | None) -> str:
 def looked_up(reading: Callable[[Connection], Awaitable[Any]], settings: Settings | None = None) -> Any:
     """What it reads on a connection of its own."""
     used = settings or needed_settings("database_url", logs=False)
-    return run(lambda: _connected(used, reading))
+    return run(lambda: connected(used, reading))
 
 
 def changed(
@@ -192,7 +192,7 @@ def changed(
         return await action(connection, name, datetime.now(UTC))
 
     async def committed() -> T:
-        done: T = await _connected(settings, act)
+        done: T = await connected(settings, act)
         await journaled(settings)
         return done
 
@@ -200,7 +200,8 @@ def changed(
     return found
 
 
-async def _connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) -> Any:
+async def connected(settings: Settings, act: Callable[[Connection], Awaitable[Any]]) -> Any:
+    """What it does on a connection of its own."""
     from stablerail.connections import connector
 
     connection = await connector(settings)()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stablerail.cli_base import Actor, actor_of, needed_settings, out, run, show_table
+from stablerail.cli_base import Actor, actor_of, check_own, needed_settings, out, run, show_table
 from stablerail.cli_verify import shown_progress
 
 
@@ -42,6 +42,7 @@ def maintain(
             try:
                 if dry_run:
                     return await job.would(connection)
+                await check_own(settings, connection)
                 await shared.emitter.start()
                 return await job.run(connection, actor_of(settings, actor))
             finally:

@@ -28,6 +28,8 @@ from stablerail.cli_base import (
     Actor,
     Kind,
     actor_of,
+    check_own,
+    connected,
     err,
     fail,
     journaled,
@@ -76,20 +78,18 @@ def reconcile(
 
 
 def _compared(settings: Settings, actor: str | None, lines: TextIO) -> Run:
-    from stablerail.connections import connector
     from stablerail.reconcile import reconcile as compare
 
     found = Found(tell=lambda one: _write(lines, one))
     started_at = datetime.now(UTC)
 
     async def work() -> Run:
+        await connected(settings, lambda connection: check_own(settings, connection))
         with shown_progress() as progress:
             await compare(settings, found, progress)
-        connection = await connector(settings)()
-        try:
-            done = await _committed(connection, found, started_at, actor_of(settings, actor))
-        finally:
-            await connection.close()
+        done: Run = await connected(
+            settings, lambda connection: _committed(connection, found, started_at, actor_of(settings, actor))
+        )
         await journaled(settings)
         return done
 

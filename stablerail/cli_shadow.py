@@ -19,6 +19,7 @@ from stablerail.cli_base import (
     Actor,
     Format,
     actor_of,
+    check_own,
     err,
     fail,
     journaled,
@@ -156,6 +157,8 @@ def _with_mirror(
     async def main() -> T:
         connection = await opener(given, None)()
         try:
+            if commits:
+                await check_own(given, connection)
             await mirror.check(connection)
             try:
                 return await action(connection, mirror, at.replace(tzinfo=UTC) if at else datetime.now(UTC))

@@ -193,7 +193,7 @@ SHADOW_WAITING = Metric(
 SHADOW_OLDEST = Metric(
     "stablerail_shadow_oldest_age_seconds",
     "gauge",
-    "For how long the worker that gives them has had the same one before it; 0 = none waits",
+    "For how long some of them has waited at least, since the worker that gives them looked first; 0 = none does",
 )
 
 # Chains

@@ -268,7 +268,7 @@ class RedriveDeadLetters:
         if ids:
             done = await redrive(connection, ids, WRITER, now)
             if done.sealed is not None:
-                await self._tell(done.sealed)
+                await tell(self._services, done.sealed)
             if done.refused:  # a stage that took it meanwhile; the letter is due no more
                 await self._quiet(connection, {one.id for one in done.refused}, now)
         settled = {row[0] for row in await connection.fetch(_sql.settled, AT_ONCE)}
@@ -304,9 +304,6 @@ class RedriveDeadLetters:
                 connection, WRITER, owners, blocks=[_changed(changed)], messages=[], at=at, actor=WRITER,
                 summary={what: len(changed)},
             )  # fmt: skip
-        await self._tell(sealed)
-
-    async def _tell(self, sealed: Sealed) -> None:
         await tell(self._services, sealed)
 
 

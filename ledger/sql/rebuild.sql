@@ -41,3 +41,7 @@ SELECT setval('batches', greatest($1::bigint, (SELECT last_value + is_called::in
 -- name: summarize
 -- Else whoever looks for a transaction's entries reads all of them, until the server's own upkeep comes by.
 SELECT brin_summarize_new_values('entries_at')
+
+-- name: outgrown
+SELECT relname FROM pg_class
+WHERE oid = ANY($1::text[]::regclass[]) AND pg_relation_size(oid) / current_setting('block_size')::int > 2 * relpages + $2

@@ -114,9 +114,16 @@ async def test_whoever_starts_on_an_old_backup_is_stopped_until_it_is_rebuilt(
             journal.check()
         await journal.stop()
         kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
-        for words in (("keys", "create", "--scope", "read"), ("recovery", "open")):
-            told_no = await asyncio.to_thread(run, *words, database_url=backup, **kafka)
-            assert (told_no.exit_code, told_no.output[:17]) == (1, "database_behind: "), told_no.output
+        legacy = {"legacy_table": "public.balances", "legacy_columns": '{"usdc_balance": "usdc"}'}
+        for words, code in (
+            (("keys", "create", "--scope", "read"), 1),
+            (("recovery", "open"), 1),
+            (("maintain",), 1),
+            (("reconcile",), 69),
+            (("shadow", "advance"), 1),
+        ):
+            told_no = await asyncio.to_thread(run, *words, database_url=backup, **kafka, **legacy)
+            assert (told_no.exit_code, told_no.output[:17]) == (code, "database_behind: "), told_no.output
         done = await asyncio.to_thread(run, "rebuild", database_url=backup, **kafka)
         assert done.exit_code == 0, done.output
         with pytest.raises(ACopy):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import asyncpg
 import msgpack
@@ -154,17 +155,21 @@ async def test_an_empty_database_becomes_the_lost_one(
     await connection.close()
 
 
-async def test_what_reads_a_rebuilt_database_knows_what_is_in_it(
+async def test_what_reads_a_rebuilt_database_knows_what_is_in_it_though_the_rebuild_died_when_all_was_applied(
     databases: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.rebuild.ANALYZED_MIN", 2_000)
-    dsns = databases(), databases()
-    connection = await owner(dsns[0])
+    monkeypatch.setattr("ledger.rebuild.OUTGROWN_PAGES", 0)
+    there, dsn = databases(), databases()
+    connection = await owner(there)
     await post(connection, "credit", [paid(number, "ada") for number in range(1_000)], AT)
     journal = await journal_of(connection)
     await connection.close()
-    await rebuilt(dsns[1], journal)
-    connection = await owner(dsns[1])
+    with monkeypatch.context() as dying:
+        dying.setattr("ledger.rebuild._Rebuild.finish", AsyncMock(side_effect=ConnectionError))
+        with pytest.raises(ConnectionError):
+            await rebuilt(dsn, journal)
+    assert (await rebuilt(dsn, journal)).applied == 0
+    connection = await owner(dsn)
     assert await connection.fetchval("SELECT brin_summarize_new_values('entries_at')") == 0
     assert await connection.fetchval("SELECT reltuples FROM pg_class WHERE relname = 'entries'") == 2_000
     await connection.close()

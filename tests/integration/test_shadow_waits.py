@@ -9,7 +9,7 @@ import pytest
 
 from agents import lone_writer
 from agents.treasury import tell_legacy
-from ledger import shadow_phases
+from ledger import shadow_elsewhere, shadow_phases
 from ledger.shadow import Phase
 from stablerail.metrics import Metrics
 from tests.integration import test_shadow_elsewhere
@@ -23,7 +23,7 @@ databases, dsn, apart = ledger_rig.databases, ledger_rig.dsn, test_shadow_elsewh
 
 
 def told(metrics: Metrics) -> tuple[float | None, float | None]:
-    """How much waits, and for how many seconds the first of it."""
+    """How much waits, and for how many seconds some of it."""
     values = (
         metrics.registry.get_sample_value(f"stablerail_shadow_{name}") for name in ("waiting", "oldest_age_seconds")
     )
@@ -48,6 +48,21 @@ async def test_where_something_waits_at_every_look_nothing_waits_for_long(apart:
     await apart.plain.execute("DELETE FROM shadow_outbox")
     await apart.elsewhere.give(apart.plain)
     assert told(apart.metrics) == (0, 0)
+
+
+async def test_what_waits_longer_and_longer_is_seen_although_each_of_it_is_given(
+    apart: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three posted one is given: the first is another at every look."""
+    monkeypatch.setattr(shadow_elsewhere, "BATCH", 1)
+    await shadow_phases.begin(apart.plain, Phase.SHADOW, AT, "tests")
+    seen = []
+    for n in range(6):
+        for user in ("ada", "bob", "cy"):
+            await apart.credit(user, 1_000_000, f"{user} {n}")
+        assert await apart.elsewhere.give(apart.plain) == 1
+        seen.append(told(apart.metrics)[1] or 0.0)
+    assert 0.0 == seen[3] < seen[4] < seen[5], "of what waited at the fourth look none is younger than that"
 
 
 async def test_who_stands_by_tells_of_nothing_that_waits(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
