@@ -217,6 +217,9 @@ def run_api(settings: Settings) -> None:
     except (ACopy, ConfigError, DatabaseBehind, LegacyUnusable, RoleRefused) as error:
         _log.critical("api.stops", code=error.code, reason=str(error))
         raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG) from None
+    except Exception:  # a database that does not let us in
+        _log.critical("api.crashed", exc_info=True)
+        raise SystemExit(EXIT_BUG) from None
 
 
 class _Server(uvicorn.Server):

@@ -74,6 +74,9 @@ def run_worker(movement: str, settings: Settings, port: int, supervisor: int | N
     ) as error:  # nothing was done
         _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
         exit_now(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG)
+    except Exception:  # a database that does not let us in, a disk that is full
+        _log.critical("worker.crashed", movement=movement, exc_info=True)
+        exit_now(EXIT_BUG)
 
 
 class _FaustWorker(faust.Worker):
@@ -188,6 +191,8 @@ def faust_app(movement: str, settings: Settings, port: int) -> Any:
     try:
         datadir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):  # it passes, and no setting is wrong
+            raise
         raise ConfigError((Problem("STABLERAIL_DATADIR", f"must be writable: {error.strerror}"),)) from None
     app: Any = faust.App(
         f"{settings.group_prefix}{settings.topic_prefix}{movement}",
