@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from agents.crash import EXIT_BUG
+from agents.crash import EXIT_BUG, exit_now
 from agents.looking import until_up
 from connectors.alpaca.client import AlpacaClient
 from connectors.circle import mint_webhooks
@@ -199,6 +199,9 @@ async def reach(settings: Settings) -> None:
 def run_api(settings: Settings) -> None:
     """Serves until SIGTERM."""
     import uvloop
+
+    # until uvicorn listens nothing is in hand; the first process of a container ends by no signal that it does not handle
+    signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
 
     async def main() -> None:
         await until_up(partial(reach, settings), "api.waits")

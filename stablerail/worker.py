@@ -12,6 +12,7 @@ import contextlib
 import errno
 import gc
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,8 @@ def run_worker(movement: str, settings: Settings, port: int, supervisor: int | N
     and ends the process."""
     settings.require(*NEEDS[movement])
     structlog.contextvars.bind_contextvars(movement=movement)  # several may write into one log
+    # until Faust listens nothing is in hand; the first process of a container ends by no signal that it does not handle
+    signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
     try:

@@ -232,6 +232,17 @@ async def test_a_worker_that_the_database_does_not_let_in_is_to_be_started_again
     assert "worker.crashed" in tail(worker.log, lines=1)
 
 
+async def test_a_worker_that_still_waits_for_kafka_ends_when_it_is_told_to(start: Callable[..., Program]) -> None:
+    """Also as the first process of a container, which no signal ends that it does not handle."""
+    worker = start("treasury", STABLERAIL_KAFKA_BOOTSTRAP="127.0.0.1:1")
+
+    async def waits() -> bool:
+        return "worker.waits" in worker.log.read_text()
+
+    await worker.until(waits, "waiting")
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
+
+
 def test_a_full_disk_is_no_wrong_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
