@@ -12,7 +12,7 @@ ChainError (code, detail)
  │    ├── WrongPassword  wrong_password    the password does not open the keystore
  │    └── WrongSigner    wrong_signer      the key is another address's than was expected
  ├── SignerError
- │    ├── KeyUnavailable  key_unavailable  the key store does not answer, throttles or refuses: nothing is signed, ask again
+ │    ├── KeyUnavailable  key_unavailable  the key's store (AWS, a disk) does not give it now, throttles or refuses: nothing is signed, ask again
  │    └── BadSignature    bad_signature    the key store answered what is no signature of the key
  ├── ReorgTooDeep       reorg_too_deep     no stored block is canonical any more: a person must choose where to scan from
  └── RpcError (endpoint)

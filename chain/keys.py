@@ -11,6 +11,7 @@ Credentials, region and endpoint of AWS are the SDK's own affair (AWS_REGION, AW
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 from pathlib import Path
@@ -19,13 +20,15 @@ from typing import Any, Final, TypeVar
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from chain.errors import BadKeystore, WrongPassword, WrongSigner
+from chain.errors import BadKeystore, KeyUnavailable, WrongPassword, WrongSigner
 from chain.signer import KeySigner, Signer
 from chain.transactions import keccak
 
 BYTES_MAX: Final = 100_000
 SCRYPT_BYTES_MAX: Final = 1024**3
 """What deriving the key may take: 128 · n · r. The usual n = 262,144 and r = 8 take 256 MiB."""
+_NOT_NOW: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT})
+"""Of a file that may be read the next time."""
 
 S = TypeVar("S", bound=Signer)
 
@@ -38,7 +41,7 @@ def load_key(source: str, password: str, expected: str | None = None) -> Signer:
     """The signer of a source. It may take seconds: AWS is asked, a password is stretched.
 
     Raises BadKeystore for what is no key, WrongPassword, WrongSigner when it is another address's than `expected` (or than
-    the keystore itself says), KeyUnavailable when AWS does not give it. No text of theirs holds anything of a key or a password.
+    the keystore itself says), KeyUnavailable when AWS, the disk or the memory does not give it now. No text of theirs holds anything of a key or a password.
     """
     kind, _, name = source.partition(":")
     if kind not in ("kms", "secretsmanager"):
@@ -57,7 +60,8 @@ def load_keystore(path: Path, password: str, expected: str | None = None) -> Key
             raise BadKeystore(f"{path} is larger than {BYTES_MAX} bytes")
         text = path.read_bytes()
     except OSError as error:
-        raise BadKeystore(f"{path}: {error.strerror}") from None
+        kind = KeyUnavailable if error.errno in _NOT_NOW else BadKeystore
+        raise kind(f"{path}: {error.strerror}") from None
     return _of(expected, str(path), _opened(str(path), text, password))
 
 
@@ -101,5 +105,7 @@ def _decrypted(name: str, stored: Any, password: str) -> bytes:
             raise WrongPassword(f"the password does not open {name}")
         reader = Cipher(algorithms.AES(derived[:16]), modes.CTR(iv)).decryptor()
         return reader.update(ciphertext) + reader.finalize()
-    except (KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
+    except MemoryError:
+        raise KeyUnavailable(f"{name}: there is no memory for deriving the key") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadKeystore(f"{name} is no keystore: {type(error).__name__}") from None

@@ -16,8 +16,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     from stablerail.cli import app
 
-    signal.signal(signal.SIGINT, handler)
-    app()
+    try:
+        signal.signal(signal.SIGINT, handler)
+        app()
+    except KeyboardInterrupt:  # before the command begins: Typer makes all of them first
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from agents.crash import EXIT_BUG
+from agents.crash import EXIT_BUG, exit_now
 from agents.looking import until_up
 from connectors.alpaca.client import AlpacaClient
 from connectors.circle import mint_webhooks
@@ -200,6 +200,9 @@ def run_api(settings: Settings) -> None:
     """Serves until SIGTERM."""
     import uvloop
 
+    # until uvicorn listens nothing is in hand; the first process of a container ends by no signal that it does not handle
+    signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
+
     async def main() -> None:
         await until_up(partial(reach, settings), "api.waits")
         app = api_app(settings, Metrics())
@@ -217,6 +220,9 @@ def run_api(settings: Settings) -> None:
     except (ACopy, ConfigError, DatabaseBehind, LegacyUnusable, RoleRefused) as error:
         _log.critical("api.stops", code=error.code, reason=str(error))
         raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG) from None
+    except Exception:  # a database that does not let us in
+        _log.critical("api.crashed", exc_info=True)
+        raise SystemExit(EXIT_BUG) from None
 
 
 class _Server(uvicorn.Server):

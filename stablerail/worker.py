@@ -12,6 +12,7 @@ import contextlib
 import errno
 import gc
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,8 @@ def run_worker(movement: str, settings: Settings, port: int, supervisor: int | N
     and ends the process."""
     settings.require(*NEEDS[movement])
     structlog.contextvars.bind_contextvars(movement=movement)  # several may write into one log
+    # until Faust listens nothing is in hand; the first process of a container ends by no signal that it does not handle
+    signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
     # a batch makes tens of thousands of objects that die with it; looking at the living every 700 costs a third of the time
     gc.set_threshold(100_000, 50, 100)
     try:
@@ -74,6 +77,9 @@ def run_worker(movement: str, settings: Settings, port: int, supervisor: int | N
     ) as error:  # nothing was done
         _log.critical("worker.stops", movement=movement, code=error.code, reason=str(error))
         exit_now(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_BUG)
+    except Exception:  # a database that does not let us in, a disk that is full
+        _log.critical("worker.crashed", movement=movement, exc_info=True)
+        exit_now(EXIT_BUG)
 
 
 class _FaustWorker(faust.Worker):
@@ -188,6 +194,8 @@ def faust_app(movement: str, settings: Settings, port: int) -> Any:
     try:
         datadir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):  # it passes, and no setting is wrong
+            raise
         raise ConfigError((Problem("STABLERAIL_DATADIR", f"must be writable: {error.strerror}"),)) from None
     app: Any = faust.App(
         f"{settings.group_prefix}{settings.topic_prefix}{movement}",

@@ -123,6 +123,19 @@ async def test_a_stream_ends_when_the_api_is_told_to(
         assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
 
 
+async def test_an_api_that_still_waits_for_its_database_ends_when_it_is_told_to(
+    kafka: Kafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "api.log"
+    process = _started("postgresql://u:p@127.0.0.1:1/d", kafka, topic_prefix, log, free_port())
+
+    async def waits() -> bool:
+        return "api.waits" in log.read_text()
+
+    await until(waits, "waiting")
+    assert await asyncio.to_thread(process.stop) == 0
+
+
 async def test_whose_port_another_has_says_so_and_ends_as_one_to_be_started_again(
     database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -133,3 +146,12 @@ async def test_whose_port_another_has_says_so_and_ends_as_one_to_be_started_agai
         process = _started(database, kafka, topic_prefix, tmp_path / "api.log", other.getsockname()[1])
         assert await asyncio.to_thread(process.wait, PATIENCE_S) == 70
     assert "address already in use" in tail(tmp_path / "api.log")
+
+
+async def test_whom_the_database_does_not_let_in_ends_as_one_to_be_started_again(
+    database: str, kafka: Kafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    nowhere = f"{database}_that_is_not_there"
+    process = _started(nowhere, kafka, topic_prefix, tmp_path / "api.log", free_port())
+    assert await asyncio.to_thread(process.wait, PATIENCE_S) == 70
+    assert "api.crashed" in tail(tmp_path / "api.log", lines=1)

@@ -176,6 +176,20 @@ sys.exit(importlib.metadata.EntryPoint("stablerail", {entry!r}, "console_scripts
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_ctrl_c_while_the_commands_are_put_together_ends_it_without_a_word() -> None:
+    """Between the imports and the command: Typer makes all of them, for a tenth of a second."""
+    program = """
+import os, signal, typer.main
+def impatient(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+typer.main.get_params_from_function = impatient
+from stablerail.__main__ import main
+main()
+"""
+    done = subprocess.run((sys.executable, "-c", program, "config"), capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -16,10 +17,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewTopic
 
+from stablerail.config import load_settings
 from stablerail.dev.fetch import Tools
 from stablerail.dev.kafka import Kafka
 from stablerail.dev.processes import Child, free_port, port_is_free, tail
 from stablerail.topics_admin import admin, create_missing
+from stablerail.worker import faust_app
 from stablerail.workers import seen
 from tests.integration.test_runbook import day, follow
 from tests.support import ledger_rig
@@ -219,6 +222,34 @@ async def test_a_worker_that_may_not_write_where_it_must_names_the_setting(start
     worker = start("treasury", STABLERAIL_DATADIR="/proc/none")
     assert await asyncio.to_thread(worker.child.wait, 100) == 78
     assert "STABLERAIL_DATADIR: must be writable" in tail(worker.log, lines=1)
+
+
+async def test_a_worker_that_the_database_does_not_let_in_is_to_be_started_again(
+    start: Callable[..., Program], dsn: str
+) -> None:
+    worker = start("treasury", STABLERAIL_DATABASE_URL=f"{dsn}_that_is_not_there")
+    assert await asyncio.to_thread(worker.child.wait, 100) == 70
+    assert "worker.crashed" in tail(worker.log, lines=1)
+
+
+async def test_a_worker_that_still_waits_for_kafka_ends_when_it_is_told_to(start: Callable[..., Program]) -> None:
+    """Also as the first process of a container, which no signal ends that it does not handle."""
+    worker = start("treasury", STABLERAIL_KAFKA_BOOTSTRAP="127.0.0.1:1")
+
+    async def waits() -> bool:
+        return "worker.waits" in worker.log.read_text()
+
+    await worker.until(waits, "waiting")
+    assert await asyncio.to_thread(worker.child.stop, timeout_s=100) == 0
+
+
+def test_a_full_disk_is_no_wrong_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"):
+        faust_app("treasury", load_settings(env_file=None, datadir=str(tmp_path)), free_port())
 
 
 async def test_a_worker_whose_key_is_in_a_store_that_does_not_answer_is_to_be_started_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import resource
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from eth_utils.address import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.errors import BadKeystore, KeystoreError, WrongPassword, WrongSigner
+from chain.errors import BadKeystore, KeystoreError, KeyUnavailable, WrongPassword, WrongSigner
 from chain.keys import load_keystore
 from chain.signer import KeySigner
 from chain.transactions import digest, signed, transfer_data, unsigned_call
@@ -144,6 +145,24 @@ def test_a_missing_file_a_wrong_password_and_another_key_are_told_apart(keystore
         load_keystore(keystore, PASSWORD, "0x0123")
     keystore.write_text(json.dumps(damaged(json.loads(keystore.read_text()), "address", value="ab" * 20)))
     with pytest.raises(WrongSigner):
+        load_keystore(keystore, PASSWORD)
+
+
+def test_a_keystore_that_cannot_be_read_now_is_no_wrong_one(keystore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes it for one ends for good where the next start would have found the key."""
+    files, more = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, more))
+    try:
+        with pytest.raises(KeyUnavailable, match="Too many open files"):
+            load_keystore(keystore, PASSWORD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, more))
+
+    def derive(*_: object) -> bytes:
+        raise MemoryError("Not enough memory to derive key.")
+
+    monkeypatch.setattr("chain.keys.Scrypt.derive", derive)
+    with pytest.raises(KeyUnavailable, match="no memory"):
         load_keystore(keystore, PASSWORD)
 
 
