@@ -24,7 +24,7 @@ from ledger.rebuild_batch import Batch, Before, Journaled, Known, Untold, Writer
 from ledger.record import CommitRecord, unpack
 from ledger.rows import Connection
 from ledger.sql import load
-from ledger.tables import JOURNALED
+from ledger.tables import JOURNALED, RESTORES
 
 _sql = load("ledger", "sql/rebuild.sql")
 
@@ -154,6 +154,8 @@ class _Rebuild:
             self._check_links(one, links)
             if self._is_there(one, links):
                 self._batch.known.append(Known(one, links[0], is_repeat=False))
+                if one.seq in self._waiting:
+                    self._arrived.add(one.seq)
             else:
                 self._apply(one, record, links)
             self._count(one, record, links)
@@ -193,6 +195,9 @@ class _Rebuild:
         return False
 
     def _apply(self, one: Journaled, record: CommitRecord, links: list[Link]) -> None:
+        left = sorted(self._waiting - self._arrived)
+        if left and any(block.table is RESTORES for block in record.blocks):
+            raise _overtaken(left)  # whatever their numbers: two that began from one journal count alike
         for link in links:
             self._held[link.owner] = link.place
         self.rows += self._batch.add(one, record)
@@ -214,8 +219,6 @@ class _Rebuild:
         self._seq_last = max(self._seq_last, one.seq)
         self._at_last = record.at if self._at_last is None else max(self._at_last, record.at)
         self._open = self._open if one.open is None else one.open
-        if one.seq in self._waiting:
-            self._arrived.add(one.seq)
 
     async def settle(self) -> None:
         """Returns when all is written that was taken."""
@@ -244,10 +247,7 @@ class _Rebuild:
                     )
         seqs = [seq for seq, _ in rows]
         if any(seqs[0] < restore.first_seq for restore in self._restores):
-            raise HistoriesDiffer(
-                f"the database has {len(seqs)} commits (records {seqs[0]} to {seqs[-1]}) that the journal lacks, of before another"
-                " database took over: the deployment goes on without them; rebuild an empty database, or a newer backup"
-            )
+            raise _overtaken(seqs)
         raise DatabaseAhead(seqs, is_copy=not await self._connection.fetchval(_sql.has_relay))
 
     async def finish(self) -> Restored:
@@ -280,3 +280,10 @@ class _Rebuild:
         names = [table.name for table in JOURNALED]
         if outgrown := await self._connection.fetch(_sql.outgrown, names, OUTGROWN_PAGES):
             await self._connection.execute(f"ANALYZE {', '.join(name for (name,) in outgrown)}")
+
+
+def _overtaken(seqs: Sequence[int]) -> HistoriesDiffer:
+    return HistoriesDiffer(
+        f"the database has {len(seqs)} commits (records {seqs[0]} to {seqs[-1]}) that the journal lacks, of before another"
+        " database took over: the deployment goes on without them; rebuild an empty database, or a newer backup"
+    )

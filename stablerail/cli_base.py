@@ -43,6 +43,7 @@ EXIT_PIPE: Final = 141
 JOURNAL_WAIT_S: Final = 10.0
 """What is committed is safe already: a person need not wait for a broker that is away."""
 LOOK_S_MAX: Final = 5.0
+"""At the journal's end, before anything is done: who hurries is not kept by a broker that is away."""
 
 T = TypeVar("T")
 Actor = Annotated[

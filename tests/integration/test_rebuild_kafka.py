@@ -216,6 +216,26 @@ async def test_a_copy_with_commits_of_its_own_takes_over_with_them_only_when_tha
         assert await differences(copy, again) == {}
 
 
+async def test_a_copy_in_which_somebody_wrote_takes_nothing_over_when_another_has(
+    at: Ground, run: Callable[..., Result]
+) -> None:
+    """Both count from the same number on."""
+    kafka = {"kafka_bootstrap": at.bootstrap, "topic_prefix": at.prefix}
+    async with working(at) as connection:
+        await live(connection)
+        await told(at, connection)
+    async with empty_database(at.dsn) as copy, empty_database(at.dsn) as new:
+        for dsn, options in ((copy, ()), (new, ("--take-over",))):
+            await migrate(dsn, SCHEMA)
+            done = await asyncio.to_thread(run, "rebuild", *options, database_url=dsn, **kafka)
+            assert done.exit_code == 0, done.output
+        await commit_in(copy, asked("one"))
+        for options in ((), ("--take-over", "--publish")):
+            refused = await asyncio.to_thread(run, "rebuild", *options, database_url=copy, **kafka)
+            assert refused.output.startswith("histories_differ: the database has 1 commits"), refused.output
+        await check(at, new)
+
+
 class Cut(Exception):
     pass
 
