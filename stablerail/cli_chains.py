@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stablerail.cli_base import Actor, changed, out
-from stablerail.cli_corrections import Reason
+from stablerail.cli_deposits import Reason
 from topics.events import Chain
 
 chains_app = typer.Typer(no_args_is_help=True, help="The chains that are read by ourselves.")

@@ -201,7 +201,7 @@ def run_api(settings: Settings) -> None:
     import uvloop
 
     # until uvicorn listens nothing is in hand; the first process of a container ends by no signal that it does not handle
-    signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
+    before = signal.signal(signal.SIGTERM, lambda *_: exit_now(0))
 
     async def main() -> None:
         await until_up(partial(reach, settings), "api.waits")
@@ -223,6 +223,8 @@ def run_api(settings: Settings) -> None:
     except Exception:  # a database that does not let us in
         _log.critical("api.crashed", exc_info=True)
         raise SystemExit(EXIT_BUG) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Server(uvicorn.Server):

@@ -25,9 +25,8 @@ class HeadAsGet:
                 answered = True
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        scope["method"] = (
-            "GET"  # here, not in a copy: what the app finds out, such as the route, is told to those before us
-        )
+        # here, not in a copy: what the app finds out, such as the route, is told to those before us
+        scope["method"] = "GET"
         try:
             await self.app(scope, receive, bare)
         finally:

@@ -92,6 +92,12 @@ def test_help_shows_brackets_as_they_are(run: Callable[..., Result]) -> None:
         assert "owner.type[shard]:ASSET" in run(*command.split(), "--help").output, command
 
 
+def test_help_names_who_approves_only_where_somebody_does(run: Callable[..., Result]) -> None:
+    for command in ("chains rescan", "deny add", "tx cancel", "ledger close"):
+        assert "approves" not in run(*command.split(), "--help").output, command
+    assert "approves" in run("ledger", "correct", "request", "--help").output
+
+
 def test_data_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     data = ("[red]x[/red]", "[/x]", "a:id:b", "y" * 500)
     found = [{"name": one, "at": None, "tags": ["a", "b"]} for one in data]
