@@ -173,7 +173,14 @@ class WatchChain:
         if stored is None:
             return begin(head.number if start is None else start, self._watched.scan), [*asked]
         state = ScanState.of_json(orjson.loads(stored))
-        return (await reread(rpc, state, min(*asked.values(), head.number)) if asked else state), [*asked]
+        if not asked:
+            return state, []
+        first = min(*asked.values(), head.number)
+        try:
+            return await reread(rpc, state, first), [*asked]
+        except ChainError as error:  # perhaps it keeps nothing so old: what is new does not wait for one that does
+            self._log.warning("chain.rescan_waits", first_block=first, reason=str(error))
+            return state, []
 
     async def _addresses(self, connection: Connection) -> set[str] | None:
         """None where there are more than an endpoint is given: reading all of them under every head takes seconds."""

@@ -347,7 +347,12 @@ async def test_from_where_a_person_says_a_chain_is_read_again(
         del liar.lies["eth_getLogs"]
         await pay(2)
         await told("0.000002")  # and not what is below the overlap
+        liar.lies["eth_getBlockByNumber"] = lambda params, block: block if params[0] != hex(paid_in - 1) else None
         await again(paid_in)
+        await anvil.mine(1)
+        await seen()  # where the endpoint does not keep what is so old, the chain is read on
+        del liar.lies["eth_getBlockByNumber"]
+        await anvil.mine(1)
         await told("0.000001", "0.000002")
 
         for _ in range(3):
