@@ -23,7 +23,6 @@ from chain.errors import ChainError, ChainMoved, ReorgTooDeep, WrongChainId
 from chain.evidence import QUORUM
 from chain.head_news import HeadNews
 from chain.heads import readable
-from chain.logs import TransferLog
 from chain.rpc import FILTER_ADDRESSES_MAX, Block, Rpc
 from chain.scan import ScanSettings, ScanState, begin
 from chain.scanner import Pass, reread, scan_once
@@ -173,7 +172,14 @@ class WatchChain:
         if stored is None:
             return begin(head.number if start is None else start, self._watched.scan), [*asked]
         state = ScanState.of_json(orjson.loads(stored))
-        return (await reread(rpc, state, min(*asked.values(), head.number)) if asked else state), [*asked]
+        if not asked:
+            return state, []
+        first = min(*asked.values(), head.number)
+        try:
+            return await reread(rpc, state, first), [*asked]
+        except ChainError as error:  # perhaps it keeps nothing so old: what is new does not wait for one that does
+            self._log.warning("chain.rescan_waits", first_block=first, reason=str(error))
+            return state, []
 
     async def _addresses(self, connection: Connection) -> set[str] | None:
         """None where there are more than an endpoint is given: reading all of them under every head takes seconds."""
@@ -217,7 +223,9 @@ class WatchChain:
                 log_index=log.log_index,
                 sender=log.sender,
             )
-            event_id = f"{self._watched.chain.value}:{place}:{_contents(log)}"
+            # what an endpoint that lies has in that place is another event: it must not keep out what the others have there
+            contents = hashlib.blake2b(value_of(event), digest_size=8).hexdigest()
+            event_id = f"{self._watched.chain.value}:{place}:{contents}"
             messages.append(_message(DEPOSITS_NOTIFIED.name, log.to, event, event_id))
         return messages
 
@@ -230,12 +238,6 @@ class WatchChain:
             timestamp_s=head.timestamp_s,
         )
         return _message(CHAIN_HEADS.name, self._watched.chain.value, event, event.identity())
-
-
-def _contents(log: TransferLog) -> str:
-    """What an endpoint that lies has in that place is another event: it must not keep out what the others have there."""
-    said = f"{log.tx_hash}\0{log.sender}\0{log.to}\0{log.amount}"
-    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
 def _message(topic: str, key: str, event: Any, event_id: str) -> Message:

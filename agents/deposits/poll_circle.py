@@ -243,9 +243,9 @@ class PollCircle:
             await self._commit(found, since, moved=moved)
             if last:
                 break
-            after = next((id for each in reversed(page) if (id := _text(each.get("id"), 200))), None)
-            if after is None:
-                raise Unknown("a page of Circle's list in which nothing has an id")
+            before, after = after, next((id for each in reversed(page) if (id := _text(each.get("id"), 200))), None)
+            if after in (None, before):
+                raise Unknown("a page of Circle's list after which nothing can be asked for")
         self._read()
         failure = await self._look_up(connection, start, since)
         await self._forget(connection, start)

@@ -12,7 +12,7 @@ from opentelemetry.trace import Link
 from agents.intents import StoredCall, idempotency_key
 from agents.onboarding import spans
 from connectors.circle.chains import Network, from_circle, to_circle
-from connectors.circle.client import CircleClient, CircleWallet
+from connectors.circle.client import WALLET_SET, CircleClient, CircleWallet
 from connectors.errors import KEY_USED, ConnectorError, Refused, Unavailable, of_a_look
 from ledger.commit import TRANSIENT, lost_not_cancelled
 from ledger.rows import Connection
@@ -26,7 +26,7 @@ WALLET_SET_NAME: Final = "customers"
 LOOKUP_PAUSE_S: Final = 0.055
 """Circle answers 20 look-ups a second: 200 of them take 11 s of a call's time-out, however long Circle thinks about each."""
 NO_SUCH_SET: Final = 404
-"""Status of a refusal of wallets: of all that is asked for only the set has an id of Circle's."""
+"""Status of a refusal of wallets: of all that is asked for only the set has an id of Circle's. One that is no id it calls wrong."""
 Found = dict[tuple[str, str], dict[str, Any]]
 """(refId, our chain) -> wallet."""
 
@@ -148,7 +148,7 @@ class CircleWallets:
 
 def _ours(error: Refused) -> Refused:
     """No customer's affair, and no reason to fail any: whoever waits for a wallet waits until people have put the set right."""
-    return Refused(error.status, error.partner_code, error.message, ours=error.ours or "our wallet set")
+    return Refused(error.status, error.partner_code, error.message, ours=error.ours or WALLET_SET)
 
 
 def users_of(call: StoredCall) -> list[str]:

@@ -42,6 +42,7 @@ _ID: Final = TypeAdapter[str](Text)
 SOMETHING_WENT_WRONG: Final = "-1"  # Circle's code for a failure of its own, sent with status 400
 SECRET_REFUSED: Final = frozenset({"156013", "156016"})
 """Sent with status 400: the entity secret is not the registered one; none is registered."""
+WALLET_SET: Final = "our wallet set"
 CIPHERTEXT_USED: Final = frozenset({"156004", "177602"})
 """Each of ours is new: somebody between us has sent the request twice, and this is the answer to the second."""
 
@@ -390,11 +391,18 @@ def _failure(status: int, raw: bytes, retry_after: str | None) -> ConnectorError
         return Unavailable(f"{status} (code {partner_code}): {message}", sent=True)
     if partner_code in CIPHERTEXT_USED:
         return Unknown(f"{status} (code {partner_code}): {message}")
-    refused = Refused(status, partner_code, message, ours=CREDENTIALS if partner_code in SECRET_REFUSED else "")
+    ours = CREDENTIALS if partner_code in SECRET_REFUSED else WALLET_SET if _faults(answer, "walletSetId") else ""
+    refused = Refused(status, partner_code, message, ours=ours)
     if status < 400 or (partner_code is None and not refused.ours):
         # Every refusal of Circle's has a code. This is the word of something before it, which does not know what Circle did.
         return Unknown(f"an answer that is not Circle's, with status {status}")
     return refused
+
+
+def _faults(answer: Mapping[str, Any], field: str) -> bool:
+    """Whether it is this field of the request that Circle does not take."""
+    errors = answer.get("errors")
+    return isinstance(errors, list) and any(isinstance(one, dict) and one.get("location") == field for one in errors)
 
 
 def _wallets(data: Mapping[str, Any]) -> list[CircleWallet]:

@@ -106,7 +106,7 @@ async def test_an_endpoint_of_another_chain_is_refused_at_the_start_and_later(
         await until(refused, "refused later")
 
 
-@pytest.mark.parametrize("lies", ["beside", "instead"])
+@pytest.mark.parametrize("lies", ["beside", "instead", "below"])
 async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_money_is_final(
     kafka: Kafka,
     database: str,
@@ -133,12 +133,17 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
         def made_up(log: dict[str, Any]) -> dict[str, Any]:
             """The same log, to another wallet of ours and for more."""
             topics = [*log["topics"][:2], topic_of(deceived)]
-            place = int(log["logIndex"], 16) + (lies == "beside")
+            place = int(log["logIndex"], 16) + (lies != "instead")
             return {**log, "topics": topics, "data": f"0x{FALSE:064x}", "logIndex": hex(place)}
+
+        def below(log: dict[str, Any]) -> dict[str, Any]:
+            """The same log, in the block's place the one before."""
+            return {**log, "blockNumber": hex(int(log["blockNumber"], 16) - 1)}
 
         def and_more(logs: list[Any]) -> list[Any]:
             true = [log for log in logs if log["topics"][2:] == [topic_of(honest)]]
-            return [log for log in logs if lies == "beside" or log not in true] + [made_up(log) for log in true]
+            told = {"beside": true, "instead": [], "below": [below(log) for log in true]}[lies]
+            return [log for log in logs if log not in true] + told + [made_up(log) for log in true]
 
         liar.lies["eth_getLogs"] = lambda _params, logs: and_more(logs)
         liar.lies["eth_getTransactionReceipt"] = lambda _params, receipt: (
@@ -189,6 +194,7 @@ async def test_money_that_one_of_three_endpoints_made_up_is_taken_back_and_true_
                 return max(heads) >= top + 2
 
             await until(next_heads, "the chain is read on, without the one that lies about its head")
+        assert await at.told(DEPOSITS_NOTIFIED.dlq) == []
         results = await verify(at.observer)
         assert [result for result in results if not result.holds] == []
 
@@ -347,7 +353,12 @@ async def test_from_where_a_person_says_a_chain_is_read_again(
         del liar.lies["eth_getLogs"]
         await pay(2)
         await told("0.000002")  # and not what is below the overlap
+        liar.lies["eth_getBlockByNumber"] = lambda params, block: block if params[0] != hex(paid_in - 1) else None
         await again(paid_in)
+        await anvil.mine(1)
+        await seen()  # where the endpoint does not keep what is so old, the chain is read on
+        del liar.lies["eth_getBlockByNumber"]
+        await anvil.mine(1)
         await told("0.000001", "0.000002")
 
         for _ in range(3):

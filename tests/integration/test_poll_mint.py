@@ -25,6 +25,7 @@ from connectors.circle.sandbox import CircleSandbox, SandboxConfig
 from connectors.circle.sandbox.config import TEST_API_KEY, TEST_ENTITY_SECRET
 from connectors.circle.sandbox.gate import Fault
 from connectors.circle.sandbox.mint import TOPIC_ARNS, Topic
+from connectors.errors import Unknown
 from connectors.webhooks.source import Publish
 from ledger.accounts import spendable
 from ledger.verify import verify
@@ -261,6 +262,23 @@ async def test_a_poller_that_dies_between_two_pages_finds_the_older_ones_again(
         await town.credited(60)
         assert len(await town.told()) == 60
     await town.proven(60)
+
+
+async def test_a_list_that_goes_on_nowhere_is_read_again_after_a_pause(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with town.at.process() as services, polling(town, services) as poller:
+        for _ in range(50):
+            town.sent("1.00")
+        page = town.client.inbound_page
+
+        async def first_page(*, since: datetime | None = None, after: str | None = None) -> list[Transfer]:
+            return await page(since=since)
+
+        monkeypatch.setattr(town.client, "inbound_page", first_page)
+        with pytest.raises(Unknown):
+            async with asyncio.timeout(10):
+                await looked(poller)
 
 
 async def test_a_poller_that_dies_after_its_commit_has_lost_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 
@@ -105,10 +106,11 @@ async def test_a_chain_circle_refuses_fails_alone_and_the_job_says_so(rig: Rig) 
 async def test_a_wallet_set_that_circle_does_not_know_or_does_not_make_fails_no_customer(rig: Rig) -> None:
     """The set is ours: it waits for people, who are told, and goes on when they have put it right."""
     await queued(rig, 3)
-    await rig.at.observer.execute("INSERT INTO wallet_sets VALUES ('testnet', 'gone', now())")
-    async with rig.at.process() as services, rig.performing(services):
-        await told_of_our_set(rig, services)
-    await rig.at.observer.execute("DELETE FROM wallet_sets")
+    for wrong in ("a typo", str(uuid4())):
+        await rig.at.observer.execute("INSERT INTO wallet_sets VALUES ('testnet', $1, now())", wrong)
+        async with rig.at.process() as services, rig.performing(services):
+            await told_of_our_set(rig, services)
+        await rig.at.observer.execute("DELETE FROM wallet_sets")
     fault = Fault("/v1/w3s/developer/walletSets", "status", status=400, times=10**6)
     rig.circle.sandbox.gate.faults.append(fault)
     async with rig.at.process() as services, rig.performing(services):

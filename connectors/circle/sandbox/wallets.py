@@ -144,6 +144,8 @@ def _wallets(router: APIRouter, state: State) -> None:
 
 
 def _create_wallets(state: State, body: _CreateWallets) -> dict[str, Any]:
+    if len(body.wallet_set_id) != 36:
+        raise invalid("walletSetId", "not a UUID")
     if body.wallet_set_id not in state.wallet_sets:
         raise not_found("wallet set")
     if body.account_type != "EOA":
