@@ -169,6 +169,7 @@ def test_ctrl_c_while_it_is_imported_ends_it_without_a_word(module: str, command
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["stablerail"]
     program = f"""
 import importlib.metadata, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
 class Impatient:
     def find_spec(self, name, *_):
         if name == {module!r}:
@@ -186,6 +187,7 @@ def test_ctrl_c_while_the_commands_are_put_together_ends_it_without_a_word() -> 
     """Between the imports and the command: Typer makes all of them, for a tenth of a second."""
     program = """
 import os, signal, typer.main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def impatient(*_):
     os.kill(os.getpid(), signal.SIGINT)
 typer.main.get_params_from_function = impatient
