@@ -52,7 +52,10 @@ def start_shared(run: ExitStack) -> Path:
 
 
 def _kafka(directory: Path, tools: Tools) -> Kafka | KafkaContainer:
-    return KafkaContainer(directory) if containers.wanted() else Kafka(directory / "kafka", tools)
+    if containers.wanted():
+        return KafkaContainer(directory)
+    # A quarter of it is full after all tests' topics: 23 kB a partition, and nobody deletes them.
+    return Kafka(directory / "kafka", tools, heap="1g")
 
 
 def _postgres(directory: Path, tools: Tools) -> Postgres | PostgresContainer:
