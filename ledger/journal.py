@@ -82,6 +82,11 @@ def _portions(sizes: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
         yield some
 
 
+async def is_copy(connection: Connection) -> bool:
+    """Whether what is committed there gets nowhere: a rebuild made it, and it has not taken over."""
+    return bool(await connection.fetchval(_sql.is_copy))
+
+
 class Relay:
     """One per process. `journal` is called by every committer of the process, at once if they like. It raises ACopy where the
     database is one, and DatabaseBehind where it is not the one that the journal is of; `last_journaled` None: nobody asks that.

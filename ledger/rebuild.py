@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from ledger.errors import DatabaseAhead, HistoriesDiffer, JournalBroken
+from ledger.journal import is_copy
 from ledger.links import BEGINNING, Key, Link, Place, links_of, name
 from ledger.rebuild_batch import Batch, Before, Journaled, Known, Untold, Writer
 from ledger.record import CommitRecord, unpack
@@ -248,7 +249,7 @@ class _Rebuild:
         seqs = [seq for seq, _ in rows]
         if any(seqs[0] < restore.first_seq for restore in self._restores):
             raise _overtaken(seqs)
-        raise DatabaseAhead(seqs, is_copy=not await self._connection.fetchval(_sql.has_relay))
+        raise DatabaseAhead(seqs, is_copy=await is_copy(self._connection))
 
     async def finish(self) -> Restored:
         connection = self._connection

@@ -218,9 +218,10 @@ async def check_own(settings: Settings, connection: Connection) -> None:
     from aiokafka.errors import KafkaError
 
     from ledger.errors import ACopy
+    from ledger.journal import is_copy
     from stablerail.connections import relay_of
 
-    if not await connection.fetchval("SELECT EXISTS (SELECT FROM relay)"):
+    if await is_copy(connection):
         raise ACopy
 
     async def nowhere(*_: Any) -> None:

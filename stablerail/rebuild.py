@@ -21,6 +21,7 @@ from agents import lenient_records
 from agents.emitter import Emitter
 from ledger.assembly import JUMP, Assembly, RestoreScan
 from ledger.errors import DatabaseBusy, JournalBroken, NoRecord, SchemaOutdated
+from ledger.journal import is_copy
 from ledger.migrate import is_newest
 from ledger.rebuild import TELL_AGAIN, Restored, rebuild
 from ledger.rebuild_batch import Before, Journaled
@@ -61,7 +62,7 @@ async def rebuild_database(settings: Settings, progress: Progress, after: After 
             async with connection.transaction():  # its own, closed: both or neither
                 await connection.execute("INSERT INTO relay VALUES (1) ON CONFLICT DO NOTHING")
                 await after(connection, restored)
-        return replace(restored, is_copy=not await connection.fetchval("SELECT EXISTS (SELECT FROM relay)"))
+        return replace(restored, is_copy=await is_copy(connection))
 
 
 async def _becomes_a_copy(connection: Connection) -> None:

@@ -55,3 +55,6 @@ ORDER BY seq
 
 -- name: delete
 DELETE FROM outbox WHERE seq = ANY($1::bigint[])
+
+-- name: is_copy
+SELECT NOT EXISTS (SELECT FROM relay)

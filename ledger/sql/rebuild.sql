@@ -7,9 +7,6 @@ SELECT seq FROM outbox WHERE NOT journaled
 -- name: unjournaled
 SELECT seq, record FROM outbox WHERE NOT journaled AND seq <> ALL($1::bigint[]) ORDER BY seq
 
--- name: has_relay
-SELECT EXISTS (SELECT FROM relay)
-
 -- name: another
 SELECT x.number
 FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bytea[], $6::bytea[])
